@@ -1,0 +1,285 @@
+"""Exact acceleration of Asteroid's networks: same parameters, same names, same numbers, less time and memory.
+
+Most of the training time of a Conv-TasNet goes into memory traffic: the global layer norm is a chain of element-wise
+operations, the gradients of PReLU and of the dilated depthwise convolution are not vectorised on a CPU, and every
+intermediate result is kept for the backward pass. Here a block keeps two wide tensors instead of twelve and computes
+the others again, which costs less than reading them back.
+"""
+
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from asteroid.masknn.convolutional import Conv1DBlock, TDConvNet
+from asteroid.masknn.norms import FeatsGlobLN, GlobLN
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+EPS = 1e-8  # asteroid.masknn.norms.EPS: what plain Asteroid adds to the variance
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(model: Model) -> Model:
+    """Make any Asteroid model train and infer faster, in place, without changing what it computes.
+
+    Global and feature-wise layer norms, scalar PReLUs, Conv-TasNet's blocks and SuDO RM-RF's mask convolution get the
+    classes of this file. Parameters, their names and shapes and `serialize()` stay as they are, so that plain Asteroid
+    loads the saved model. Modules that have no faster twin are left alone; a second call changes nothing. TorchScript
+    cannot export an accelerated model, and hooks on the layers inside a Conv-TasNet block are not called.
+
+    Conv-TasNet's last residual convolution feeds nothing; it is frozen, so that DistributedDataParallel does not wait
+    for its gradient (its weights stay in the state dict). Call this before the optimiser is made.
+
+    Args:
+        model: any module, e.g. `asteroid.models.ConvTasNet`, `DPRNNTasNet`, `DPTNet`, `SuDORMRFNet`.
+
+    Returns:
+        The same object.
+    """
+    for module in model.modules():
+        if type(module) in _NORMS:
+            module.__class__ = _NORMS[type(module)]
+        elif type(module) is nn.PReLU and module.num_parameters == 1:
+            module.__class__ = FastPReLU
+        elif type(module) is nn.Conv2d and _is_basis_convolution(module):
+            module.__class__ = BasisConv2d
+        elif type(module) is TDConvNet and module.skip_chan:
+            module.TCN[-1].res_conv.requires_grad_(False)
+    for module in model.modules():  # once its norms have been exchanged
+        if type(module) is Conv1DBlock and _is_standard(module):
+            module.__class__ = FastConv1DBlock
+    return model
+
+
+def _is_standard(block: Conv1DBlock) -> bool:
+    """Whether a block is what `FastConv1DBlock` computes: global norms, a centred odd kernel, not causal."""
+    norms_fit = all(isinstance(block.shared_block[i], GlobLN) for i in (2, 5))
+    conv = block.shared_block[3]
+    if not norms_fit or not isinstance(conv, nn.Conv1d) or conv.kernel_size[0] % 2 == 0:
+        return False
+    return conv.padding[0] == conv.dilation[0] * (conv.kernel_size[0] // 2)
+
+
+def _is_basis_convolution(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is a tall filter over one channel, as masks are made with, and not a small ordinary one."""
+    plain = conv.stride == conv.dilation == (1, 1) and conv.padding_mode == "zeros" and conv.bias is not None
+    return plain and conv.in_channels == 1 and conv.kernel_size[1] == 1 and conv.kernel_size[0] >= 32
+
+
+class BasisConv2d(nn.Conv2d):
+    """`Conv2d(1, out, (taps, 1), padding=(p, 0))` as one product with the filters' Toeplitz matrix.
+
+    The library's kernels for so tall a filter on one channel are many times slower (30 times for 257 taps on a CPU).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 1, rows, frames) to (batch, out, rows + 2 p - taps + 1, frames)."""
+        matrix = self.toeplitz(x.shape[2])
+        out = torch.matmul(matrix.flatten(0, 1), x.squeeze(1)).unflatten(1, matrix.shape[:2])
+        return out + self.bias[:, None, None]
+
+    def toeplitz(self, rows: int) -> Tensor:
+        """The filters as matrices (out, rows + 2 p - taps + 1, rows): line i holds the taps that output row i reads."""
+        taps, before = self.kernel_size[0], self.padding[0]
+        padded = F.pad(self.weight[:, 0, :, 0], (rows + before - taps, rows + before - taps))
+        return padded.unfold(1, rows, 1).flip(1)
+
+
+class FastGlobLN(GlobLN):
+    """`asteroid.masknn.norms.GlobLN` (Luo and Mesgarani 2019, global layer norm) by the group norm kernel.
+
+    Statistics are float32 at least, under autocast too.
+    """
+
+    def forward(self, x: Tensor, EPS: float = EPS) -> Tensor:
+        """Normalise each example over all but its first axis: (batch, chan, *) to the same shape."""
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.group_norm(_wide(x), 1, self.gamma, self.beta, EPS)
+
+
+class FastFeatsGlobLN(FeatsGlobLN):
+    """Norm of each channel over its frames by the group norm kernel, as `asteroid.masknn.norms.FeatsGlobLN`."""
+
+    def forward(self, x: Tensor, EPS: float = EPS) -> Tensor:
+        """Normalise each channel of each example: (batch, chan, *) to the same shape."""
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.group_norm(_wide(x), x.shape[1], self.gamma, self.beta, EPS)
+
+
+_NORMS = {GlobLN: FastGlobLN, FeatsGlobLN: FastFeatsGlobLN}
+
+
+class FastPReLU(nn.PReLU):
+    """`torch.nn.PReLU` with one slope and a vectorised gradient that keeps one tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        return _PReLUFunction.apply(x, self.weight)
+
+
+class FastConv1DBlock(Conv1DBlock):
+    """`asteroid.masknn.convolutional.Conv1DBlock` with global norms, computed by one function.
+
+    `res_conv = None` leaves the residual output out (the last block of a network with skip connections).
+    """
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor | None, Tensor]:
+        """(batch, in_chan, frames) to the residual, or to (residual or None, skip) if `skip_out_chan`."""
+        conv_in, act1, norm1, conv_depth, act2, norm2 = self.shared_block
+        heads = [self.res_conv] if self.res_conv is not None else []
+        heads += [self.skip_conv] if self.skip_out_chan else []
+        outputs = _BlockFunction.apply(
+            x,
+            conv_depth.dilation[0],
+            *(conv_in.weight, conv_in.bias, act1.weight, norm1.gamma, norm1.beta),
+            *(conv_depth.weight, conv_depth.bias, act2.weight, norm2.gamma, norm2.beta),
+            *(parameter for head in heads for parameter in (head.weight, head.bias)),
+        )
+        if not self.skip_out_chan:
+            return outputs[0]
+        return (outputs[0] if len(outputs) == 2 else None), outputs[-1]
+
+
+class _PReLUFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, slope):
+        ctx.save_for_backward(x, slope)
+        return F.prelu(x, slope.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, slope = ctx.saved_tensors
+        grad_x, grad_slope = _prelu_backward(_wide(grad), _wide(x), slope)
+        return grad_x.to(x.dtype), grad_slope
+
+
+class _BlockFunction(torch.autograd.Function):
+    """1x1, PReLU, gLN, depthwise, PReLU, gLN, then one or two 1x1 heads; keeps the inputs of the PReLUs only.
+
+    Matrix products run in the autocast type, all the rest in float32 at least.
+    """
+
+    @staticmethod
+    def forward(ctx, x, dilation, *params):
+        in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = params
+        dtype = _matmul_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x_low = x.to(dtype)
+            hidden = _pointwise(x_low, in_weight, in_bias)
+            normed = _norm(F.prelu(_wide(hidden), slope1), gamma1, beta1)[0]
+            deep = _depthwise(normed, weight, dilation, bias).to(dtype)
+            normed = _norm(F.prelu(_wide(deep), slope2), gamma2, beta2)[0].to(dtype)
+            outputs = tuple(_pointwise(normed, heads[i], heads[i + 1]) for i in range(0, len(heads), 2))
+        ctx.save_for_backward(x_low, hidden, deep, *params)
+        ctx.dilation, ctx.x_dtype = dilation, x.dtype
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        x, hidden, deep, *params = ctx.saved_tensors
+        if all(grad is None for grad in grads):
+            return (None,) * (2 + len(params))
+        in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = params
+        with torch.autocast(x.device.type, enabled=False):
+            deep = _wide(deep)
+            active = F.prelu(deep, slope2)
+            normed, *stats = _norm(active, gamma2, beta2)
+            grad, *head_grads = _heads_backward(grads, normed.to(x.dtype), heads[::2])
+            grad, *norm2_grads = _norm_backward(grad, active, *stats, gamma2)
+            grad, slope2_grad = _prelu_backward(grad, deep, slope2)
+            hidden = _wide(hidden)
+            active = F.prelu(hidden, slope1)
+            normed, *stats = _norm(active, gamma1, beta1)
+            grad, *depth_grads = _depthwise_backward(grad, normed, weight, ctx.dilation)
+            grad, *norm1_grads = _norm_backward(grad, active, *stats, gamma1)
+            grad, slope1_grad = _prelu_backward(grad, hidden, slope1)
+            grad, *in_grads = _heads_backward([grad.to(x.dtype)], x, [in_weight])
+        first = (*in_grads, slope1_grad, *norm1_grads)
+        return grad.to(ctx.x_dtype), None, *first, *depth_grads, slope2_grad, *norm2_grads, *head_grads
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 stay."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """1x1 convolution: (batch, in, frames), (out, in, 1), (out,) to (batch, out, frames) in the type of `x`."""
+    matrix = weight.to(x.dtype).squeeze(2).expand(x.shape[0], -1, -1)
+    return torch.baddbmm(bias.to(x.dtype)[:, None], matrix, x)
+
+
+def _heads_backward(grads, x: Tensor, weights) -> list[Tensor | None]:
+    """Gradients of 1x1 convolutions of one input `x`: of `x`, float32 at least, then weight and bias of each."""
+    total, parameter_grads = None, []
+    for grad, weight in zip(grads, weights, strict=True):
+        if grad is None:
+            parameter_grads += [None, None]
+            continue
+        matrix = weight.to(x.dtype).squeeze(2).t().expand(x.shape[0], -1, -1)
+        total = torch.bmm(matrix, grad) if total is None else torch.baddbmm(total, matrix, grad)
+        weight_grad = _wide(torch.bmm(grad, x.transpose(1, 2))).sum(0)
+        parameter_grads += [weight_grad.unsqueeze(2), _wide(grad).sum((0, 2))]
+    return [_wide(total), *parameter_grads]
+
+
+def _norm(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Global layer norm of (batch, chan, frames): the result, mean and inverse deviation of each example."""
+    return torch.native_group_norm(x, gamma, beta, *x.shape, 1, EPS)
+
+
+def _norm_backward(grad, x, mean, deviation, gamma) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.aten.native_group_norm_backward(
+        grad.contiguous(), x, mean, deviation, gamma, *x.shape, 1, [True, True, True]
+    )
+
+
+def _prelu_backward(grad: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the one slope, in four vectorised passes (torch's own kernel handles number by number)."""
+    positive = torch.ops.aten.threshold_backward(grad, x, 0)
+    negative = grad - positive
+    grad_x = positive.addcmul_(negative, slope.to(x.dtype))
+    return grad_x, negative.mul_(x).sum().to(slope.dtype).reshape(1)
+
+
+def _overlaps(kernel_size: int, dilation: int, frames: int):
+    """For each tap of a centred kernel: its index, the frames that it writes and the frames that it reads."""
+    for tap in range(kernel_size):
+        shift = (tap - kernel_size // 2) * dilation
+        if abs(shift) < frames:
+            yield tap, slice(max(0, -shift), frames - max(0, shift)), slice(max(0, shift), frames - max(0, -shift))
+
+
+def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = None) -> Tensor:
+    """Depthwise convolution, centred and zero padded: (batch, chan, frames), (chan, 1, taps) to the shape of `x`.
+
+    One multiply-add of a shifted view for each tap is faster than the library's dilated kernels on a CPU, and
+    `torch.compile` fuses it with its neighbours.
+    """
+    taps = weight.shape[2]
+    centre = weight[:, :, taps // 2]
+    out = x * centre if bias is None else torch.addcmul(bias[:, None], x, centre)
+    for tap, write, read in _overlaps(taps, dilation, x.shape[2]):
+        if tap != taps // 2:
+            out[..., write].addcmul_(x[..., read], weight[:, :, tap])
+    return out
+
+
+def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input, the weight and the bias of `_depthwise`."""
+    columns = [torch.zeros_like(weight[:, 0, 0])] * weight.shape[2]
+    for tap, write, read in _overlaps(weight.shape[2], dilation, x.shape[2]):
+        columns[tap] = (grad[..., write] * x[..., read]).sum((0, 2))
+    grad_weight = torch.stack(columns, 1).unsqueeze(1)
+    return _depthwise(grad, weight.flip(2), dilation), grad_weight, grad.sum((0, 2))

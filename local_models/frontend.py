@@ -1,0 +1,72 @@
+"""Learnt front end of two-step separation: encoder, oracle masks in its latent space, decoder(s).
+
+Source: Tzinis et al., "Two-step sound source separation: training on learned latent targets", ICASSP 2020
+(arXiv 1910.09804), step 1, as published at github.com/etzinis/two_step_mask_learning.
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class FrontEnd(nn.Module):
+    """Encoder `ReLU(conv(x))` and transposed-convolution decoder(s), hop `kernel_size // 2`.
+
+    Args:
+        n_src: number of sources.
+        n_basis: number of bases N.
+        kernel_size: length of a basis in samples, odd or even, at least 2.
+        decoder: `private` (one decoder a source, as the paper) or `shared`.
+        mask: how the encoded sources become oracle masks: `softmax` over the sources (the paper) or `ratio`.
+    """
+
+    def __init__(
+        self,
+        n_src: int,
+        n_basis: int = 256,
+        kernel_size: int = 21,
+        decoder: Literal["private", "shared"] = "private",
+        mask: Literal["softmax", "ratio"] = "softmax",
+    ):
+        super().__init__()
+        if kernel_size < 2:
+            raise ValueError(f"kernel_size {kernel_size} is too short: at least 2 samples")
+        self.n_src, self.n_basis, self.hop, self.mask = n_src, n_basis, kernel_size // 2, mask
+        groups = n_src if decoder == "private" else 1
+        geometry = dict(stride=self.hop, padding=kernel_size // 2)
+        self.encoder = nn.Conv1d(1, n_basis, kernel_size, **geometry)
+        self.decoder = nn.ConvTranspose1d(
+            groups * n_basis, groups, kernel_size, output_padding=self.hop - 1, groups=groups, **geometry
+        )
+        nn.init.xavier_uniform_(self.encoder.weight)
+        nn.init.xavier_uniform_(self.decoder.weight)
+
+    def encode(self, signal: torch.Tensor) -> torch.Tensor:
+        """(..., time) to the non-negative code (..., n_basis, frames)."""
+        *batch, time = signal.shape
+        padded = F.pad(signal, (0, -time % self.hop)).reshape(-1, 1, time + -time % self.hop)
+        code = F.relu(self.encoder(padded))
+        return code.reshape(*batch, *code.shape[1:])
+
+    def oracle_masks(self, sources: torch.Tensor) -> torch.Tensor:
+        """Clean sources (batch, n_src, time) to masks (batch, n_src, n_basis, frames) that sum to one over the sources."""
+        code = self.encode(sources)
+        if self.mask == "softmax":
+            return code.softmax(dim=1)
+        code = code + 1e-8
+        return code / code.sum(dim=1, keepdim=True)
+
+    def decode(self, latents: torch.Tensor, length: int) -> torch.Tensor:
+        """Latents (batch, n_src, n_basis, frames) to signals (batch, n_src, `length`)."""
+        batch, n_src, n_basis, frames = latents.shape
+        if self.decoder.groups > 1:
+            signals = self.decoder(latents.reshape(batch, n_src * n_basis, frames))
+        else:
+            signals = self.decoder(latents.reshape(batch * n_src, n_basis, frames)).reshape(batch, n_src, -1)
+        return signals[..., :length]
+
+    def basis_energy(self) -> torch.Tensor:
+        """Energy of each decoder basis, (decoders, n_basis): what a unit of latent is worth in the waveform."""
+        return self.decoder.weight.square().sum(dim=(1, 2)).reshape(self.decoder.groups, self.n_basis)

@@ -1,0 +1,57 @@
+"""Separation losses in the latent space of a front end, as pairwise matrices for permutation-invariant training.
+
+Estimates and targets are masked mixture codes or masks, (batch, source, basis, frame); the result is the negative ratio in dB
+(batch, estimate, target). `si_sdr` is the loss of the two-step paper (arXiv 1910.09804). Its targets share the non-negative
+code of the mixture, so that a constant mask already scores well; the variants take that common part away or weight it.
+"""
+
+import torch
+
+EPS = 1e-8
+
+
+def _negative_db(signal: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    return -10 * torch.log10((signal + EPS) / (error + EPS))
+
+
+def _pairwise_si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(batch, source, n) twice to (batch, estimate, target), by the angle between the vectors; no mean is removed."""
+    estimates, targets = estimates.float(), targets.float()
+    cross = torch.einsum("bin,bjn->bij", estimates, targets)
+    energy = estimates.square().sum(-1)[:, :, None] * targets.square().sum(-1)[:, None, :]
+    cosine2 = (cross.square() / (energy + EPS)).clamp(max=1 - 1e-7)
+    return _negative_db(cosine2, 1 - cosine2)
+
+
+def _pairwise_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """As `_pairwise_si_sdr`, but the scale counts."""
+    error = (estimates.float()[:, :, None] - targets.float()[:, None]).square().sum(-1)
+    return _negative_db(targets.float().square().sum(-1)[:, None, :].expand_as(error), error)
+
+
+def si_sdr(estimates, targets):
+    """The paper's: each source one vector of basis x frame values, scale-invariant, mean kept."""
+    return _pairwise_si_sdr(estimates.flatten(2), targets.flatten(2))
+
+
+def zero_mean(estimates, targets):
+    """Scale-invariant after the mean over time of each basis is taken away."""
+    estimates = estimates - estimates.mean(-1, keepdim=True)
+    targets = targets - targets.mean(-1, keepdim=True)
+    return si_sdr(estimates, targets)
+
+
+def centred_snr(estimates, targets):
+    """SNR of what departs from an equal share: the mean over the sources is taken from estimates and targets.
+
+    Masks sum to one over the sources, so that mean is the mixture code divided by the number of sources.
+    """
+    estimates = estimates - targets.mean(1, keepdim=True)
+    targets = targets - targets.mean(1, keepdim=True)
+    return _pairwise_snr(estimates.flatten(2), targets.flatten(2))
+
+
+def energy_weighted(estimates, targets, basis_energy):
+    """`zero_mean` with each basis weighted by the energy (decoder, basis) of its decoder filter."""
+    weight = basis_energy.sqrt()[None, :, :, None]
+    return zero_mean(estimates * weight, targets * weight)

@@ -1,0 +1,82 @@
+"""Oracle masks on the short-time Fourier transform: what masking of a fixed front end can reach at best.
+
+The masks see the true sources; they are bounds, not systems. Definitions: Erdogan et al., "Phase-sensitive and
+recognition-boosted speech separation using deep recurrent neural networks", ICASSP 2015, with a sum over all sources
+where they have speech and noise.
+"""
+
+from typing import Literal
+
+import torch
+
+MASKS = {
+    "ibm": "ideal binary mask",
+    "irm": "ideal ratio mask (magnitudes)",
+    "wiener": "Wiener-like mask (powers)",
+    "psm": "phase-sensitive mask, cut to [0, 1]",
+}
+WINDOWS = (32, 64)  # ms
+Kind = Literal["ibm", "irm", "wiener", "psm"]
+
+
+class StftOracle:
+    """Separation of a mixture by masks made of its true sources.
+
+    Args:
+        kind: of the mask, see `MASKS`.
+        window: length of the Hann window in ms; the hop is a quarter of it.
+        sample_rate: in Hz.
+    """
+
+    def __init__(self, kind: Kind, window: float, sample_rate: int):
+        self.kind = kind
+        self.hop = round(window * sample_rate / 4000)
+        self.size = 4 * self.hop
+
+    def __call__(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        """(batch, time) and (batch, source, time) to estimates (batch, source, time), of any length from one sample."""
+        spectrum = self.stft(mixture)[:, None]
+        estimates = masks(self.kind, spectrum, self.stft(sources)) * spectrum
+        return self.istft(estimates, mixture.shape[-1])
+
+    def stft(self, signals: torch.Tensor) -> torch.Tensor:
+        """(..., time) to complex (..., frequency, frame)."""
+        window = torch.hann_window(self.size, dtype=signals.dtype, device=signals.device)
+        flat = signals.reshape(-1, signals.shape[-1])
+        # Zeros around the signal: the default, reflection, needs more samples than half a window.
+        spectrum = torch.stft(flat, self.size, self.hop, window=window, pad_mode="constant", return_complex=True)
+        return spectrum.reshape(*signals.shape[:-1], *spectrum.shape[-2:])
+
+    def istft(self, spectrum: torch.Tensor, length: int) -> torch.Tensor:
+        """Inverse of `stft`: complex (..., frequency, frame) to (..., length)."""
+        window = torch.hann_window(self.size, dtype=spectrum.real.dtype, device=spectrum.device)
+        flat = spectrum.reshape(-1, *spectrum.shape[-2:])
+        return torch.istft(flat, self.size, self.hop, window=window, length=length).reshape(
+            *spectrum.shape[:-2], length
+        )
+
+
+def masks(kind: Kind, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """Masks in [0, 1] from spectra.
+
+    Args:
+        kind: see `MASKS`. All but `psm` sum to one over the sources. Where all of these are silent, they share the bin
+            equally (`ibm`: the first of equals takes it).
+        mixture: complex (batch, 1, frequency, frame).
+        sources: complex (batch, source, frequency, frame).
+
+    Returns:
+        (batch, source, frequency, frame), real.
+    """
+    if kind == "ibm":
+        loudest = sources.abs().argmax(dim=1, keepdim=True)
+        return torch.zeros_like(sources.real).scatter_(1, loudest, 1.0)
+    if kind == "psm":
+        power = mixture.abs().square()
+        ratio = (sources * mixture.conj()).real / power
+        return torch.where(power > 0, ratio, 0.0).clamp(0, 1)
+    if kind not in MASKS:
+        raise ValueError(f"there is no oracle mask '{kind}'; choose one of {', '.join(MASKS)}")
+    weights = sources.abs() if kind == "irm" else sources.abs().square()
+    total = weights.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, weights / total, 1 / sources.shape[1])

@@ -1,0 +1,121 @@
+"""What every separation system offers to the engine: losses, optimisers, training steps and `separate`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+
+
+@dataclass
+class Optimisation:
+    """How the parameters of one training step are optimised."""
+
+    optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop", "RAdam"] = "Adam"
+    """A class of torch.optim."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    weight_decay: float = 0.0
+    """L2 penalty (decoupled with AdamW)."""
+    halve_after: int = 5
+    """Epochs without a better value of the step's monitor after which the rate is halved; 0: never."""
+
+
+class System(pl.LightningModule):
+    """Base of all systems.
+
+    A batch is a dict: `mixture` (batch, time) or (batch, mic, time), `sources` (batch, source, time), float32, and `id`.
+    A subclass names its training steps in `step_names` and defines
+
+    - `losses(batch) -> dict`: scalars of the present step in training and validation; `loss` is minimised, everything is logged;
+    - `separate(mixture) -> estimates`: (batch, time) or (batch, mic, time) to (batch, source, time), same length and level.
+
+    Args:
+        n_src: number of sources.
+        sample_rate: of mixture and estimates, in Hz.
+    """
+
+    step_names: tuple[str, ...] = ("joint",)
+
+    def __init__(self, n_src: int, sample_rate: int):
+        super().__init__()
+        self.n_src = n_src
+        self.sample_rate = sample_rate
+        self.step = self.step_names[0]
+        self.optimisation = Optimisation()
+        self.monitor = "val_loss"
+        self._halving = self._restored_halving = self._never_trained = None
+
+    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+        raise NotImplementedError(f"{type(self).__name__}.losses")
+
+    def separate(self, mixture: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError(f"{type(self).__name__}.separate")
+
+    def trained_parts(self, step: str) -> list[torch.nn.Module]:
+        """The modules that `step` trains; the rest is frozen, parameters and buffers."""
+        return [self]
+
+    def compiled_parts(self) -> list[torch.nn.Module]:
+        """The modules worth a `torch.compile` (fixed-length segments in training)."""
+        return []
+
+    def begin_step(self, step: str, optimisation: Optimisation, monitor: str = "val_loss") -> None:
+        """Prepare for a training step: choose its losses, freeze what it does not train (and what was built frozen)."""
+        self.step, self.optimisation, self.monitor = step, optimisation, monitor
+        if self._never_trained is None:
+            self._never_trained = [p for p in self.parameters() if not p.requires_grad]
+        self.requires_grad_(False)
+        for part in self.trained_parts(step):
+            part.requires_grad_(True)
+        for parameter in self._never_trained:
+            parameter.requires_grad_(False)
+
+    def configure_optimizers(self):
+        options = self.optimisation
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        make = getattr(torch.optim, options.optimizer)
+        optimizer = make(parameters, lr=options.lr, weight_decay=options.weight_decay)
+        if options.halve_after:
+            mode = "min" if "loss" in self.monitor else "max"
+            self._halving = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, mode=mode, factor=0.5, patience=options.halve_after
+            )
+        return optimizer
+
+    # Lightning steps a plateau schedule after the checkpoint is written and skips it on resuming, which would make a continued
+    # run differ from an uninterrupted one: so it is stepped here, before, and kept in the checkpoint.
+    def on_train_epoch_end(self):
+        if self._halving is not None:
+            self._halving.step(self.trainer.callback_metrics[self.monitor].item())
+
+    def on_save_checkpoint(self, checkpoint):
+        if self._halving is not None:
+            checkpoint["halving"] = self._halving.state_dict()
+
+    def on_load_checkpoint(self, checkpoint):
+        self._restored_halving = checkpoint.get("halving")
+
+    def on_train_start(self):
+        if self._halving is not None and self._restored_halving is not None:
+            self._halving.load_state_dict(self._restored_halving)
+
+    def training_step(self, batch, index):
+        values = self.losses(batch)
+        self._log("train", values, batch)
+        return values["loss"]
+
+    def validation_step(self, batch, index):
+        self._log("val", self.losses(batch), batch)
+
+    def _log(self, phase, values, batch):
+        for name, value in values.items():
+            self.log(
+                f"{phase}_{name}",
+                value.detach().float(),
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name in ("loss", "si_sdri"),
+                sync_dist=True,
+                batch_size=len(batch["mixture"]),
+            )

@@ -1,0 +1,40 @@
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+import torch
+
+torch.set_num_threads(2)
+
+RATE = 8000
+
+
+def tones(rng, seconds):
+    """Two sources that a small network can tell apart: a low and a high tone, each with a slow envelope."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    frequencies = rng.uniform([100, 900], [300, 2000])
+    envelope = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(1, 4, (2, 1)) * time + rng.uniform(0, 6, (2, 1)))
+    return (0.3 * envelope * np.sin(2 * np.pi * frequencies[:, None] * time)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tone_manifests(tmp_path_factory):
+    """A folder with train.csv, valid.csv, test.csv and train_sources.csv of 1.0 to 1.5 s mixtures of tones at 8 kHz."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    recordings = []
+    for name, number in (("train", 16), ("valid", 4), ("test", 4)):
+        rows = []
+        for index in range(number):
+            sources = tones(rng, rng.uniform(1.0, 1.5))
+            row = {"mixture_ID": f"{name}{index}"}
+            for column, signal in zip(("mixture", "source_1", "source_2"), (sources.sum(0), *sources), strict=True):
+                row[f"{column}_path"] = f"{name}{index}_{column}.wav"
+                sf.write(folder / row[f"{column}_path"], signal, RATE, subtype="FLOAT")
+            rows.append(row | {"length": sources.shape[1]})
+            if name == "train":
+                for k in (1, 2):
+                    recordings.append({"speaker": f"s{k}{index % 3}", "path": row[f"source_{k}_path"], "length": sources.shape[1]})
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+    pd.DataFrame(recordings).to_csv(folder / "train_sources.csv", index=False)
+    return folder

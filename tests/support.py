@@ -1,0 +1,78 @@
+"""Small systems and data sets for the tests of evaluation and report."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile as sf
+import torch
+
+from local_models.system import System
+from utils.model import build_system, pack
+
+RATE = 8000
+
+
+class Bands(System):
+    """Splits the tones of conftest at 600 Hz. The sources are low, high; the estimates are high, and low inverted."""
+
+    def __init__(self, n_src=2, gain=1.0):
+        super().__init__(n_src, RATE)
+        self.gain = gain
+
+    def separate(self, mixture):
+        spectrum = torch.fft.rfft(mixture)
+        frequency = torch.fft.rfftfreq(mixture.shape[-1], 1 / RATE)
+        low = torch.fft.irfft(spectrum * (frequency < 600), mixture.shape[-1])
+        return self.gain * torch.stack([mixture - low, -low], dim=1)
+
+
+class WithOracle(Bands):
+    def oracle(self, mixture, sources):
+        return sources + 0.1 * mixture[:, None]
+
+
+class Broken(Bands):
+    def separate(self, mixture):
+        estimates = super().separate(mixture)
+        estimates[:, 0, 0] = torch.nan
+        return estimates
+
+
+def write_set(folder: Path, examples: list, name: str = "test") -> Path:
+    """A manifest of (mixture (time,), sources (source, time)) pairs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, (mixture, sources) in enumerate(examples):
+        row = {"mixture_ID": f"m{index}", "mixture_path": f"{name}{index}_mix.wav"}
+        row |= {f"source_{k}_path": f"{name}{index}_s{k}.wav" for k in range(1, len(sources) + 1)}
+        for column, signal in zip(list(row)[1:], (mixture, *sources), strict=True):
+            sf.write(folder / row[column], signal, RATE, subtype="FLOAT")
+        rows.append(row | {"length": len(mixture)})
+    pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+    return folder / f"{name}.csv"
+
+
+def noise_set(folder: Path, number: int, seconds: float = 0.5, n_src: int = 2) -> Path:
+    rng = np.random.default_rng(1)
+    sources = [rng.normal(0, 0.1, (n_src, round(seconds * RATE) + 10 * k)).astype(np.float32) for k in range(number)]
+    return write_set(folder, [(s.sum(0), s) for s in sources])
+
+
+@functools.cache
+def _two_step(seed: int) -> dict:
+    separator = {
+        "class_path": "local_models.tdcn.TDCN",
+        "init_args": {"bn_chan": 8, "hid_chan": 8, "n_blocks": 2, "n_repeats": 1},
+    }
+    config = {"class_path": "local_models.two_step.TwoStep", "init_args": {"separator": separator, "n_basis": 16}}
+    torch.manual_seed(seed)
+    return pack(config, build_system(config).state_dict())
+
+
+def two_step_model(path: Path, seed: int = 0) -> Path:
+    """A model file of a tiny system that is not trained."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(_two_step(seed), path)
+    return path

@@ -1,0 +1,27 @@
+"""Errors that a person caused and can mend: printed as one message, without a traceback."""
+
+import functools
+import sys
+
+
+class UserError(Exception):
+    """Bad input. The message says what is wrong, where, and what to do."""
+
+
+def command(main):
+    """Decorate the main function of a command: a `UserError` or a full disk ends it with a message and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            message = str(error)
+        except OSError as error:
+            if error.errno != 28:  # ENOSPC
+                raise
+            message = f"the disk is full ({error.filename or 'while writing'}): free some space and run the same command again"
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+    return wrapped

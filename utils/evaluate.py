@@ -1,0 +1,272 @@
+"""Evaluate an experiment on a test set, with the unprocessed mixture and oracle masks beside it:
+`python -m utils.evaluate --exp exp/NAME --manifest DIR/test.csv`.
+
+Writes exp/NAME/eval/<set>/{all_metrics.csv, final_metrics.json, examples/}, and for what needs no training the same in
+exp/reference-<corpus>/<method>/. A killed evaluation continues where it was; other models or manifests start anew.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import statistics
+import sys
+import time
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from local_models.oracle_masks import MASKS, WINDOWS
+from utils.audio import write_text
+from utils.errors import UserError, command
+from utils.manifest import read_manifest, source_columns
+from utils.model import load_system
+from utils.scoring import Method, dumps, example_name, numbered_score
+from utils.train import sha256
+
+VERSION = 1  # of the rows: raise it when they mean something else, and old ones are not continued
+GPU_JOBS = 4  # processes that share a GPU at most
+
+
+# ---- what is evaluated
+
+
+def trained_system(exp: Path) -> Method:
+    """The system of an experiment: model.pth, else the best model of its last step."""
+    config = yaml.safe_load((exp / "config.yml").read_text()) if (exp / "config.yml").is_file() else {}
+    candidates = [exp / "model.pth", *(exp / step / "best.ckpt" for step in list(config.get("steps") or {})[-1:])]
+    for model in candidates:
+        if model.is_file():
+            return Method(exp, config.get("description") or "", model, sha256(model))
+    raise UserError(
+        f"{exp} has no trained model ({' or '.join(map(str, candidates))}): train it first (stages 2 and 3)"
+    )
+
+
+def references(folder: Path) -> list[Method]:
+    """What needs no training: the unprocessed mixture and the oracle masks, as experiments below `folder`."""
+    methods = [Method(folder / "mixture", "unprocessed mixture")]
+    for window in WINDOWS:
+        for mask, text in MASKS.items():
+            description = f"oracle: {text}, STFT, Hann {window} ms"
+            methods.append(Method(folder / f"stft_{mask}_{window}ms", description, mask=mask, window=window))
+    return methods
+
+
+def corpus_name(manifest: Path) -> str:
+    """`NAME-SETTING` of .../NAME/manifests/SETTING/test.csv; else the name of the manifest's folder."""
+    folders = manifest.resolve().parent.parts
+    if "manifests" not in folders[1:]:
+        return folders[-1]
+    last = len(folders) - 1 - folders[::-1].index("manifests")
+    return "-".join((folders[last - 1], *folders[last + 1 :]))
+
+
+# ---- rows, kept as they come
+
+
+def finished_rows(folder: Path, stamp: dict) -> dict[int, dict]:
+    """Rows by number from an earlier run with the same stamp; what another one left is removed.
+
+    rows.jsonl holds the stamp, then a line a row. A line that a kill cut short is dropped.
+    """
+    path, header = folder / "rows.jsonl", json.dumps(stamp)
+    text = path.read_text() if path.exists() else ""
+    lines = text.split("\n")[:-1]
+    if lines[:1] != [header]:
+        if folder.exists():
+            shutil.rmtree(folder)
+        lines = [header]
+    whole = [line for line in lines[1:] if line.endswith("]") and line.startswith("[")]
+    mended = "\n".join([header, *whole]) + "\n"
+    if mended != text:
+        write_text(path, mended)
+    return dict(json.loads(line) for line in whole)
+
+
+def _missing(table: pd.DataFrame, rows: dict, examples: dict[int, Path]) -> list[int]:
+    kept = {
+        k for k, folder in examples.items() if (folder / example_name(table.mixture_ID[k]) / "metrics.json").exists()
+    }
+    return [k for k in range(len(table)) if k not in rows or (k in examples and k not in kept)]
+
+
+def _score_all(method, device, nj, table, todo, examples, rows, path):
+    """Score the utterances `todo` in parallel, adding to `rows` and to the file as they come."""
+    records, sources = table.to_dict("records"), table[source_columns(table)].to_numpy().tolist()
+    jobs = (joblib.delayed(numbered_score)(k, method, device, records[k], sources[k], examples.get(k)) for k in todo)
+    results = joblib.Parallel(n_jobs=min(nj, len(todo)), return_as="generator_unordered")(jobs)
+    bar = tqdm(results, method.folder.name, initial=len(table) - len(todo), total=len(table), unit="utt", disable=None)
+    try:
+        with open(path, "a") as file:
+            for k, row in bar:
+                rows[k] = row
+                file.write(json.dumps([k, row]) + "\n")
+                file.flush()
+    except joblib.externals.loky.process_executor.TerminatedWorkerError:
+        raise UserError(
+            f"a process evaluating {method.folder} was ended, probably for lack of memory: "
+            "repeat the command with a smaller --nj; finished utterances are kept"
+        ) from None
+
+
+# ---- one method on one set
+
+
+def evaluate(method: Method, manifest: Path, nj: int = 1, device: str = "cpu", n_examples: int = 5) -> dict:
+    """Score a method on all utterances of a manifest, one at a time at full length.
+
+    Args:
+        method: what to evaluate.
+        manifest: CSV.
+        nj: parallel processes.
+        device: cpu or cuda.
+        n_examples: utterances, spread evenly over the set, whose audio is kept.
+
+    Returns:
+        What final_metrics.json holds.
+    """
+    folder = method.folder / "eval" / manifest.stem
+    stamp = {"rows": VERSION, "model_sha256": method.model_sha256, "manifest_sha256": sha256(manifest)}
+    system = load_system(method.model) if method.model else None
+    table = read_manifest(manifest)
+    n_src = len(source_columns(table))
+    if system and system.n_src != n_src:
+        raise UserError(f"{method.folder} separates {system.n_src} sources, but {manifest} has {n_src}")
+    rows = finished_rows(folder, stamp)
+    chosen = np.linspace(0, len(table) - 1, min(n_examples, len(table))).round().astype(int)
+    examples = dict.fromkeys(chosen.tolist(), folder / "examples")
+    todo = _missing(table, rows, examples)
+    final = folder / "final_metrics.json"
+    if not todo and final.exists():
+        print(f"{folder}: already evaluated")
+        return json.loads(final.read_text())
+    cost = measure(system, device) if system else {}
+    if todo:
+        nj = min(nj, GPU_JOBS) if device == "cuda" else nj
+        _score_all(method, device, nj, table, todo, examples, rows, folder / "rows.jsonl")
+    scores = pd.DataFrame([rows[k] for k in range(len(table))])
+    write_text(folder / "all_metrics.csv", scores.to_csv(index=False, float_format="%.6f"))
+    origin = {"name": method.folder.name, "kind": method.kind, "description": method.description}
+    origin |= {"set": manifest.stem, "corpus": corpus_name(manifest), "manifest": str(manifest), **stamp}
+    origin |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(sys.orig_argv)}
+    result = origin | summary(scores, n_src) | cost
+    write_text(final, dumps(result, indent=1) + "\n")
+    print(in_words(folder, json.loads(dumps(result))))
+    return result
+
+
+def summary(scores: pd.DataFrame, n_src: int) -> dict:
+    """Mean, median and standard error of the scores of utterances in dB; shares and counts of what went wrong."""
+    result = {"n": len(scores)}
+    for name in ("si_sdri", "si_sdr", "input_si_sdr", "snr", "oracle_si_sdri", "oracle_si_sdr"):
+        if name in scores:
+            values = scores[name].dropna()
+            result[name] = {"mean": values.mean(), "median": values.median(), "standard_error": values.sem()}
+    scored = len(scores) * n_src - scores.silent_sources.sum()
+    result["share_below_0_db"] = float((scores.si_sdr.dropna() < 0).mean())
+    result["inverted_share"] = float(scores.inverted.sum() / scored) if scored else float("nan")
+    return result | {name: int(scores[name].sum()) for name in ("silent_sources", "silent_mixture", "failed_estimates")}
+
+
+def in_words(folder: Path, result: dict) -> str:
+    """One line for the terminal."""
+    mean, median, error = ("-" if value is None else f"{value:.2f}" for value in result["si_sdri"].values())
+    text = f"{folder}: SI-SDRi {mean} +- {error} dB (median {median}), {result['n']} mixtures"
+    notes = {
+        "silent_sources": "silent sources have no score",
+        "silent_mixture": "silent mixtures have no improvement",
+        "failed_estimates": "estimates are silent, not finite or without any trace of the source (-100 dB)",
+    }
+    return text + "".join(f"; {result[name]} {note}" for name, note in notes.items() if result[name])
+
+
+# ---- cost
+
+
+def measure(system, device: str) -> dict:
+    """Size and speed of a system.
+
+    Returns:
+        parameters; macs_per_second: multiply-adds for a second of audio (half of what torch.utils.flop_counter counts
+        for convolutions and matrix products in `separate`); seconds_per_second: median time to separate 4 s, over 4 s;
+        device.
+    """
+    noise = torch.randn(1, 4 * system.sample_rate, generator=torch.Generator().manual_seed(0))
+    counter = FlopCounterMode(display=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about Intel GPUs
+        # oneDNN runs recurrent layers as one operation, which the counter does not know.
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), counter:
+            system.separate(noise[:, : system.sample_rate])
+    system, noise = system.to(device), noise.to(device)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            system.separate(noise).sum().item()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return {
+        "parameters": sum(parameter.numel() for parameter in system.parameters()),
+        "macs_per_second": counter.get_total_flops() // 2,
+        "seconds_per_second": statistics.median(seconds[1:]) / 4,
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+    }
+
+
+# ---- command
+
+
+def _arguments(arguments):
+    parser = argparse.ArgumentParser(
+        prog="utils.evaluate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--exp", type=Path, required=True, help="folder of the experiment; references come beside it")
+    parser.add_argument("--manifest", type=Path, required=True, help="CSV of the test set")
+    parser.add_argument("--nj", type=int, default=joblib.cpu_count(), help="processes, of one CPU thread each")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the system runs")
+    parser.add_argument("--n_examples", type=int, default=5, help="utterances whose audio is kept")
+    parser.add_argument(
+        "--references",
+        choices=("yes", "no", "only"),
+        default="yes",
+        help="also evaluate the mixture and the oracle masks",
+    )
+    args = parser.parse_args(arguments)
+    if args.nj < 1 or args.n_examples < 0:
+        raise UserError("--nj must be at least 1 and --n_examples at least 0")
+    if not args.manifest.is_file():
+        raise UserError(
+            f"there is no manifest {args.manifest}: make it first (stage 1), or give --manifest DIR/test.csv"
+        )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    args = _arguments(arguments)
+    systems = [] if args.references == "only" else [trained_system(args.exp)]
+    folder = args.exp.resolve().parent / f"reference-{corpus_name(args.manifest)}"
+    if folder.is_relative_to(os.getcwd()):
+        folder = folder.relative_to(os.getcwd())
+    for method in [] if args.references == "no" else references(folder):
+        evaluate(method, args.manifest, args.nj, "cpu", args.n_examples)
+    for method in systems:
+        evaluate(method, args.manifest, args.nj, args.device, args.n_examples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Measures of separation quality: numpy in, dB out, one function a metric."""

@@ -1,0 +1,117 @@
+"""Synthesised voices for mini corpora: espeak-ng (PyPI package `espeakng-loader`), reproducible to the byte."""
+
+import _ctypes
+import contextlib
+import ctypes
+import dataclasses
+import random
+
+import espeakng_loader
+import numpy as np
+import soxr
+
+# Constants of speak_lib.h, the public C interface of espeak-ng.
+_AUDIO_OUTPUT_SYNCHRONOUS = 2
+_CHARS_UTF8 = 1
+_RATE, _PITCH, _RANGE = 1, 3, 4
+
+_ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan")
+_VARIANTS = {"m": ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8"), "f": ("f1", "f2", "f3", "f4", "f5")}
+_PITCHES = {"m": (18, 50), "f": (50, 90)}
+
+_ADJECTIVES, _NOUNS, _VERBS, _ENDS = (
+    line.split("|")
+    for line in """\
+old|quiet|green|seven|narrow|early|foreign|bright|heavy|careful|modern|yellow|distant|cheap|local
+market|teacher|river|factory|window|village|company|garden|engine|letter|doctor|ship|newspaper|orchard|station|budget
+follows|raised|bought|watches|forgot|measured|visits|opened|carries|shook|paints|found|avoided|sells
+after lunch|on Thursday|for a dollar|near the harbour|by half past four|in the evening|again and again|before the vote
+""".splitlines()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A voice. `tract` scales all frequencies, as the length of a vocal tract does; `rate` is in words a minute."""
+
+    voice: str
+    pitch: int
+    rate: int
+    pitch_range: int
+    tract: float
+
+
+def make_speakers(n_speakers, seed):
+    """Return `n_speakers` distinct speakers, female and male in turn; the same seed gives the same speakers."""
+    draw = random.Random(seed)
+    variants = {gender: draw.sample(names, len(names)) for gender, names in _VARIANTS.items()}
+    speakers = []
+    for index in range(n_speakers):
+        gender = "fm"[index % 2]
+        variant = variants[gender][index // 2 % len(variants[gender])]
+        speakers.append(
+            Speaker(
+                voice=f"{draw.choice(_ACCENTS)}+{variant}",
+                pitch=draw.randint(*_PITCHES[gender]),
+                rate=draw.randint(125, 165),
+                pitch_range=draw.randint(35, 75),
+                tract=draw.uniform(0.92, 1.0) if gender == "m" else draw.uniform(1.0, 1.12),
+            )
+        )
+    return speakers
+
+
+def make_sentence(draw):
+    """Return an English sentence of some 8 words, drawn with the `random.Random` given."""
+    subject, thing = draw.sample(_NOUNS, 2)
+    one, other = draw.sample(_ADJECTIVES, 2)
+    return f"The {one} {subject} {draw.choice(_VERBS)} the {other} {thing} {draw.choice(_ENDS)}."
+
+
+def synthesise(text, speaker, sample_rate):
+    """Speak a text.
+
+    Returns:
+        float32 `(time,)` at `sample_rate` Hz, peak 0.5, trimmed at both ends; a function of the arguments alone.
+    """
+    with _espeak() as (espeak, espeak_rate, chunks):
+        if espeak.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {speaker.voice!r}")
+        for parameter, value in ((_RATE, speaker.rate), (_PITCH, speaker.pitch), (_RANGE, speaker.pitch_range)):
+            espeak.espeak_SetParameter(parameter, value, 0)
+        data = text.encode()
+        espeak.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _CHARS_UTF8, None, None)
+    audio = np.concatenate(chunks).astype(np.float64)
+    audible = np.flatnonzero(np.abs(audio) > 0.01 * np.abs(audio).max())
+    audio = audio[audible[0] : audible[-1] + 1]
+    audio = soxr.resample(audio, espeak_rate * speaker.tract, sample_rate)
+    return (0.5 * audio / np.abs(audio).max()).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _espeak():
+    """The library, its sample rate, and the list that its int16 output goes to.
+
+    It is loaded anew for every utterance (some 5 ms), since it carries state from one to the next even over
+    espeak_Terminate, and the same call must give the same bytes.
+    """
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    chunks = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    def collect(samples, n_samples, _events):
+        if samples and n_samples > 0:
+            chunks.append(np.ctypeslib.as_array(samples, (n_samples,)).copy())
+        return 0
+
+    try:
+        data = str(espeakng_loader.get_data_path()).encode()
+        sample_rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
+        if sample_rate <= 0:
+            raise RuntimeError("espeak-ng does not start: reinstall the package espeakng-loader")
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        library.espeak_SetSynthCallback(collect)
+        yield library, sample_rate, chunks
+    finally:
+        library.espeak_Terminate()
+        _ctypes.dlclose(library._handle)
