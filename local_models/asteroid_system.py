@@ -43,10 +43,6 @@ class AsteroidSystem(System):
         self.model = accelerate(_make(model, self.model_args, n_src, sample_rate))
         self.pit_loss = PITLossWrapper(pairwise_neg_sisdr, pit_from="pw_mtx")
 
-    def begin_step(self, step, optimisation, monitor="val_loss"):
-        super().begin_step(step, optimisation, monitor)
-        accelerate(self.model)  # freezes again what gets no gradient, for which DDP would wait
-
     def compiled_parts(self):
         return [self.model.masker]
 

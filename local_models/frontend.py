@@ -51,7 +51,7 @@ class FrontEnd(nn.Module):
         return code.reshape(*batch, *code.shape[1:])
 
     def oracle_masks(self, sources: torch.Tensor) -> torch.Tensor:
-        """Clean sources (batch, n_src, time) to masks (batch, n_src, n_basis, frames) that sum to one over the sources."""
+        """Clean sources (batch, n_src, time) to masks (batch, n_src, n_basis, frames) that add up to one."""
         code = self.encode(sources)
         if self.mask == "softmax":
             return code.softmax(dim=1)

@@ -24,11 +24,11 @@ class Optimisation:
 class System(pl.LightningModule):
     """Base of all systems.
 
-    A batch is a dict: `mixture` (batch, time) or (batch, mic, time), `sources` (batch, source, time), float32, and `id`.
+    A batch is a dict: `mixture` (batch, time) or (batch, mic, time), `sources` (batch, source, time), and `id`.
     A subclass names its training steps in `step_names` and defines
 
-    - `losses(batch) -> dict`: scalars of the present step in training and validation; `loss` is minimised, everything is logged;
-    - `separate(mixture) -> estimates`: (batch, time) or (batch, mic, time) to (batch, source, time), same length and level.
+    - `losses(batch) -> dict`: scalars of the present step in training and validation; `loss` is minimised;
+    - `separate(mixture) -> estimates`: (batch, time) or (batch, mic, time) to (batch, source, time).
 
     Args:
         n_src: number of sources.
@@ -83,8 +83,8 @@ class System(pl.LightningModule):
             )
         return optimizer
 
-    # Lightning steps a plateau schedule after the checkpoint is written and skips it on resuming, which would make a continued
-    # run differ from an uninterrupted one: so it is stepped here, before, and kept in the checkpoint.
+    # Lightning steps a plateau schedule after the checkpoint is written and skips it on resuming, which would make a
+    # continued run differ from an uninterrupted one: so it is stepped here, before, and kept in the checkpoint.
     def on_train_epoch_end(self):
         if self._halving is not None:
             self._halving.step(self.trainer.callback_metrics[self.monitor].item())

@@ -1,7 +1,8 @@
 """Two-step separation on learnt latent targets, and its joint and fine-tuned relatives.
 
-Source: Tzinis et al., ICASSP 2020 (arXiv 1910.09804): step 1 learns a front end in which oracle masks separate well, step 2 trains
-a mask network on latent targets with the front end frozen. `joint` trains all from waveforms, for comparison.
+Source: Tzinis et al., ICASSP 2020 (arXiv 1910.09804): step 1 learns a front end in which oracle masks separate well,
+step 2 trains a mask network on latent targets with the front end frozen. `joint` trains all from waveforms, for
+comparison.
 """
 
 from collections.abc import Callable
@@ -22,12 +23,13 @@ LatentLoss = Literal["si_sdr", "zero_mean", "centred_snr", "energy_weighted", "d
 class TwoStep(System):
     """Learnt front end and mask network.
 
-    The level is part of the model: each mixture is divided by its standard deviation on the way in, estimates are multiplied by
-    it on the way out. SI-SDR leaves sign and gain of a decoder free, so both are measured on the validation set (`gain`) and
-    applied by `separate`: estimates have the sign and the level of the sources.
+    The level is part of the model: each mixture is divided by its standard deviation on the way in, estimates are
+    multiplied by it on the way out. SI-SDR leaves sign and gain of a decoder free, so both are measured on the
+    validation set and applied by `separate`: estimates have sign and level of the sources.
 
     Args:
-        separator: mask network, called as `separator(n_basis, n_src)`: local_models.tdcn.TDCN, RTDCN or any of asteroid.masknn.
+        separator: mask network, called as `separator(n_basis, n_src)`: local_models.tdcn.TDCN, RTDCN, or any of
+            asteroid.masknn.
         n_src: number of sources.
         sample_rate: in Hz.
         frontend: see `FrontEnd`.
@@ -36,7 +38,8 @@ class TwoStep(System):
         decoder: `private` (one a source, the paper) or `shared`.
         oracle_mask: `softmax` (the paper) or `ratio`.
         target: what step `separator` fits: `latent` (masked mixture code, the paper) or `mask`.
-        latent_loss: its loss, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents against the decoded targets.
+        latent_loss: its loss, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents against the
+            decoded targets.
         time_loss: loss of the other steps, `si_sdr` (the paper) or `snr`.
     """
 
@@ -72,7 +75,7 @@ class TwoStep(System):
         return [] if self.step == "frontend" else [self.separator]
 
     def _full_precision(self):
-        """Encoder, decoder and losses stay in 32 bit under mixed precision: an SI-SDR in bfloat16 has steps of 0.1 dB."""
+        """Encoder, decoder and losses stay in 32 bit under mixed precision: bfloat16 rounds an SI-SDR to 0.1 dB."""
         return torch.autocast(self.device.type, enabled=False)
 
     # ---- inference
@@ -90,7 +93,7 @@ class TwoStep(System):
         return self.frontend.decode(latents, mixture.shape[-1]) * self._gain() * level[:, None]
 
     def _estimate(self, mixture):
-        """Normalised mixture (batch, time) to estimates (batch, n_src, time) and masks (batch, n_src, n_basis, frames)."""
+        """Normalised mixture (batch, time) to estimates (batch, n_src, time) and masks (batch, n_src, basis, frame)."""
         with self._full_precision():
             code = self.frontend.encode(mixture)
         masks = self.separator(code)
@@ -142,7 +145,7 @@ class TwoStep(System):
             return values | self._validation(estimates, mixture, sources)
 
     def _latent_pairwise(self, masks, oracle, code, name):
-        """Pairwise latent loss (batch, n_src, n_src) of masks against oracle masks, (batch, n_src, n_basis, frames) each."""
+        """Pairwise latent loss (batch, n_src, n_src) of masks against oracle masks (batch, n_src, basis, frame)."""
         if name == "decoder_metric":
             length = code.shape[-1] * self.frontend.hop
             decode = [self.frontend.decode(m * code[:, None], length) for m in (masks, oracle)]

@@ -34,7 +34,9 @@ def tone_manifests(tmp_path_factory):
             rows.append(row | {"length": sources.shape[1]})
             if name == "train":
                 for k in (1, 2):
-                    recordings.append({"speaker": f"s{k}{index % 3}", "path": row[f"source_{k}_path"], "length": sources.shape[1]})
+                    recordings.append(
+                        {"speaker": f"s{k}{index % 3}", "path": row[f"source_{k}_path"], "length": sources.shape[1]}
+                    )
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
     pd.DataFrame(recordings).to_csv(folder / "train_sources.csv", index=False)
     return folder

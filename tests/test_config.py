@@ -17,7 +17,10 @@ SMALL = {
         "init_args": {
             "n_basis": 16,
             "kernel_size": 20,
-            "separator": {"class_path": "asteroid.masknn.TDConvNet", "init_args": {"n_blocks": 2, "bn_chan": 8, "hid_chan": 8}},
+            "separator": {
+                "class_path": "asteroid.masknn.TDConvNet",
+                "init_args": {"n_blocks": 2, "bn_chan": 8, "hid_chan": 8},
+            },
         },
     },
     "steps": {"frontend": {"epochs": 2, "optim": {"lr": 1e-3}}, "separator": {"epochs": 3}},
@@ -88,7 +91,11 @@ def test_a_value_that_the_system_refuses_is_a_message():
 
 
 def test_overrides_reach_any_depth_and_keep_the_rest():
-    parsed = parse("steps.frontend.optim.lr=0.5", "data.dynamic_mixing.max_gain=2", "system.init_args.separator.init_args.n_blocks=4")
+    parsed = parse(
+        "steps.frontend.optim.lr=0.5",
+        "data.dynamic_mixing.max_gain=2",
+        "system.init_args.separator.init_args.n_blocks=4",
+    )
     experiment = config.build(parsed)
     assert experiment.steps["frontend"].optim.lr == 0.5
     assert experiment.steps["frontend"].epochs == 2
@@ -98,7 +105,13 @@ def test_overrides_reach_any_depth_and_keep_the_rest():
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "there is no configuration"), ("a: [", "not a YAML file"), ("- 1", "no `key: value`"), (b"\xff\xfe\x00", "not a YAML")]
+    ("content", "said"),
+    [
+        (None, "there is no configuration"),
+        ("a: [", "not a YAML file"),
+        ("- 1", "no `key: value`"),
+        (b"\xff\xfe\x00", "not a YAML"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_a_message(tmp_path, content, said):
     path = tmp_path / "x.yml"

@@ -13,7 +13,9 @@ def epoch_of(manifests, epoch, workers=0, world=1, seed=3, **data):
     """All training examples of an epoch over all ranks, by id."""
     found = {}
     for rank in range(world):
-        train, _ = loaders(manifests, Data(segment=0.5, valid_segment=1, **data), 2, 8000, 4, seed, workers, rank, world)
+        train, _ = loaders(
+            manifests, Data(segment=0.5, valid_segment=1, **data), 2, 8000, 4, seed, workers, rank, world
+        )
         train.sampler.set_epoch(epoch)
         for batch in train:
             for index, name in enumerate(batch["id"]):
@@ -97,6 +99,16 @@ def test_too_few_speakers_silent_speakers_and_missing_lists_are_messages(tone_ma
         DynamicMixtures(tmp_path / "one.csv", 2, 8000, 1, 0, 4, DynamicMixing())
 
 
+def test_without_a_list_of_mixtures_the_recordings_are_mixed(tone_manifests, tmp_path):
+    for name in ("valid", "train_sources"):
+        frame = pd.read_csv(tone_manifests / f"{name}.csv")
+        for column in frame.columns[frame.columns.str.endswith("path")]:
+            frame[column] = [str(tone_manifests / path) for path in frame[column]]
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    assert len(epoch_of(tmp_path, 0)) == 32  # as many as recordings
+    assert len(epoch_of(tmp_path, 0, epoch_size=12)) == 12
+
+
 def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
     with pytest.raises(UserError, match="cannot be divided among 3 devices"):
         loaders(tone_manifests, Data(), 2, 8000, 4, 0, 0, 0, 3)
@@ -106,5 +118,7 @@ def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
 
 def test_loaders_work_with_spawned_workers(tone_manifests):
     dataset = Mixtures(tone_manifests / "train.csv", 2, 8000, 0.5, seed=0)
-    loader = DataLoader(dataset, 4, sampler=EpochSampler(16, 16, 0, True, 0, 1), num_workers=1, multiprocessing_context="spawn")
+    loader = DataLoader(
+        dataset, 4, sampler=EpochSampler(16, 16, 0, True, 0, 1), num_workers=1, multiprocessing_context="spawn"
+    )
     assert sum(len(batch["id"]) for batch in loader) == 16

@@ -12,14 +12,24 @@ import pytest
 import soundfile as sf
 import torch
 import yaml
-from torch import nn
 
-from tests.support import RATE, Bands, Broken, WithOracle, noise_set, two_step_model, write_set
+from tests.support import (
+    RATE,
+    Bands,
+    Broken,
+    Network,
+    WithOracle,
+    noise_set,
+    projection_db,
+    read_final,
+    read_rows,
+    two_step_model,
+    write_set,
+)  # fmt: skip
 from utils import evaluate as module
 from utils import scoring
 from utils.errors import UserError
 from utils.evaluate import corpus_name, evaluate, main, measure, references, trained_system
-from utils.metrics.si_sdr import si_sdr
 from utils.scoring import Method
 
 ROOT = Path(__file__).parents[1]
@@ -48,21 +58,6 @@ def use(monkeypatch, tmp_path):
 
     yield make
     scoring._system.cache_clear()
-
-
-def read_rows(method, name="test"):
-    return pd.read_csv(method.folder / "eval" / name / "all_metrics.csv", dtype={"mixture_ID": str})
-
-
-def read_final(method, name="test"):
-    return json.loads((method.folder / "eval" / name / "final_metrics.json").read_text())
-
-
-def projection_db(estimate, reference):
-    """SI-SDR from the angle between the signals, independently of utils.metrics."""
-    estimate, reference = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (estimate, reference))
-    cosine = estimate @ reference / np.linalg.norm(estimate) / np.linalg.norm(reference)
-    return 10 * np.log10(cosine**2 / (1 - cosine**2))
 
 
 def test_scores_are_those_of_the_matched_estimates_against_each_mixtures_own_input(tone_manifests, use):
@@ -147,8 +142,7 @@ def test_estimates_that_are_not_finite_count_as_failures(tone_manifests, use):
 def test_a_finished_evaluation_is_kept_and_a_lost_example_made_again(tone_manifests, use, monkeypatch):
     method = use(Bands())
     evaluate(method, tone_manifests / "test.csv", n_examples=2)
-    before = read_rows(method)
-    scored = []
+    before, scored = read_rows(method), []
     real = scoring.score
     monkeypatch.setattr(scoring, "score", lambda *job: scored.append(job[2]["mixture_ID"]) or real(*job))
     evaluate(method, tone_manifests / "test.csv", n_examples=2)
@@ -187,6 +181,17 @@ def test_a_row_cut_short_by_a_kill_is_scored_again(tmp_path, use):
         evaluate(method, manifest)
         pd.testing.assert_frame_equal(read_rows(method), expected)
         assert sorted(path.read_text().splitlines()) == sorted(text.splitlines())
+
+
+def test_rows_are_in_the_order_of_the_manifest_whatever_was_scored_first(tmp_path, use):
+    manifest = noise_set(tmp_path / "set", 4)
+    method = use(Bands())
+    evaluate(method, manifest)
+    expected, path = read_rows(method), method.folder / "eval/test/rows.jsonl"
+    header, first, _, third, _ = path.read_text().splitlines(keepends=True)
+    path.write_text(header + third + first)
+    evaluate(method, manifest)
+    pd.testing.assert_frame_equal(read_rows(method), expected)
 
 
 def run(exp, manifest, *options):
@@ -271,9 +276,6 @@ def test_faults_of_the_data_are_told(tmp_path, use):
     sf.write(tmp_path / "set/test0_s2.wav", np.zeros(17), RATE)
     with pytest.raises(UserError, match="test0_s2.wav has 17 samples, but its mixture .* has 4000"):
         evaluate(method, manifest)
-    sf.write(tmp_path / "set/test0_mix.wav", np.zeros(4000), 16000)
-    with pytest.raises(UserError, match="16000 Hz"):
-        evaluate(method, manifest)
 
 
 @pytest.mark.parametrize("options", [["--manifest", "none.csv"], ["--nj", "0"]])
@@ -282,19 +284,6 @@ def test_faults_of_the_command_end_with_a_message(tmp_path, capsys, options):
     with pytest.raises(SystemExit, match="2"):
         main(["--exp", str(tmp_path / "exp"), "--manifest", str(manifest), *options])
     assert capsys.readouterr().err.startswith("error: ")
-
-
-class Network(Bands):
-    """A convolution of 80 multiply-adds at 801 points, and an LSTM: 4 gates of 16 + 16 inputs to 16 units."""
-
-    def __init__(self):
-        super().__init__()
-        self.convolution = nn.Conv1d(1, 16, 5, stride=10, padding=2, bias=False)
-        self.lstm = nn.LSTM(16, 16, batch_first=True)
-
-    def separate(self, mixture):
-        hidden, _ = self.lstm(self.convolution(mixture[:, None]).transpose(1, 2))
-        return hidden[..., :2].transpose(1, 2).repeat_interleave(10, dim=-1)
 
 
 def test_multiply_adds_and_parameters_are_counted_in_convolutions_and_recurrent_layers():
@@ -309,5 +298,3 @@ def test_the_mixture_row_scores_the_mixture(tone_manifests, tmp_path):
     evaluate(method, tone_manifests / "test.csv", n_examples=0)
     rows = read_rows(method)
     assert (rows.si_sdri == 0).all() and (rows.si_sdr == rows.input_si_sdr).all()
-    mixture, s1, s2 = (sf.read(tone_manifests / f"test0_{x}.wav")[0] for x in ("mixture", "source_1", "source_2"))
-    assert rows.si_sdr[0] == pytest.approx(si_sdr(mixture[None], [s1, s2]).mean(), abs=1e-5)

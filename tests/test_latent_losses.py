@@ -50,9 +50,14 @@ def test_weights_favour_the_bases_that_are_heard():
     estimates[:, :, 0] = latents(2, 1, 2, 7)
     deaf, loud = torch.ones(2, 5), torch.ones(2, 5)
     deaf[:, 0], loud[:, 0] = 1e-4, 1e4
-    assert (latent_losses.energy_weighted(estimates, targets, deaf) < latent_losses.energy_weighted(estimates, targets, loud)).diagonal(
-        dim1=1, dim2=2
-    ).all()
+    assert (
+        (
+            latent_losses.energy_weighted(estimates, targets, deaf)
+            < latent_losses.energy_weighted(estimates, targets, loud)
+        )
+        .diagonal(dim1=1, dim2=2)
+        .all()
+    )
 
 
 def test_a_constant_mask_scores_well_in_plain_latent_si_sdr_and_badly_without_the_shared_part():

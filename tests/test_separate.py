@@ -67,7 +67,7 @@ def model_file(tmp_path):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 1.001, 1.3, 1.75, 4.0, 4.111])
-def test_segments_join_to_what_the_whole_gives_if_the_system_hears_little_around_a_sample(seconds, batch, shuffle):
+def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(seconds, batch, shuffle):
     mixture = torch.from_numpy(noise(seconds, 2)).T
     whole = Parts(width=400).separate(mixture)
     system = Parts(width=400, shuffle=shuffle)
@@ -114,7 +114,7 @@ def test_a_short_file_gives_exactly_what_the_system_gives(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
 @pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44100, 2), (16000, 5), (6000, 1)])
-def test_rate_length_and_channels_of_the_file_are_kept_and_the_estimates_stay_in_time(suffix, rate, channels, tmp_path):
+def test_rate_length_and_channels_are_kept_and_estimates_stay_in_time(suffix, rate, channels, tmp_path):
     time = np.arange(round(2.345 * rate)) / rate
     tones = np.stack([0.1 * np.sin(2 * np.pi * (300 + 50 * c) * time + c) for c in range(channels)], axis=1)
     path = tmp_path / f"mix.{suffix}"
@@ -140,18 +140,20 @@ def test_a_long_file_of_several_channels_equals_the_whole_with_one_order_of_sour
 MEMORY = """
 import re, sys
 from pathlib import Path
-from tests.test_separate import Parts
+
+sys.path[:0] = ["tests", "."]
+from test_separate import Parts
 from utils.separate import separate_file
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
-system = Parts()
+system = Parts(rate=24000)
 separate_file(system, sys.argv[1], sys.argv[3])
 first = peak()
 separate_file(system, sys.argv[2], sys.argv[3])
 assert max(shape[0] * shape[1] for shape in system.seen) <= 40 * system.sample_rate, system.seen
-assert peak() - first < 10, (first, peak())
+assert peak() - first < 30, (first, peak())
 """
 
 
@@ -163,7 +165,7 @@ def test_memory_does_not_grow_with_the_length_of_the_file(tmp_path):
                 file.write(noise(60, rate=rate, seed=minute))
     files = [str(tmp_path / name) for name in ("short.flac", "long.flac", "out")]
     subprocess.run([sys.executable, "-c", MEMORY, *files], cwd=Path(__file__).parents[1], check=True)
-    assert sf.info(tmp_path / "out" / "long_s2.wav").frames == 600 * rate  # 38 MB, as is the mixture in memory
+    assert sf.info(tmp_path / "out" / "long_s2.wav").frames == 600 * rate  # 38 MB each; resampled for the model 58 MB
 
 
 def test_a_silent_file_gives_silence(tmp_path):

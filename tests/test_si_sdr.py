@@ -80,6 +80,14 @@ def test_an_estimate_that_is_not_finite_is_a_failure_and_not_left_out(bad):
     np.testing.assert_array_equal(match(estimates, references), [0, 1])
 
 
+@pytest.mark.parametrize("offset", [0.1, -7e-5])
+def test_what_rounding_leaves_of_a_constant_is_silence(offset):
+    constant = np.full((1, 997), offset)
+    assert np.any(constant - constant.mean())  # otherwise this tests nothing
+    signal = np.random.default_rng(0).normal(size=(1, 997))
+    assert np.isnan(si_sdr(signal, constant)) and si_sdr(constant, signal) == -LIMIT
+
+
 def test_orthogonal_signals_reach_the_lower_limit_without_a_warning(recwarn):
     assert si_sdr(np.array([[1.0, -1, 1, -1]]), np.array([[1.0, 1, -1, -1]])) == -LIMIT
     assert not recwarn.list

@@ -130,7 +130,9 @@ def test_validation_shows_latent_and_time_scores_and_the_constant_mask():
 
 
 def test_another_mask_network_of_asteroid_is_a_separator_too():
-    model = TwoStep(lambda n, s: DPRNN(n, s, bn_chan=8, hid_size=8, chunk_size=10, n_repeats=1, mask_act="softmax"), n_basis=16)
+    model = TwoStep(
+        lambda n, s: DPRNN(n, s, bn_chan=8, hid_size=8, chunk_size=10, n_repeats=1, mask_act="softmax"), n_basis=16
+    )
     assert model.separate(torch.randn(1, 801)).shape == (1, 2, 801)
 
 

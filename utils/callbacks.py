@@ -14,7 +14,7 @@ from utils.model import KEY
 
 
 class Bookkeeping(pl.Callback):
-    """A row of metrics.csv for each epoch, hours, throughput and peak memory; survives a kill, since its state is in the checkpoint.
+    """A row of metrics.csv for each epoch: losses, time, throughput, peak memory. Its state is in the checkpoint.
 
     Also puts the configuration of the system into each checkpoint, which makes it a model file.
     """
@@ -26,7 +26,12 @@ class Bookkeeping(pl.Callback):
         self.peak_memory = 0.0
 
     def state_dict(self):
-        return {"rows": self.rows, "seconds": self.seconds, "peak_memory": self.peak_memory, "rng": torch.get_rng_state()}
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+            "rng": torch.get_rng_state(),
+        }
 
     def load_state_dict(self, state):
         self.rows, self.seconds, self.peak_memory = state["rows"], state["seconds"], state["peak_memory"]
@@ -51,7 +56,11 @@ class Bookkeeping(pl.Callback):
         elapsed = time.monotonic() - self._start
         self.seconds += elapsed
         self.peak_memory = max(self.peak_memory, peak_memory(system.device))
-        row = {"epoch": trainer.current_epoch, "updates": trainer.global_step, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row = {
+            "epoch": trainer.current_epoch,
+            "updates": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
         row |= {name: round(value.item(), 5) for name, value in trainer.callback_metrics.items()}
         row |= {
             "seconds": round(elapsed, 2),
@@ -69,6 +78,16 @@ class Bookkeeping(pl.Callback):
 
     def on_save_checkpoint(self, trainer, system, checkpoint):
         checkpoint[KEY] = self.system_config
+
+
+class EagerValidation(pl.Callback):
+    """Validation without compiled code, which would be compiled once more for each length."""
+
+    def on_validation_start(self, trainer, system):
+        torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self, trainer, system):
+        torch.compiler.set_stance("default")
 
 
 def peak_memory(device: torch.device) -> float:

@@ -37,7 +37,7 @@ class Data:
     valid_size: int | None = None
     """The first so many validation mixtures; null: all of them."""
     dynamic_mixing: DynamicMixing | None = None
-    """New mixtures on the fly; null: the mixtures of train.csv."""
+    """New mixtures on the fly; null: the mixtures of train.csv, if there is one."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Step:
     early_stop: int = 0
     """Epochs without a better value of the monitor after which the step ends; 0: never."""
     ema: float = 0.0
-    """Decay per update of an exponential moving average of the weights, which is then what is validated and kept; 0: none."""
+    """Decay per update of an exponential moving average of the weights, then validated and kept instead; 0: none."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Networks in this precision; encoder, decoder and losses stay in 32 bit."""
     compile: bool = False
@@ -191,7 +191,9 @@ def check_steps(config: Namespace, where: str) -> None:
         raise UserError(f"{where}: steps is empty; {config.system.class_path} has {', '.join(known)}")
     for name, step in config.steps.items():
         if name not in known:
-            raise UserError(f"{where}: steps: there is no step `{name}`; {config.system.class_path} has {', '.join(known)}")
+            raise UserError(
+                f"{where}: steps: there is no step `{name}`; {config.system.class_path} has {', '.join(known)}"
+            )
         for key in ("epochs", "batch_size", "accumulate"):
             if getattr(step, key) < 1:
                 raise UserError(f"{where}: steps.{name}.{key} is {getattr(step, key)}; it must be 1 at least")

@@ -1,7 +1,7 @@
 """Training and validation examples: random segments of manifest mixtures, or new mixtures of single-speaker recordings.
 
-Every example is a function of (seed, epoch, index) alone, so the same seed gives the same mixtures whatever the number of loader
-workers and, over all ranks together, of devices.
+Every example is a function of (seed, epoch, index) alone, so the same seed gives the same mixtures whatever the number
+of loader workers and, over all ranks together, of devices.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def rng_of(*key: int) -> np.random.Generator:
 
 
 def segment_of(path: str, length: int, frames: int, position: float, sample_rate: int) -> np.ndarray:
-    """`frames` samples of a recording of `length` samples from `position` in [0, 1) of its slack, zero-padded: (frames,)."""
+    """(frames,) of a recording of `length` samples, from `position` in [0, 1) of its slack, padded with zeros."""
     start = int(position * (max(length - frames, 0) + 1))
     signal = audio.read(path, start, min(frames, length - start), sample_rate)
     return np.pad(signal, (0, frames - len(signal)))
@@ -42,7 +42,9 @@ class Mixtures(Dataset):
         size: keep only so many first rows; None: all.
     """
 
-    def __init__(self, manifest: str | Path, n_src: int, sample_rate: int, seconds: float, seed: int, size: int | None = None):
+    def __init__(
+        self, manifest: str | Path, n_src: int, sample_rate: int, seconds: float, seed: int, size: int | None = None
+    ):
         self.rows = read_manifest(manifest, n_src)[:size].to_dict("records")
         self.n_src, self.sample_rate, self.seed = n_src, sample_rate, seed
         self.frames = round(seconds * sample_rate)
@@ -62,17 +64,24 @@ class Mixtures(Dataset):
 class DynamicMixtures(Dataset):
     """New mixtures of `n_src` different speakers each epoch, by key (epoch, index).
 
-    Levels: each segment gets unit power, then gains that differ by at most `options.max_gain` dB; the mixture is scaled so that
-    the largest sample of mixture and sources is 0.9, as in wsj0-2mix.
+    Levels: each segment gets unit power, then gains that differ by at most `options.max_gain` dB; the mixture is scaled
+    so that the largest sample of mixture and sources is 0.9, as in wsj0-2mix.
 
     Args:
         recordings: CSV with columns speaker, path (relative to it or absolute), length (samples).
-        size: mixtures an epoch.
+        size: mixtures an epoch; None: as many as there are recordings.
         others: as in `Mixtures`.
     """
 
     def __init__(
-        self, recordings: str | Path, n_src: int, sample_rate: int, seconds: float, seed: int, size: int, options: DynamicMixing
+        self,
+        recordings: str | Path,
+        n_src: int,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None,
+        options: DynamicMixing,
     ):
         recordings = Path(recordings)
         if not recordings.is_file():
@@ -82,7 +91,13 @@ class DynamicMixtures(Dataset):
         self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
         if len(self.speakers) < n_src:
             raise UserError(f"{recordings} has {len(self.speakers)} speakers; a mixture needs {n_src}")
-        self.n_src, self.sample_rate, self.seed, self.size, self.options = n_src, sample_rate, seed, size, options
+        self.n_src, self.sample_rate, self.seed, self.size, self.options = (
+            n_src,
+            sample_rate,
+            seed,
+            size or len(frame),
+            options,
+        )
         self.frames = round(seconds * sample_rate)
 
     def __len__(self) -> int:
@@ -111,18 +126,27 @@ class DynamicMixtures(Dataset):
                     signal = soxr.resample(signal, speed * self.sample_rate, self.sample_rate)
                 signal = signal[: self.frames] / np.sqrt(power)
                 return np.pad(signal, (0, self.frames - len(signal)))
-        raise UserError(f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them from the list")
+        raise UserError(
+            f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them from the list"
+        )
 
 
 class EpochSampler(Sampler):
-    """Keys (epoch, index) for this rank: shuffled anew each epoch in training, in order and always of epoch 0 in validation.
+    """Keys (epoch, index) for this rank: shuffled anew each epoch in training, in order and of epoch 0 in validation.
 
-    All ranks get the same number of keys; over all ranks each index comes once (a few twice where the division is not even).
+    All ranks get the same number of keys; over all ranks each index comes once (a few twice if that does not divide).
     Lightning calls `set_epoch`, which also makes a resumed training go on with the epoch it was in.
     """
 
     def __init__(self, n_items: int, size: int, seed: int, shuffle: bool, rank: int, world: int):
-        self.n_items, self.size, self.seed, self.shuffle, self.rank, self.world = n_items, size, seed, shuffle, rank, world
+        self.n_items, self.size, self.seed, self.shuffle, self.rank, self.world = (
+            n_items,
+            size,
+            seed,
+            shuffle,
+            rank,
+            world,
+        )
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -139,24 +163,35 @@ class EpochSampler(Sampler):
 
 
 def loaders(
-    manifests: Path, data: Data, n_src: int, sample_rate: int, batch_size: int, seed: int, workers: int, rank: int, world: int
+    manifests: Path,
+    data: Data,
+    n_src: int,
+    sample_rate: int,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    rank: int,
+    world: int,
 ) -> tuple[DataLoader, DataLoader]:
     """Loaders of training and validation for one rank; `batch_size` is over all ranks together."""
     if batch_size % world:
         raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
     valid = Mixtures(manifests / "valid.csv", n_src, sample_rate, data.valid_segment, seed, data.valid_size)
-    if data.dynamic_mixing is None:
-        train = Mixtures(manifests / "train.csv", n_src, sample_rate, data.segment, seed)
+    fixed = manifests / "train.csv"
+    if data.dynamic_mixing is None and (fixed.exists() or not (manifests / "train_sources.csv").exists()):
+        train = Mixtures(fixed, n_src, sample_rate, data.segment, seed)
     else:
-        size = data.epoch_size or len(read_manifest(manifests / "train.csv", n_src))
-        options = data.dynamic_mixing
+        options = data.dynamic_mixing or DynamicMixing()
+        size = data.epoch_size or (len(read_manifest(fixed, n_src)) if fixed.exists() else None)
         train = DynamicMixtures(manifests / "train_sources.csv", n_src, sample_rate, data.segment, seed, size, options)
     made = []
     for dataset, shuffle in ((train, True), (valid, False)):
         size = min(data.epoch_size or len(dataset), len(dataset)) if shuffle else len(dataset)
         sampler = EpochSampler(len(dataset), size, seed, shuffle, rank, world)
         if shuffle and len(sampler) < batch_size // world:
-            raise UserError(f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size")
+            raise UserError(
+                f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
+            )
         options = {"persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available(), "drop_last": shuffle}
         made.append(DataLoader(dataset, batch_size // world, sampler=sampler, num_workers=workers, **options))
     return made[0], made[1]

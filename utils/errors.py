@@ -20,7 +20,8 @@ def command(main):
         except OSError as error:
             if error.errno != 28:  # ENOSPC
                 raise
-            message = f"the disk is full ({error.filename or 'while writing'}): free some space and run the same command again"
+            where = error.filename or "while writing"
+            message = f"the disk is full ({where}): free some space and run the same command again"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 

@@ -104,7 +104,8 @@ def _score_all(method, device, nj, table, todo, examples, rows, path):
     """Score the utterances `todo` in parallel, adding to `rows` and to the file as they come."""
     records, sources = table.to_dict("records"), table[source_columns(table)].to_numpy().tolist()
     jobs = (joblib.delayed(numbered_score)(k, method, device, records[k], sources[k], examples.get(k)) for k in todo)
-    results = joblib.Parallel(n_jobs=min(nj, len(todo)), return_as="generator_unordered")(jobs)
+    nj = min(nj, len(todo), GPU_JOBS if device == "cuda" else nj)
+    results = joblib.Parallel(n_jobs=nj, return_as="generator_unordered")(jobs)
     bar = tqdm(results, method.folder.name, initial=len(table) - len(todo), total=len(table), unit="utt", disable=None)
     try:
         with open(path, "a") as file:
@@ -152,7 +153,6 @@ def evaluate(method: Method, manifest: Path, nj: int = 1, device: str = "cpu", n
         return json.loads(final.read_text())
     cost = measure(system, device) if system else {}
     if todo:
-        nj = min(nj, GPU_JOBS) if device == "cuda" else nj
         _score_all(method, device, nj, table, todo, examples, rows, folder / "rows.jsonl")
     scores = pd.DataFrame([rows[k] for k in range(len(table))])
     write_text(folder / "all_metrics.csv", scores.to_csv(index=False, float_format="%.6f"))

@@ -40,8 +40,8 @@ def separate_long(
 
     Args:
         mixture: (batch, time) or, for a system of several microphones, (batch, mic, time), at the system's rate.
-        segment, overlap, batch: see `Blocks`. A quarter of the overlap at the ends of a segment is not used: a system that
-            hears no more than that to each side of a sample gives what it would give for the whole.
+        segment, overlap, batch: see `Blocks`. A quarter of the overlap at the ends of a segment is not used: a system
+            that hears no more than that to each side of a sample gives what it would give for the whole.
 
     Returns:
         (batch, source, time), on the CPU.

@@ -28,8 +28,10 @@ class _Clock(pl.Callback):
             torch.cuda.synchronize()
         self.batches.append(time.monotonic() - self._start)
         if not torch.isfinite(outputs["loss"]):
-            raise UserError(f"the training loss of step `{system.step}` is {outputs['loss'].item()} in the self-test: look for "
-                            "silent or damaged training examples, or lower steps.*.optim.lr")
+            raise UserError(
+                f"the training loss of step `{system.step}` is {outputs['loss'].item()} in the self-test: look for "
+                "silent or damaged training examples, or lower steps.*.optim.lr"
+            )
 
     def on_validation_start(self, *_):
         self._start = time.monotonic()
@@ -45,16 +47,17 @@ def self_test(system: System, system_config: dict, step: Step, runtime: Runtime,
         seconds for an epoch and peak memory in MiB, as estimates (before compilation).
 
     Raises:
-        UserError: if the loss is not finite, nothing is learnt, frozen parts move, validation differs from run to run, the monitor is
-            not logged, or the reloaded model separates differently.
+        UserError: if the loss is not finite, nothing is learnt, frozen parts move, validation differs from run to run,
+            the monitor is not logged, or the reloaded model separates differently.
     """
     rehearsal = copy.deepcopy(system)
     before = {name: value.clone() for name, value in rehearsal.state_dict().items()}
     clock = _Clock()
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    limits = dict(max_epochs=1, limit_train_batches=3, limit_val_batches=1, num_sanity_val_steps=0)
     trainer = pl.Trainer(
-        **quiet, accelerator=runtime.accelerator, devices=1, precision=step.precision, max_epochs=1, limit_train_batches=3,
-        limit_val_batches=1, num_sanity_val_steps=0, callbacks=[clock], use_distributed_sampler=False,
+        **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision, callbacks=[clock],
+        use_distributed_sampler=False,
         gradient_clip_val=(step.gradient_clip or None) if system.automatic_optimization else None,
     )  # fmt: skip
     trainer.fit(rehearsal, train, valid)
@@ -73,10 +76,14 @@ def _check_learning(rehearsal, before, step, trainer) -> None:
     after = rehearsal.state_dict()
     moved = {name for name, value in before.items() if not torch.equal(value, after[name].to(value.device))}
     if not trained & moved:
-        raise UserError(f"self-test: three updates of step `{rehearsal.step}` changed no weight; is steps.*.optim.lr zero?")
+        raise UserError(
+            f"self-test: three updates of step `{rehearsal.step}` changed no weight; is steps.*.optim.lr zero?"
+        )
     frozen = {name for name, parameter in rehearsal.named_parameters() if not parameter.requires_grad}
     if frozen & moved:
-        raise UserError(f"self-test: step `{rehearsal.step}` changed what it should leave alone: {sorted(frozen & moved)[:3]}")
+        raise UserError(
+            f"self-test: step `{rehearsal.step}` changed what it should leave alone: {sorted(frozen & moved)[:3]}"
+        )
     if step.monitor not in trainer.callback_metrics:
         logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val_")))
         raise UserError(f"steps.*.monitor: `{step.monitor}` is not logged; choose from {logged}")

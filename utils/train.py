@@ -1,4 +1,4 @@
-"""Train the steps of an experiment: `python -m utils.train --conf YAML --manifests DIR --exp DIR [--steps ...] [KEY=VALUE ...]`."""
+"""Train the steps of an experiment: `python -m utils.train --conf YAML --manifests DIR --exp DIR [KEY=VALUE ...]`."""
 
 import argparse
 import hashlib
@@ -10,39 +10,50 @@ import shlex
 import subprocess
 import sys
 import warnings
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils import config as configuration
 from utils.audio import write_text
-from utils.callbacks import Bookkeeping, Examples
+from utils.callbacks import Bookkeeping, EagerValidation, Examples
 from utils.config import Experiment, Step
 from utils.data import loaders
 from utils.errors import UserError, command
 from utils.model import export
 from utils.selftest import self_test
 
+LIGHTNING_CHATTER = (
+    "num_workers",
+    "in eval mode at the start",
+    "recommended to use .self.log",
+    "srun",
+    "Checkpoint directory",
+)
 MAY_CHANGE = ("runtime", "description")
 
 
-def describe_run(manifests: Path) -> dict:
+def describe_run(description: str, manifests: Path) -> dict:
     """What else a result depends on: code, packages, command, machine."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     packages = ("torch", "asteroid", "pytorch-lightning", "numpy", "soundfile")
     return {
+        "description": description,
         "command": shlex.join(sys.orig_argv),
         "commit": git.stdout.strip() or "unknown",
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "manifests": str(manifests.resolve()),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -61,6 +72,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 def claim_folder(exp: Path, settings: dict, manifests: Path) -> None:
     """Make the experiment's folder, or check that it holds the same experiment."""
     path = exp / "config.yml"
+    description = settings["description"]
     settings = {"manifests": str(manifests.resolve())} | {k: v for k, v in settings.items() if k not in MAY_CHANGE}
     if path.exists():
         old = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in MAY_CHANGE}
@@ -72,7 +84,7 @@ def claim_folder(exp: Path, settings: dict, manifests: Path) -> None:
             )
     elif rank_zero_only.rank == 0:
         exp.mkdir(parents=True, exist_ok=True)
-        write_text(exp / "run.json", json.dumps(describe_run(manifests), indent=1))
+        write_text(exp / "run.json", json.dumps(describe_run(description, manifests), indent=1))
         write_text(path, yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -122,9 +134,13 @@ def make_trainer(folder: Path, step: Step, experiment: Experiment, bookkeeping: 
     if runtime.log_audio:
         callbacks.append(Examples(runtime.log_audio, runtime.log_audio_every))
     if step.early_stop:
-        callbacks.append(EarlyStopping(step.monitor, patience=step.early_stop, mode=mode, check_on_train_epoch_end=True))
+        callbacks.append(
+            EarlyStopping(step.monitor, patience=step.early_stop, mode=mode, check_on_train_epoch_end=True)
+        )
+    if step.compile:
+        callbacks.append(EagerValidation())
     if step.ema:
-        callbacks.append(EMAWeightAveraging(decay=step.ema))
+        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(step.ema)))
     parallel = runtime.devices * runtime.num_nodes > 1
     manual = not system.automatic_optimization
     return pl.Trainer(
@@ -152,14 +168,22 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
     frozen = fingerprint(system)
     bookkeeping = Bookkeeping(folder, settings["system"], experiment.data.segment)
     trainer = make_trainer(folder, step, experiment, bookkeeping)
-    options = (manifests, experiment.data, system.n_src, system.sample_rate, step.batch_size, config.seed, runtime.workers)
+    options = (
+        manifests,
+        experiment.data,
+        system.n_src,
+        system.sample_rate,
+        step.batch_size,
+        config.seed,
+        runtime.workers,
+    )
     train, valid = loaders(*options, trainer.global_rank, trainer.world_size)
     last = folder / "last.ckpt"
     if not last.exists() and trainer.is_global_zero:
         rehearse(name, experiment, settings["system"], options)
     if step.compile:
         for part in system.compiled_parts():
-            part.compile()
+            part.compile(dynamic=False)
     try:
         trainer.fit(system, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
     except SystemExit:
@@ -184,7 +208,11 @@ def rehearse(name: str, experiment: Experiment, system_config: dict, options: tu
 
 def finish(folder: Path, trainer, bookkeeping: Bookkeeping, system, frozen: str, seed: int) -> None:
     """Write done.json, which makes the step a finished one."""
-    device = torch.cuda.get_device_name(system.device) if system.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    device = (
+        torch.cuda.get_device_name(system.device)
+        if system.device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     best = trainer.checkpoint_callback
     done = {
         "hours": round(bookkeeping.seconds / 3600, 4),
@@ -207,10 +235,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--manifests", type=Path, required=True, help="folder with train.csv and valid.csv")
     parser.add_argument("--exp", type=Path, required=True, help="folder of the experiment")
     parser.add_argument("--steps", default="all", choices=("first", "rest", "all"), help="which of the YAML's steps")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of YAML keys, e.g. steps.joint.epochs=3")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of YAML keys, e.g. steps.joint.epochs=3"
+    )
     args = parser.parse_args(arguments)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*(num_workers|in eval mode at the start|recommended to use .self.log|srun|Checkpoint directory|log_every_n_steps|lr_scheduler).*")
+    for message in LIGHTNING_CHATTER:
+        warnings.filterwarnings("ignore", f".*{message}")
     torch.set_float32_matmul_precision("high")
     config = configuration.parse(configuration.override(configuration.read_yaml(args.conf), args.overrides), args.conf)
     names = list(config.steps)

@@ -32,7 +32,7 @@ device=auto
 . ../../utils/options.sh
 . ../../utils/env.sh
 
-name=$(basename "${corpus%%,*}")
+name=$(IFS=,; for part in $corpus; do basename "$(realpath "$part" 2>/dev/null || echo "$part")"; done | paste -sd- -)
 [ -n "$conf" ] || { [ "$corpus" = mini ] && conf=conf/mini_two_step_tdcn.yml || conf=conf/two_step_tdcn.yml; }
 set_name=${n_src}spk_$((sample_rate / 1000))k_$mode
 manifests=data/$name/manifests/$set_name
