@@ -50,26 +50,22 @@ class AsteroidSystem(System):
         """(batch, time) to (batch, n_src, time), as the plain Asteroid network, but also for less than a window."""
         shortest = self.model.encoder.filterbank.kernel_size
         padded = nn.functional.pad(mixture, (0, max(shortest - mixture.shape[-1], 0)))[:, None]
-        # An SI-SDR in bfloat16 has steps of 0.1 dB: encoder, decoder and loss stay in 32 bit under mixed precision.
-        with self._full_precision():
+        with self.full_precision():
             code = self.model.forward_encoder(padded)
         masks = self.model.forward_masker(code)
-        with self._full_precision():
+        with self.full_precision():
             decoded = self.model.forward_decoder(self.model.apply_masks(code, masks.to(code.dtype)))
             return pad_x_to_y(decoded, mixture)
 
     def losses(self, batch):
         mixture, sources = batch["mixture"], batch["sources"]
         estimates = self.separate(mixture)
-        with self._full_precision():
+        with self.full_precision():
             loss = self.pit_loss(estimates, sources)
             if self.training:
                 return {"loss": loss}
             unprocessed = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)[:, 0].mean()
             return {"loss": loss, "si_sdr": -loss, "si_sdri": -loss - unprocessed}
-
-    def _full_precision(self):
-        return torch.autocast(self.device.type, enabled=False)
 
     def pack(self) -> dict:
         """The network in Asteroid's format, of plain types only, so that Asteroid's own `from_pretrained` loads it."""
@@ -109,11 +105,8 @@ class AsteroidSystem(System):
 
 def _make(model: Callable, args: dict, n_src: int, sample_rate: int) -> BaseEncoderMaskerDecoder:
     rate = args.pop("sample_rate", None)
-    if rate not in (
-        None,
-        8000,
-        sample_rate,
-    ):  # 8000 is the networks' own default, which the resolved configuration contains
+    # 8000 is the networks' own default, which the resolved configuration contains
+    if rate not in (None, 8000, sample_rate):
         raise ValueError(f"the model's sample_rate is {rate}, the system's {sample_rate}: leave out the first")
     try:
         made = model(n_src, sample_rate=sample_rate)

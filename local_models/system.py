@@ -60,6 +60,10 @@ class System(pl.LightningModule):
         """The modules worth a `torch.compile` (fixed-length segments in training)."""
         return []
 
+    def full_precision(self) -> torch.autocast:
+        """Context for encoder, decoder and losses under mixed precision: bfloat16 rounds an SI-SDR to 0.1 dB."""
+        return torch.autocast(self.device.type, enabled=False)
+
     def begin_step(self, step: str, optimisation: Optimisation, monitor: str = "val_loss") -> None:
         """Prepare for a training step: choose its losses, freeze what it does not train (and what was built frozen)."""
         self.step, self.optimisation, self.monitor = step, optimisation, monitor
@@ -86,8 +90,9 @@ class System(pl.LightningModule):
     # Lightning steps a plateau schedule after the checkpoint is written and skips it on resuming, which would make a
     # continued run differ from an uninterrupted one: so it is stepped here, before, and kept in the checkpoint.
     def on_train_epoch_end(self):
-        if self._halving is not None:
-            self._halving.step(self.trainer.callback_metrics[self.monitor].item())
+        reached = self.trainer.callback_metrics.get(self.monitor)
+        if self._halving is not None and reached is not None:
+            self._halving.step(reached.item())
 
     def on_save_checkpoint(self, checkpoint):
         if self._halving is not None:

@@ -21,3 +21,5 @@ else
     fi
 fi
 export PYTHONPATH=$_root${PYTHONPATH:+:$PYTHONPATH}
+# With other work on the machine, threads that spin while they wait make small networks a hundred times slower.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
