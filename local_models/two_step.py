@@ -24,8 +24,8 @@ class TwoStep(System):
     """Learnt front end and mask network.
 
     The level is part of the model: each mixture is divided by its standard deviation on the way in, estimates are
-    multiplied by it on the way out. SI-SDR leaves sign and gain of a decoder free, so both are measured on the
-    validation set and applied by `separate`: estimates have sign and level of the sources.
+    multiplied by it on the way out. SI-SDR leaves sign, gain and offset of a decoder free: the first two are measured
+    on the validation set and applied by `separate`, which removes the third.
 
     Args:
         separator: mask network, called as `separator(n_basis, n_src)`: local_models.tdcn.TDCN, RTDCN, or any of
@@ -80,13 +80,13 @@ class TwoStep(System):
         """(batch, time) to (batch, n_src, time)."""
         mixture, level = normalise(mixture)
         estimates, _ = self._estimate(mixture)
-        return estimates * self._gain() * level[:, None]
+        return self._calibrate(estimates, level)
 
     def oracle(self, mixture, sources):
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
         mixture, level = normalise(mixture)
         latents = self.frontend.oracle_masks(sources / level[:, None]) * self.frontend.encode(mixture)[:, None]
-        return self.frontend.decode(latents, mixture.shape[-1]) * self._gain() * level[:, None]
+        return self._calibrate(self.frontend.decode(latents, mixture.shape[-1]), level)
 
     def _estimate(self, mixture):
         """Normalised mixture (batch, time) to estimates (batch, n_src, time) and masks (batch, n_src, basis, frame)."""
@@ -96,9 +96,10 @@ class TwoStep(System):
         with self.full_precision():
             return self.frontend.decode(masks.float() * code[:, None], mixture.shape[-1]), masks
 
-    def _gain(self):
+    def _calibrate(self, estimates, level):
+        """Sign and level of the sources, and no offset: SI-SDR is blind to all three."""
         gain = torch.where(self.gain_power > 0, self.gain_cross / self.gain_power.clamp(min=1e-12), 1.0)
-        return gain[:, None]
+        return (estimates - estimates.mean(-1, keepdim=True)) * gain[:, None] * level[:, None]
 
     # ---- training
 
@@ -177,6 +178,7 @@ class TwoStep(System):
             _, order = PITLossWrapper.find_best_perm(pairwise)
         reached = -pairwise.gather(1, order[:, None]).mean()
         unprocessed = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)[:, 0].mean()
+        estimates = estimates - estimates.mean(-1, keepdim=True)
         matched = torch.empty_like(sources).scatter_(1, order[..., None].expand_as(sources), sources)
         self.gain_cross += (estimates * matched).sum(dim=(0, 2))
         self.gain_power += estimates.square().sum(dim=(0, 2))

@@ -42,7 +42,10 @@ runs() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $
 
 if runs 0 "corpus"; then $python local/prepare_corpus.py "${corpus_options[@]}"; fi
 if runs 1 "mixtures"; then $python local/make_mixtures.py "${corpus_options[@]}"; fi
-train() { $python -m utils.train --conf "$conf" --manifests "$manifests" --exp "$exp" --steps "$1" -- "${overrides[@]}"; }
+train() {
+    $python -m utils.train --conf "$conf" --manifests "$manifests" --exp "$exp" --steps "$1" -- \
+        system.init_args.n_src="$n_src" system.init_args.sample_rate="$sample_rate" "${overrides[@]}"
+}
 if runs 2 "first training step"; then train first; fi
 if runs 3 "other training steps"; then train rest; fi
 if runs 4 "evaluation"; then
