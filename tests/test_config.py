@@ -63,6 +63,7 @@ def test_every_yaml_builds_its_system(path):
         ("data.dynamic_mixing.max_gian=3", ["dynamic_mixing", "max_gian"]),
         ("seed", ["KEY=VALUE"]),
         ("seed.deep=1", ["seed"]),
+        ("data.segment=[1", ["data.segment", "not a value in YAML"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named(assignment, said):
@@ -83,6 +84,13 @@ def test_a_wrong_key_or_value_is_named(assignment, said):
 def test_steps_are_checked_before_training(assignment, said):
     with pytest.raises(UserError, match=said):
         config.check_steps(parse(assignment), "x.yml")
+
+
+@pytest.mark.parametrize("assignment", ["data.epoch_size=-1", "data.valid_size=0", "data.segment=0", "seed=-1"])
+def test_sizes_and_seeds_that_cannot_be_used_are_named_before_training(assignment):
+    key, _, value = assignment.partition("=")
+    with pytest.raises(UserError, match=f"x.yml: {key} is {value}"):
+        config.check_data(parse(assignment), "x.yml")
 
 
 def test_a_value_that_the_system_refuses_is_a_message():
@@ -111,6 +119,9 @@ def test_overrides_reach_any_depth_and_keep_the_rest():
         ("a: [", "not a YAML file"),
         ("- 1", "no `key: value`"),
         (b"\xff\xfe\x00", "not a YAML"),
+        ("extends: nope.yml", "x.yml: extends .*nope.yml, which is not there"),
+        ("extends: x.yml", "extends this file in turn"),
+        ("extends: [a.yml]", "must be the name of one YAML file"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_a_message(tmp_path, content, said):

@@ -199,6 +199,13 @@ def test_the_self_test_stops_a_training_that_cannot_work(conf, tone_manifests, t
     assert not (tmp_path / "exp/frontend/done.json").exists()
 
 
+def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(conf, tone_manifests, tmp_path, capsys):
+    settings = arguments(conf, tone_manifests, tmp_path / "exp", "--steps", "first")
+    assert "choose from" in refusal(capsys, *settings, "steps.frontend.monitor=val_sdr")
+    train.main(settings)
+    assert yaml.safe_load((tmp_path / "exp/config.yml").read_text())["steps"]["frontend"]["monitor"] == "val_loss"
+
+
 def test_damaged_audio_is_named_before_training(conf, tone_manifests, tmp_path, capsys):
     manifests = tmp_path / "manifests"
     manifests.mkdir()

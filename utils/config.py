@@ -99,7 +99,7 @@ class Experiment:
     """One line for the table of results."""
 
 
-def read_yaml(path: str | Path) -> dict:
+def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
     """Plain values of a YAML file; `extends: OTHER.yml` starts from another one beside it, a null takes a key away."""
     try:
         values = yaml.safe_load(Path(path).read_text())
@@ -110,7 +110,16 @@ def read_yaml(path: str | Path) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no `key: value` pairs")
     base = values.pop("extends", None)
-    return values if base is None else _merge(read_yaml(Path(path).parent / base), values)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends is {base!r}; it must be the name of one YAML file")
+    base = Path(path).parent / base
+    if base.resolve() in (origins := (*origins, Path(path).resolve())):
+        raise UserError(f"{path}: extends {base}, which extends this file in turn: take one of them out")
+    if not base.is_file():
+        raise UserError(f"{path}: extends {base}, which is not there")
+    return _merge(read_yaml(base, origins), values)
 
 
 def _merge(base: dict, values: dict) -> dict:
@@ -142,7 +151,10 @@ def override(values: dict, assignments: list[str]) -> dict:
             place = place[parent]
             if not isinstance(place, dict):
                 raise UserError(f"cannot set {key}: {parent} is a single value")
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"'{assignment}': {text} is not a value in YAML; is a bracket or quote missing?") from None
     return values
 
 
@@ -197,6 +209,16 @@ def check_steps(config: Namespace, where: str) -> None:
         for key in ("epochs", "batch_size", "accumulate"):
             if getattr(step, key) < 1:
                 raise UserError(f"{where}: steps.{name}.{key} is {getattr(step, key)}; it must be 1 at least")
+
+
+def check_data(config: Namespace, where: str) -> None:
+    """Stop at sizes and a seed that no training can use."""
+    for key in ("segment", "valid_segment", "epoch_size", "valid_size"):
+        value = config.data[key]
+        if value is not None and value <= 0:
+            raise UserError(f"{where}: data.{key} is {value}; it must be greater than 0")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"{where}: seed is {config.seed}; it must be from 0 to {2**32 - 1}")
 
 
 def plain(config: Namespace) -> dict:

@@ -74,7 +74,7 @@ def claim_folder(exp: Path, settings: dict, manifests: Path) -> None:
     path = exp / "config.yml"
     description = settings["description"]
     settings = {"manifests": str(manifests.resolve())} | {k: v for k, v in settings.items() if k not in MAY_CHANGE}
-    if path.exists():
+    if path.exists() and any((*exp.glob("*/*.ckpt"), *exp.glob("*/done.json"))):  # else nothing is trained yet
         old = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in MAY_CHANGE}
         changed = differences(old, settings)
         if changed:
@@ -246,6 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = configuration.parse(configuration.override(configuration.read_yaml(args.conf), args.overrides), args.conf)
     names = list(config.steps)
     configuration.check_steps(config, args.conf)
+    configuration.check_data(config, args.conf)
     claim_folder(args.exp, configuration.plain(config), args.manifests)
     chosen = {"first": names[:1], "rest": names[1:], "all": names}[args.steps]
     for name in chosen:

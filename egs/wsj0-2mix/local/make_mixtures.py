@@ -201,8 +201,10 @@ def main(argv=None):
         raise UserError(f"{folder} belongs to another corpus, see {note}. Rename the directory, or delete {folder}")
     found = detect(corpus, args.n_src, args.sample_rate, args.mode)
     manifests = folder / "manifests" / f"{args.n_src}spk_{args.sample_rate // 1000}k_{args.mode}"
-    claim(manifests, {"corpus_sha256": fingerprint(found)})
     report_path = manifests / "data_report.json"
+    if not report_path.is_file():  # nothing is finished, so a corpus mended after an error may be another one
+        (manifests / "stamp.json").unlink(missing_ok=True)
+    claim(manifests, {"corpus_sha256": fingerprint(found)})
     if is_finished(manifests):
         print(f"already made: {manifests}")
         return print_report(json.loads(report_path.read_text()))
