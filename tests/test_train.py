@@ -206,6 +206,25 @@ def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(conf, to
     assert yaml.safe_load((tmp_path / "exp/config.yml").read_text())["steps"]["frontend"]["monitor"] == "val_loss"
 
 
+def test_a_full_disk_spares_the_checkpoint_before_and_is_named(conf, tone_manifests, tmp_path, capsys, monkeypatch):
+    """The disk of the experiment is full at the second checkpoint; that of temporary files is another one."""
+    settings = arguments(conf, tone_manifests, tmp_path / "exp", "--steps", "first")
+    last, write = tmp_path / "exp/frontend/last.ckpt", os.replace
+
+    def full(source, target):
+        if Path(target).name == "last.ckpt" and last.exists():
+            raise OSError(28, "No space left on device")
+        write(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert f"the disk is full ({last})" in refusal(capsys, *settings)
+    assert torch.load(last, weights_only=True)["epoch"] == 0
+    assert [path.name for path in last.parent.glob(".*")] == []
+    train.main(settings)
+    assert (last.parent / "done.json").is_file()
+
+
 def test_damaged_audio_is_named_before_training(conf, tone_manifests, tmp_path, capsys):
     manifests = tmp_path / "manifests"
     manifests.mkdir()

@@ -1,6 +1,6 @@
 """Model files: self-contained (weights, configuration, sample rate, level), loaded without running code from them."""
 
-import os
+import io
 import re
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch.torch_version import TorchVersion
 
 from local_models.asteroid_system import AsteroidSystem
 from local_models.system import System
+from utils.audio import write_bytes
 from utils.errors import UserError
 
 KEY = "separation_system"
@@ -68,13 +69,14 @@ def export(checkpoint: str | Path, target: str | Path) -> None:
     path, content = _read(checkpoint)
     system = _system_of(path, content)
     packed = system.pack() if isinstance(system, AsteroidSystem) else pack(content[KEY], system.state_dict())
-    target = Path(target)
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        torch.save(packed, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save(packed, target)
+
+
+def save(content: dict, target: str | Path) -> None:
+    """`torch.save`, complete or not at all; on a full disk an OSError (torch alone raises a RuntimeError)."""
+    encoded = io.BytesIO()
+    torch.save(content, encoded)
+    write_bytes(target, encoded.getbuffer())
 
 
 def _read(path: str | Path) -> tuple[Path, dict]:

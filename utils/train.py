@@ -18,6 +18,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -27,7 +28,7 @@ from utils.callbacks import Bookkeeping, EagerValidation, Examples
 from utils.config import Experiment, Step
 from utils.data import loaders
 from utils.errors import UserError, command
-from utils.model import export
+from utils.model import export, save
 from utils.selftest import self_test
 
 LIGHTNING_CHATTER = (
@@ -119,6 +120,13 @@ def start_from(system, previous: Path | None, folder: Path) -> None:
         write_text(note, json.dumps(origin))
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning copies a checkpoint from /tmp over the old one, which a kill or a full disk leaves as half a file."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        save(checkpoint, path)
+
+
 def make_trainer(folder: Path, step: Step, experiment: Experiment, bookkeeping: Bookkeeping) -> pl.Trainer:
     runtime, system = experiment.runtime, experiment.system
     mode = "min" if "loss" in step.monitor else "max"
@@ -148,7 +156,8 @@ def make_trainer(folder: Path, step: Step, experiment: Experiment, bookkeeping: 
         strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
         gradient_clip_val=None if manual else step.gradient_clip or None,
         accumulate_grad_batches=1 if manual else step.accumulate,
-        callbacks=callbacks, logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
+        callbacks=callbacks, plugins=[WholeCheckpoints()],
+        logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
         use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
     )  # fmt: skip
