@@ -17,6 +17,7 @@ from local_models.fast_asteroid import accelerate
 from local_models.frontend import FrontEnd
 from local_models.system import System
 
+SILENCE = 1e-8  # standard deviation of a mixture, full scale 1
 LatentLoss = Literal["si_sdr", "zero_mean", "centred_snr", "energy_weighted", "decoder_metric"]
 
 
@@ -85,7 +86,10 @@ class TwoStep(System):
     def oracle(self, mixture, sources):
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
         mixture, level = normalise(mixture)
-        latents = self.frontend.oracle_masks(sources / level[:, None]) * self.frontend.encode(mixture)[:, None]
+        latents = (
+            self.frontend.oracle_masks(sources / level[:, None].clamp(min=SILENCE))
+            * self.frontend.encode(mixture)[:, None]
+        )
         return self._calibrate(self.frontend.decode(latents, mixture.shape[-1]), level)
 
     def _estimate(self, mixture):
@@ -188,5 +192,4 @@ class TwoStep(System):
 def normalise(mixture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Divide (batch, time) by its standard deviation; returns that too, (batch, 1). Silence stays silence."""
     level = mixture.std(dim=-1, keepdim=True, correction=0)
-    level = torch.where(level > 1e-8, level, 1.0)
-    return mixture / level, level
+    return mixture / level.clamp(min=SILENCE), level

@@ -120,6 +120,7 @@ def test_silence_and_short_signals_are_separated_without_nan(time):
         estimates = model.separate(mixture)
         assert estimates.shape == (2, 2, time)
         assert torch.isfinite(estimates).all()
+        assert estimates.abs().max() < 1e-5
 
 
 def test_validation_shows_latent_and_time_scores_and_the_constant_mask():

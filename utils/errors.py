@@ -1,5 +1,6 @@
 """Errors that a person caused and can mend: printed as one message, without a traceback."""
 
+import errno
 import functools
 import sys
 
@@ -18,10 +19,13 @@ def command(main):
         except UserError as error:
             message = str(error)
         except OSError as error:
-            if error.errno != 28:  # ENOSPC
-                raise
             where = error.filename or "while writing"
-            message = f"the disk is full ({where}): free some space and run the same command again"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = f"the disk is full ({where}): free some space and run the same command again"
+            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                message = f"{where}: {error.strerror}. Choose another place, or change its permissions"
+            else:
+                raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 

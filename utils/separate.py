@@ -73,7 +73,7 @@ def _explained(out_dir: Path):
     try:
         yield
     except (sf.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
-        raise UserError(f"cannot write in {out_dir}: {error or 'is the disk full?'}") from None
+        raise UserError(f"cannot write in {out_dir}: {error or 'incomplete'} Is the disk full?") from None
     except torch.OutOfMemoryError:
         raise UserError("not enough memory on the device: lower --segment or --batch, or use --device cpu") from None
     except OSError as error:

@@ -37,6 +37,7 @@ LIGHTNING_CHATTER = (
     "recommended to use .self.log",
     "srun",
     "Checkpoint directory",
+    "logging interval",
 )
 MAY_CHANGE = ("runtime", "description")
 
