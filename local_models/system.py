@@ -53,7 +53,7 @@ class System(pl.LightningModule):
         raise NotImplementedError(f"{type(self).__name__}.separate")
 
     def trained_parts(self, step: str) -> list[torch.nn.Module]:
-        """The modules that `step` trains; the rest is frozen, parameters and buffers."""
+        """The modules that `step` trains; the parameters of the rest are frozen."""
         return [self]
 
     def compiled_parts(self) -> list[torch.nn.Module]:

@@ -33,7 +33,6 @@ class TwoStep(System):
             asteroid.masknn.
         n_src: number of sources.
         sample_rate: in Hz.
-        frontend: see `FrontEnd`.
         n_basis: number of bases of the front end.
         kernel_size: length of its bases in samples; the hop is half of it.
         decoder: `private` (one a source, the paper) or `shared`.
@@ -86,10 +85,8 @@ class TwoStep(System):
     def oracle(self, mixture, sources):
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
         mixture, level = normalise(mixture)
-        latents = (
-            self.frontend.oracle_masks(sources / level[:, None].clamp(min=SILENCE))
-            * self.frontend.encode(mixture)[:, None]
-        )
+        masks = self.frontend.oracle_masks(sources / level[:, None].clamp(min=SILENCE))
+        latents = masks * self.frontend.encode(mixture)[:, None]
         return self._calibrate(self.frontend.decode(latents, mixture.shape[-1]), level)
 
     def _estimate(self, mixture):
@@ -109,7 +106,7 @@ class TwoStep(System):
 
     def losses(self, batch):
         mixture, level = normalise(batch["mixture"])
-        sources = batch["sources"] / level[:, None]
+        sources = batch["sources"] / level[:, None].clamp(min=SILENCE)
         if self.step == "frontend":
             return self._frontend_losses(mixture, sources)
         if self.step == "separator":

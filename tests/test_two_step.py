@@ -123,6 +123,16 @@ def test_silence_and_short_signals_are_separated_without_nan(time):
         assert estimates.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("step", ["frontend", "separator", "joint"])
+def test_silent_training_examples_do_no_harm(step):
+    model, data = system(), batch()
+    for signal in data.values():
+        if torch.is_tensor(signal):
+            signal[0] = 0
+    train(model, step, 2, data=data)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
 def test_validation_shows_latent_and_time_scores_and_the_constant_mask():
     model = system()
     model.begin_step("separator", Optimisation())

@@ -91,13 +91,8 @@ class DynamicMixtures(Dataset):
         self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
         if len(self.speakers) < n_src:
             raise UserError(f"{recordings} has {len(self.speakers)} speakers; a mixture needs {n_src}")
-        self.n_src, self.sample_rate, self.seed, self.size, self.options = (
-            n_src,
-            sample_rate,
-            seed,
-            size or len(frame),
-            options,
-        )
+        self.n_src, self.sample_rate, self.seed = n_src, sample_rate, seed
+        self.size, self.options = size or len(frame), options
         self.frames = round(seconds * sample_rate)
 
     def __len__(self) -> int:
@@ -139,15 +134,8 @@ class EpochSampler(Sampler):
     """
 
     def __init__(self, n_items: int, size: int, seed: int, shuffle: bool, rank: int, world: int):
-        self.n_items, self.size, self.seed, self.shuffle, self.rank, self.world = (
-            n_items,
-            size,
-            seed,
-            shuffle,
-            rank,
-            world,
-        )
-        self.epoch = 0
+        self.n_items, self.size, self.seed, self.shuffle = n_items, size, seed, shuffle
+        self.rank, self.world, self.epoch = rank, world, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -178,15 +178,8 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
     frozen = fingerprint(system)
     bookkeeping = Bookkeeping(folder, settings["system"], experiment.data.segment)
     trainer = make_trainer(folder, step, experiment, bookkeeping)
-    options = (
-        manifests,
-        experiment.data,
-        system.n_src,
-        system.sample_rate,
-        step.batch_size,
-        config.seed,
-        runtime.workers,
-    )
+    options = (manifests, experiment.data, system.n_src, system.sample_rate, step.batch_size)
+    options += (config.seed, runtime.workers)
     train, valid = loaders(*options, trainer.global_rank, trainer.world_size)
     last = folder / "last.ckpt"
     if not last.exists() and trainer.is_global_zero:
@@ -262,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in chosen:
         index = names.index(name)
         train_step(name, args.exp / names[index - 1] if index else None, config, args.exp, args.manifests)
-    if names[-1] in chosen or len(names) == 1:
+    if names[-1] in chosen:
         export(args.exp / names[-1] / "best.ckpt", args.exp / "model.pth")
 
 
