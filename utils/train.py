@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -201,10 +201,11 @@ def rehearse(name: str, experiment: Experiment, system_config: dict, options: tu
     step, runtime = experiment.steps[name], experiment.runtime
     rehearsal = loaders(*options[:-1], 0, 0, 1)  # in this process, on one device
     estimate = self_test(experiment.system, system_config, step, runtime, *rehearsal)
-    minutes = estimate["epoch_seconds"] / 60
+    epoch, memory = estimate["epoch_seconds"], estimate["memory_mib"]
     print(
-        f"step `{name}`: self-test passed; an epoch takes about {minutes:.1f} min, {step.epochs} epochs about "
-        f"{minutes * step.epochs / 60:.1f} h on one device, {estimate['memory_mib']:.0f} MiB at the peak",
+        f"step `{name}`: self-test passed; an epoch takes about {timedelta(seconds=round(epoch))} (h:mm:ss), "
+        f"{step.epochs} epochs {timedelta(seconds=round(epoch * step.epochs))}, on one device; "
+        f"{memory:.0f} MiB at the peak",
         flush=True,
     )
 
