@@ -24,20 +24,27 @@ class Optimisation:
 class System(pl.LightningModule):
     """Base of all systems.
 
-    A batch is a dict: `mixture` (batch, time) or (batch, mic, time), `sources` (batch, source, time), and `id`.
-    A subclass names its training steps in `step_names` and defines
+    A batch is a dict: `mixture` (batch, time) or (batch, mic, time), `sources` (batch, source, [channel,] time), and
+    `id`. A subclass names its training steps in `step_names` and defines
 
     - `losses(batch) -> dict`: scalars of the present step in training and validation; `loss` is minimised;
-    - `separate(mixture) -> estimates`: (batch, time) or (batch, mic, time) to (batch, source, time).
+    - `separate(mixture) -> estimates`: (batch, time) or (batch, mic, time) to (batch, source, time), or to
+      (batch, source, channel, time) if it makes `images`.
 
     Args:
-        n_src: number of sources.
+        n_src: number of sources; None: as many as microphones.
         sample_rate: of mixture and estimates, in Hz.
     """
 
     step_names: tuple[str, ...] = ("joint",)
+    n_mics: int | None = 1
+    """Channels that `separate` hears together; None: any number. With 1, each channel is separated by itself."""
+    images: bool = False
+    """Whether each source is estimated at every channel."""
+    ordered: bool = False
+    """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
 
-    def __init__(self, n_src: int, sample_rate: int):
+    def __init__(self, n_src: int | None, sample_rate: int):
         super().__init__()
         self.n_src = n_src
         self.sample_rate = sample_rate
@@ -59,6 +66,16 @@ class System(pl.LightningModule):
     def compiled_parts(self) -> list[torch.nn.Module]:
         """The modules worth a `torch.compile` (fixed-length segments in training)."""
         return []
+
+    def noise(self, seconds: float, n_mics: int | None = None) -> torch.Tensor:
+        """White noise of the shape that `separate` takes: (1, [mic,] time), the same at every call."""
+        n_mics = self.n_mics or n_mics or self.n_src or 2
+        shape = (
+            (1, round(seconds * self.sample_rate))
+            if self.n_mics == 1
+            else (1, n_mics, round(seconds * self.sample_rate))
+        )
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def full_precision(self) -> torch.autocast:
         """Context for encoder, decoder and losses under mixed precision: bfloat16 rounds an SI-SDR to 0.1 dB."""

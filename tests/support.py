@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from local_models.system import System
+from utils.data import Mixtures
 from utils.model import build_system, pack
 
 RATE = 8000
@@ -42,6 +43,41 @@ class Broken(Bands):
         return estimates
 
 
+class Beams(System):
+    """As many sources as microphones, without training: each microphone, scaled."""
+
+    n_mics = None
+
+    def __init__(self, sample_rate: int, gain: float = 1.0):
+        super().__init__(None, sample_rate)
+        self.gain = gain
+
+    def separate(self, mixture):
+        return self.gain * mixture
+
+
+class Counted(Mixtures):
+    """Mixtures at a level."""
+
+    def __init__(
+        self,
+        manifests: Path,
+        split: str,
+        n_src: int | None,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None,
+        level: float = 1.0,
+    ):
+        super().__init__(manifests, split, n_src, sample_rate, seconds, seed, size)
+        self.level = level
+
+    def __getitem__(self, key):
+        example = super().__getitem__(key)
+        return example | {"mixture": np.full_like(example["mixture"], self.level)}
+
+
 class Network(Bands):
     """A convolution of 80 multiply-adds at 801 points, and an LSTM: 4 gates of 16 + 16 inputs to 16 units."""
 
@@ -56,15 +92,18 @@ class Network(Bands):
 
 
 def write_set(folder: Path, examples: list, name: str = "test") -> Path:
-    """A manifest of (mixture (time,), sources (source, time)) pairs."""
+    """A manifest of (mixture, sources) pairs: (time,) or (channel, time), and as many a source; None is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for index, (mixture, sources) in enumerate(examples):
         row = {"mixture_ID": f"m{index}", "mixture_path": f"{name}{index}_mix.wav"}
         row |= {f"source_{k}_path": f"{name}{index}_s{k}.wav" for k in range(1, len(sources) + 1)}
         for column, signal in zip(list(row)[1:], (mixture, *sources), strict=True):
-            sf.write(folder / row[column], signal, RATE, subtype="FLOAT")
-        rows.append(row | {"length": len(mixture)})
+            if signal is None:
+                row[column] = None
+            else:
+                sf.write(folder / row[column], signal.T, RATE, subtype="FLOAT")
+        rows.append(row | {"length": mixture.shape[-1]})
     pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
     return folder / f"{name}.csv"
 

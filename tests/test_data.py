@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from utils.config import Data, DynamicMixing
+from tests.support import write_set
+from utils.config import Data, DynamicMixing, build, parse
 from utils.data import DynamicMixtures, EpochSampler, Mixtures, loaders
 from utils.errors import UserError
 
@@ -54,12 +55,42 @@ def test_validation_is_the_same_each_epoch_and_complete(tone_manifests):
 
 def test_a_segment_is_the_same_stretch_of_mixture_and_sources_and_short_ones_are_padded(tone_manifests):
     for seconds in (0.5, 3.0):
-        dataset = Mixtures(tone_manifests / "train.csv", 2, 8000, seconds, seed=0)
+        dataset = Mixtures(tone_manifests, "train", 2, 8000, seconds, seed=0)
         example = dataset[0, 5]
         assert example["sources"].shape == (2, round(seconds * 8000))
         np.testing.assert_allclose(example["sources"].sum(0), example["mixture"], atol=1e-6)
     assert (example["mixture"][-8000:] == 0).all()
     assert np.abs(example["mixture"][:8000]).max() > 0.1
+
+
+def test_a_source_that_is_not_there_is_silence(tmp_path):
+    sources = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype(np.float32)
+    write_set(tmp_path, [(sources.sum(0), [sources[0], None, sources[1]])], "train")
+    example = Mixtures(tmp_path, "train", None, 8000, 0.5, seed=0)[0, 0]
+    np.testing.assert_array_equal(example["sources"], [sources[0], 0 * sources[0], sources[1]])
+
+
+def test_files_of_several_channels_are_read_where_they_are_asked_for(tmp_path):
+    sources = np.random.default_rng(0).normal(0, 0.1, (2, 2, 3000)).astype(np.float32)
+    write_set(tmp_path, [(sources.sum(0), sources)], "train")
+    example = Mixtures(tmp_path, "train", 2, 8000, 0.5, seed=0, channels=2)[0, 0]
+    np.testing.assert_array_equal(example["sources"][..., :3000], sources)
+    assert example["mixture"].shape == (2, 4000) and not example["mixture"][:, 3000:].any()
+    for channels, words in ((1, "has 2 channels, but a mono file"), (3, "has 2 channels, but 3 are needed")):
+        with pytest.raises(UserError, match=words):
+            Mixtures(tmp_path, "train", 2, 8000, 0.5, seed=0, channels=channels)[0, 0]
+
+
+def test_a_configuration_may_bring_its_own_examples(tone_manifests):
+    values = {"class_path": "tests.support.Counted", "init_args": {"level": 0.5}}
+    minimal = {"system": {"class_path": "tests.support.Bands"}, "steps": {"joint": {"epochs": 1}}}
+    made = build(parse(minimal | {"data": {"dataset": values}}, "test")).data
+    train, valid = loaders(tone_manifests, made, 2, 8000, 4, 0, 0, 0, 1)
+    assert len(train) == 16 // 4 and next(iter(train))["mixture"].shape == (4, round(made.segment * 8000))
+    assert next(iter(valid))["mixture"][0, 0] == 0.5
+    values["init_args"] = {"levle": 1}
+    with pytest.raises(UserError, match="levle"):
+        parse(minimal | {"data": {"dataset": values}}, "test")
 
 
 def test_dynamic_mixtures_are_sums_of_different_speakers_within_the_gain_range(tone_manifests):
@@ -117,7 +148,7 @@ def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
 
 
 def test_loaders_work_with_spawned_workers(tone_manifests):
-    dataset = Mixtures(tone_manifests / "train.csv", 2, 8000, 0.5, seed=0)
+    dataset = Mixtures(tone_manifests, "train", 2, 8000, 0.5, seed=0)
     loader = DataLoader(
         dataset, 4, sampler=EpochSampler(16, 16, 0, True, 0, 1), num_workers=1, multiprocessing_context="spawn"
     )

@@ -53,11 +53,11 @@ def use(monkeypatch, tmp_path):
         (exp / "model.pth").write_text(name)
         for place in (module, scoring):
             monkeypatch.setattr(place, "load_system", lambda path: system.eval())
-        scoring._system.cache_clear()
+        scoring._separator.cache_clear()
         return trained_system(exp)
 
     yield make
-    scoring._system.cache_clear()
+    scoring._separator.cache_clear()
 
 
 def test_scores_are_those_of_the_matched_estimates_against_each_mixtures_own_input(tone_manifests, use):
@@ -294,7 +294,7 @@ def test_multiply_adds_and_parameters_are_counted_in_convolutions_and_recurrent_
 
 
 def test_the_mixture_row_scores_the_mixture(tone_manifests, tmp_path):
-    method = Method(tmp_path / "mixture")
+    method = Method(tmp_path / "mixture", kind="mixture")
     evaluate(method, tone_manifests / "test.csv", n_examples=0)
     rows = read_rows(method)
     assert (rows.si_sdri == 0).all() and (rows.si_sdr == rows.input_si_sdr).all()

@@ -40,6 +40,20 @@ class Parts(System):
         return rows
 
 
+class Images(Parts):
+    """Parts of each of two channels; the sources of successive segments change their order."""
+
+    images = True
+
+    def __init__(self, width):
+        super().__init__(width, n_mics=2)
+
+    def separate(self, mixture):
+        parts = Parts(self.width).separate(mixture.flatten(0, 1)).unflatten(0, mixture.shape[:2]).transpose(1, 2)
+        self.calls += 1
+        return parts if self.calls % 2 else parts.flip(1)
+
+
 def noise(seconds, channels=1, rate=RATE, seed=0):
     return 0.1 * np.random.default_rng(seed).standard_normal((round(seconds * rate), channels)).astype(np.float32)
 
@@ -82,6 +96,22 @@ def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(s
 def test_a_signal_of_one_segment_is_separated_whole():
     system, mixture = network(), torch.from_numpy(noise(1.0)).T
     assert torch.equal(separate_long(system, mixture, segment=1.0, overlap=0.5), system.separate(mixture))
+
+
+def test_sources_that_have_names_are_never_reordered():
+    system, mixture = Parts(shuffle=True), torch.from_numpy(noise(2.0)).T
+    system.ordered = True
+    whole, joined = Parts().separate(mixture), separate_long(system, mixture, segment=1.0, overlap=0.25, batch=1)
+    assert torch.allclose(joined[..., :6000], whole[..., :6000], atol=1e-6)
+    assert torch.allclose(joined[..., 8000:11500], whole.flip(1)[..., 8000:11500], atol=1e-6)
+
+
+def test_a_system_that_makes_images_gives_each_source_at_every_channel(tmp_path):
+    signal = noise(3.0, 2)
+    paths = separate_file(Images(400), save(tmp_path / "mix.wav", signal), tmp_path / "out", Blocks(1.0, 0.25))
+    whole = Parts(400).separate(torch.from_numpy(signal.T)).numpy()  # (channel, source, time)
+    for path, source in zip(paths, whole.swapaxes(0, 1), strict=True):
+        assert np.allclose(sf.read(path, dtype="float32")[0].T, source, atol=1e-6)
 
 
 def test_several_microphones_go_through_together():

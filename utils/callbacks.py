@@ -112,6 +112,7 @@ class Examples(pl.Callback):
         for index in range(min(self.number, len(dataset))):
             example = dataset[0, index]
             mixture = torch.as_tensor(example["mixture"], device=system.device)
+            mixture = mixture[0] if system.n_mics == 1 and mixture.ndim == 2 else mixture
             estimates = system.separate(mixture[None])[0].float().cpu()
             signals = {f"estimate{i + 1}": signal for i, signal in enumerate(estimates)}
             if epoch == 0:

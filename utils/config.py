@@ -3,12 +3,14 @@
 import difflib
 import pydoc
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch.utils.data import Dataset
 
 from local_models.system import Optimisation, System
 from utils.errors import UserError
@@ -38,6 +40,9 @@ class Data:
     """The first so many validation mixtures; null: all of them."""
     dynamic_mixing: DynamicMixing | None = None
     """New mixtures on the fly; null: the mixtures of train.csv, if there is one."""
+    dataset: Callable[[Path, str, int | None, int, float, int, int | None], Dataset] | None = None
+    """Another source of examples, by class_path and init_args; null: `utils.data.Mixtures`, whose first arguments
+    (manifests, split, n_src, sample_rate, seconds, seed, size) and keys any such class takes."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils import audio
 from utils.config import Data, DynamicMixing
 from utils.errors import UserError
-from utils.manifest import read_manifest
+from utils.manifest import read_manifest, source_columns
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -23,30 +23,50 @@ def rng_of(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def segment_of(path: str, length: int, frames: int, position: float, sample_rate: int) -> np.ndarray:
-    """(frames,) of a recording of `length` samples, from `position` in [0, 1) of its slack, padded with zeros."""
+def segment_of(path: str, length: int, frames: int, position: float, sample_rate: int, channels=1) -> np.ndarray:
+    """(frames,), or (channels, frames), of a recording of `length` samples.
+
+    From `position` in [0, 1) of its slack, padded with zeros; all zeros if there is no path.
+    """
+    shape = (frames,) if channels == 1 else (channels, frames)
+    if not path:
+        return np.zeros(shape, np.float32)
     start = int(position * (max(length - frames, 0) + 1))
-    signal = audio.read(path, start, min(frames, length - start), sample_rate)
-    return np.pad(signal, (0, frames - len(signal)))
+    signal = audio.read(path, start, min(frames, length - start), sample_rate, channels=channels > 1)
+    if signal.shape[:-1] != shape[:-1]:
+        raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
+    padding = frames - signal.shape[-1]
+    return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, padding)])
 
 
 class Mixtures(Dataset):
     """Segments of the mixtures of a manifest, by key (epoch, index).
 
     Args:
-        manifest: CSV, see `utils.manifest`.
-        n_src: sources of an example.
+        manifests: folder of the CSVs, see `utils.manifest`.
+        split: name of the CSV: train or valid.
+        n_src: sources of an example; None: as the CSV says.
         sample_rate: of the files, in Hz.
         seconds: length of an example.
         seed: of the random positions.
         size: keep only so many first rows; None: all.
+        channels: of the files; examples of several are (channel, time), (source, channel, time).
     """
 
     def __init__(
-        self, manifest: str | Path, n_src: int, sample_rate: int, seconds: float, seed: int, size: int | None = None
+        self,
+        manifests: Path,
+        split: str,
+        n_src: int | None,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None = None,
+        channels: int = 1,
     ):
-        self.rows = read_manifest(manifest, n_src)[:size].to_dict("records")
-        self.n_src, self.sample_rate, self.seed = n_src, sample_rate, seed
+        frame = read_manifest(manifests / f"{split}.csv", n_src, absent=True)[:size]
+        self.rows, self.columns = frame.to_dict("records"), ["mixture_path", *source_columns(frame)[:n_src]]
+        self.sample_rate, self.seed, self.channels = sample_rate, seed, channels
         self.frames = round(seconds * sample_rate)
 
     def __len__(self) -> int:
@@ -56,8 +76,8 @@ class Mixtures(Dataset):
         epoch, index = key
         row = self.rows[index]
         position = rng_of(self.seed, epoch, index).random()
-        paths = [row["mixture_path"]] + [row[f"source_{i + 1}_path"] for i in range(self.n_src)]
-        signals = np.stack([segment_of(p, int(row["length"]), self.frames, position, self.sample_rate) for p in paths])
+        where = (int(row["length"]), self.frames, position, self.sample_rate, self.channels)
+        signals = np.stack([segment_of(row[column], *where) for column in self.columns])
         return {"mixture": signals[0], "sources": signals[1:], "id": str(row["mixture_ID"])}
 
 
@@ -153,7 +173,7 @@ class EpochSampler(Sampler):
 def loaders(
     manifests: Path,
     data: Data,
-    n_src: int,
+    n_src: int | None,
     sample_rate: int,
     batch_size: int,
     seed: int,
@@ -164,14 +184,15 @@ def loaders(
     """Loaders of training and validation for one rank; `batch_size` is over all ranks together."""
     if batch_size % world:
         raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
-    valid = Mixtures(manifests / "valid.csv", n_src, sample_rate, data.valid_segment, seed, data.valid_size)
-    fixed = manifests / "train.csv"
-    if data.dynamic_mixing is None and (fixed.exists() or not (manifests / "train_sources.csv").exists()):
-        train = Mixtures(fixed, n_src, sample_rate, data.segment, seed)
+    dataset = data.dataset or Mixtures
+    valid = dataset(manifests, "valid", n_src, sample_rate, data.valid_segment, seed, data.valid_size)
+    fixed, singles = manifests / "train.csv", manifests / "train_sources.csv"
+    if data.dynamic_mixing is None and (data.dataset or fixed.exists() or not singles.exists()):
+        train = dataset(manifests, "train", n_src, sample_rate, data.segment, seed, None)
     else:
         options = data.dynamic_mixing or DynamicMixing()
         size = data.epoch_size or (len(read_manifest(fixed, n_src)) if fixed.exists() else None)
-        train = DynamicMixtures(manifests / "train_sources.csv", n_src, sample_rate, data.segment, seed, size, options)
+        train = DynamicMixtures(singles, n_src, sample_rate, data.segment, seed, size, options)
     made = []
     for dataset, shuffle in ((train, True), (valid, False)):
         size = min(data.epoch_size or len(dataset), len(dataset)) if shuffle else len(dataset)

@@ -1,7 +1,8 @@
 """Manifests: CSV files that list mixtures and their sources, with the columns of Asteroid's LibriMix.
 
 Columns: `mixture_ID, mixture_path, source_1_path ... source_N_path, length` (samples of the mixture); others are
-allowed and kept. Relative paths are relative to the folder of the CSV.
+allowed and kept. Relative paths are relative to the folder of the CSV. Where the number of sources varies, an empty
+cell is a source that is not there.
 """
 
 import json
@@ -25,15 +26,17 @@ def source_columns(frame):
     return columns
 
 
-def read_manifest(csv, n_src=None):
+def read_manifest(csv, n_src=None, absent=False):
     """Read a manifest.
 
     Args:
         csv: the file.
         n_src: number of sources needed; None accepts any.
+        absent: allow empty cells of sources; a row needs one source at least.
 
     Returns:
-        a `pandas.DataFrame` with absolute paths and an integer `length`, from the headers where the CSV has none.
+        a `pandas.DataFrame` with absolute paths ("" for a source that is not there) and an integer `length`, from the
+        headers where the CSV has none.
 
     Raises:
         UserError: no such file, not a CSV, a missing column, no rows, an empty cell, duplicate IDs.
@@ -41,21 +44,17 @@ def read_manifest(csv, n_src=None):
     csv = Path(csv)
     frame = _read_csv(csv)
     needed = ["mixture_ID", "mixture_path", *(f"source_{i + 1}_path" for i in range(n_src or 1))]
-    absent = [column for column in needed if column not in frame.columns]
-    if absent:
-        raise UserError(f"{csv}: lacks the column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}")
+    missing = [column for column in needed if column not in frame.columns]
+    if missing:
+        raise UserError(f"{csv}: lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     paths = ["mixture_path", *source_columns(frame)]
     if frame.empty:
         raise UserError(f"{csv}: has no rows, only a header")
-    for column in ["mixture_ID", *paths]:
-        if frame[column].isna().any():
-            raise UserError(f"{csv}, line {int(frame[column].isna().idxmax()) + 2}: the cell of {column} is empty")
-    repeated = frame["mixture_ID"][frame["mixture_ID"].duplicated()].unique()
-    if len(repeated):
-        raise UserError(f"{csv}: {len(repeated)} mixture_ID occur more than once, e.g. {', '.join(repeated[:3])}")
+    _check_cells(csv, frame, paths, absent)
+    frame[paths] = frame[paths].fillna("")
     folder = csv.resolve().parent
     for column in paths:
-        frame[column] = [os.path.normpath(folder / path) for path in frame[column]]
+        frame[column] = [os.path.normpath(folder / path) if path else "" for path in frame[column]]
     if "length" not in frame.columns:
         frame["length"] = [audio.info(path)[0] for path in frame["mixture_path"]]
     try:
@@ -63,6 +62,17 @@ def read_manifest(csv, n_src=None):
     except ValueError:
         raise UserError(f"{csv}: the column length must hold numbers of samples") from None
     return frame
+
+
+def _check_cells(csv, frame, paths, absent):
+    if absent and (none := frame[paths[1:]].isna().all(axis=1)).any():
+        raise UserError(f"{csv}, line {int(none.idxmax()) + 2}: the mixture has no source")
+    for column in ["mixture_ID", *(paths[:1] if absent else paths)]:
+        if frame[column].isna().any():
+            raise UserError(f"{csv}, line {int(frame[column].isna().idxmax()) + 2}: the cell of {column} is empty")
+    repeated = frame["mixture_ID"][frame["mixture_ID"].duplicated()].unique()
+    if len(repeated):
+        raise UserError(f"{csv}: {len(repeated)} mixture_ID occur more than once, e.g. {', '.join(repeated[:3])}")
 
 
 def _read_csv(csv):
@@ -83,7 +93,7 @@ def write_manifest(frame, csv):
     frame = frame.copy()
     for column in frame.columns:
         if column == "path" or str(column).endswith("_path"):
-            frame[column] = [os.path.relpath(path, folder) for path in frame[column]]
+            frame[column] = [os.path.relpath(path, folder) if path else "" for path in frame[column]]
     audio.write_text(csv, frame.to_csv(index=False))
 
 
@@ -101,11 +111,12 @@ def claim(folder, settings):
         audio.write_text(stamp, json.dumps(settings, indent=1) + "\n")
 
 
-def check_manifest(csv, sample_rate, n_jobs, additive=True):
+def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channels=1):
     """Check every file of a manifest.
 
-    Checked: it is a readable mono file of `sample_rate` Hz, finite, of 2 samples or more, as long as the manifest says;
-    mixture and sources are equally long; no source is silent; if `additive`, mixture = sum of sources to 16 bits.
+    Checked: it is a readable file of `sample_rate` Hz, finite, of 2 samples or more, as long as the manifest says, of
+    `channels` channels (the sources may be mono); mixture and sources are equally long; no source is silent, unless
+    its cell is empty and `absent`; if `additive`, mixture = sum of sources to 16 bits.
 
     Returns:
         a dict: rows, n_src, hours; seconds (min, median, max) of the mixtures; mixture_db and source_db (min, mean,
@@ -114,10 +125,11 @@ def check_manifest(csv, sample_rate, n_jobs, additive=True):
     Raises:
         UserError: one that lists the first 10 problems and counts them.
     """
-    frame = read_manifest(csv)
+    frame = read_manifest(csv, absent=absent)
     sources = source_columns(frame)
     rows = zip(frame["mixture_path"], frame[sources].itertuples(index=False, name=None), frame["length"], strict=True)
-    results = audio.parallel(_check_row, [(*row, sample_rate) for row in rows], n_jobs, f"checking {Path(csv).stem}")
+    jobs = [(*row, sample_rate, channels) for row in rows]
+    results = audio.parallel(_check_row, jobs, n_jobs, f"checking {Path(csv).stem}")
     problems = [problem for found, _ in results for problem in found]
     warnings = []
     numbers = pd.DataFrame([row for _, row in results if row])
@@ -138,36 +150,52 @@ def check_manifest(csv, sample_rate, n_jobs, additive=True):
     return _report(numbers, len(sources), sample_rate) | {"not_additive": len(wrong), "warnings": warnings}
 
 
-def _check_row(mixture_path, source_paths, length, sample_rate):
+def _check_row(mixture_path, source_paths, length, sample_rate, channels):
     """Problems (texts) of one row, and its numbers where there are none."""
     problems, signals = [], []
+    source_paths = [path for path in source_paths if path]
     for path in (mixture_path, *source_paths):
         try:
-            signals.append(audio.read(path, sample_rate=sample_rate).astype(np.float64))
+            signals.append(_read_channels(path, sample_rate, channels, path is not mixture_path))
         except UserError as error:
             problems.append(str(error))
             continue
-        if len(signals[-1]) < 2:
+        if signals[-1].shape[-1] < 2:
             problems.append(f"{path}: has only 1 sample")
         elif not signals[-1].any():
             problems.append(f"{path}: is silent (all samples are zero)")
     if problems:
         return problems, None
     mixture, *sources = signals
-    if len(mixture) != length:
-        problems.append(f"{mixture_path}: has {len(mixture)} samples, but the manifest says {length}")
-    for path, source in zip(source_paths, sources, strict=True):
-        if len(source) != len(mixture):
-            problems.append(f"{path}: has {len(source)} samples, but its mixture {mixture_path} has {len(mixture)}")
+    samples = mixture.shape[-1]
+    if samples != length:
+        problems.append(f"{mixture_path}: has {samples} samples, but the manifest says {length}")
+    problems += [
+        f"{path}: has {source.shape[-1]} samples, but its mixture {mixture_path} has {samples}"
+        for path, source in zip(source_paths, sources, strict=True)
+        if source.shape[-1] != samples
+    ]
     if problems:
         return problems, None
+    if sources[0].ndim < mixture.ndim:  # mono sources at the first microphone
+        mixture = mixture[0]
     return [], {
-        "length": len(mixture),
+        "length": length,
         "difference": np.abs(mixture - sum(sources)).max(),
         "mixture_db": _decibels(np.mean(mixture**2)),
         "source_db": [_decibels(np.mean(source**2)) for source in sources],
-        "si_sdr": np.mean([_si_sdr(mixture, source) for source in sources]),
+        "si_sdr": np.mean([_si_sdr(mixture.ravel(), source.ravel()) for source in sources]),
     }
+
+
+def _read_channels(path, sample_rate, channels, mono_too):
+    """(time,), or (channel, time) where several channels are needed."""
+    if channels == 1:
+        return audio.read(path, sample_rate=sample_rate).astype(np.float64)
+    signal = audio.read(path, sample_rate=sample_rate, channels=True).astype(np.float64)
+    if len(signal) != channels and not (mono_too and len(signal) == 1):
+        raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
+    return signal if len(signal) > 1 else signal[0]
 
 
 def _decibels(power):

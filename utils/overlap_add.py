@@ -44,14 +44,16 @@ def separate_long(
             that hears no more than that to each side of a sample gives what it would give for the whole.
 
     Returns:
-        (batch, source, time), on the CPU.
+        (batch, source, [channel,] time), on the CPU.
     """
     stitcher = Stitcher(system, Blocks(segment, overlap, batch), related=False)
     return torch.cat([*stitcher.push(mixture.cpu()), *stitcher.finish()], dim=-1)
 
 
 class Stitcher:
-    """Separates a stream: input goes in by `push`, estimates (stream, source, time) come out as soon as they are final.
+    """Separates a stream: input goes in by `push`, estimates come out as soon as they are final.
+
+    Their shape is (stream, source, time), or (stream, source, channel, time) of a system that makes images.
 
     Args:
         related: the streams are channels of one recording, whose sources shall have the same order.
@@ -101,7 +103,7 @@ class Stitcher:
 
     @torch.inference_mode()
     def _estimate(self, segments: torch.Tensor) -> torch.Tensor:
-        """(segment, stream, [mic,] time) to (segment, stream, source, time)."""
+        """(segment, stream, [mic,] time) to (segment, stream, source, [channel,] time)."""
         rows = segments.flatten(0, 1).split(self.batch)
         estimates = torch.cat([self.system.separate(r.to(self.system.device)).float().cpu() for r in rows])
         if not estimates.isfinite().all():
@@ -111,20 +113,21 @@ class Stitcher:
     def _join(self, estimates: torch.Tensor) -> torch.Tensor:
         """Order the sources of a segment as before, and fade from the tail of the segment before."""
         if self.tail is None:
-            if self.related and len(estimates) > 1:
+            if self.related and len(estimates) > 1 and not self.system.ordered:
                 shapes = _envelopes(estimates)
                 ordered = [e[_order(shapes[0], s)] for e, s in zip(estimates, shapes, strict=True)]
                 estimates = torch.stack(ordered)
             return estimates
-        pairs = zip(self.tail, estimates, strict=True)
-        estimates = torch.stack([new[_order(old, new[:, : self.overlap])] for old, new in pairs])
+        if not self.system.ordered:
+            pairs = zip(self.tail, estimates, strict=True)
+            estimates = torch.stack([new[_order(old, new[..., : self.overlap])] for old, new in pairs])
         faded = torch.lerp(self.tail, estimates[..., : self.overlap], self.fade)
         return torch.cat([faded, estimates[..., self.overlap :]], dim=-1)
 
 
 def _order(wanted: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    """The order of the rows of `given` (source, time) that fits `wanted` best, by the sum of their inner products."""
-    return torch.as_tensor(linear_sum_assignment(-(wanted @ given.T).numpy())[1])
+    """The order of the rows of `given` (source, ...) that fits `wanted` best, by the sum of their inner products."""
+    return torch.as_tensor(linear_sum_assignment(-(wanted.flatten(1) @ given.flatten(1).T).numpy())[1])
 
 
 def _envelopes(estimates: torch.Tensor) -> torch.Tensor:

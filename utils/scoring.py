@@ -1,97 +1,166 @@
 """Scores of one utterance: what a process of the parallel evaluation does."""
 
 import functools
+import inspect
 import json
+import pydoc
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from local_models.oracle_masks import StftOracle
+from local_models.system import System
 from utils import audio
 from utils.errors import UserError
-from utils.metrics.si_sdr import LIMIT, inverted, match, si_sdr, snr
 from utils.model import load_system
+from utils.overlap_add import Blocks, separate_long
+from utils.suites import SUITES
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is evaluated: a trained system, the unprocessed mixture, or oracle masks."""
+    """What is evaluated."""
 
     folder: Path
     """Of the experiment."""
     description: str = ""
+    kind: Literal["system", "mixture", "oracle", "classic"] = "system"
+    """A trained system, the unprocessed mixture, what sees the true sources, or what needs no training."""
     model: Path | None = None
-    """Model file of a system."""
+    """Model file of a trained system."""
     model_sha256: str | None = None
-    mask: str | None = None
-    """Kind of the oracle mask, see `local_models.oracle_masks`."""
-    window: int | None = None
-    """Its window in ms."""
-
-    @property
-    def kind(self) -> str:
-        return "system" if self.model else "oracle" if self.mask else "mixture"
+    recipe: str | None = None
+    """JSON {class_path, init_args} of an oracle or a classic method."""
 
     def sample_rate(self, mixture_path: str, device: str) -> int:
-        """In Hz: that of the system; a method without training takes any."""
-        return _system(self, device).sample_rate if self.model else audio.info(mixture_path)[1]
+        """In Hz: that of a trained system; a method without training takes any."""
+        return _separator(self, device, None).sample_rate if self.model else audio.info(mixture_path)[1]
+
+
+@dataclass(frozen=True)
+class How:
+    """How utterances are separated and scored."""
+
+    device: str = "cpu"
+    suite: str = "speech"
+    extra: tuple[str, ...] = ()
+    """Metrics of the suite that are computed on demand."""
+    segment: float = 60.0
+    """Longer mixtures are separated in overlapping segments of so many seconds."""
 
 
 @functools.lru_cache(maxsize=1)  # keyed on the hash of the file too; a process works on one model at a time
-def _system(method: Method, device: str):
-    return load_system(method.model).to(device)
+def _separator(method: Method, device: str, sample_rate: int | None):
+    """The object that separates; of an oracle or a classic method, at the given rate."""
+    if method.model:
+        return load_system(method.model).to(device)
+    recipe = json.loads(method.recipe)
+    made = pydoc.locate(recipe["class_path"])
+    if made is None:
+        raise UserError(f"{method.folder.name}: there is no class {recipe['class_path']}")
+    options = dict(recipe.get("init_args") or {})
+    if "sample_rate" in inspect.signature(made).parameters:
+        options["sample_rate"] = sample_rate
+    try:
+        made = made(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{method.folder.name}: {recipe['class_path']}: {error}") from None
+    if method.kind == "classic" and not isinstance(made, System):
+        raise UserError(f"{method.folder.name}: {recipe['class_path']} is not a System")
+    return made.eval().to(device) if isinstance(made, torch.nn.Module) else made
+
+
+class _AsSystem:
+    """An oracle as a system that hears the true sources as further channels, so that it too works in segments."""
+
+    images, ordered = False, True
+
+    def __init__(self, oracle, sample_rate: int):
+        self.oracle, self.sample_rate, self.device = oracle, sample_rate, "cpu"
+
+    def separate(self, signals: torch.Tensor) -> torch.Tensor:
+        """(batch, 1 + source, time)."""
+        return self.oracle(signals[:, 0], signals[:, 1:])
 
 
 @torch.inference_mode()
-def estimate(method: Method, device: str, mixture: np.ndarray, sources: np.ndarray, sample_rate: int):
-    """Mixture (time,) and sources (source, time) to estimates and, if the system has them, oracle estimates."""
+def estimate(method: Method, how: How, mixture: np.ndarray, sources: np.ndarray, sample_rate: int):
+    """Separate one utterance.
+
+    Args:
+        mixture: (time,) or (mic, time). What hears one channel separates each by itself, or only the first if the
+            sources are mono.
+        sources: (source, time) or, at each channel of the mixture, (source, channel, time).
+
+    Returns:
+        estimates of the shape of the sources and, if the system has them, oracle estimates.
+    """
     if method.kind == "mixture":
-        return np.repeat(mixture[None], len(sources), axis=0), None
-    inputs = [torch.from_numpy(signals)[None].to(device) for signals in (mixture, sources)]
-    if method.kind == "oracle":
-        return StftOracle(method.mask, method.window, sample_rate)(*inputs)[0].cpu().numpy(), None
-    system = _system(method, device)
-    oracle = getattr(system, "oracle", None)
-    return (
-        system.separate(inputs[0])[0].float().cpu().numpy(),
-        None if oracle is None else oracle(*inputs)[0].float().cpu().numpy(),
-    )
+        heard = mixture[0] if mixture.ndim > sources.ndim - 1 else mixture
+        return np.repeat(heard[None], len(sources), axis=0), None
+    separator = _separator(method, how.device, sample_rate)
+    together = getattr(separator, "n_mics", 1) != 1
+    if mixture.ndim == 2 and sources.ndim == 2 and not together:
+        mixture = mixture[0]
+    rows, truth = torch.from_numpy(mixture), torch.from_numpy(sources)
+    if together:
+        rows = rows.reshape(1, -1, rows.shape[-1])
+    elif mixture.ndim == 1:
+        rows = rows[None]
+    if method.kind == "oracle" and not together:
+        by_channel = truth[None] if sources.ndim == 2 else truth.transpose(0, 1)
+        rows = torch.cat([rows[:, None], by_channel], dim=1)
+        separator = _AsSystem(separator, sample_rate)
+    elif method.kind == "oracle":
+        return separator(rows, truth[None])[0].numpy(), None
+    if rows.shape[-1] > how.segment * sample_rate:
+        estimates = separate_long(separator, rows, how.segment, min(Blocks.overlap, how.segment / 4))
+    else:
+        estimates = separator.separate(rows.to(separator.device)).float().cpu()
+    estimates = estimates[0] if len(rows) == 1 else estimates.transpose(0, 1)
+    if estimates.ndim < sources.ndim:
+        estimates = estimates[:, None]  # a single channel of images
+    if not hasattr(separator, "oracle") or method.kind != "system":
+        return estimates.numpy(), None
+    oracle = separator.oracle(rows.to(separator.device), truth[None].to(separator.device))
+    return estimates.numpy(), oracle[0].float().cpu().numpy()
 
 
-def score(method: Method, device: str, row: dict, source_paths: list[str], examples: Path | None) -> dict:
-    """Separate one utterance at its full length and score it.
+def score(method: Method, how: How, row: dict, source_paths: list[str], examples: Path | None) -> dict:
+    """Separate one utterance and score it.
 
     Args:
         method: what separates.
-        device: cpu or cuda.
+        how: and on what, and with which metrics.
         row: of the manifest, with absolute paths.
-        source_paths: of its sources, in order.
+        source_paths: of its sources, in order; "" for one that is not there.
         examples: folder of examples if this utterance is to be kept as one.
 
     Returns:
-        A row of all_metrics.csv; utterance scores are means over the sources that have a score.
+        A row of all_metrics.csv.
 
     Raises:
         UserError: unreadable files, files of different lengths, or not enough memory on the device.
     """
-    rate = method.sample_rate(row["mixture_path"], device)
+    rate = method.sample_rate(row["mixture_path"], how.device)
     mixture, sources = read_example(row["mixture_path"], source_paths, rate)
     try:
-        estimates, oracle = estimate(method, device, mixture, sources, rate)
+        estimates, oracle = estimate(method, how, mixture, sources, rate)
     except torch.OutOfMemoryError:
-        seconds = len(mixture) / rate
+        seconds = mixture.shape[-1] / rate
         raise UserError(
-            f"{row['mixture_path']} ({seconds:.0f} s) does not fit the memory of {device}: use --device cpu"
+            f"{row['mixture_path']} ({seconds:.0f} s) does not fit the memory of {how.device}: use --device cpu"
         ) from None
-    order = match(estimates, sources)
-    result = {"mixture_ID": row["mixture_ID"], "mixture_path": row["mixture_path"], "length": len(mixture)}
-    result |= scores(mixture, sources, estimates[order], oracle)
-    result |= {"permutation": " ".join(str(k + 1) for k in order)}
+    scored = SUITES[how.suite].score(mixture, sources, estimates, rate, how.extra, oracle)
+    named = {"mixture_ID": row["mixture_ID"], "mixture_path": row["mixture_path"], "length": mixture.shape[-1]}
+    result = named | scored.row
+    for name, text in scored.files.items():
+        audio.write_text(method.folder / "eval" / name / f"{example_name(row['mixture_ID'])[3:]}.json", text)
     if examples is not None:
-        write_example(examples / example_name(row["mixture_ID"]), rate, mixture, sources, estimates[order], result)
+        write_example(examples / example_name(row["mixture_ID"]), rate, mixture, sources, scored.estimates, result)
     return result
 
 
@@ -109,44 +178,28 @@ def numbered_score(number: int, *job) -> tuple[int, dict]:
 
 
 def read_example(mixture_path: str, source_paths: list[str], sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mixture (time,) and sources (source, time), float32."""
-    mixture = audio.read(mixture_path, sample_rate=sample_rate)
-    sources = [audio.read(path, sample_rate=sample_rate) for path in source_paths]
+    """Mixture (time,) or (mic, time), and sources (source, [channel,] time), float32; zeros for what is not there.
+
+    The sources are mono, or have the channels of the mixture.
+    """
+    mixture, *sources = (
+        audio.read(path, sample_rate=sample_rate, channels=True) if path else None
+        for path in (mixture_path, *source_paths)
+    )
+    shape = next(source.shape[:1] for source in sources if source is not None) + mixture.shape[1:]
     for path, source in zip(source_paths, sources, strict=True):
-        if len(source) != len(mixture):
+        if source is None or source.shape == shape:
+            continue
+        if source.shape[-1] != shape[-1]:
             raise UserError(
-                f"{path} has {len(source)} samples, but its mixture {mixture_path} has {len(mixture)}: "
+                f"{path} has {source.shape[-1]} samples, but its mixture {mixture_path} has {shape[-1]}: "
                 "cut both to one length, or leave this mixture out of the manifest"
             )
-    return mixture, np.stack(sources)
-
-
-def scores(mixture, sources, estimates, oracle=None) -> dict:
-    """Scores in dB of estimates (source, time) in the order of the sources; means, then one source at a time."""
-    by_source = {
-        "input_si_sdr": si_sdr(mixture[None], sources) if np.ptp(mixture) > 0 else np.full(len(sources), np.nan),
-        "si_sdr": si_sdr(estimates, sources),
-        "snr": snr(estimates, sources),
-    }
-    by_source["si_sdri"] = by_source["si_sdr"] - by_source["input_si_sdr"]
-    if oracle is not None:
-        by_source["oracle_si_sdr"] = si_sdr(oracle, sources)
-        by_source["oracle_si_sdri"] = by_source["oracle_si_sdr"] - by_source["input_si_sdr"]
-    scored = ~np.isnan(by_source["si_sdr"])
-    result = {name: _mean(values) for name, values in by_source.items()}
-    result |= {
-        "inverted": int(inverted(estimates, sources)[scored].sum()),
-        "silent_sources": int((~scored).sum()),
-        "silent_mixture": int(np.ptp(mixture) == 0),
-        "failed_estimates": int((by_source["si_sdr"] <= -LIMIT).sum()),
-    }
-    return result | {f"{name}_{k}": float(x) for name, values in by_source.items() for k, x in enumerate(values, 1)}
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of what is not nan; nan of nothing."""
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else np.nan
+        raise UserError(f"{path} has {len(source)} channels, but the sources before it {shape[0]}")
+    if shape[0] not in (1, len(mixture)):
+        raise UserError(f"{mixture_path} has {len(mixture)} channels, but its sources {shape[0]}")
+    sources = np.stack([np.zeros(shape, np.float32) if source is None else source for source in sources])
+    return mixture[0] if len(mixture) == 1 else mixture, sources[:, 0] if shape[0] == 1 else sources
 
 
 def example_name(mixture_id) -> str:

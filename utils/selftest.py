@@ -95,7 +95,7 @@ def _check_saving(rehearsal, system_config) -> None:
     file.seek(0)
     reloaded = build_system(system_config).eval()
     reloaded.load_state_dict(torch.load(file, weights_only=True))
-    example = torch.randn(1, rehearsal.sample_rate)
+    example = rehearsal.noise(1.0)
     with torch.no_grad():
         if not torch.allclose(rehearsal.separate(example), reloaded.separate(example), atol=1e-5):
             raise UserError("self-test: the model separates differently after saving and loading")

@@ -32,7 +32,8 @@ def separate_file(
     """Separate an audio file into `<out_dir>/<stem>_s1.wav`, ...: same rate, length and channels as the file.
 
     Each channel is separated by itself, the order of the sources being matched. Only a system whose `n_mics` is not 1
-    hears all channels together, and gives one for each source. Outputs appear once they are complete.
+    hears all channels together, and gives one for each source, or all if it makes images. Outputs appear once they are
+    complete.
 
     Args:
         system: in evaluation mode.
@@ -65,7 +66,8 @@ def separate_file(
 
 
 def outputs_of(system: System, path: Path, out_dir: Path) -> list[Path]:
-    return [out_dir / f"{path.stem}_s{i + 1}.wav" for i in range(system.n_src)]
+    n_src = system.n_src or audio.info(path)[2]
+    return [out_dir / f"{path.stem}_s{i + 1}.wav" for i in range(n_src)]
 
 
 @contextlib.contextmanager
@@ -86,10 +88,10 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
     """Take a file through resampling, system and resampling into float wav files; returns the largest sample."""
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(sf.SoundFile(path))
-        n_mics, rate = getattr(system, "n_mics", 1), source.samplerate
-        if n_mics not in (1, source.channels):
+        n_mics, rate = system.n_mics, source.samplerate
+        if n_mics not in (None, 1, source.channels):
             raise UserError(f"{path} has {source.channels} channels; the model hears {n_mics} microphones")
-        channels = source.channels if n_mics == 1 else 1
+        channels = source.channels if n_mics == 1 or system.images else 1
         to_model = _resampler(rate, system.sample_rate, source.channels)
         from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)
         stitcher = Stitcher(system, blocks, related=True)
@@ -110,8 +112,9 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
 
 
 def _interleave(estimates: torch.Tensor) -> np.ndarray:
-    """(channel, source, time) to (time, source * channel), as audio files are laid out."""
-    return estimates.transpose(0, 1).flatten(0, 1).T.contiguous().numpy()
+    """(channel, source, time), or (1, source, channel, time), to (time, source * channel), as audio files are."""
+    by_source = estimates.transpose(0, 1) if estimates.ndim == 3 else estimates[0]
+    return by_source.flatten(0, 1).T.contiguous().numpy()
 
 
 def _resampler(rate: int, new_rate: int, channels: int):
