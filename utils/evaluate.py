@@ -122,10 +122,8 @@ def finished_rows(folder: Path, stamp: dict) -> dict[int, dict]:
     return dict(json.loads(line) for line in whole)
 
 
-def _missing(table: pd.DataFrame, rows: dict, examples: dict[int, Path]) -> list[int]:
-    kept = {
-        k for k, folder in examples.items() if (folder / example_name(table.mixture_ID[k]) / "metrics.json").exists()
-    }
+def _missing(table: pd.DataFrame, rows: dict, examples: set[int], folder: Path) -> list[int]:
+    kept = {k for k in examples if (folder / example_name(table.mixture_ID[k]) / "metrics.json").exists()}
     return [k for k in range(len(table)) if k not in rows or (k in examples and k not in kept)]
 
 
@@ -147,15 +145,15 @@ def workers(cluster: str | None):
         yield
 
 
-def _score_all(method, how, nj, table, todo, examples, rows, path):
+def _score_all(method, how, nj, table, todo, examples, rows, folder):
     """Score the utterances `todo` in parallel, adding to `rows` and to the file as they come."""
     records, sources = table.to_dict("records"), table[source_columns(table)].to_numpy().tolist()
-    jobs = (joblib.delayed(numbered_score)(k, method, how, records[k], sources[k], examples.get(k)) for k in todo)
+    jobs = (joblib.delayed(numbered_score)(k, method, how, records[k], sources[k], folder, k in examples) for k in todo)
     nj = min(nj, len(todo), GPU_JOBS if how.device == "cuda" else nj)
     results = joblib.Parallel(n_jobs=nj, return_as="generator_unordered")(jobs)
     bar = tqdm(results, method.folder.name, initial=len(table) - len(todo), total=len(table), unit="utt", disable=None)
     try:
-        with open(path, "a") as file:
+        with open(folder / "rows.jsonl", "a") as file:
             for k, row in bar:
                 rows[k] = row
                 file.write(json.dumps([k, row]) + "\n")
@@ -195,15 +193,15 @@ def evaluate(method: Method, manifest: Path, nj: int = 1, how: How | None = None
         raise UserError(f"{method.folder} separates {system.n_src} sources, but {manifest} has {n_src}")
     rows = finished_rows(folder, stamp)
     chosen = np.linspace(0, len(table) - 1, min(n_examples, len(table))).round().astype(int)
-    examples = dict.fromkeys(chosen.tolist(), folder / "examples")
-    todo = _missing(table, rows, examples)
+    examples = set(chosen.tolist())
+    todo = _missing(table, rows, examples, folder)
     final = folder / "final_metrics.json"
     if not todo and final.exists():
         print(f"{folder}: already evaluated")
         return json.loads(final.read_text())
     cost = measure(system, how.device, audio.info(table.mixture_path[0])[2]) if system else {}
     if todo:
-        _score_all(method, how, nj, table, todo, examples, rows, folder / "rows.jsonl")
+        _score_all(method, how, nj, table, todo, examples, rows, folder)
     scores = pd.DataFrame([rows[k] for k in range(len(table))])
     write_text(folder / "all_metrics.csv", scores.to_csv(index=False, float_format="%.6f"))
     origin = {"name": method.folder.name, "kind": method.kind, "description": method.description}

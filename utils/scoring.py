@@ -129,7 +129,7 @@ def estimate(method: Method, how: How, mixture: np.ndarray, sources: np.ndarray,
     return estimates.numpy(), oracle[0].float().cpu().numpy()
 
 
-def score(method: Method, how: How, row: dict, source_paths: list[str], examples: Path | None) -> dict:
+def score(method: Method, how: How, row: dict, source_paths: list[str], folder: Path, keep: bool) -> dict:
     """Separate one utterance and score it.
 
     Args:
@@ -137,7 +137,8 @@ def score(method: Method, how: How, row: dict, source_paths: list[str], examples
         how: and on what, and with which metrics.
         row: of the manifest, with absolute paths.
         source_paths: of its sources, in order; "" for one that is not there.
-        examples: folder of examples if this utterance is to be kept as one.
+        folder: where the results of the set go.
+        keep: whether this utterance is kept as an example.
 
     Returns:
         A row of all_metrics.csv.
@@ -154,13 +155,16 @@ def score(method: Method, how: How, row: dict, source_paths: list[str], examples
         raise UserError(
             f"{row['mixture_path']} ({seconds:.0f} s) does not fit the memory of {how.device}: use --device cpu"
         ) from None
-    scored = SUITES[how.suite].score(mixture, sources, estimates, rate, how.extra, oracle)
+    try:
+        scored = SUITES[how.suite].score(mixture, sources, estimates, rate, how.extra, oracle)
+    except ValueError as error:
+        raise UserError(f"{row['mixture_path']} cannot be scored by the suite {how.suite}: {error}") from None
     named = {"mixture_ID": row["mixture_ID"], "mixture_path": row["mixture_path"], "length": mixture.shape[-1]}
     result = named | scored.row
     for name, text in scored.files.items():
-        audio.write_text(method.folder / "eval" / name / f"{example_name(row['mixture_ID'])[3:]}.json", text)
-    if examples is not None:
-        write_example(examples / example_name(row["mixture_ID"]), rate, mixture, sources, scored.estimates, result)
+        audio.write_text(folder / name / f"{_file_name(row['mixture_ID'])}.json", text)
+    if keep:
+        write_example(folder / example_name(row["mixture_ID"]), rate, mixture, sources, scored.estimates, result)
     return result
 
 
@@ -202,8 +206,13 @@ def read_example(mixture_path: str, source_paths: list[str], sample_rate: int) -
     return mixture[0] if len(mixture) == 1 else mixture, sources[:, 0] if shape[0] == 1 else sources
 
 
+def _file_name(mixture_id) -> str:
+    return re.sub(r"[^\w.-]", "_", str(mixture_id))
+
+
 def example_name(mixture_id) -> str:
-    return "ex_" + re.sub(r"[^\w.-]", "_", str(mixture_id))
+    """Folder of an example, in that of its set."""
+    return f"examples/ex_{_file_name(mixture_id)}"
 
 
 def write_example(folder: Path, sample_rate: int, mixture, sources, estimates, result: dict) -> None:

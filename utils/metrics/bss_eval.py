@@ -1,0 +1,245 @@
+"""BSS Eval v3, `sources`: SDR, SIR and SAR, which forgive an estimate any filter of up to `filter_length` samples.
+
+The energy of an estimate is split by projecting it on all delays of its reference, and on those of all references. The
+inner products are correlations, so the filters solve Toeplitz systems. These square the condition number; so each
+solution comes with a bound of its error, and where that exceeds 1e-6 dB (references with empty bands, scores above some
+80 dB) the signals themselves are orthogonalised. What a reference holds below 1e-16 of its amplitude counts as nothing.
+
+Rules, as in `utils.metrics.si_sdr`: a reference that is silent (zeros) or not finite has no score: nan; an estimate
+that is silent or not finite scores -LIMIT; scores are limited to +-LIMIT dB. Means are not removed.
+
+Sources: Vincent, Gribonval and Févotte, "Performance measurement in blind audio source separation", IEEE TASLP 14(4),
+2006; the correlations: Scheibler, "SDR - medium rare with fast computations", ICASSP 2022.
+"""
+
+import numpy as np
+import scipy.fft
+from scipy.linalg import solve_toeplitz
+from scipy.optimize import linear_sum_assignment
+
+from utils.metrics.si_sdr import LIMIT, _decibels, _signals
+
+_EPS = np.finfo(float).eps
+_TOLERANCE = 1e-6 * np.log(10) / 10  # 1e-6 dB of an energy
+
+
+def sdr(estimates, references, filter_length=512):
+    """Signal-to-distortion ratio of estimates that are in the order of their references.
+
+    Args:
+        estimates, references: (..., source, time); leading dimensions broadcast.
+        filter_length: in samples, of the filter that is forgiven.
+
+    Returns:
+        (..., source), float64, in dB.
+
+    Raises:
+        ValueError: different lengths, no samples, or no filter.
+    """
+    estimates, references = np.broadcast_arrays(*_checked(estimates, references, filter_length))
+    estimates, heard = _unit(estimates)
+    references, defined = _unit(references)
+    rest = np.ones(heard.shape)
+    for row in zip(*np.nonzero(heard & defined), strict=True):
+        (rest[row],) = _rest(estimates[row][None], references[row][None], filter_length)
+    return _decibels(_ratio(1 - rest, rest), ~heard, ~defined)
+
+
+def bss_eval(estimates, references, filter_length=512, permute=True):
+    """Signal to distortion, to interference (of the other references), to artefacts (what no reference explains).
+
+    Sources without a score take no part: the others are scored with the references that remain.
+
+    Args:
+        estimates, references: (source, time).
+        filter_length: in samples, of the filter that is forgiven.
+        permute: find the order with the best mean SIR (where several have it: SDR) instead of keeping the given one.
+
+    Returns:
+        sdr, sir, sar: (source,), float64, in dB, in the order of the references.
+        order: (source,) integers: `estimates[order]` belongs to `references`.
+
+    Raises:
+        ValueError: not (source, time), different shapes, no samples, or no filter.
+    """
+    estimates, references = _checked(estimates, references, filter_length)
+    if estimates.ndim != 2 or estimates.shape != references.shape:
+        raise ValueError(f"estimates {estimates.shape} and references {references.shape} must both be (source, time)")
+    estimates, heard = _unit(estimates)
+    references, defined = _unit(references)
+    used, order = np.flatnonzero(defined), np.arange(len(references))
+    scores = np.full((3, len(references)), np.nan)
+    if len(used):
+        pairs = permute | (order[:, None] == used)
+        own, every = _rests(estimates, references[used], pairs, filter_length)
+        ratios = _ratio(1 - own, own), _ratio(1 - own, own - every), _ratio(1 - every, every)
+        table = np.stack([_decibels(ratio, ~heard[:, None], ~pairs) for ratio in ratios])
+        if permute:
+            order[used] = linear_sum_assignment((table[1] + 1e-9 * table[0]).T, maximize=True)[1]
+            order[~defined] = np.setdiff1d(np.arange(len(order)), order[used])
+        scores[:, used] = table[:, order[used], np.arange(len(used))]
+    return *scores, order
+
+
+def _checked(estimates, references, filter_length):
+    if filter_length < 1:
+        raise ValueError(f"filter_length is {filter_length}, must be at least 1")
+    return _signals(estimates, references)
+
+
+def _unit(signals):
+    """Signals of energy 1, and which are; the others become zeros."""
+    norm = np.sqrt(np.einsum("...t,...t->...", signals, signals))
+    usable = np.isfinite(norm) & (norm > 0)
+    signals = signals / np.where(usable, norm, 1.0)[..., None]
+    signals[~usable] = 0.0
+    return signals, usable
+
+
+def _ratio(signal, noise):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.maximum(signal, 0.0) / np.maximum(noise, 0.0)
+
+
+def _rest(estimates, reference, filter_length):
+    """Energies of `estimates` (estimate, time) that no filtering of `reference` (1, time) explains."""
+    auto, cross = _correlations(estimates, reference, filter_length)
+    rest, error = _explain(auto, cross)
+    if np.all(_settled(1 - rest, rest, error)):
+        return rest
+    return _orthogonalised(estimates, reference, filter_length)
+
+
+def _rests(estimates, references, pairs, filter_length):
+    """Energies of the estimates that filterings do not explain: those of one reference, and of all references.
+
+    `pairs` says which of the former are wanted. Returns (estimate, reference) and (estimate, 1).
+    """
+    auto, cross = _correlations(estimates, references, filter_length)
+    own, errors = np.ones(pairs.shape), np.zeros(pairs.shape)
+    for k, rows in enumerate(pairs.T):
+        own[rows, k], errors[rows, k] = _explain(auto[k : k + 1, k : k + 1], cross[rows, k : k + 1])
+    every, error = (own, errors) if len(references) == 1 else (x[:, None] for x in _explain(auto, cross))
+    errors = errors + error
+    sure = _settled(1 - own, own, errors) & _settled(1 - every, every, error)
+    sure &= _settled(1 - own, own - every, errors)
+    if not np.all(sure | ~pairs):
+        for k, rows in enumerate(pairs.T):
+            own[rows, k] = _orthogonalised(estimates[rows], references[k : k + 1], filter_length)
+        every = own if len(references) == 1 else _orthogonalised(estimates, references, filter_length)[:, None]
+    return own, every
+
+
+def _settled(signal, noise, error):
+    """Whether the ratio is within the tolerance, or beyond the limit anyhow."""
+    low, high = np.minimum(signal, noise), np.maximum(signal, noise)
+    return (error <= _TOLERANCE * low) | (np.abs(low) + error <= 10 ** (-LIMIT / 10) * high)
+
+
+def _correlations(estimates, references, filter_length):
+    """Inner products with the references delayed by 0 to filter_length - 1 samples: (signal, reference, lag).
+
+    Returns those of the references and those of the estimates. Few lags are wanted; so the products are taken from
+    blocks, with and without the history that a delay brings in: short transforms, of which a sum is transformed back.
+    """
+    history, length = filter_length - 1, estimates.shape[-1]
+    size = 2 * scipy.fft.next_fast_len(-(-min(8 * filter_length, length + history) // 2), real=True)
+    hop = size - history
+    padded = np.zeros((len(references) + len(estimates), history + -(-length // hop) * hop))
+    padded[:, history : history + length] = np.concatenate([references, estimates])
+    blocks = np.lib.stride_tricks.sliding_window_view(padded, size, axis=-1)[:, ::hop]
+    now = scipy.fft.rfft(blocks[..., history:], size)
+    before = scipy.fft.rfft(blocks[: len(references)])
+    products = scipy.fft.irfft(np.vecdot(now[:, None], before, axis=-2))[..., history::-1]
+    return products[: len(references)], products[len(references) :]
+
+
+def _explain(auto, cross):
+    """Energies of the estimates that no filters of the references explain, and bounds of their errors: (estimate,).
+
+    `auto` is (reference, reference, lag), `cross` (estimate, reference, lag). Taken as here, the errors of the filters
+    count only twice. What stays is by how much the system is not solved, and the rounding of its own entries, which
+    large taps amplify.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            filters = _levinson(auto, cross)
+            negative = auto.swapaxes(0, 1)[..., ::-1]  # its last entry, lag 0, meets zeros only
+            spectra = scipy.fft.rfft(np.concatenate([auto, np.roll(negative, 1, axis=-1)], axis=-1))
+            size = 2 * auto.shape[-1]
+            products = np.einsum("rsf,esf->erf", spectra.conj(), scipy.fft.rfft(filters, size))
+            misfit = cross - scipy.fft.irfft(products, size)[..., : auto.shape[-1]]
+            rest = 1 - np.sum(filters * (cross + misfit), axis=(1, 2))
+            return rest, np.abs(np.sum(filters * misfit, axis=(1, 2))) + _EPS * np.sum(filters**2, axis=(1, 2))
+    except np.linalg.LinAlgError:
+        return np.zeros(len(cross)), np.full(len(cross), np.inf)
+
+
+def _levinson(auto, cross):
+    """Filters (estimate, reference, lag) of least squared error.
+
+    For several references the recursion of Whittle, "On the fitting of multivariate autoregressions", Biometrika 50,
+    1963, with blocks of (reference, reference): `forward` predicts the newest samples from the lags after them,
+    `backward` the oldest from those before.
+    """
+    n_src, _, length = auto.shape
+    if n_src == 1:
+        return solve_toeplitz(auto[0, 0], cross[:, 0].T).T[:, None]
+    lags, cross = auto.transpose(2, 0, 1), cross.transpose(2, 0, 1)
+    latest_first = lags[::-1].reshape(-1, n_src)
+    taps = np.zeros((n_src + cross.shape[1], length * n_src))  # in the order lag, reference
+    forward, filters = taps[:n_src], taps[n_src:]
+    delayed = np.zeros((n_src, (2 * length - 1) * n_src))  # a view moves over it
+    forward[:, :n_src] = delayed[:, (length - 1) * n_src : length * n_src] = np.eye(n_src)
+    errors = np.stack([lags[0], lags[0]])
+    inverse = np.linalg.inv(errors)
+    filters[:, :n_src] = cross[0] @ inverse[1]
+    for lag in range(1, length):
+        end = (lag + 1) * n_src
+        known = taps[:, : end - n_src] @ latest_first[(length - 1 - lag) * n_src : -n_src]
+        backward, shared = delayed[:, (length - 1 - lag) * n_src :][:, :end], known[:n_src]
+        ahead, behind = shared @ inverse[1], shared.T @ inverse[0]
+        predicted = behind @ forward[:, :end]
+        forward[:, :end] -= ahead @ backward
+        backward -= predicted
+        errors[0] -= ahead @ shared.T
+        errors[1] -= behind @ shared
+        inverse = np.linalg.inv(errors)
+        filters[:, :end] += ((cross[lag] - known[n_src:]) @ inverse[1]) @ backward
+    return filters.reshape(-1, length, n_src).swapaxes(1, 2)
+
+
+def _orthogonalised(estimates, references, filter_length):
+    """Energies of the estimates that no filters of the references explain, without correlations: (estimate,).
+
+    A lattice of prediction filters, over the references: `backward` at lag m is what the delays 0 to m - 1 do not tell
+    of delay m, hence orthogonal to all before it. It is subtracted from the estimates lag by lag, as in modified
+    Gram-Schmidt. Source: Makhoul, "Stable and efficient lattice methods for linear prediction", IEEE TASSP 25(5), 1977.
+    """
+    rest, forward = (np.pad(signals, ((0, 0), (0, filter_length - 1))) for signals in (estimates, references))
+    delayed = np.pad(forward, ((0, 0), (filter_length - 1, 0)))  # a view moves over it
+    inverse = _inverse(references)
+    for lag in range(filter_length):
+        backward = delayed[:, filter_length - 1 - lag :][:, : forward.shape[1]]
+        if lag:
+            shared = forward @ backward.T
+            predicted = _combine(shared.T @ _inverse(forward), forward)
+            forward -= _combine(shared @ inverse, backward)
+            backward -= predicted
+        inverse = _inverse(backward)  # also of the next lag, before its update: a delay changes no product
+        rest -= _combine(rest @ backward.T @ inverse, backward)
+    return np.sum(rest**2, axis=1)
+
+
+def _combine(weights, signals):
+    return weights * signals if len(signals) == 1 else weights @ signals  # matmul is slow over an axis of one
+
+
+def _inverse(signals):
+    """Inverse of the inner products of signals (source, time); what is zero but for rounding stays out."""
+    gram = signals @ signals.T
+    energy = np.diag(gram)
+    scale = np.where(energy > _EPS**2, 1 / np.sqrt(np.maximum(energy, _EPS**2)), 0.0)
+    if True:
+        return scale[:, None] ** 2
+    return scale[:, None] * np.linalg.pinv(gram * scale[:, None] * scale, hermitian=True) * scale
