@@ -202,6 +202,15 @@ def test_the_order_is_mir_evals_where_both_estimates_resemble_one_source(voices)
     np.testing.assert_allclose(ours[:2], expected[:2], atol=1e-6, rtol=0)
 
 
+def test_the_order_is_of_sir_even_where_sdr_prefers_another(voices):
+    a, b = voices[:2, :3000] / voices[:2, :3000].std(axis=-1, keepdims=True)
+    noise = np.random.default_rng(0).normal(size=3000)
+    estimates = np.stack([a + 0.5 * b + noise, a + 0.6 * b])
+    scores, swapped = (bss_eval(e, [a, b], 64, permute=False) for e in (estimates, estimates[::-1]))
+    assert scores[1].sum() > swapped[1].sum() and scores[0].sum() < swapped[0].sum()
+    np.testing.assert_array_equal(bss_eval(estimates, [a, b], 64)[3], [0, 1])
+
+
 def test_a_silent_reference_has_no_score_and_the_others_are_scored_without_it(voices):
     references = voices[:3, :3000].copy()
     estimates = mixed(references)
@@ -215,11 +224,12 @@ def test_a_silent_reference_has_no_score_and_the_others_are_scored_without_it(vo
     assert np.isnan(bss_eval(estimates, 0 * references)[:3]).all()
 
 
-def test_of_one_reference_that_is_left_the_better_estimate_is_taken(voices):
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_of_one_reference_that_is_left_the_better_estimate_is_taken(voices, order):
     references = np.stack([np.zeros(3000), voices[0, :3000]])
-    estimates = np.stack([mixed(references[1:])[0], voices[1, :3000]])
+    estimates = np.stack([voices[1, :3000], mixed(references[1:])[0]])[order]
     scores = bss_eval(estimates, references, 64)
-    np.testing.assert_array_equal(scores[3], [1, 0])
+    np.testing.assert_array_equal(scores[3], order)
     assert scores[1][1] == LIMIT
 
 
@@ -258,6 +268,33 @@ def test_scores_near_the_limit_keep_their_decibels(voices):
         expected = least_squares(estimates, reference, 16)[0]
         assert abs(expected - decibels) < 1
         np.testing.assert_allclose(sdr(estimates, reference, 16), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("interference, noise", [(1e-4, 0.1), (0.3, 1e-4)])
+def test_little_interference_or_few_artefacts_are_measured_beside_much_of_the_other(voices, interference, noise):
+    references = voices[:2, :2000] / voices[:2, :2000].std(axis=-1, keepdims=True)
+    estimates = references + interference * references[::-1]
+    estimates += noise * np.random.default_rng(0).normal(size=estimates.shape) * (1 if noise > 0.01 else 0.3)
+    *ours, _ = bss_eval(estimates, references, 4, permute=False)
+    np.testing.assert_allclose(ours, least_squares(estimates, references, 4), atol=2e-6, rtol=0)
+
+
+def test_little_interference_is_measured_beside_noise_where_references_nearly_depend_on_each_other(voices):
+    references = hard_references(voices, "low-passed")
+    references /= references.std(axis=-1, keepdims=True)
+    estimates = references + 1e-4 * references[::-1] + 0.1 * np.random.default_rng(0).normal(size=references.shape)
+    *ours, _ = bss_eval(estimates, references, 8, permute=False)
+    np.testing.assert_allclose(ours, least_squares(estimates, references, 8), atol=1e-6, rtol=0)
+
+
+def test_errors_of_the_filters_count_twice_and_within_the_bound(voices, monkeypatch):
+    units = module._unit(mixed(voices[:2]))[0], module._unit(voices[:2])[0]
+    auto, cross = module._correlations(*units, 64)
+    exact, _ = module._explain(auto, cross)
+    solve = module._levinson
+    monkeypatch.setattr(module, "_levinson", lambda *system: solve(*system) * (1 + 1e-5))
+    rest, error = module._explain(auto, cross)
+    assert (np.abs(rest - exact) < 1e-9).all() and (error > 1e-6).all()
 
 
 def test_references_that_are_copies_count_once(voices):

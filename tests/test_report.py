@@ -3,7 +3,8 @@ import json
 import pytest
 import yaml
 
-from utils.report import COLUMNS, main
+from utils.report.__main__ import main
+from utils.suites import SUITES, Metric, Suite
 
 
 def add(
@@ -36,9 +37,10 @@ def rows_of(text):
     for line in text.splitlines():
         if line.startswith("| system"):
             tables.append([])
+            names = [cell.strip() for cell in line.strip("|").split(" | ")]
         elif line.startswith("| ") and "---" not in line:
             cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-            tables[-1].append(dict(zip(COLUMNS, cells, strict=True)))
+            tables[-1].append(dict(zip(names, cells, strict=True)))
     return tables
 
 
@@ -70,14 +72,23 @@ def test_what_is_not_known_is_a_dash_and_never_a_number(exp):
     assert row.pop("system") == "bare" and set(row.values()) == {"-"}
 
 
-def test_the_mixture_and_the_oracles_come_first_then_the_best_system(exp):
+def test_a_score_that_no_experiment_has_gets_no_column(exp):
+    add(exp, "one", 3.0)
+    [[row]] = rows_of(report(exp))
+    assert "oracle SI-SDRi" not in row
+    add(exp, "two", 4.0, oracle_si_sdri={"mean": 31.26})
+    assert [row["oracle SI-SDRi"] for row in rows_of(report(exp))[0]] == ["31.26", "-"]
+
+
+def test_the_mixture_oracles_and_untrained_methods_come_first_then_the_best_system(exp):
     add(exp, "a_weak", 3.0)
     add(exp, "b_strong", 15.0)
     add(exp / "reference-mini", "stft_ibm", 12.0, kind="oracle")
     add(exp / "reference-mini", "stft_irm", 13.0, kind="oracle")
     add(exp / "reference-mini", "mixture", 0.0, kind="mixture")
+    add(exp / "reference-mini", "untrained", 20.0, kind="classic")
     [rows] = rows_of(report(exp))
-    assert [row["system"] for row in rows] == ["mixture", "stft_irm", "stft_ibm", "b_strong", "a_weak"]
+    assert [row["system"] for row in rows] == ["mixture", "stft_irm", "stft_ibm", "untrained", "b_strong", "a_weak"]
 
 
 def test_scores_on_different_data_are_never_in_one_table(exp):
@@ -117,4 +128,35 @@ def test_nothing_to_report_and_a_damaged_file_end_with_a_message(exp, capsys):
         (exp / "x/eval/test/final_metrics.json").write_text("{")
     message = capsys.readouterr().err
     assert "evaluate an experiment first (stage 4)" in message and "is damaged" in message
-    assert not (exp.parent / "RESULTS.md").exists()
+    assert not (exp.parent / "RESULTS.md").exists() and not (exp.parent / "report.html").exists()
+
+
+def test_an_unknown_baseline_or_suite_ends_with_a_message(exp, capsys):
+    add(exp, "one", 3.0)
+    with pytest.raises(SystemExit, match="2"):
+        report(exp, "--baseline", "two")
+    assert "no such experiment on 'test'; one" in capsys.readouterr().err
+    add(exp, "strange", 3.0, suite="strange")
+    with pytest.raises(SystemExit, match="2"):
+        report(exp)
+    assert "scored with the suite 'strange'" in capsys.readouterr().err
+
+
+def test_a_suite_says_what_the_columns_are_and_what_ranks(exp, monkeypatch):
+    suite = Suite(
+        name="songs", score=None, summary=None, primary="sdr", label="SDR of vocals (dB)", statistic="median",
+        columns=(Metric("sir", "SIR (dB)"), Metric("empty_share", "empty", "%", 0)), failure="sdr", legend="Of songs.",
+    )  # fmt: skip
+    monkeypatch.setitem(SUITES, "songs", suite)
+    for name, mean, median in (("a", 9.0, 4.0), ("b", 1.0, 5.0)):
+        sir = {"mean": 0.0, "median": 10 + median, "standard_error": 0.1}
+        sdr = {"mean": mean, "median": median, "standard_error": 0.1}
+        add(exp, name, 0.0, suite="songs", sdr=sdr, sir=sir, empty_share=0.25)
+    text = report(exp)
+    head, _, *lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert head.startswith("| system | description | SDR of vocals (dB) | mean | < 0 dB | SIR (dB) | empty | param")
+    assert [line[:50] for line in lines] == [
+        "| b | about b | 5.00 | 1.00 | 12.5 % | 15.00 | 25 ",
+        "| a | about a | 4.00 | 9.00 | 12.5 % | 14.00 | 25 ",
+    ]
+    assert "median over the mixtures" in text and "Of songs." in text

@@ -8,7 +8,7 @@
 #   stage 2  first step  of training (front end; the only one of joint systems)
 #   stage 3  other steps of training (separator, fine-tuning)
 #   stage 4  evaluation  on the test set, with the unprocessed mixture and oracle masks
-#   stage 5  comparison  of all experiments: RESULTS.md
+#   stage 5  comparison  of all experiments: RESULTS.md, report.html
 #
 #   --corpus       mini, or DIR: wsj0-2mix tree | WSJ0 as wav + MERL lists | LibriMix CSVs | TRAIN_DIR,TEST_DIR of single speakers
 #   --conf         the system, see conf/

@@ -3,7 +3,8 @@
 The energy of an estimate is split by projecting it on all delays of its reference, and on those of all references. The
 inner products are correlations, so the filters solve Toeplitz systems. These square the condition number; so each
 solution comes with a bound of its error, and where that exceeds 1e-6 dB (references with empty bands, scores above some
-80 dB) the signals themselves are orthogonalised. What a reference holds below 1e-16 of its amplitude counts as nothing.
+80 dB) the signals themselves are orthogonalised. What a reference holds below 1e-16 of its amplitude counts as nothing,
+and what it adds to another one below some 1e-8 as a copy.
 
 Rules, as in `utils.metrics.si_sdr`: a reference that is silent (zeros) or not finite has no score: nan; an estimate
 that is silent or not finite scores -LIMIT; scores are limited to +-LIMIT dB. Means are not removed.
@@ -119,14 +120,14 @@ def _rests(estimates, references, pairs, filter_length):
     own, errors = np.ones(pairs.shape), np.zeros(pairs.shape)
     for k, rows in enumerate(pairs.T):
         own[rows, k], errors[rows, k] = _explain(auto[k : k + 1, k : k + 1], cross[rows, k : k + 1])
-    every, error = (own, errors) if len(references) == 1 else (x[:, None] for x in _explain(auto, cross))
+    every, error = (energies[:, None] for energies in _explain(auto, cross))
     errors = errors + error
     sure = _settled(1 - own, own, errors) & _settled(1 - every, every, error)
     sure &= _settled(1 - own, own - every, errors)
     if not np.all(sure | ~pairs):
         for k, rows in enumerate(pairs.T):
             own[rows, k] = _orthogonalised(estimates[rows], references[k : k + 1], filter_length)
-        every = own if len(references) == 1 else _orthogonalised(estimates, references, filter_length)[:, None]
+        every = _orthogonalised(estimates, references, filter_length)[:, None]
     return own, every
 
 
@@ -240,6 +241,6 @@ def _inverse(signals):
     gram = signals @ signals.T
     energy = np.diag(gram)
     scale = np.where(energy > _EPS**2, 1 / np.sqrt(np.maximum(energy, _EPS**2)), 0.0)
-    if True:
+    if len(gram) == 1:
         return scale[:, None] ** 2
     return scale[:, None] * np.linalg.pinv(gram * scale[:, None] * scale, hermitian=True) * scale

@@ -13,7 +13,7 @@ Rules, for `frame_scores` and `frame_sdr` alike:
   sum over channels is exactly 0 in every sample, so left = -right is silent too. A signal that is silent throughout
   leaves no score at all (museval raises an error).
 - Scores are limited to +-LIMIT dB, as in SI-SDR. museval gives infinity there, or 150 to 300 dB made of rounding.
-- An estimate that holds NaN or infinity scores -LIMIT in every frame; the other sources keep their scores.
+- An estimate that holds NaN or infinity scores -LIMIT in every other frame; the other sources keep their scores.
 - A single source has no interference: its SIR is nan.
 - Where delayed channels of the references depend on each other (one signal on both channels, a few samples only), the
   dependent ones get no filter; the projection is the same.
@@ -190,7 +190,7 @@ def _frame_sdr(estimates, references, broken, frames):
 
 def _decibels(energy, error):
     with np.errstate(all="ignore"):  # an error of 0, or an estimate that is not finite: its filters are not either
-        values = np.where(error == 0, LIMIT, 10 * np.log10(energy / error))
+        values = 10 * np.log10(energy / error)
     return np.clip(np.where(np.isnan(values), -LIMIT, values), -LIMIT, LIMIT)
 
 

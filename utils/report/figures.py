@@ -1,0 +1,232 @@
+"""Figures of the report as inline SVG that takes its ink from the page, light or dark."""
+
+import io
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.report.data import Entry, Training
+from utils.report.significance import statistic
+
+# Told apart with colour-blind eyes and on white as on black; the first six are Paul Tol's "vibrant" scheme.
+COLOURS = ("#0077BB", "#EE7733", "#009988", "#CC3311", "#33BBEE", "#EE3377", "#8866CC", "#999933")
+DASHES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX<>*"
+GREY = "#8A8F98"
+INK, RULE = "#010203", "#040506"  # stand for colours of the page
+BOXED = 3
+CROWD = 4  # systems whose points can be told apart
+DOTS = 1500  # a system
+BINS = 8
+WIDTH = 9.6  # inches
+LOOK = {
+    "font.family": "sans-serif", "font.size": 9, "text.parse_math": False,
+    "svg.fonttype": "none", "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+    "text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.edgecolor": RULE, "xtick.color": RULE, "ytick.color": RULE, "grid.color": RULE, "grid.linewidth": 0.6,
+    "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 9, "axes.titlelocation": "left", "lines.linewidth": 1.6, "lines.markersize": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Style:
+    """Of one experiment in all figures."""
+
+    colour: str = GREY
+    dash: str = "-"
+    marker: str = "o"
+
+
+@dataclass(frozen=True)
+class Picture:
+    svg: str
+    alt: str
+    shown: tuple[Path, ...]
+    """Folders of the experiments in it, for its legend."""
+
+
+def styles(experiments: list[Training]) -> dict[Path, Style]:
+    """Colours by folder; what is no trained system is grey."""
+    systems = [e.folder for e in experiments if not isinstance(e, Entry) or e.kind == "system"]
+    lines = itertools.cycle(itertools.product(DASHES, COLOURS))
+    looks = zip(systems, lines, itertools.cycle(MARKERS), strict=False)
+    chosen = {folder: Style(colour, dash, marker) for folder, (dash, colour), marker in looks}
+    return {e.folder: chosen.get(e.folder, Style()) for e in experiments}
+
+
+def short(name: str, length: int = 40) -> str:
+    """A name that fits beside an axis, without its middle if need be."""
+    head = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:head]}…{name[head + 1 - length :]}"
+
+
+def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """SVG element of a figure; `name` keeps its identifiers apart from those of the other figures."""
+    with matplotlib.rc_context(LOOK | {"svg.hashsalt": name}):
+        figure = Figure(size, layout="constrained", dpi=144)
+        draw(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = (
+        re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", text[: text.index(">")]) + text[text.index(">") :]
+    )
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # of groups that nothing refers to
+    text = text.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    return text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+# ---- scores over utterances
+
+
+def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Picture | None:
+    """Primary score over the utterances: all systems, the mixture, the best untrained ones. None without scores."""
+    shown = [e for e in entries if e.kind in ("mixture", "system")]
+    for kind in ("oracle", "classic"):
+        shown += [e for e in entries if e.kind == kind][:BOXED]
+    shown = [e for e in shown if len(e.scores)]
+    shown.sort(key=lambda e: e.kind != "system")
+    if not shown:
+        return None
+    suite = shown[0].suite
+
+    def draw(figure):
+        axes = figure.subplots()
+        places = range(len(shown), 0, -1)
+        boxes = axes.boxplot(
+            [e.scores.to_numpy() for e in shown], positions=places, orientation="horizontal", widths=0.62,
+            patch_artist=True, manage_ticks=False,
+        )  # fmt: skip
+        for k, (entry, place) in enumerate(zip(shown, places, strict=True)):
+            _dress(boxes, k, look[entry.folder].colour)
+            estimate = entry.interval
+            reach = np.nan_to_num([[estimate.value - estimate.low], [estimate.high - estimate.value]])
+            axes.errorbar(estimate.value, place, xerr=np.maximum(reach, 0), color=INK, fmt="D", ms=3.5, capsize=3, lw=1)
+        axes.set(yticks=places, yticklabels=[short(e.name) for e in shown], xlabel=suite.label)
+        axes.set_ylim(0.4, len(shown) + 0.6)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+
+    medians = ", ".join(f"{e.name} {e.scores.median():.1f}" for e in shown)
+    svg = _render(f"{name}-boxes", (WIDTH, 0.75 + 0.31 * len(shown)), draw)
+    return Picture(svg, f"Box plots of {suite.label} over the utterances. Medians: {medians}.", ())
+
+
+def _dress(boxes: dict, k: int, colour: str) -> None:
+    boxes["boxes"][k].set(facecolor=matplotlib.colors.to_rgba(colour, 0.3), edgecolor=colour, linewidth=1.2)
+    boxes["medians"][k].set(color=colour, linewidth=2)
+    boxes["fliers"][k].set(marker=".", markersize=3, markerfacecolor=colour, markeredgecolor="none", alpha=0.6)
+    for part in (*boxes["whiskers"][2 * k : 2 * k + 2], *boxes["caps"][2 * k : 2 * k + 2]):
+        part.set(color=colour, linewidth=1.2)
+
+
+def by_input(entry: Entry) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Input and primary scores, and whether a point is a source: the mean input of two sources says little."""
+    x, y = entry.suite.input, entry.suite.primary
+    if entry.rows is None or x is None:
+        return np.zeros(0), np.zeros(0), False
+    sources = [k for k in range(1, 100) if {f"{x}_{k}", f"{y}_{k}"} <= set(entry.rows.columns)]
+    pairs = [(f"{x}_{k}", f"{y}_{k}") for k in sources] or [(x, y)]
+    if not {x, y} <= set(entry.rows.columns):
+        return np.zeros(0), np.zeros(0), False
+    points = np.concatenate([entry.rows[list(pair)].dropna().to_numpy(float) for pair in pairs])
+    return points[:, 0], points[:, 1], bool(sources)
+
+
+def binned(x: np.ndarray, y: np.ndarray, kind: str = "mean") -> tuple[np.ndarray, np.ndarray]:
+    """Mean (or median) of y, and mean x, of at most BINS bins of equally many points."""
+    order = np.argsort(x, kind="stable")
+    parts = [part for part in np.array_split(order, min(BINS, max(len(x) // 4, 1))) if len(part)]
+    return np.array([x[p].mean() for p in parts]), np.array([statistic(y[p], None, kind) for p in parts])
+
+
+def score_by_input(
+    name: str, entries: list[Entry], look: dict[Path, Style], chosen: list[Entry | None]
+) -> Picture | None:
+    """Primary score against that of the unprocessed mixture; of many systems only `chosen` as points.
+
+    None where nothing is known, or all inputs are alike.
+    """
+    points = {e.folder: by_input(e) for e in entries if e.kind == "system"}
+    points = {folder: point for folder, point in points.items() if len(point[0])}
+    everything = np.concatenate([x for x, *_ in points.values()]) if points else np.zeros(0)
+    if not len(everything) or np.ptp(everything) < 0.1:
+        return None
+    suite, by_source = entries[0].suite, any(sources for *_, sources in points.values())
+    dotted = set(points) if len(points) <= CROWD else {e.folder for e in chosen if e is not None}
+
+    def draw(figure):
+        axes = figure.subplots()
+        for folder, (x, y, _) in points.items():
+            style = look[folder]
+            if folder in dotted:
+                some = np.random.default_rng(0).permutation(len(x))[:DOTS]
+                size = 7 if len(some) > 300 else 16
+                axes.scatter(x[some], y[some], s=size, color=style.colour, alpha=0.35, linewidths=0, rasterized=True)
+        for folder, (x, y, _) in points.items():
+            style = look[folder]
+            axes.plot(*binned(x, y, suite.statistic), color=style.colour, ls=style.dash, marker=style.marker)
+        axes.set(xlabel=f"unprocessed mixture: {suite.input.removeprefix('input_')} (dB)", ylabel=suite.label)
+
+    svg = _render(f"{name}-input", (WIDTH, 4.8), draw)
+    what = "source" if by_source else "mixture"
+    crowd = "" if len(dotted) == len(points) else "; points of the best system and the baseline only"
+    alt = f"{suite.label} against the score of the unprocessed mixture: a point a {what}, lines through the "
+    return Picture(svg, f"{alt}{suite.statistic}s of {BINS} bins of equally many points{crowd}.", tuple(points))
+
+
+# ---- training
+
+
+def training_curves(name: str, experiments: list[Training], look: dict[Path, Style]) -> list[tuple[str, Picture]]:
+    """A figure for each training step, by its name."""
+    steps = dict.fromkeys(step for e in experiments for step in e.curves)
+    return [(step, _curves(name, step, [e for e in experiments if step in e.curves], look)) for step in steps]
+
+
+def _curves(name: str, step: str, experiments: list[Training], look: dict[Path, Style]) -> Picture:
+    quantities = dict.fromkeys(
+        column.split("_", 1)[1]
+        for e in experiments
+        for column in e.curves[step]
+        if column.startswith(("train_", "val_")) and e.curves[step][column].notna().any()
+    )
+    quantities = sorted(quantities, key=lambda q: "loss" not in q)
+    columns = min(3, max(len(quantities), 1))
+    lines = -(-max(len(quantities), 1) // columns)
+
+    def draw(figure):
+        grid = figure.subplots(lines, columns, squeeze=False).flat
+        for axes, quantity in itertools.zip_longest(grid, quantities):
+            if quantity is None:
+                axes.set_axis_off()
+                continue
+            for e in experiments:
+                _curve(axes, e.curves[step], quantity, look[e.folder])
+            axes.set(title=quantity, xlabel="updates")
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+
+    alt = f"Training curves of the step {step}: {', '.join(quantities)} over the updates."
+    svg = _render(f"{name}-{step}", (WIDTH, 0.2 + 2.3 * lines), draw)
+    return Picture(svg, alt, tuple(e.folder for e in experiments))
+
+
+def _curve(axes: Axes, table: pd.DataFrame, quantity: str, style: Style) -> None:
+    """Validation strong, training thin and pale."""
+    x = table["updates"] if "updates" in table else table.index + 1
+    for phase, look in (("train", {"lw": 1, "alpha": 0.5}), ("val", {})):
+        if f"{phase}_{quantity}" in table:
+            y = table[f"{phase}_{quantity}"]
+            dots = {"marker": style.marker, "markersize": 3} if len(table) < 3 else {}
+            axes.plot(x, y, color=style.colour, ls=style.dash, **look, **dots)

@@ -1,0 +1,201 @@
+"""report.html: one file that opens in a browser without a network."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+
+from utils.report import data, figures, table
+from utils.report.data import Entry, Training
+from utils.report.examples import Gallery, gallery
+from utils.report.figures import Picture, Style
+from utils.report.significance import LEVEL, RESAMPLES, Interval, compare
+from utils.report.table import Cell
+
+AUDIO_BYTES = 9e6  # of all sections, about
+DASHES = {"-": "", "--": "6 3", ":": "1.5 3", "-.": "6 3 1.5 3"}
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Row:
+    kind: str
+    """mixture, oracle, system, seeds."""
+    name: str
+    description: str
+    style: Style | None
+    baseline: bool
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is shown of the experiments on one set of data."""
+
+    title: str
+    entries: list[Entry]
+    baseline: Entry | None
+    columns: list[str]
+    rows: list[Row]
+    boxes: Picture | None
+    by_input: Picture | None
+    curves: list[tuple[str, Picture]]
+    gallery: Gallery | None
+    legend: Markup
+    facts: list[tuple[str, str]]
+    commands: list[tuple[str, list[tuple[str, str, str]]]]
+    problems: list[str]
+
+
+def page(entries: list[Entry], others: list[Training], data_set: str, baseline: str | None = None) -> str:
+    """The page.
+
+    Args:
+        entries: experiments evaluated on the set.
+        others: those that are not, for their training curves.
+        data_set: name of the set.
+        baseline: name of the experiment that the others are compared with; None chooses.
+    """
+    groups = data.by_data(entries)
+    look = {folder: style for group in (*groups, others) for folder, style in figures.styles(group).items()}
+    sections, left = [], AUDIO_BYTES
+    for number, group in enumerate(groups):
+        sections.append(_section(f"s{number}", group, look, baseline, left / (len(groups) - number)))
+        left -= sections[-1].gallery.size if sections[-1].gallery else 0
+    unfinished = [training for training in others if training.curves]
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {
+        "svg": Markup,
+        "swatch": _swatch,
+        "db": _decibel,
+        "breakable": _breakable,
+        "short": figures.short,
+    }
+    return environment.from_string(TEMPLATE.read_text()).render(
+        data_set=data_set, sections=sections, look=look, unfinished=figures.training_curves("u", unfinished, look),
+        others=others, names={e.folder: e.name for e in (*entries, *others)}, level=f"{LEVEL:.0%}".replace("%", " %"),
+        resamples=f"{RESAMPLES:,}", problems=[p for training in others for p in training.problems],
+        written_by=_code(table.written_by()),
+    )  # fmt: skip
+
+
+def _section(
+    key: str, entries: list[Entry], look: dict[Path, Style], baseline: str | None, budget: float
+) -> Section:  # fmt: skip
+    final, suite = entries[0].final, entries[0].suite
+    reference = data.baseline(entries, baseline)
+    return Section(
+        title=f"{final['corpus']}: {final['n']} mixtures",
+        entries=entries,
+        baseline=reference,
+        columns=_columns(entries),
+        rows=_rows(entries, reference, look),
+        boxes=figures.box_plots(key, entries, look),
+        by_input=figures.score_by_input(key, entries, look, [data.best(entries), reference]),
+        curves=figures.training_curves(key, [e for e in entries if e.curves], look),
+        gallery=gallery(entries, budget),
+        legend=_code(table.legend(suite).replace("+-", "±")),
+        facts=_facts(final),
+        commands=_commands(entries),
+        problems=[problem for entry in entries for problem in entry.problems],  # last: what is above notes them
+    )
+
+
+def _columns(entries: list[Entry]) -> list[str]:
+    """Of the page: two more; the updates stand below the hours, the commit below the device."""
+    names = [name for name in table.columns(entries)[2:] if name not in ("updates", "commit")]
+    return [*names[:3], "difference", "p", *names[3:]]
+
+
+def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]) -> list[Row]:
+    """The trained systems first."""
+    suite, found = entries[0].suite, []
+    for entry, cells in table.rows(entries):
+        cells |= _difference(entry, reference)
+        cells["training (h)"] = replace(cells["training (h)"], spread=_updates(cells["updates"]))
+        cells["device"] = replace(cells["device"], spread=cells["commit"].text.removeprefix("-"))
+        if entry is not None and not math.isnan(entry.interval.low):
+            cells[suite.label] = replace(cells[suite.label], spread=_ends(entry.interval))
+        kind = entry.kind if entry is not None else "seeds"
+        style = look[entry.folder] if kind == "system" else None
+        texts = [replace(c, text=_minus(c.text), spread=_minus(c.spread)) for c in map(cells.get, _columns(entries))]
+        is_baseline = entry is not None and entry is reference
+        found.append(Row(kind, cells["system"].text, cells["description"].text, style, is_baseline, texts))
+    return sorted(found, key=lambda row: row.kind in ("mixture", "oracle", "classic"))
+
+
+def _updates(cell: Cell) -> str:
+    return "" if cell.number is None else f"{cell.number:,} updates"
+
+
+def _minus(text: str) -> str:
+    """With the signs of print."""
+    return re.sub(r"-(?=\d+\.)", "\N{MINUS SIGN}", text.replace("+-", "±"))
+
+
+def _difference(entry: Entry | None, reference: Entry | None) -> dict[str, Cell]:
+    if entry is None or reference is None:
+        return {"difference": Cell(), "p": Cell()}
+    if entry is reference:
+        return {"difference": Cell("baseline", 0.0), "p": Cell()}
+    weights = None if entry.weights is None or reference.weights is None else (entry.weights, reference.weights)
+    result = compare(entry.scores, reference.scores, weights, entry.suite.statistic)
+    if math.isnan(result.value):
+        return {"difference": Cell(), "p": Cell()}
+    pairs = "" if result.n == len(entry.scores) == len(reference.scores) else f"\n(n = {result.n})"
+    probability = Cell("< 0.001" if result.p < 0.001 else f"{result.p:.3f}", result.p)
+    return {"difference": Cell(f"{result.value:+.2f}", result.value, _ends(result, "+") + pairs), "p": probability}
+
+
+def _ends(result: Interval, sign: str = "") -> str:
+    return "" if math.isnan(result.low) else f"[{result.low:{sign}.2f}, {result.high:{sign}.2f}]"
+
+
+# ---- words
+
+
+def _facts(final: dict) -> list[tuple[str, str]]:
+    return [
+        ("Data", f"{final['corpus']}, set {final['set']}"),
+        ("Manifest", f"{final['manifest']}, sha256 {final['manifest_sha256']}"),
+        ("Mixtures", str(final["n"])),
+        ("Silent", " ".join(table.silence(final)) or "nothing"),
+    ]
+
+
+def _commands(entries: list[Entry]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """For each system: what was done, by which command, when."""
+    found = []
+    for entry in entries:
+        trained = ("trained", entry.run.get("command"), entry.run.get("started", ""))
+        evaluated = ("evaluated", entry.final.get("command"), entry.final.get("date", ""))
+        if entry.kind == "system":
+            found.append((entry.name, [done for done in (trained, evaluated) if done[1]]))
+    return found
+
+
+def _code(text: str) -> Markup:
+    """Escaped, with `...` as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _decibel(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _breakable(name: str) -> Markup:
+    """With places for a line to end at."""
+    return Markup(re.sub(r"([-_./])(?=\w)", r"\1<wbr>", str(escape(name))))
+
+
+def _swatch(style: Style) -> Markup:
+    """A short line as in the figures."""
+    return Markup(
+        '<svg class="swatch" viewBox="0 0 26 10" aria-hidden="true"><line x1="1" x2="25" y1="5" y2="5" stroke="{}" '
+        'stroke-width="3" stroke-dasharray="{}"/></svg>'
+    ).format(style.colour, DASHES[style.dash] or "none")

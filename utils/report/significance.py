@@ -1,0 +1,125 @@
+"""How sure a score and a difference of two scores are: bootstrap intervals and a paired test over utterances.
+
+Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: percentile intervals. Wilcoxon, Biometrics
+Bulletin 1(6), 1945: signed-rank test.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its interval; nan where too few values say so."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison(Interval):
+    """A difference over `n` utterances that both systems have a score for, and the probability of the test."""
+
+    p: float
+    n: int
+
+
+def statistic(values, weights=None, kind: str = "mean", axis: int = -1):
+    """Weighted mean along an axis, or median.
+
+    Args:
+        values: array.
+        weights: of the values in the mean, same shape; None: equal. A median takes none.
+        kind: mean or median.
+        axis: along which.
+
+    Raises:
+        ValueError: an unknown kind, or a median with weights.
+    """
+    if kind == "median" and weights is None:
+        return np.median(values, axis=axis)
+    if kind != "mean":
+        raise ValueError(f"no statistic '{kind}'" + (" with weights" if weights is not None else ""))
+    if weights is None:
+        return np.mean(values, axis=axis)
+    return (values * weights).sum(axis=axis) / weights.sum(axis=axis)
+
+
+def interval(values, weights=None, kind: str = "mean") -> Interval:
+    """A statistic of utterances with its 95 % bootstrap interval.
+
+    Args:
+        values: (utterance,); nan is left out.
+        weights: (utterance,) or None, as in `statistic`; what weighs nothing is left out.
+        kind: mean or median.
+    """
+
+    def function(v, w=None, axis=-1):
+        return statistic(v, w, kind, axis)
+
+    return Interval(*_bootstrap(_known([values], [] if weights is None else [weights]), function))
+
+
+def compare(
+    scores: pd.Series,
+    baseline: pd.Series,
+    weights: tuple[pd.Series, pd.Series] | None = None,
+    kind: str = "mean",
+) -> Comparison:
+    """Difference of a statistic of two systems over the utterances that both have a score for.
+
+    Utterances are resampled in pairs; the probability is of Wilcoxon's signed-rank test, two-sided, which knows no
+    weights.
+
+    Args:
+        scores, baseline: indexed by utterance; nan is left out.
+        weights: of the scores and of the baseline's, indexed by utterance; None as in `statistic`.
+        kind: mean or median: the difference is of these.
+    """
+    joined = pd.concat([scores, baseline, *(weights or ())], axis=1, join="inner").to_numpy(float).T
+
+    def difference(a, b, weights_a=None, weights_b=None, axis=-1):
+        return statistic(a, weights_a, kind, axis) - statistic(b, weights_b, kind, axis)
+
+    data = _known(joined[:2], joined[2:])
+    return Comparison(*_bootstrap(data, difference), p=_signed_rank(data[0] - data[1]), n=len(data[0]))
+
+
+def _known(values, weights) -> list[np.ndarray]:
+    """Values and weights by utterance, without utterances of nan or of no weight."""
+    columns = [np.asarray(column, np.float64) for column in (*values, *weights)]
+    keep = ~np.isnan(columns).any(axis=0)
+    for weight in columns[len(values) :]:
+        keep &= weight > 0
+    return [column[keep] for column in columns]
+
+
+def _bootstrap(data: list[np.ndarray], function) -> tuple[float, float, float]:
+    """Value and ends of the interval of `function(*data, axis)`."""
+    n = len(data[0])
+    if n == 0:
+        return np.nan, np.nan, np.nan
+    value = float(function(*data))
+    if n == 1:
+        return value, np.nan, np.nan
+    result = scipy.stats.bootstrap(
+        data, function, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=100, confidence_level=LEVEL,
+        method="percentile", rng=0,
+    )  # fmt: skip
+    low, high = result.confidence_interval
+    return value, float(low), float(high)
+
+
+def _signed_rank(differences: np.ndarray) -> float:
+    if not len(differences):
+        return np.nan
+    if not differences.any():
+        return 1.0
+    return float(scipy.stats.wilcoxon(differences).pvalue)
