@@ -193,6 +193,17 @@ def test_any_order_is_restored(voices, order):
     np.testing.assert_allclose(ours, expected, atol=1e-6, rtol=0)
 
 
+def test_the_best_order_for_the_sdr_alone_is_that_of_all_orders_tried(voices):
+    references = voices[:3]
+    estimates = mixed(references)[[2, 0, 1]]
+    best = max((sdr(estimates[list(order)], references) for order in itertools.permutations(range(3))), key=np.mean)
+    np.testing.assert_allclose(sdr(estimates, references, permute=True), best, atol=1e-9)
+    references = np.stack([references, [references[0], np.zeros_like(references[0]), references[2]]])
+    batch = sdr(estimates, references, permute=True)
+    np.testing.assert_allclose(batch[0], best, atol=1e-9)
+    np.testing.assert_allclose(batch[1], [best[0], np.nan, best[2]], atol=1e-9)
+
+
 def test_the_order_is_mir_evals_where_both_estimates_resemble_one_source(voices):
     a, b, _, _ = voices[:, :4000]
     estimates, references = np.stack([a + 0.5 * b, a + 0.3 * b]), np.stack([a, b])

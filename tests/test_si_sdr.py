@@ -9,7 +9,7 @@ from asteroid.losses.sdr import SingleSrcNegSDR
 from pb_bss_eval.evaluation.module_si_sdr import si_sdr as pb_si_sdr
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio, signal_noise_ratio
 
-from utils.metrics.si_sdr import LIMIT, inverted, match, si_sdr, snr
+from utils.metrics.si_sdr import LIMIT, inverted, match, si_sdr, si_sdri, snr
 
 
 @pytest.fixture(params=[2, 3])
@@ -128,3 +128,17 @@ def test_inverted_tells_the_sign_that_si_sdr_does_not_see():
     estimates = signs * (references - 1) + 2.0  # offsets must not hide it
     np.testing.assert_array_equal(inverted(estimates, references), [False, True, True])
     assert math.isclose(si_sdr(estimates, references).min(), LIMIT)
+
+
+def test_a_batch_is_matched_and_improved_one_by_one():
+    rng = np.random.default_rng(5)
+    references = rng.normal(size=(4, 3, 200))
+    estimates = references[:, [1, 2, 0]] + 0.3 * rng.normal(size=references.shape)
+    order = match(estimates, references)
+    assert (order == [2, 0, 1]).all()
+    ordered, mixture = np.take_along_axis(estimates, order[..., None], axis=-2), references.sum(axis=1)
+    for k in range(4):
+        assert (match(estimates[k], references[k]) == order[k]).all()
+        before = [si_sdr(mixture[k], reference) for reference in references[k]]
+        after = [si_sdr(*pair) for pair in zip(ordered[k], references[k], strict=True)]
+        np.testing.assert_allclose(si_sdri(ordered, references, mixture)[k], np.subtract(after, before))

@@ -13,23 +13,24 @@ Sources: Vincent, Gribonval and Févotte, "Performance measurement in blind audi
 2006; the correlations: Scheibler, "SDR - medium rare with fast computations", ICASSP 2022.
 """
 
+import numba
 import numpy as np
 import scipy.fft
-from scipy.linalg import solve_toeplitz
 from scipy.optimize import linear_sum_assignment
 
-from utils.metrics.si_sdr import LIMIT, _decibels, _signals
+from utils.metrics.si_sdr import LIMIT, as_signals, to_decibels
 
 _EPS = np.finfo(float).eps
 _TOLERANCE = 1e-6 * np.log(10) / 10  # 1e-6 dB of an energy
 
 
-def sdr(estimates, references, filter_length=512):
-    """Signal-to-distortion ratio of estimates that are in the order of their references.
+def sdr(estimates, references, filter_length=512, permute=False):
+    """Signal-to-distortion ratio.
 
     Args:
         estimates, references: (..., source, time); leading dimensions broadcast.
         filter_length: in samples, of the filter that is forgiven.
+        permute: take the order of the estimates with the best mean SDR instead of the given one.
 
     Returns:
         (..., source), float64, in dB.
@@ -40,10 +41,24 @@ def sdr(estimates, references, filter_length=512):
     estimates, references = np.broadcast_arrays(*_checked(estimates, references, filter_length))
     estimates, heard = _unit(estimates)
     references, defined = _unit(references)
+    if permute:
+        return _best_sdr(estimates, heard, references, defined, filter_length)
     rest = np.ones(heard.shape)
     for row in zip(*np.nonzero(heard & defined), strict=True):
-        (rest[row],) = _rest(estimates[row][None], references[row][None], filter_length)
-    return _decibels(_ratio(1 - rest, rest), ~heard, ~defined)
+        ((rest[row],),) = _rest(estimates[row][None], references[row][None], filter_length)
+    return to_decibels(_ratio(1 - rest, rest), ~heard, ~defined)
+
+
+def _best_sdr(estimates, heard, references, defined, filter_length):
+    scores = np.full(heard.shape, np.nan)
+    for row in np.ndindex(heard.shape[:-1]):
+        used = np.flatnonzero(defined[row])
+        if len(used):
+            rest = _rest(estimates[row], references[row][used], filter_length)
+            table = to_decibels(_ratio(1 - rest, rest), ~heard[row][:, None], False)
+            order = linear_sum_assignment(table.T, maximize=True)[1]
+            scores[row][used] = table[order, np.arange(len(used))]
+    return scores
 
 
 def bss_eval(estimates, references, filter_length=512, permute=True):
@@ -74,7 +89,7 @@ def bss_eval(estimates, references, filter_length=512, permute=True):
         pairs = permute | (order[:, None] == used)
         own, every = _rests(estimates, references[used], pairs, filter_length)
         ratios = _ratio(1 - own, own), _ratio(1 - own, own - every), _ratio(1 - every, every)
-        table = np.stack([_decibels(ratio, ~heard[:, None], ~pairs) for ratio in ratios])
+        table = np.stack([to_decibels(ratio, ~heard[:, None], ~pairs) for ratio in ratios])
         if permute:
             order[used] = linear_sum_assignment((table[1] + 1e-9 * table[0]).T, maximize=True)[1]
             order[~defined] = np.setdiff1d(np.arange(len(order)), order[used])
@@ -85,7 +100,7 @@ def bss_eval(estimates, references, filter_length=512, permute=True):
 def _checked(estimates, references, filter_length):
     if filter_length < 1:
         raise ValueError(f"filter_length is {filter_length}, must be at least 1")
-    return _signals(estimates, references)
+    return as_signals(estimates, references)
 
 
 def _unit(signals):
@@ -102,13 +117,16 @@ def _ratio(signal, noise):
         return np.maximum(signal, 0.0) / np.maximum(noise, 0.0)
 
 
-def _rest(estimates, reference, filter_length):
-    """Energies of `estimates` (estimate, time) that no filtering of `reference` (1, time) explains."""
-    auto, cross = _correlations(estimates, reference, filter_length)
-    rest, error = _explain(auto, cross)
-    if np.all(_settled(1 - rest, rest, error)):
-        return rest
-    return _orthogonalised(estimates, reference, filter_length)
+def _rest(estimates, references, filter_length):
+    """Energies of the estimates that no filtering of one reference explains: (estimate, reference)."""
+    auto, cross = _correlations(estimates, references, filter_length)
+    rests = []
+    for k, reference in enumerate(references):
+        rest, error = _explain(auto[k : k + 1, k : k + 1], cross[:, k : k + 1])
+        if not np.all(_settled(1 - rest, rest, error)):
+            rest = _orthogonalised(estimates, reference[None], filter_length)
+        rests.append(rest)
+    return np.stack(rests, axis=1)
 
 
 def _rests(estimates, references, pairs, filter_length):
@@ -151,8 +169,18 @@ def _correlations(estimates, references, filter_length):
     blocks = np.lib.stride_tricks.sliding_window_view(padded, size, axis=-1)[:, ::hop]
     now = scipy.fft.rfft(blocks[..., history:], size)
     before = scipy.fft.rfft(blocks[: len(references)])
-    products = scipy.fft.irfft(np.vecdot(now[:, None], before, axis=-2))[..., history::-1]
+    products = scipy.fft.irfft(_sums_of_products(now, before))[..., history::-1]
     return products[: len(references)], products[len(references) :]
+
+
+@numba.njit(cache=True, fastmath=True)
+def _sums_of_products(a, b):
+    """Sums over blocks of conj(a) b: (i, block, frequency) and (j, block, frequency) to (i, j, frequency)."""
+    sums = np.zeros((a.shape[0], b.shape[0], a.shape[2]), np.complex128)
+    for i, j, block in np.ndindex(a.shape[0], b.shape[0], a.shape[1]):
+        for frequency in range(a.shape[2]):
+            sums[i, j, frequency] += a[i, block, frequency].conjugate() * b[j, block, frequency]
+    return sums
 
 
 def _explain(auto, cross):
@@ -185,7 +213,10 @@ def _levinson(auto, cross):
     """
     n_src, _, length = auto.shape
     if n_src == 1:
-        return solve_toeplitz(auto[0, 0], cross[:, 0].T).T[:, None]
+        filters, solved = _levinson_of_one(auto[0, 0], cross[:, 0])
+        if not solved:
+            raise np.linalg.LinAlgError("the correlations are not positive definite")
+        return filters[:, None]
     lags, cross = auto.transpose(2, 0, 1), cross.transpose(2, 0, 1)
     latest_first = lags[::-1].reshape(-1, n_src)
     taps = np.zeros((n_src + cross.shape[1], length * n_src))  # in the order lag, reference
@@ -208,6 +239,37 @@ def _levinson(auto, cross):
         inverse = np.linalg.inv(errors)
         filters[:, :end] += ((cross[lag] - known[n_src:]) @ inverse[1]) @ backward
     return filters.reshape(-1, length, n_src).swapaxes(1, 2)
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+def _levinson_of_one(auto, cross):
+    """Levinson's recursion (J. Math. Phys. 25, 1946): (lag,) and (estimate, lag) to (estimate, lag), and success."""
+    length = len(auto)
+    filters, forward, delayed = np.zeros(cross.shape), np.zeros(length), np.zeros(2 * length - 1)
+    earlier, error = auto[::-1].copy(), auto[0]
+    forward[0] = delayed[length - 1] = 1.0
+    filters[:, 0] = cross[:, 0] / error
+    for lag in range(1, length):
+        known = earlier[length - 1 - lag : length - 1]
+        backward = delayed[length - 1 - lag : length]
+        reflection = 0.0
+        for k in range(lag):
+            reflection -= forward[k] * known[k]
+        reflection /= error
+        for k in range(lag + 1):
+            ahead, behind = forward[k], backward[k]
+            forward[k], backward[k] = ahead + reflection * behind, behind + reflection * ahead
+        error *= 1 - reflection**2
+        if not error > 0:
+            return filters, False
+        for taps, wanted in zip(filters, cross):  # noqa: B905 (numba knows no strict)
+            missing = wanted[lag]
+            for k in range(lag):
+                missing -= taps[k] * known[k]
+            missing /= error
+            for k in range(lag + 1):
+                taps[k] += missing * backward[k]
+    return filters, True
 
 
 def _orthogonalised(estimates, references, filter_length):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from utils.metrics.si_sdr import _signals
+from utils.metrics.si_sdr import as_signals
 
 _RATIO_FLOOR = 1e-8  # bounds scores to +-80 dB
 _ENERGY_FLOOR = 1e-16
@@ -35,7 +35,7 @@ def si_snr(estimates, references):
     Raises:
         ValueError: different lengths, or no samples.
     """
-    estimates, references = _signals(estimates, references)
+    estimates, references = as_signals(estimates, references)
     estimates, references = _unit(_finite(estimates)), _unit(references)
     explained = np.sum(estimates * references, axis=-1) ** 2
     return 10 * np.log10((explained + _RATIO_FLOOR) / (1 - explained + _RATIO_FLOOR))
@@ -102,7 +102,7 @@ def clip_score(estimates, references, mixture) -> Clip:
     Raises:
         ValueError: different lengths, no samples, or NaN or infinity in the references or the mixture.
     """
-    estimates, references = _signals(estimates, references)
+    estimates, references = as_signals(estimates, references)
     mixture = np.asarray(mixture)
     if not (np.isfinite(references).all() and np.isfinite(mixture).all()):
         raise ValueError("references and mixture must be finite")

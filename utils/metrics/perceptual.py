@@ -14,7 +14,7 @@ import numpy as np
 import pesq as pesq_package
 import pystoi
 
-from utils.metrics.si_sdr import _centred, _signals
+from utils.metrics.si_sdr import as_signals, centred
 
 _BANDS = {8000: "nb", 16000: "wb"}
 _PESQ_SECONDS = 20  # the package overruns its memory beyond 50 utterances, which take 0.4 s each with their pauses
@@ -52,7 +52,7 @@ def stoi(estimates, references, sample_rate: int, extended: bool = False):
             np.random.set_state(state)
         return np.nan if score == 1e-5 else score  # what pystoi returns for too few frames
 
-    return _scores(measure, 0.0, *_signals(estimates, references))
+    return _scores(measure, 0.0, *as_signals(estimates, references))
 
 
 def pesq(estimates, references, sample_rate: int):
@@ -81,7 +81,7 @@ def pesq(estimates, references, sample_rate: int):
         score = pesq_package.pesq(sample_rate, reference, estimate, _BANDS[sample_rate], on_error=numbers)
         return score if score >= 0 else np.nan  # errors are numbers below 0
 
-    estimates, references = _signals(estimates, references)
+    estimates, references = as_signals(estimates, references)
     estimates = np.where(np.isfinite(estimates).all(axis=-1, keepdims=True), estimates, 0.0)
     n_parts = -(-references.shape[-1] // (_PESQ_SECONDS * sample_rate))
     parts = zip(*(np.array_split(signals, n_parts, axis=-1) for signals in (estimates, references)), strict=True)
@@ -110,4 +110,4 @@ def _normalised(signal):
     if not 0 < peak < np.inf:
         return None
     signal = signal / peak
-    return signal if _centred(signal)[1] > 0 else None
+    return signal if centred(signal)[1] > 0 else None

@@ -28,38 +28,47 @@ def si_sdr(estimates, references):
 
     Source: Le Roux et al., "SDR - half-baked or well done?", ICASSP 2019, with the means removed.
     """
-    estimates, references = _signals(estimates, references)
+    estimates, references = as_signals(estimates, references)
     broken = ~np.isfinite(estimates).all(axis=-1)
-    estimates, energy_estimate = _centred(np.where(broken[..., None], 0.0, estimates))
-    references, energy_reference = _centred(references)
+    estimates, energy_estimate = centred(np.where(broken[..., None], 0.0, estimates))
+    references, energy_reference = centred(references)
     with np.errstate(all="ignore"):
         scale = np.sum(estimates * references, axis=-1) / energy_reference
         target = scale[..., None] * references
         ratio = np.sum(target**2, axis=-1) / np.sum((estimates - target) ** 2, axis=-1)
-    return _decibels(ratio, broken | (energy_estimate == 0), energy_reference == 0)
+    return to_decibels(ratio, broken | (energy_estimate == 0), energy_reference == 0)
 
 
 def snr(estimates, references):
     """Signal-to-noise ratio of the signals as they are: sign, scale and mean count. The rest is as in `si_sdr`."""
-    estimates, references = _signals(estimates, references)
+    estimates, references = as_signals(estimates, references)
     broken = ~np.isfinite(estimates).all(axis=-1)
     energy = np.sum(references**2, axis=-1)
     with np.errstate(all="ignore"):
         ratio = energy / np.sum((estimates - references) ** 2, axis=-1)
-    return _decibels(ratio, broken, energy == 0)
+    return to_decibels(ratio, broken, energy == 0)
+
+
+def si_sdri(estimates, references, mixture):
+    """Improvement of the SI-SDR over that of the mixture (..., time). The rest is as in `si_sdr`."""
+    return si_sdr(estimates, references) - si_sdr(np.asarray(mixture)[..., None, :], references)
 
 
 def match(estimates, references):
     """The order of the estimates with the best mean SI-SDR; silent references take what is left.
 
     Args:
-        estimates, references: (source, time).
+        estimates, references: (..., source, time), of the same leading dimensions.
 
     Returns:
-        (source,) integers: `estimates[order]` belongs to `references`.
+        (..., source) integers: `estimates[order]` belongs to `references`; for a batch,
+        `np.take_along_axis(estimates, order[..., None], axis=-2)`.
     """
-    scores = si_sdr(np.asarray(estimates)[None], np.asarray(references)[:, None])  # (reference, estimate)
-    return linear_sum_assignment(np.nan_to_num(scores), maximize=True)[1]
+    scores = si_sdr(np.asarray(estimates)[..., None, :, :], np.asarray(references)[..., :, None, :])
+    order = np.zeros(scores.shape[:-1], int)  # scores: (..., reference, estimate)
+    for row in np.ndindex(scores.shape[:-2]):
+        order[row] = linear_sum_assignment(np.nan_to_num(scores[row]), maximize=True)[1]
+    return order
 
 
 def inverted(estimates, references):
@@ -68,11 +77,12 @@ def inverted(estimates, references):
     True where the correlation with the reference is negative; SI-SDR does not see it.
     """
     with np.errstate(invalid="ignore"):  # an estimate with NaN has no sign
-        estimates, references = (_centred(signals)[0] for signals in _signals(estimates, references))
+        estimates, references = (centred(signals)[0] for signals in as_signals(estimates, references))
         return np.sum(estimates * references, axis=-1) < 0
 
 
-def _signals(estimates, references):
+def as_signals(estimates, references):
+    """Both in float64; ValueError unless they have one length, of at least one sample."""
     estimates, references = np.asarray(estimates, dtype=np.float64), np.asarray(references, dtype=np.float64)
     if estimates.shape[-1] != references.shape[-1] or not references.shape[-1]:
         raise ValueError(
@@ -81,15 +91,16 @@ def _signals(estimates, references):
     return estimates, references
 
 
-def _centred(signals):
+def centred(signals):
     """Signals without their means, and their energies: 0 where only rounding is left."""
     raw = np.sum(signals**2, axis=-1)
-    centred = signals - signals.mean(axis=-1, keepdims=True)
-    energy = np.sum(centred**2, axis=-1)
-    return centred, np.where(energy <= _SILENCE * raw, 0.0, energy)
+    moved = signals - signals.mean(axis=-1, keepdims=True)
+    energy = np.sum(moved**2, axis=-1)
+    return moved, np.where(energy <= _SILENCE * raw, 0.0, energy)
 
 
-def _decibels(ratio, failed, undefined):
+def to_decibels(ratio, failed, undefined):
+    """10 log10 of a ratio within +-LIMIT; -LIMIT where `failed`, nan where `undefined`."""
     with np.errstate(all="ignore"):
         values = np.clip(10 * np.log10(ratio), -LIMIT, LIMIT)
     return np.where(undefined, np.nan, np.where(failed, -LIMIT, values))
