@@ -165,22 +165,23 @@ def _correlations(estimates, references, filter_length):
     size = 2 * scipy.fft.next_fast_len(-(-min(8 * filter_length, length + history) // 2), real=True)
     hop = size - history
     padded = np.zeros((len(references) + len(estimates), history + -(-length // hop) * hop))
-    padded[:, history : history + length] = np.concatenate([references, estimates])
+    padded[: len(references), history : history + length] = references
+    padded[len(references) :, history : history + length] = estimates
     blocks = np.lib.stride_tricks.sliding_window_view(padded, size, axis=-1)[:, ::hop]
-    now = scipy.fft.rfft(blocks[..., history:], size)
-    before = scipy.fft.rfft(blocks[: len(references)])
-    products = scipy.fft.irfft(_sums_of_products(now, before))[..., history::-1]
+    sums = np.zeros((len(padded), len(references), size // 2 + 1), np.complex128)
+    for first in range(0, blocks.shape[1], 4):  # a few at a time stay in the cache
+        group = blocks[:, first : first + 4]
+        _add_products(sums, scipy.fft.rfft(group[..., history:], size), scipy.fft.rfft(group[: len(references)]))
+    products = scipy.fft.irfft(sums)[..., history::-1]
     return products[: len(references)], products[len(references) :]
 
 
 @numba.njit(cache=True, fastmath=True)
-def _sums_of_products(a, b):
-    """Sums over blocks of conj(a) b: (i, block, frequency) and (j, block, frequency) to (i, j, frequency)."""
-    sums = np.zeros((a.shape[0], b.shape[0], a.shape[2]), np.complex128)
+def _add_products(sums, a, b):
+    """Add conj(a) b, of (i, block, frequency) and (j, block, frequency), to (i, j, frequency)."""
     for i, j, block in np.ndindex(a.shape[0], b.shape[0], a.shape[1]):
         for frequency in range(a.shape[2]):
             sums[i, j, frequency] += a[i, block, frequency].conjugate() * b[j, block, frequency]
-    return sums
 
 
 def _explain(auto, cross):
@@ -205,40 +206,13 @@ def _explain(auto, cross):
 
 
 def _levinson(auto, cross):
-    """Filters (estimate, reference, lag) of least squared error.
-
-    For several references the recursion of Whittle, "On the fitting of multivariate autoregressions", Biometrika 50,
-    1963, with blocks of (reference, reference): `forward` predicts the newest samples from the lags after them,
-    `backward` the oldest from those before.
-    """
-    n_src, _, length = auto.shape
-    if n_src == 1:
-        filters, solved = _levinson_of_one(auto[0, 0], cross[:, 0])
-        if not solved:
-            raise np.linalg.LinAlgError("the correlations are not positive definite")
-        return filters[:, None]
-    lags, cross = auto.transpose(2, 0, 1), cross.transpose(2, 0, 1)
-    latest_first = lags[::-1].reshape(-1, n_src)
-    taps = np.zeros((n_src + cross.shape[1], length * n_src))  # in the order lag, reference
-    forward, filters = taps[:n_src], taps[n_src:]
-    delayed = np.zeros((n_src, (2 * length - 1) * n_src))  # a view moves over it
-    forward[:, :n_src] = delayed[:, (length - 1) * n_src : length * n_src] = np.eye(n_src)
-    errors = np.stack([lags[0], lags[0]])
-    inverse = np.linalg.inv(errors)
-    filters[:, :n_src] = cross[0] @ inverse[1]
-    for lag in range(1, length):
-        end = (lag + 1) * n_src
-        known = taps[:, : end - n_src] @ latest_first[(length - 1 - lag) * n_src : -n_src]
-        backward, shared = delayed[:, (length - 1 - lag) * n_src :][:, :end], known[:n_src]
-        ahead, behind = shared @ inverse[1], shared.T @ inverse[0]
-        predicted = behind @ forward[:, :end]
-        forward[:, :end] -= ahead @ backward
-        backward -= predicted
-        errors[0] -= ahead @ shared.T
-        errors[1] -= behind @ shared
-        inverse = np.linalg.inv(errors)
-        filters[:, :end] += ((cross[lag] - known[n_src:]) @ inverse[1]) @ backward
-    return filters.reshape(-1, length, n_src).swapaxes(1, 2)
+    """Filters (estimate, reference, lag) of least squared error."""
+    if len(auto) > 1:
+        return _levinson_of_many(auto, cross)
+    filters, solved = _levinson_of_one(auto[0, 0], cross[:, 0])
+    if not solved:
+        raise np.linalg.LinAlgError("the correlations are not positive definite")
+    return filters[:, None]
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "contract"})
@@ -253,7 +227,7 @@ def _levinson_of_one(auto, cross):
         known = earlier[length - 1 - lag : length - 1]
         backward = delayed[length - 1 - lag : length]
         reflection = 0.0
-        for k in range(lag):
+        for k in range(lag):  # not by _product, whose code is slower here
             reflection -= forward[k] * known[k]
         reflection /= error
         for k in range(lag + 1):
@@ -270,6 +244,55 @@ def _levinson_of_one(auto, cross):
             for k in range(lag + 1):
                 taps[k] += missing * backward[k]
     return filters, True
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+def _levinson_of_many(auto, cross):
+    """(reference, reference, lag) and (estimate, reference, lag) to (estimate, reference, lag).
+
+    The recursion of Whittle, "On the fitting of multivariate autoregressions", Biometrika 50, 1963, with blocks of
+    (reference, reference): `forward` predicts the newest samples from the lags after them, `backward` the oldest from
+    those before.
+    """
+    n_src, length, n_rows = len(auto), auto.shape[2], len(auto) + len(cross)
+    width = length * n_src  # in the order lag, reference
+    earlier = auto[:, :, ::-1].transpose(1, 2, 0).copy().reshape(n_src, width)
+    taps, known = np.zeros((n_rows, width)), np.zeros((n_rows, n_src))
+    delayed = np.zeros((n_src, 2 * width - n_src))  # a view moves over it
+    forward, filters = taps[:n_src], taps[n_src:]
+    forward[:, :n_src] = delayed[:, width - n_src : width] = np.eye(n_src)
+    ahead_error, behind_error = auto[:, :, 0].copy(), auto[:, :, 0].copy()
+    filters[:, :n_src] = cross[:, :, 0].copy() @ np.linalg.inv(behind_error)
+    for lag in range(1, length):
+        end, start = (lag + 1) * n_src, (length - 1 - lag) * n_src
+        for row, column in np.ndindex(n_rows, n_src):
+            known[row, column] = _product(taps[row, : end - n_src], earlier[column, start : width - n_src])
+        shared, newest, backward = known[:n_src].copy(), forward[:, :end].copy(), delayed[:, start : start + end]
+        transposed = shared.T.copy()
+        ahead, behind = shared @ np.linalg.inv(behind_error), transposed @ np.linalg.inv(ahead_error)
+        _subtract(forward, ahead, backward)
+        _subtract(backward, behind, newest)
+        ahead_error -= ahead @ transposed
+        behind_error -= behind @ shared
+        _subtract(filters, (known[n_src:] - cross[:, :, lag]) @ np.linalg.inv(behind_error), backward)
+    return filters.copy().reshape(len(cross), length, n_src).transpose(0, 2, 1)
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+def _product(a, b):
+    total = 0.0
+    for k in range(len(a)):
+        total += a[k] * b[k]
+    return total
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+def _subtract(signals, weights, others):
+    """signals -= weights @ others, over the length of the latter."""
+    for row, other in np.ndindex(weights.shape):
+        weight, target, source = weights[row, other], signals[row], others[other]
+        for k in range(len(source)):
+            target[k] -= weight * source[k]
 
 
 def _orthogonalised(estimates, references, filter_length):
