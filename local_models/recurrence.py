@@ -1,0 +1,94 @@
+"""A gated recurrent layer for training on a CPU and on a GPU, with an optional residual inside the recurrence.
+
+PyTorch steps through `nn.GRU` on a CPU with a graph node an operation, and forms the gradient of the recurrent weights
+anew at every step. Here the steps hold one matrix product each, everything else is done for all steps at once.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GRU(nn.GRU):
+    """`nn.GRU` of one layer, in one direction, with its parameters and equations.
+
+    On a GPU without a fed-back residual this is cuDNN. Under autocast the matrix products are in the lower precision,
+    states and gates stay in float32.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__(input_size, hidden_size)
+
+    def forward(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
+        """States of all steps, from a first state of zero.
+
+        Args:
+            inputs: (step, batch, input).
+            residual: (step, batch, hidden), added to the state of each step before the next one sees it.
+
+        Returns:
+            (step, batch, hidden), float32 on a CPU.
+        """
+        if inputs.is_cuda and residual is None:
+            return super().forward(inputs)[0]
+        projected = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return _Steps.apply(projected.float(), self.weight_hh_l0, self.bias_hh_l0, residual, _low(inputs))
+
+
+def _low(tensor: Tensor) -> torch.dtype:
+    """The precision of matrix products: autocast's, or that of the tensor."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+class _Steps(torch.autograd.Function):
+    """h(t) = (1 - z) n + z h(t-1) + residual(t), with z, r, n of the projected input and of h(t-1)."""
+
+    @staticmethod
+    def forward(ctx, projected, weight, bias, residual, dtype):
+        n_steps, batch, size = len(projected), projected.shape[1], weight.shape[1]
+        states = projected.new_zeros(n_steps + 1, batch, size)
+        candidates = projected.new_empty(n_steps, batch, size)  # the recurrent part of n, before r
+        gates = torch.empty_like(projected)
+        low_weight, low_bias = weight.to(dtype), bias.to(dtype)
+        for t in range(n_steps):
+            recurrent = F.linear(states[t].to(dtype), low_weight, low_bias).float()
+            candidates[t] = recurrent[:, 2 * size :]
+            both = torch.add(projected[t, :, : 2 * size], recurrent[:, : 2 * size]).sigmoid_()
+            gates[t, :, : 2 * size] = both
+            n = torch.addcmul(projected[t, :, 2 * size :], both[:, :size], candidates[t]).tanh_()
+            gates[t, :, 2 * size :] = n
+            torch.lerp(n, states[t], both[:, size:], out=states[t + 1])
+            if residual is not None:
+                states[t + 1] += residual[t]
+        ctx.save_for_backward(weight, states, gates, candidates)
+        ctx.dtype = dtype
+        return states[1:]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, states, gates, candidates = ctx.saved_tensors
+        n_steps, batch, size = gradient.shape
+        r, z, n = gates.split(size, dim=-1)
+        by_n = (1 - z) * (1 - n * n)
+        by_z = (states[:-1] - n) * z * (1 - z)
+        by_r = candidates * r * (1 - r)
+        low = weight.to(ctx.dtype)
+        projected = torch.empty_like(gates)
+        recurrent = gates.new_empty(n_steps, batch, 3 * size, dtype=ctx.dtype)
+        total = torch.empty_like(gradient)  # of each state, from its own output and from later steps
+        later = torch.zeros_like(gradient[0])
+        for t in reversed(range(n_steps)):
+            d = torch.add(gradient[t], later, out=total[t])
+            dn = d * by_n[t]
+            projected[t, :, :size] = dn * by_r[t]
+            projected[t, :, size : 2 * size] = d * by_z[t]
+            projected[t, :, 2 * size :] = dn
+            recurrent[t] = projected[t]
+            recurrent[t, :, 2 * size :] = dn * r[t]
+            later = torch.addcmul((recurrent[t] @ low).float(), d, z[t])
+        flat, before = recurrent.flatten(0, 1), states[:-1].flatten(0, 1)
+        by_weight = (flat.T @ before.to(ctx.dtype)).float()
+        by_residual = total if ctx.needs_input_grad[3] else None
+        return projected, by_weight, flat.float().sum(0), by_residual, None
