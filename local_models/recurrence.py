@@ -13,7 +13,7 @@ class GRU(nn.GRU):
     """`nn.GRU` of one layer, in one direction, with its parameters and equations.
 
     On a GPU without a fed-back residual this is cuDNN. Under autocast the matrix products are in the lower precision,
-    states and gates stay in float32.
+    states and gates keep theirs.
     """
 
     def __init__(self, input_size: int, hidden_size: int):
@@ -27,13 +27,15 @@ class GRU(nn.GRU):
             residual: (step, batch, hidden), added to the state of each step before the next one sees it.
 
         Returns:
-            (step, batch, hidden), float32 on a CPU.
+            (step, batch, hidden).
         """
         if inputs.is_cuda and residual is None:
             return super().forward(inputs)[0]
         projected = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
         with torch.autocast(inputs.device.type, enabled=False):
-            return _Steps.apply(projected.float(), self.weight_hh_l0, self.bias_hh_l0, residual, _low(inputs))
+            return _Steps.apply(
+                projected.to(self.weight_hh_l0.dtype), self.weight_hh_l0, self.bias_hh_l0, residual, _low(inputs)
+            )
 
 
 def _low(tensor: Tensor) -> torch.dtype:
@@ -53,7 +55,7 @@ class _Steps(torch.autograd.Function):
         gates = torch.empty_like(projected)
         low_weight, low_bias = weight.to(dtype), bias.to(dtype)
         for t in range(n_steps):
-            recurrent = F.linear(states[t].to(dtype), low_weight, low_bias).float()
+            recurrent = F.linear(states[t].to(dtype), low_weight, low_bias).to(states.dtype)
             candidates[t] = recurrent[:, 2 * size :]
             both = torch.add(projected[t, :, : 2 * size], recurrent[:, : 2 * size]).sigmoid_()
             gates[t, :, : 2 * size] = both
@@ -87,8 +89,8 @@ class _Steps(torch.autograd.Function):
             projected[t, :, 2 * size :] = dn
             recurrent[t] = projected[t]
             recurrent[t, :, 2 * size :] = dn * r[t]
-            later = torch.addcmul((recurrent[t] @ low).float(), d, z[t])
+            later = torch.addcmul((recurrent[t] @ low).to(later.dtype), d, z[t])
         flat, before = recurrent.flatten(0, 1), states[:-1].flatten(0, 1)
-        by_weight = (flat.T @ before.to(ctx.dtype)).float()
+        by_weight = (flat.T @ before.to(ctx.dtype)).to(weight.dtype)
         by_residual = total if ctx.needs_input_grad[3] else None
-        return projected, by_weight, flat.float().sum(0), by_residual, None
+        return projected, by_weight, flat.to(weight.dtype).sum(0), by_residual, None
