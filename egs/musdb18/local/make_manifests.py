@@ -68,7 +68,9 @@ def make_song(song, target):
     if problems or len(mixture) > 2:
         return None, problems or [f"{song}/mixture.wav: has {len(mixture)} channels; songs are mono or stereo"], []
     accompaniment = sum(others[-len(stems) :])
-    path = write_part(target / "accompaniment.wav", accompaniment)
+    path = target / "accompaniment.wav"
+    if not fresh(path, stems):
+        audio.write(path, accompaniment, RATES["hq"], "PCM_16" if np.abs(accompaniment).max() <= 1 else "FLOAT")
     voice = others[0] if not absent and others[0].any() else None
     row = {"mixture_ID": song.name, "mixture_path": song / "mixture.wav"}
     row |= {"source_1_path": "" if voice is None else song / "vocals.wav", "source_2_path": path}
@@ -76,11 +78,9 @@ def make_song(song, target):
     return row | levels(mixture, voice, accompaniment), [], remarks(song, mixture, voice, accompaniment)
 
 
-def write_part(path, signal):
-    """In 16 bits unless that would clip; a finished file stays."""
-    if not path.is_file():
-        audio.write(path, signal, RATES["hq"], "PCM_16" if np.abs(signal).max() <= 1 else "FLOAT")
-    return path
+def fresh(path, origins):
+    """Whether a file is there and not older than those it was made of."""
+    return path.is_file() and path.stat().st_mtime >= max(origin.stat().st_mtime for origin in origins)
 
 
 def levels(mixture, voice, accompaniment):
@@ -143,7 +143,7 @@ def make_clip(path, target):
     parts = {name: np.rint(part / audio.LSB) * audio.LSB for name, part in parts.items()}
     for name, part in {"mixture": parts["source_1"] + parts["source_2"], **parts}.items():
         row[f"{name}_path"] = target / {"source_1": "voice", "source_2": "accompaniment"}.get(name, name) / path.name
-        if not row[f"{name}_path"].is_file():
+        if not fresh(row[f"{name}_path"], [path]):
             audio.write(row[f"{name}_path"], part, RATES["mir1k"])
     return row | {"voice_to_accompaniment_db": 0.0}, [], []
 
@@ -169,7 +169,9 @@ def main(argv=None):
     note = json.loads((folder / "corpus.json").read_text())
     root, form = type(folder)(note["root"]), note["form"]
     manifests = folder / "manifests" / f"{RATES[form] // 1000}k"
-    claim(manifests, note | {"files": fingerprint(root)})
+    settings = note | {"files": fingerprint(root)}
+    if (manifests / "stamp.json").is_file():
+        claim(manifests, settings)
     audio.remove_leftovers(folder)
     jobs, make = (mir1k_jobs, make_clip) if form == "mir1k" else (musdb_jobs, make_song)
     jobs = jobs(root, folder)
@@ -181,6 +183,7 @@ def main(argv=None):
         warnings += [text for _, _, found in made for text in found]
     if problems:
         raise UserError(show(problems, f"{root}: {len(problems)} files cannot be used:"))
+    claim(manifests, settings)  # only now: a corpus with faults can be mended without deleting anything
     if warnings:
         print(show(warnings, f"{len(warnings)} remarks:"))
     print("set     songs   hours   voice / accompaniment dB (median)")
