@@ -53,9 +53,9 @@ class _Steps(torch.autograd.Function):
         states = projected.new_zeros(n_steps + 1, batch, size)
         candidates = projected.new_empty(n_steps, batch, size)  # the recurrent part of n, before r
         gates = torch.empty_like(projected)
-        low_weight, low_bias = weight.to(dtype), bias.to(dtype)
+        times_weight = _Product(weight.to(dtype), batch)
         for t in range(n_steps):
-            recurrent = F.linear(states[t].to(dtype), low_weight, low_bias).to(states.dtype)
+            recurrent = times_weight(states[t].to(dtype)) + bias
             candidates[t] = recurrent[:, 2 * size :]
             both = torch.add(projected[t, :, : 2 * size], recurrent[:, : 2 * size]).sigmoid_()
             gates[t, :, : 2 * size] = both
@@ -76,7 +76,7 @@ class _Steps(torch.autograd.Function):
         by_n = (1 - z) * (1 - n * n)
         by_z = (states[:-1] - n) * z * (1 - z)
         by_r = candidates * r * (1 - r)
-        low = weight.to(ctx.dtype)
+        times_weight = _Product(weight.T.to(ctx.dtype), batch)
         projected = torch.empty_like(gates)
         recurrent = gates.new_empty(n_steps, batch, 3 * size, dtype=ctx.dtype)
         total = torch.empty_like(gradient)  # of each state, from its own output and from later steps
@@ -89,8 +89,23 @@ class _Steps(torch.autograd.Function):
             projected[t, :, 2 * size :] = dn
             recurrent[t] = projected[t]
             recurrent[t, :, 2 * size :] = dn * r[t]
-            later = torch.addcmul((recurrent[t] @ low).to(later.dtype), d, z[t])
+            later = torch.addcmul(times_weight(recurrent[t]).to(later.dtype), d, z[t])
         flat, before = recurrent.flatten(0, 1), states[:-1].flatten(0, 1)
         by_weight = (flat.T @ before.to(ctx.dtype)).to(weight.dtype)
         by_residual = total if ctx.needs_input_grad[3] else None
         return projected, by_weight, flat.to(weight.dtype).sum(0), by_residual, None
+
+
+class _Product:
+    """x to x @ weight.T, for many x of (batch, in): on a CPU with the weight in the order in which oneDNN reads it."""
+
+    def __init__(self, weight: Tensor, batch: int):
+        self.weight = weight.contiguous()
+        self.packed = None
+        if weight.device.type == "cpu" and weight.dtype != torch.float64 and torch.backends.mkldnn.is_available():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, batch)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")

@@ -56,6 +56,8 @@ class CellByCell(nn.Module):
 
     def forward(self, x):
         """(batch, frames, bin) to masked and denoised spectra and decoder states; stops by the mean of the batch."""
+        if self.training:
+            x = x.detach().requires_grad_()  # as the programs do, though they do not use this gradient
         hidden = self.decode(self.encode(x))
         for _ in range(self.iterations):
             before, hidden = hidden, self.decode(hidden)
