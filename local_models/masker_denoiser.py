@@ -21,7 +21,7 @@ from local_models.wiener import wiener
 
 Residual = Literal["none", "output", "recurrent"]
 EPS = 1e-6  # of the published divergence
-SEQUENCES, ROWS = 32, 4  # of a block: sequences of a channel, channels at once; some 200 MB
+SEQUENCES, ROWS = 48, 4  # of a block: sequences of a channel, channels at once
 PUBLISHED_BATCH = 16  # sequences that the published sum over |H| runs over
 
 
@@ -267,8 +267,9 @@ class MaD(System):
         padded = F.pad(mixture, (before, total - before - length))
         voice = mixture.new_zeros(*mixture.shape[:-1], (n_sequences * step - 1) * hop + window)
         weight = torch.zeros_like(voice[0, 0])
-        for first in range(0, n_sequences, SEQUENCES):
-            n_frames = min(SEQUENCES, n_sequences - first) * step
+        at_once = -(-n_sequences // -(-n_sequences // SEQUENCES))  # equal blocks: a short last one would be slow
+        for first in range(0, n_sequences, at_once):
+            n_frames = min(at_once, n_sequences - first) * step
             start = first * step * hop
             heard = padded[..., start : start + (n_frames + 2 * options.context - 1) * hop + window]
             part = slice(start, start + (n_frames - 1) * hop + window)

@@ -32,10 +32,9 @@ class GRU(nn.GRU):
         if inputs.is_cuda and residual is None:
             return super().forward(inputs)[0]
         projected = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
+        options = (residual, _low(inputs), torch.is_grad_enabled())
         with torch.autocast(inputs.device.type, enabled=False):
-            return _Steps.apply(
-                projected.to(self.weight_hh_l0.dtype), self.weight_hh_l0, self.bias_hh_l0, residual, _low(inputs)
-            )
+            return _Steps.apply(projected.to(self.weight_hh_l0.dtype), self.weight_hh_l0, self.bias_hh_l0, *options)
 
 
 def _low(tensor: Tensor) -> torch.dtype:
@@ -48,19 +47,19 @@ class _Steps(torch.autograd.Function):
     """h(t) = (1 - z) n + z h(t-1) + residual(t), with z, r, n of the projected input and of h(t-1)."""
 
     @staticmethod
-    def forward(ctx, projected, weight, bias, residual, dtype):
+    def forward(ctx, projected, weight, bias, residual, dtype, keep):
         n_steps, batch, size = len(projected), projected.shape[1], weight.shape[1]
         states = projected.new_zeros(n_steps + 1, batch, size)
-        candidates = projected.new_empty(n_steps, batch, size)  # the recurrent part of n, before r
-        gates = torch.empty_like(projected)
+        candidates = projected.new_empty(n_steps if keep else 1, batch, size)  # the recurrent part of n, before r
+        gates = torch.empty_like(projected) if keep else projected  # needed for gradients only
         times_weight = _Product(weight.to(dtype), batch)
         for t in range(n_steps):
             recurrent = times_weight(states[t].to(dtype)) + bias
-            candidates[t] = recurrent[:, 2 * size :]
-            both = torch.add(projected[t, :, : 2 * size], recurrent[:, : 2 * size]).sigmoid_()
-            gates[t, :, : 2 * size] = both
-            n = torch.addcmul(projected[t, :, 2 * size :], both[:, :size], candidates[t]).tanh_()
-            gates[t, :, 2 * size :] = n
+            candidate = candidates[t if keep else 0]
+            candidate.copy_(recurrent[:, 2 * size :])
+            both, n = gates[t, :, : 2 * size], gates[t, :, 2 * size :]
+            torch.add(projected[t, :, : 2 * size], recurrent[:, : 2 * size], out=both).sigmoid_()
+            torch.addcmul(projected[t, :, 2 * size :], both[:, :size], candidate, out=n).tanh_()
             torch.lerp(n, states[t], both[:, size:], out=states[t + 1])
             if residual is not None:
                 states[t + 1] += residual[t]
@@ -93,7 +92,7 @@ class _Steps(torch.autograd.Function):
         flat, before = recurrent.flatten(0, 1), states[:-1].flatten(0, 1)
         by_weight = (flat.T @ before.to(ctx.dtype)).to(weight.dtype)
         by_residual = total if ctx.needs_input_grad[3] else None
-        return projected, by_weight, flat.to(weight.dtype).sum(0), by_residual, None
+        return projected, by_weight, flat.to(weight.dtype).sum(0), by_residual, None, None
 
 
 class _Product:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from local_models import recurrence
 from local_models.recurrence import GRU
 
 
@@ -12,6 +13,21 @@ def states(cell, inputs, residual=None):
         state = cell(x, state) if residual is None else cell(x, state) + residual[t]
         found.append(state)
     return torch.stack(found)
+
+
+def types_of_products(call):
+    """Types of the states that recurrent products get under bfloat16."""
+    seen = []
+
+    class Recorder(recurrence._Product):
+        def __call__(self, x):
+            seen.append(x.dtype)
+            return super().__call__(x)
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(recurrence, "_Product", Recorder)
+        call()
+    return seen
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
@@ -50,5 +66,7 @@ def test_products_in_bfloat16_stay_near_and_states_stay_float32(pair):
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+    products = types_of_products(lambda: layer(inputs.float()))
+    assert products and all(dtype == torch.bfloat16 for dtype in products)  # of all steps, not of the inputs alone
     found.sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
