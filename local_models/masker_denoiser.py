@@ -68,7 +68,7 @@ class Objective:
     gated: bool = False
     """The masked divergence counts only while it is above 1.5 and the denoised one above 0.25 (the ICASSP program)."""
     hidden_norm: float = 0.0
-    """Times the sum of |H|, H the decoder's states of 16 sequences (MDL1: 2e-7); smaller batches count up to 16."""
+    """Times the sum of |H|, the decoder's states of 16 sequences (MDL1: 2e-7); other batches are scaled to 16."""
     mask_norm: float = 0.0
     """Times the sum of the absolute weights that make masks."""
     mask_diagonal: float = 0.0
