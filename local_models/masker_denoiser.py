@@ -356,8 +356,7 @@ def _target(options: Objective, mixture: Tensor, voice: Tensor, rest: Tensor) ->
     if options.target == "magnitude":
         return torch.minimum(voice, mixture)
     other, factor = (mixture, 2) if options.target == "harmonic" else (rest, 1)
-    target = factor * mixture * voice / (voice + other).clamp(min=1e-12)
-    return target.clamp(max=options.clip or float("inf"))
+    return factor * mixture * voice / (voice + other).clamp(min=1e-12)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -7,29 +7,47 @@ ASLP 2016, with the update of all sources in one step.
 import torch
 from torch import Tensor
 
-REGULAR = 1e-10  # of the mean power of a bin, added to the covariance of the mixture
+REGULAR = 100  # times the precision of the numbers: of the mixture's power, added to its covariance
 
 
 def wiener(estimates: Tensor, mixture: Tensor, passes: int = 1) -> Tensor:
     """Filter a mixture by the local Gaussian model that its estimated sources make.
 
     Args:
-        estimates: complex (..., source, mic, frame, bin).
+        estimates: complex (..., source, mic, frame, bin), of one or two microphones.
         mixture: complex (..., mic, frame, bin).
         passes: of re-estimating powers and spatial covariances, one for each bin and source, over all frames.
 
     Returns:
-        estimates like the given ones, which sum to the mixture except where that is silent.
+        estimates like the given ones, which sum to the mixture but for rounding and silence.
+
+    Raises:
+        ValueError: more microphones.
     """
-    mixture = mixture.movedim(-3, -1)[..., None]  # (..., frame, bin, mic, 1)
-    y = estimates.movedim(-3, -1)  # (..., source, frame, bin, mic)
-    eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-    floor = REGULAR * y.abs().square().mean(dim=(-1, -3), keepdim=True).sum(dim=-4)[..., None] + 1e-30
+    if mixture.shape[-3] > 2:
+        raise ValueError(f"{mixture.shape[-3]} microphones: the Wiener filter is for one or two")
+    y = estimates
     for _ in range(passes):
-        power = y.abs().square().mean(dim=-1)  # (..., source, frame, bin)
-        outer = torch.einsum("...fbm,...fbn->...bmn", y, y.conj())
-        spatial = outer / power.sum(dim=-2).clamp(min=1e-30)[..., None, None]  # (..., source, bin, mic, mic)
-        covariance = power[..., None, None] * spatial.unsqueeze(-4)  # (..., source, frame, bin, mic, mic)
-        whitened = torch.linalg.solve(covariance.sum(dim=-5) + floor * eye, mixture)
-        y = (covariance @ whitened.unsqueeze(-5))[..., 0]
-    return y.movedim(-1, -3)
+        power = y.abs().square().mean(dim=-3)  # (..., source, frame, bin)
+        outer = torch.einsum("...mfb,...nfb->...mnb", y, y.conj())
+        spatial = outer / power.sum(dim=-2).clamp(min=1e-30)[..., None, None, :]  # (..., source, mic, mic, bin)
+        covariance = torch.einsum("...sfb,...smnb->...mnfb", power.to(y.dtype), spatial)
+        whitened = _solve(covariance, mixture)
+        y = power.unsqueeze(-3) * torch.einsum("...smnb,...nfb->...smfb", spatial, whitened)
+    return y
+
+
+def _solve(covariance: Tensor, mixture: Tensor) -> Tensor:
+    """(covariance + a little) x = mixture in closed form; (..., mic, mic, frame, bin) and (..., mic, frame, bin)."""
+    diagonal = covariance.diagonal(dim1=-4, dim2=-3).real.movedim(-1, -3)  # (..., mic, frame, bin)
+    little = REGULAR * torch.finfo(diagonal.dtype).eps * diagonal.mean(dim=-3, keepdim=True)
+    diagonal = diagonal + little + torch.finfo(diagonal.dtype).tiny ** 0.5
+    if mixture.shape[-3] == 1:
+        return mixture / diagonal
+    off = covariance[..., 0, 1, :, :]
+    a, c = diagonal.unbind(-3)
+    x, y = mixture.unbind(-3)
+    scale = a + c  # so that products of powers neither overflow nor vanish
+    a, c, off = a / scale, c / scale, off / scale
+    determinant = (a * c - off.abs().square()).clamp(min=torch.finfo(a.dtype).eps)
+    return torch.stack([c * x - off * y, a * y - off.conj() * x], dim=-3) / (determinant * scale).unsqueeze(-3)

@@ -54,12 +54,35 @@ def test_sources_from_different_places_come_closer_to_the_truth():
 
 def test_silence_and_extreme_levels_stay_finite():
     sources, mixture = spectra(2)
-    for scale in (0.0, 1e-9, 32768.0):
+    for scale in (0.0, 1e-9, 32768.0, 1e9):
         estimates = torch.from_numpy(scale * sources).to(torch.complex64)
         found = wiener(estimates, torch.from_numpy(scale * mixture).to(torch.complex64))
         assert found.isfinite().all()
         if not scale:
             assert not found.abs().any()
+        elif scale > 1:
+            expected = by_the_equations(sources, mixture, 1)
+            np.testing.assert_allclose(found.numpy() / scale, expected, atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["same channels", "one channel silent", "one frame", "one microphone"])
+def test_covariances_without_full_rank_keep_the_mixture(kind):
+    sources, _ = spectra(2, shape=(1, 3) if kind == "one frame" else (7, 3))
+    if kind == "same channels":
+        sources[:, 1] = sources[:, 0]
+    elif kind == "one channel silent":
+        sources[:, 1] = 0
+    elif kind == "one microphone":
+        sources = sources[:, :1]
+    estimates = torch.from_numpy(sources).to(torch.complex64)
+    found = wiener(estimates, estimates.sum(0))
+    assert found.isfinite().all()
+    np.testing.assert_allclose(found.sum(0).numpy(), sources.sum(0), atol=2e-2)
+
+
+def test_three_microphones_are_refused():
+    with pytest.raises(ValueError, match="3 microphones"):
+        wiener(torch.zeros(2, 3, 4, 5, dtype=torch.complex64), torch.zeros(3, 4, 5, dtype=torch.complex64))
 
 
 @pytest.mark.parametrize(("window", "n_fft", "hop"), [(65, 128, 16), (64, 64, 24), (31, 40, 31)])

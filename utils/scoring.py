@@ -123,6 +123,8 @@ def estimate(method: Method, how: How, mixture: np.ndarray, sources: np.ndarray,
     estimates = estimates[0] if len(rows) == 1 else estimates.transpose(0, 1)
     if estimates.ndim < sources.ndim:
         estimates = estimates[:, None]  # a single channel of images
+    elif estimates.ndim > sources.ndim and estimates.shape[1] == 1:
+        estimates = estimates[:, 0]  # images of a mono file
     if not hasattr(separator, "oracle") or method.kind != "system":
         return estimates.numpy(), None
     oracle = separator.oracle(rows.to(separator.device), truth[None].to(separator.device))
