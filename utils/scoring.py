@@ -121,8 +121,8 @@ def estimate(method: Method, how: How, mixture: np.ndarray, sources: np.ndarray,
     else:
         estimates = separator.separate(rows.to(separator.device)).float().cpu()
     estimates = estimates[0] if len(rows) == 1 else estimates.transpose(0, 1)
-    if estimates.ndim < sources.ndim:
-        estimates = estimates[:, None]  # a single channel of images
+    if estimates.ndim != sources.ndim and estimates.numel() == sources.size:
+        estimates = estimates.reshape(sources.shape)  # a single channel, named in one of them only
     if not hasattr(separator, "oracle") or method.kind != "system":
         return estimates.numpy(), None
     oracle = separator.oracle(rows.to(separator.device), truth[None].to(separator.device))

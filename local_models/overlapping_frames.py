@@ -1,0 +1,42 @@
+"""Short-time Fourier transform in blocks: spectra of windowed frames, and their overlap-add with the same window."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class OverlappingFrames(nn.Module):
+    """Frames under a symmetric Hamming window, transformed with scale 1 / sqrt(n_fft).
+
+    Dividing the overlap-add of a signal's spectra by `weight` gives the signal, and of changed spectra the signal
+    whose spectra are nearest to them (Griffin and Lim, IEEE Trans. ASSP 1984).
+
+    Args:
+        window: length in samples.
+        n_fft: of the transform, in samples; zeros follow the frame.
+        hop: between frames in samples.
+    """
+
+    def __init__(self, window: int, n_fft: int, hop: int):
+        super().__init__()
+        self.n_fft, self.hop = n_fft, hop
+        self.register_buffer("window", torch.hamming_window(window, periodic=False), persistent=False)
+
+    def spectra(self, signals: Tensor) -> Tensor:
+        """(..., time) to complex (..., frame, bin); frames start at 0, hop, ... and lie within the signal."""
+        frames = signals.unfold(-1, len(self.window), self.hop) * self.window
+        return torch.fft.rfft(frames, self.n_fft, norm="ortho")
+
+    def overlap_add(self, spectra: Tensor) -> Tensor:
+        """Complex (..., frame, bin) to (..., (frame - 1) * hop + window), not yet divided by `weight`."""
+        frames = torch.fft.irfft(spectra, self.n_fft, norm="ortho")[..., : len(self.window)] * self.window
+        return self._add(frames.flatten(0, -3)).unflatten(0, spectra.shape[:-2])
+
+    def weight(self, n_frames: int) -> Tensor:
+        """((n_frames - 1) * hop + window,): the sum of the squared windows."""
+        return self._add(self.window.square().expand(1, n_frames, -1))[0]
+
+    def _add(self, frames: Tensor) -> Tensor:
+        length = (frames.shape[1] - 1) * self.hop + len(self.window)
+        size = {"output_size": (1, length), "kernel_size": (1, len(self.window)), "stride": (1, self.hop)}
+        return F.fold(frames.transpose(1, 2), **size)[:, 0, 0]

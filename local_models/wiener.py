@@ -1,0 +1,53 @@
+"""Multichannel Wiener filter: estimates of sources made consistent in space by expectation-maximisation.
+
+Source: Nugraha, Liutkus and Vincent, "Multichannel audio source separation with deep neural networks", IEEE/ACM Trans.
+ASLP 2016, with the update of all sources in one step.
+"""
+
+import torch
+from torch import Tensor
+
+REGULAR = 100  # times the precision of the numbers: of the mixture's power, added to its covariance
+
+
+def wiener(estimates: Tensor, mixture: Tensor, passes: int = 1) -> Tensor:
+    """Filter a mixture by the local Gaussian model that its estimated sources make.
+
+    Args:
+        estimates: complex (..., source, mic, frame, bin), of one or two microphones.
+        mixture: complex (..., mic, frame, bin).
+        passes: of re-estimating powers and spatial covariances, one for each bin and source, over all frames.
+
+    Returns:
+        estimates like the given ones, which sum to the mixture but for rounding and silence.
+
+    Raises:
+        ValueError: more microphones.
+    """
+    if mixture.shape[-3] > 2:
+        raise ValueError(f"{mixture.shape[-3]} microphones: the Wiener filter is for one or two")
+    y = estimates
+    for _ in range(passes):
+        power = y.abs().square().mean(dim=-3)  # (..., source, frame, bin)
+        outer = torch.einsum("...mfb,...nfb->...mnb", y, y.conj())
+        spatial = outer / power.sum(dim=-2).clamp(min=1e-30)[..., None, None, :]  # (..., source, mic, mic, bin)
+        covariance = torch.einsum("...sfb,...smnb->...mnfb", power.to(y.dtype), spatial)
+        whitened = _solve(covariance, mixture)
+        y = power.unsqueeze(-3) * torch.einsum("...smnb,...nfb->...smfb", spatial, whitened)
+    return y
+
+
+def _solve(covariance: Tensor, mixture: Tensor) -> Tensor:
+    """(covariance + a little) x = mixture in closed form; (..., mic, mic, frame, bin) and (..., mic, frame, bin)."""
+    diagonal = covariance.diagonal(dim1=-4, dim2=-3).real.movedim(-1, -3)  # (..., mic, frame, bin)
+    little = REGULAR * torch.finfo(diagonal.dtype).eps * diagonal.mean(dim=-3, keepdim=True)
+    diagonal = diagonal + little + torch.finfo(diagonal.dtype).tiny ** 0.5
+    if mixture.shape[-3] == 1:
+        return mixture / diagonal
+    off = covariance[..., 0, 1, :, :]
+    a, c = diagonal.unbind(-3)
+    x, y = mixture.unbind(-3)
+    scale = a + c  # so that products of powers neither overflow nor vanish
+    a, c, off = a / scale, c / scale, off / scale
+    determinant = (a * c - off.abs().square()).clamp(min=torch.finfo(a.dtype).eps)
+    return torch.stack([c * x - off * y, a * y - off.conj() * x], dim=-3) / (determinant * scale).unsqueeze(-3)
