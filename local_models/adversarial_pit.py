@@ -21,7 +21,7 @@ from local_models.stft_masking import Consistency, StftMasking
 from local_models.system import System
 from local_models.universal import Universal
 
-DECAY = 0.99  # per update, of the running means of gradient norms and accuracies
+DECAY = 0.99  # per update, of the running means of gradient ratios and accuracies
 
 
 @dataclass
@@ -158,9 +158,9 @@ class AdversarialPIT(Universal, System):
             aligned = align(leaf, order)
             own_loss, adversarial_loss, seen = opponent.meet(opponent.pairs(sources, aligned, mixture))
             push = torch.autograd.grad(adversarial_loss, leaf, retain_graph=True)[0]
-            push = opponent.balance(push, pit_gradient) if opponent.updates > self.game.warm_up else 0 * push
-            gradient = gradient + push
-            seen["share"] = push.norm() / pit_gradient.norm().clamp(min=1e-12)
+            scale, share = opponent.balance(push, pit_gradient)
+            if opponent.updates > self.game.warm_up:
+                gradient, seen["share"] = gradient + scale * push, share
             values |= {f"{name}_{key}": value for key, value in seen.items()}
             their_loss = their_loss + own_loss
         return values, gradient, their_loss
@@ -178,7 +178,7 @@ class AdversarialPIT(Universal, System):
 
 
 class Opponent(nn.Module):
-    """A discriminator with its running accuracy and gradient norms.
+    """A discriminator with its running accuracy and ratio of gradients.
 
     Args:
         options: of this discriminator.
@@ -198,7 +198,7 @@ class Opponent(nn.Module):
         self.network = DOMAINS[options.domain](n_src if context else 1, options.with_mixture, options.filters)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("accuracy", torch.tensor(0.5))
-        self.register_buffer("norms", torch.zeros(2))
+        self.register_buffer("log_ratio", torch.zeros(()))
 
     def pairs(self, sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
         """What it gets to see of (batch, n_src, time), twice, and (batch, time)."""
@@ -242,12 +242,22 @@ class Opponent(nn.Module):
         return self.accuracy.item() > self.game.saturated
 
     @torch.no_grad()
-    def balance(self, push: Tensor, pit_gradient: Tensor) -> Tensor:
-        """Scale its gradient to its share of the PIT loss's, by running means of both norms."""
-        norms = torch.stack([push.norm(), pit_gradient.norm()])
-        fresh = self.norms[0] == 0
-        self.norms.copy_(norms if fresh else self.norms.lerp(norms, 1 - DECAY))
-        return push * (self.options.share * self.norms[1] / self.norms[0].clamp(min=1e-12))
+    def balance(self, push: Tensor, pit_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor that brings `push` (batch, n_src, time) to its share of the PIT loss's gradient.
+
+        It follows the running mean of the logarithm of the ratio of norms, example by example: the norm of the PIT
+        loss's gradient varies with the level and the error of an example by orders of magnitude.
+
+        Returns:
+            the factor, and the share that `push` has with it (geometric mean).
+        """
+        norms = push.flatten(1).norm(dim=1), pit_gradient.flatten(1).norm(dim=1)
+        judged = (norms[0] > 0) & (norms[1] > 0)
+        if not judged.any():
+            return torch.zeros_like(self.log_ratio), torch.zeros_like(self.log_ratio)
+        ratio = (norms[1][judged] / norms[0][judged]).log().mean()
+        self.log_ratio.copy_(ratio if self.log_ratio == 0 else self.log_ratio.lerp(ratio, 1 - DECAY))
+        return self.options.share * self.log_ratio.exp(), self.options.share * (self.log_ratio - ratio).exp()
 
 
 def mean_of(scores: Iterable[Tensor]) -> Tensor:

@@ -102,14 +102,14 @@ def magnitude(signals: Tensor, window: int) -> Tensor:
     """(tuple, signal, time) to (tuple, signal, frames, bins), with a gradient at zero too; 1 is a bin at unit RMS."""
     with torch.autocast(signals.device.type, enabled=False):
         shape = torch.hann_window(window, device=signals.device)
-        flat = F.pad(signals.float().flatten(0, 1), (window // 2, window // 2))
-        spectrum = torch.stft(flat, window, window // 4, window=shape, center=False, return_complex=True)
-        power = torch.view_as_real(spectrum / shape.square().sum().sqrt()).square().sum(-1)
-        return (power + 1e-10).sqrt().transpose(1, 2).unflatten(0, signals.shape[:2])
+        padded = F.pad(signals.float(), (window // 2, window // 2))
+        # Frames before bins in memory too, as the convolutions want them; torch.stft has it the other way round.
+        spectrum = torch.fft.rfft(padded.unfold(-1, window, window // 4) * (shape / shape.square().sum().sqrt()))
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
 
 
 def compress(magnitudes: Tensor) -> Tensor:
-    return magnitudes**0.3
+    return magnitudes.sqrt()
 
 
 def _through(layers: nn.ModuleList, x: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ class Scenes(Dataset):
         gain: tuple[float, float] = (0.5, 1.5),
     ):
         frame = read_manifest(Path(manifests) / f"{split}.csv", n_src, absent=True)[:size]
-        columns = source_columns(frame)[:n_src]
-        self.paths = frame[columns].astype(object).where(frame[columns].notna(), None).to_numpy().tolist()
+        self.paths = frame[source_columns(frame)[:n_src]].to_numpy().tolist()
         self.names, self.lengths = frame["mixture_ID"].tolist(), frame["length"].tolist()
         self.sample_rate, self.seed, self.gain = sample_rate, seed, gain
         self.remix = remix if split == "train" else 0.0
@@ -64,8 +63,7 @@ class Scenes(Dataset):
         return {"mixture": sources.sum(0), "sources": sources, "id": str(self.names[index])}
 
     def _remixed(self, rng):
-        chosen = rng.integers(len(self), size=len(self.paths[0]))
-        position = rng.random()
+        chosen, position = rng.integers(len(self), size=len(self.paths[0])), rng.random()
         slots = [self._slot(index, slot, position) for slot, index in enumerate(chosen)]
         return np.stack(slots) * rng.uniform(*self.gain, (len(slots), 1)).astype(np.float32)
 
@@ -73,7 +71,4 @@ class Scenes(Dataset):
         return np.stack([self._slot(index, slot, position) for slot in range(len(self.paths[index]))])
 
     def _slot(self, index, slot, position):
-        path = self.paths[index][slot]
-        if path is None:
-            return np.zeros(self.frames, np.float32)
-        return segment_of(path, self.lengths[index], self.frames, position, self.sample_rate)
+        return segment_of(self.paths[index][slot], self.lengths[index], self.frames, position, self.sample_rate)

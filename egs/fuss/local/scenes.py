@@ -1,16 +1,18 @@
 """FUSS-like mixtures of single-source clips, in the tree of FUSS: one background, 0 to 3 foregrounds, one room.
 
 Rules as of FUSS (Wisdom et al., arXiv 2011.00803; github.com/google-research/sound-separation, datasets/fuss): the
-background is a stretch of a clip longer than the mixture; each foreground is a whole clip that is not, placed at random;
-foregrounds are -5 to 25 dB re the background, before the room; no class twice. Levels are RMS here, LUFS there.
+background is a stretch of a clip longer than the mixture; a foreground is a whole clip that is not, placed at random,
+-5 to 25 dB re the background before the room; no class comes twice. Levels are RMS here, LUFS there.
 """
 
 import dataclasses
+import glob
 import hashlib
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
+from scipy.signal import fftconvolve
 
 from utils import audio, mixing, rooms
 from utils.data import rng_of
@@ -42,8 +44,10 @@ def find_clips(folder: Path) -> dict[str, list[Clip]]:
     """
     found = {split: [] for split in SPLITS}
     divided = all((folder / split).is_dir() for split in SPLITS)
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
-        split, *inner = path.relative_to(folder).parts if divided else ("", *path.relative_to(folder).parts)
+    names = glob.glob("**", root_dir=folder, recursive=True)  # unlike rglob, through links to folders too
+    for name in sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES):
+        path = folder / name
+        split, *inner = Path(name).parts if divided else ("", *Path(name).parts)
         if not divided:
             draw = int(hashlib.sha256("/".join(inner).encode()).hexdigest(), 16) % 10
             split = SPLITS[max(0, draw - 7)]
@@ -106,7 +110,7 @@ def make_example(pool, tree: Path, name: str, key: tuple, responses, seconds: fl
         return "\t".join(fields)
     sources = np.stack([place(clip, at, level, frames, rate, rng) for clip, at, level in events])
     if responses is not None:
-        sources = np.stack([np.convolve(s, h)[:frames] for s, h in zip(sources, responses, strict=False)])
+        sources = np.stack([fftconvolve(s, h)[:frames] for s, h in zip(sources, responses, strict=False)])
     sources *= min(1.0, PEAK / max(np.abs(sources).max(), np.abs(sources.sum(0)).max()))
     sources = np.rint(sources / audio.LSB) * audio.LSB  # so that the mixture is their sum to the bit
     for field, signal in zip(fields[1:], sources, strict=True):
