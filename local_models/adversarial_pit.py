@@ -21,7 +21,7 @@ from local_models.stft_masking import Consistency, StftMasking
 from local_models.system import System
 from local_models.universal import Universal
 
-DECAY = 0.99  # per update, of the running means of gradient ratios and accuracies
+DECAY = 0.98  # per update, of the running means of gradient ratios and accuracies
 
 
 @dataclass
@@ -39,7 +39,9 @@ class Adversary:
     share: float = 0.1
     """Norm of its gradient at the estimates, as a part of the norm of the PIT loss's gradient there."""
     filters: int = 16
-    """Its width."""
+    """Its width; a multiple of 8."""
+    windows: tuple[int, ...] = (512, 1024, 2048)
+    """STFT windows in samples: resolutions of domain stft; domain mask takes the first."""
 
     @property
     def name(self) -> str:
@@ -195,7 +197,9 @@ class Opponent(nn.Module):
                 "context-based one, and is 0 in an instance-based one"
             )
         self.options, self.game = options, game
-        self.network = DOMAINS[options.domain](n_src if context else 1, options.with_mixture, options.filters)
+        self.network = DOMAINS[options.domain](
+            n_src if context else 1, options.with_mixture, options.filters, options.windows
+        )
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("accuracy", torch.tensor(0.5))
         self.register_buffer("log_ratio", torch.zeros(()))
@@ -256,7 +260,7 @@ class Opponent(nn.Module):
         if not judged.any():
             return torch.zeros_like(self.log_ratio), torch.zeros_like(self.log_ratio)
         ratio = (norms[1][judged] / norms[0][judged]).log().mean()
-        self.log_ratio.copy_(ratio if self.log_ratio == 0 else self.log_ratio.lerp(ratio, 1 - DECAY))
+        self.log_ratio.lerp_(ratio, max(1 - DECAY, 1 / self.updates.item()))  # a plain mean at first
         return self.options.share * self.log_ratio.exp(), self.options.share * (self.log_ratio - ratio).exp()
 
 

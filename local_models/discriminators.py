@@ -5,6 +5,8 @@ a heavy discriminator learns to tell real from fake before the separator can fol
 the multi-scale STFT discriminator of Defossez et al. 2022 (arXiv 2210.13438), on magnitudes.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,10 +22,11 @@ class Waveform(nn.Module):
     Args:
         n_signals: sources in a tuple.
         with_mixture: the mixture is one more channel.
-        filters: channels of the first layer; the last has 8 times as many; a multiple of 8.
+        filters: channels of the first layer, a multiple of 8; the last has 8 times as many.
+        windows: without meaning here.
     """
 
-    def __init__(self, n_signals: int, with_mixture: bool, filters: int):
+    def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int] = ()):
         super().__init__()
         self.with_mixture = with_mixture
         sizes = [(n_signals + with_mixture, filters, 15, 4, 1), (filters, 2 * filters, 41, 4, 4)]
@@ -47,7 +50,7 @@ class Spectrum(nn.Module):
         windows: of the STFTs in samples; the hop is a quarter.
     """
 
-    def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: tuple[int, ...] = (512, 1024, 2048)):
+    def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int]):
         super().__init__()
         self.with_mixture, self.windows = with_mixture, windows
         self.scales = nn.ModuleList(spectral_layers(n_signals + with_mixture, filters) for _ in windows)
@@ -69,12 +72,12 @@ class Mask(nn.Module):
     Args:
         n_signals, filters: as of `Spectrum`.
         with_mixture: the compressed magnitude of the mixture is one more channel.
-        window: of the STFT in samples.
+        windows: the first is that of the STFT, in samples.
     """
 
-    def __init__(self, n_signals: int, with_mixture: bool, filters: int, window: int = 512):
+    def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int]):
         super().__init__()
-        self.with_mixture, self.window = with_mixture, window
+        self.with_mixture, self.window = with_mixture, windows[0]
         self.layers = spectral_layers(n_signals + with_mixture, filters)
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
