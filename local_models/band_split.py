@@ -7,6 +7,8 @@ bands for 16 kHz and one network for all sources.
 import torch
 from torch import Tensor, nn
 
+from local_models.fast_asteroid import wide
+
 EPS = 1e-5
 
 
@@ -54,9 +56,9 @@ class BandSplit(nn.Module):
         for along_time, along_bands in self.layers:
             x = along_time(x)
             x = along_bands(x.transpose(2, 3)).transpose(2, 3)
-        masks = [head(x[:, :, k]).float() for k, head in enumerate(self.heads)]
+        masks = [wide(head(x[:, :, k])) for k, head in enumerate(self.heads)]
         masks = torch.cat([mask.unflatten(1, (2, self.n_src, -1)) for mask in masks], 3)
-        return torch.complex(masks[:, 0], masks[:, 1]), x.float().mean((2, 3))
+        return torch.complex(masks[:, 0], masks[:, 1]), wide(x).mean((2, 3))
 
 
 class Recurrent(nn.Module):

@@ -95,7 +95,7 @@ class FastGlobLN(GlobLN):
     def forward(self, x: Tensor, EPS: float = EPS) -> Tensor:
         """Normalise each example over all but its first axis: (batch, chan, *) to the same shape."""
         with torch.autocast(x.device.type, enabled=False):
-            return torch.group_norm(_wide(x), 1, self.gamma, self.beta, EPS)
+            return torch.group_norm(wide(x), 1, self.gamma, self.beta, EPS)
 
 
 class FastFeatsGlobLN(FeatsGlobLN):
@@ -104,7 +104,7 @@ class FastFeatsGlobLN(FeatsGlobLN):
     def forward(self, x: Tensor, EPS: float = EPS) -> Tensor:
         """Normalise each channel of each example: (batch, chan, *) to the same shape."""
         with torch.autocast(x.device.type, enabled=False):
-            return torch.group_norm(_wide(x), x.shape[1], self.gamma, self.beta, EPS)
+            return torch.group_norm(wide(x), x.shape[1], self.gamma, self.beta, EPS)
 
 
 _NORMS = {GlobLN: FastGlobLN, FeatsGlobLN: FastFeatsGlobLN}
@@ -151,7 +151,7 @@ class _PReLUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, slope = ctx.saved_tensors
-        grad_x, grad_slope = _prelu_backward(_wide(grad), _wide(x), slope)
+        grad_x, grad_slope = _prelu_backward(wide(grad), wide(x), slope)
         return grad_x.to(x.dtype), grad_slope
 
 
@@ -170,9 +170,9 @@ class BlockFunction(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             x_low = x.to(dtype)
             hidden = _pointwise(x_low, in_weight, in_bias)
-            normed = _norm(F.prelu(_wide(hidden), slope1), gamma1, beta1, groups, eps)[0]
+            normed = _norm(F.prelu(wide(hidden), slope1), gamma1, beta1, groups, eps)[0]
             deep = _depthwise(normed, weight, dilation, bias).to(dtype)
-            normed = _norm(F.prelu(_wide(deep), slope2), gamma2, beta2, groups, eps)[0].to(dtype)
+            normed = _norm(F.prelu(wide(deep), slope2), gamma2, beta2, groups, eps)[0].to(dtype)
             outputs = tuple(_pointwise(normed, heads[i], heads[i + 1]) for i in range(0, len(heads), 2))
         ctx.save_for_backward(x_low, hidden, deep, *params)
         ctx.dilation, ctx.groups, ctx.eps, ctx.x_dtype = dilation, groups, eps, x.dtype
@@ -187,13 +187,13 @@ class BlockFunction(torch.autograd.Function):
             return (None,) * (4 + len(params))
         in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = params
         with torch.autocast(x.device.type, enabled=False):
-            deep = _wide(deep)
+            deep = wide(deep)
             active = F.prelu(deep, slope2)
             normed, *stats = _norm(active, gamma2, beta2, ctx.groups, ctx.eps)
             grad, *head_grads = _heads_backward(grads, normed.to(x.dtype), heads[::2], heads[1::2])
             grad, *norm2_grads = _norm_backward(grad, active, *stats, gamma2, ctx.groups)
             grad, slope2_grad = _prelu_backward(grad, deep, slope2)
-            hidden = _wide(hidden)
+            hidden = wide(hidden)
             active = F.prelu(hidden, slope1)
             normed, *stats = _norm(active, gamma1, beta1, ctx.groups, ctx.eps)
             grad, *depth_grads = _depthwise_backward(grad, normed, weight, ctx.dilation)
@@ -204,7 +204,7 @@ class BlockFunction(torch.autograd.Function):
         return grad.to(ctx.x_dtype), None, None, None, *first, *depth_grads, slope2_grad, *norm2_grads, *head_grads
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 stay."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -233,9 +233,9 @@ def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
             continue
         matrix = weight.to(x.dtype).squeeze(2).t().expand(x.shape[0], -1, -1)
         total = torch.bmm(matrix, grad) if total is None else torch.baddbmm(total, matrix, grad)
-        weight_grad = _wide(torch.bmm(grad, x.transpose(1, 2))).sum(0)
-        parameter_grads += [weight_grad.unsqueeze(2), None if bias is None else _wide(grad).sum((0, 2))]
-    return [_wide(total), *parameter_grads]
+        weight_grad = wide(torch.bmm(grad, x.transpose(1, 2))).sum(0)
+        parameter_grads += [weight_grad.unsqueeze(2), None if bias is None else wide(grad).sum((0, 2))]
+    return [wide(total), *parameter_grads]
 
 
 def _norm(x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:

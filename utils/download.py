@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-CHUNK = 2**20
+CHUNK = 2**14  # bytes; what has come of one when the connection breaks is lost
 TIMEOUT = 60  # s without a byte
 
 
