@@ -10,6 +10,7 @@ import numpy as np
 DEPTHS = (20, 30, 40)  # dB below the reference at which a bin is a hole
 RANGE = 60.0  # dB below the loudest bin of the reference: what counts as there
 LEAK = 40.0  # dB below the loudest bin of the estimate: what counts as heard where nothing should be
+NAMES = (*(f"hole_rate_{depth}" for depth in DEPTHS), "leak_rate", "log_spectral_distance")
 FLOOR = 120.0  # dB below the loudest bin of the reference: no level is taken as lower
 
 
@@ -40,10 +41,9 @@ def spectral_holes(estimate: np.ndarray, reference: np.ndarray) -> dict[str, flo
     estimate, reference = (np.asarray(x, dtype=np.float64) for x in (estimate, reference))
     if estimate.shape != reference.shape or estimate.ndim != 1 or not len(reference):
         raise ValueError(f"one signal each of the same length is needed, not {estimate.shape} and {reference.shape}")
-    names = [*(f"hole_rate_{depth}" for depth in DEPTHS), "leak_rate", "log_spectral_distance"]
     true = spectrogram(reference)
     if not true.max() > 0:
-        return dict.fromkeys(names, float("nan"))
+        return dict.fromkeys(NAMES, float("nan"))
     found = spectrogram(estimate)
     energy = estimate @ estimate
     gain = abs(estimate @ reference) / energy if energy > 0 else 0.0
@@ -53,4 +53,4 @@ def spectral_holes(estimate: np.ndarray, reference: np.ndarray) -> dict[str, flo
     leaking = found[~there] > found.max() * 10 ** (-LEAK / 20)
     values = [float(np.mean(deviation < -depth)) for depth in DEPTHS]
     values += [float(leaking.mean()) if leaking.size else float("nan"), float(np.sqrt(np.mean(deviation**2)))]
-    return dict(zip(names, values, strict=True))
+    return dict(zip(NAMES, values, strict=True))
