@@ -52,5 +52,5 @@ if runs 4 "evaluation"; then
 fi
 if runs 5 "comparison"; then
     $python -m utils.report --exp exp --data-set test
-    $python local/plot_holes.py --exp exp --manifest "$manifests/test.csv" --out holes.png
+    $python local/plot_holes.py --exp exp --data-set test --out holes.png
 fi

@@ -23,14 +23,19 @@ STEP = 4  # one frame in so many is drawn
 
 
 def find_results(exp: Path, name: str) -> dict[Path, dict]:
-    """final_metrics.json of what has been evaluated with hole rates, the oracle masks of `FIRST` first."""
+    """final_metrics.json of what has been evaluated with hole rates, the best first."""
     paths = [*exp.glob(f"*/eval/{name}/final_metrics.json"), *exp.glob(f"*/*/eval/{name}/final_metrics.json")]
     results = {path.parent: json.loads(path.read_text()) for path in sorted(paths)}
     rated = {folder: result for folder, result in results.items() if result.get("hole_rate_30")}
     if not any(result["kind"] == "system" for result in rated.values()):
         raise UserError(f"{exp}: no system has been evaluated on {name} with --suite fuss; run stage 4 first")
-    order = {name: place for place, name in enumerate(FIRST)}
-    return dict(sorted(rated.items(), key=lambda item: (order.get(item[1]["name"], 9), -score_of(item[1]))))
+    return dict(sorted(rated.items(), key=lambda item: -score_of(item[1])))
+
+
+def to_show(results: dict[Path, dict]) -> list[Path]:
+    """The oracle masks of `FIRST`, then the best systems."""
+    masks = [folder for first in FIRST for folder, result in results.items() if result["name"] == first]
+    return (masks + [folder for folder, result in results.items() if result["kind"] == "system"])[: SHOWN - 1]
 
 
 def score_of(result: dict) -> float:
@@ -60,12 +65,11 @@ def draw_spectrogram(axes, signal: np.ndarray, title: str) -> None:
 
 def draw_rates(axes, results: dict[Path, dict]) -> None:
     for result in results.values():
-        point = [100 * result[key]["mean"] for key in ("hole_rate_30", "leak_rate")]
-        axes.plot(*point, "o" if result["kind"] == "system" else "s")
-        axes.annotate(result["name"], point, fontsize=6, xytext=(4, 3), textcoords="offset points")
+        rates = [100 * result[key]["mean"] for key in ("hole_rate_30", "leak_rate")]
+        axes.plot(*rates, "o" if result["kind"] == "system" else "s", label=result["name"])
     axes.set_xlabel("hole rate (%): bins 30 dB below the source")
     axes.set_ylabel("leak rate (%)")
-    axes.margins(x=0.3)
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 @command
@@ -76,7 +80,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("holes.png"))
     args = parser.parse_args(argv)
     results = find_results(args.exp, args.data_set)
-    shown = [folder for folder, result in results.items() if result["kind"] != "mixture"][: SHOWN - 1]
+    shown = to_show(results)
     example, number = choose_source(shown[0])
     figure, axes = plt.subplots(1, SHOWN + 1, figsize=(18, 3.2), width_ratios=[1] * SHOWN + [2], layout="constrained")
     place = shown[0] / "examples" / example
