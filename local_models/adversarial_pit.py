@@ -206,10 +206,12 @@ class Opponent(nn.Module):
 
     def pairs(self, sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
         """What it gets to see of (batch, n_src, time), twice, and (batch, time)."""
+        # Drawn from the number of the update, and not from the global generator, which a continued run has moved on.
+        draw = torch.Generator().manual_seed((torch.initial_seed() + 7919 * int(self.updates)) % 2**63)
         if self.options.family == "instance":
-            return instance_pairs(sources, aligned, mixture, self.game.silent)
+            return instance_pairs(sources, aligned, mixture, self.game.silent, draw)
         single = self.game.single_source
-        return context_pairs(sources, aligned, mixture, self.options.n_real, self.game.silent, single)
+        return context_pairs(sources, aligned, mixture, self.options.n_real, self.game.silent, single, draw)
 
     def meet(self, pairs: Pairs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One encounter.

@@ -27,15 +27,16 @@ class Pairs:
     mixture: Tensor
 
 
-def draw_real_slots(is_active: Tensor, n_real: int) -> Tensor:
+def draw_real_slots(is_active: Tensor, n_real: int, generator: torch.Generator | None = None) -> Tensor:
     """Which slots of a fake tuple hold the truth: a random subset of `n_real`, with an active slot left to estimate.
 
     Args:
         is_active: (batch, n_src) of bool.
         n_real: I, from 0 to n_src - 1.
+        generator: of the CPU, for what is random here and below.
 
     Returns:
-        (batch, n_src) of bool; uniform over the subsets that leave an active slot, drawn by torch's CPU generator.
+        (batch, n_src) of bool; uniform over the subsets that leave an active slot.
     """
     n_src = is_active.shape[1]
     if not 0 <= n_real < n_src:
@@ -47,10 +48,16 @@ def draw_real_slots(is_active: Tensor, n_real: int) -> Tensor:
         subsets = torch.cat([subsets, subset])
     allowed = (is_active.cpu()[:, None] & ~subsets).any(-1)
     allowed |= ~allowed.any(-1, keepdim=True)  # nothing is active: any will do, for the example is left out
-    return subsets[torch.multinomial(allowed.float(), 1)[:, 0]].to(is_active.device)
+    return subsets[torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]].to(is_active.device)
 
 
-def instance_pairs(sources: Tensor, aligned: Tensor, mixture: Tensor, silent: SilentSlots) -> Pairs:
+def instance_pairs(
+    sources: Tensor,
+    aligned: Tensor,
+    mixture: Tensor,
+    silent: SilentSlots,
+    generator: torch.Generator | None = None,
+) -> Pairs:
     """Each source alone, against its estimate.
 
     Args:
@@ -69,12 +76,18 @@ def instance_pairs(sources: Tensor, aligned: Tensor, mixture: Tensor, silent: Si
     clips = torch.arange(len(mixture), device=mixture.device)[:, None].expand_as(shown)[shown]
     real, fake = sources[shown][:, None], aligned[shown][:, None]
     if silent == "dither":
-        real, fake = _dithered(real, fake)
+        real, fake = _dithered(real, fake, generator)
     return Pairs(real, fake, mixture[clips])
 
 
 def context_pairs(
-    sources: Tensor, aligned: Tensor, mixture: Tensor, n_real: int, silent: SilentSlots, single_source: bool = False
+    sources: Tensor,
+    aligned: Tensor,
+    mixture: Tensor,
+    n_real: int,
+    silent: SilentSlots,
+    single_source: bool = False,
+    generator: torch.Generator | None = None,
 ) -> Pairs:
     """All sources of a mixture together, against the same with estimates in all but `n_real` slots.
 
@@ -91,14 +104,14 @@ def context_pairs(
     kept = is_active.sum(1) >= (1 if single_source else 2)
     sources, aligned, mixture, _ = _levelled(sources[kept], aligned[kept], mixture[kept])
     is_active = is_active[kept]
-    true = draw_real_slots(is_active, n_real)
+    true = draw_real_slots(is_active, n_real, generator)
     if silent == "truth":
         true = true | ~is_active
     fake = torch.where(true[..., None], sources, aligned)
-    order = torch.rand(true.shape).argsort(1).to(true.device)[..., None].expand_as(sources)
+    order = torch.rand(true.shape, generator=generator).argsort(1).to(true.device)[..., None].expand_as(sources)
     real, fake = sources.gather(1, order), fake.gather(1, order)
     if silent == "dither":
-        real, fake = _dithered(real, fake)
+        real, fake = _dithered(real, fake, generator)
     return Pairs(real, fake, mixture)
 
 
@@ -108,6 +121,6 @@ def _levelled(sources, aligned, mixture):
     return sources.detach() * scale, aligned * scale, mixture.detach() * scale[:, 0], level
 
 
-def _dithered(real, fake):
-    noise = DITHER * torch.randn(real.shape).to(real)
+def _dithered(real, fake, generator):
+    noise = DITHER * torch.randn(real.shape, generator=generator).to(real)
     return real + noise, fake + noise
