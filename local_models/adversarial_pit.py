@@ -236,7 +236,7 @@ class Opponent(nn.Module):
             self.updates += 1
             self.accuracy.lerp_(seen["accuracy"], 1 - DECAY)
         seen["trained"] = torch.tensor(float(not self.resting()), device=own.device)
-        return own * seen["trained"], theirs, seen
+        return own, theirs, seen
 
     def _loss(self, real, fake):
         if self.game.loss == "hinge":
