@@ -95,7 +95,7 @@ class FastGlobLN(GlobLN):
     def forward(self, x: Tensor, EPS: float = EPS) -> Tensor:
         """Normalise each example over all but its first axis: (batch, chan, *) to the same shape."""
         with torch.autocast(x.device.type, enabled=False):
-            return torch.group_norm(_wide(x), 1, self.gamma, self.beta, EPS)
+            return torch.group_norm(wide(x), 1, self.gamma, self.beta, EPS)
 
 
 class FastFeatsGlobLN(FeatsGlobLN):
@@ -104,7 +104,7 @@ class FastFeatsGlobLN(FeatsGlobLN):
     def forward(self, x: Tensor, EPS: float = EPS) -> Tensor:
         """Normalise each channel of each example: (batch, chan, *) to the same shape."""
         with torch.autocast(x.device.type, enabled=False):
-            return torch.group_norm(_wide(x), x.shape[1], self.gamma, self.beta, EPS)
+            return torch.group_norm(wide(x), x.shape[1], self.gamma, self.beta, EPS)
 
 
 _NORMS = {GlobLN: FastGlobLN, FeatsGlobLN: FastFeatsGlobLN}
@@ -129,9 +129,9 @@ class FastConv1DBlock(Conv1DBlock):
         conv_in, act1, norm1, conv_depth, act2, norm2 = self.shared_block
         heads = [self.res_conv] if self.res_conv is not None else []
         heads += [self.skip_conv] if self.skip_out_chan else []
-        outputs = _BlockFunction.apply(
+        outputs = BlockFunction.apply(
             x,
-            conv_depth.dilation[0],
+            *(conv_depth.dilation[0], 1, EPS),
             *(conv_in.weight, conv_in.bias, act1.weight, norm1.gamma, norm1.beta),
             *(conv_depth.weight, conv_depth.bias, act2.weight, norm2.gamma, norm2.beta),
             *(parameter for head in heads for parameter in (head.weight, head.bias)),
@@ -151,29 +151,31 @@ class _PReLUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, slope = ctx.saved_tensors
-        grad_x, grad_slope = _prelu_backward(_wide(grad), _wide(x), slope)
+        grad_x, grad_slope = _prelu_backward(wide(grad), wide(x), slope)
         return grad_x.to(x.dtype), grad_slope
 
 
-class _BlockFunction(torch.autograd.Function):
-    """1x1, PReLU, gLN, depthwise, PReLU, gLN, then one or two 1x1 heads; keeps the inputs of the PReLUs only.
+class BlockFunction(torch.autograd.Function):
+    """1x1, PReLU, norm, depthwise, PReLU, norm, then one or two 1x1 heads; keeps the inputs of the PReLUs only.
 
-    Matrix products run in the autocast type, all the rest in float32 at least.
+    The norms take the statistics of `groups` groups of channels over their frames: 1 is the global layer norm, as many
+    as channels a norm of each. The biases of the 1x1 convolutions may be None. Matrix products run in the autocast
+    type, all the rest in float32 at least.
     """
 
     @staticmethod
-    def forward(ctx, x, dilation, *params):
+    def forward(ctx, x, dilation, groups, eps, *params):
         in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = params
         dtype = _matmul_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             x_low = x.to(dtype)
             hidden = _pointwise(x_low, in_weight, in_bias)
-            normed = _norm(F.prelu(_wide(hidden), slope1), gamma1, beta1)[0]
+            normed = _norm(F.prelu(wide(hidden), slope1), gamma1, beta1, groups, eps)[0]
             deep = _depthwise(normed, weight, dilation, bias).to(dtype)
-            normed = _norm(F.prelu(_wide(deep), slope2), gamma2, beta2)[0].to(dtype)
+            normed = _norm(F.prelu(wide(deep), slope2), gamma2, beta2, groups, eps)[0].to(dtype)
             outputs = tuple(_pointwise(normed, heads[i], heads[i + 1]) for i in range(0, len(heads), 2))
         ctx.save_for_backward(x_low, hidden, deep, *params)
-        ctx.dilation, ctx.x_dtype = dilation, x.dtype
+        ctx.dilation, ctx.groups, ctx.eps, ctx.x_dtype = dilation, groups, eps, x.dtype
         ctx.set_materialize_grads(False)
         return outputs
 
@@ -182,27 +184,27 @@ class _BlockFunction(torch.autograd.Function):
     def backward(ctx, *grads):
         x, hidden, deep, *params = ctx.saved_tensors
         if all(grad is None for grad in grads):
-            return (None,) * (2 + len(params))
+            return (None,) * (4 + len(params))
         in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = params
         with torch.autocast(x.device.type, enabled=False):
-            deep = _wide(deep)
+            deep = wide(deep)
             active = F.prelu(deep, slope2)
-            normed, *stats = _norm(active, gamma2, beta2)
-            grad, *head_grads = _heads_backward(grads, normed.to(x.dtype), heads[::2])
-            grad, *norm2_grads = _norm_backward(grad, active, *stats, gamma2)
+            normed, *stats = _norm(active, gamma2, beta2, ctx.groups, ctx.eps)
+            grad, *head_grads = _heads_backward(grads, normed.to(x.dtype), heads[::2], heads[1::2])
+            grad, *norm2_grads = _norm_backward(grad, active, *stats, gamma2, ctx.groups)
             grad, slope2_grad = _prelu_backward(grad, deep, slope2)
-            hidden = _wide(hidden)
+            hidden = wide(hidden)
             active = F.prelu(hidden, slope1)
-            normed, *stats = _norm(active, gamma1, beta1)
+            normed, *stats = _norm(active, gamma1, beta1, ctx.groups, ctx.eps)
             grad, *depth_grads = _depthwise_backward(grad, normed, weight, ctx.dilation)
-            grad, *norm1_grads = _norm_backward(grad, active, *stats, gamma1)
+            grad, *norm1_grads = _norm_backward(grad, active, *stats, gamma1, ctx.groups)
             grad, slope1_grad = _prelu_backward(grad, hidden, slope1)
-            grad, *in_grads = _heads_backward([grad.to(x.dtype)], x, [in_weight])
+            grad, *in_grads = _heads_backward([grad.to(x.dtype)], x, [in_weight], [in_bias])
         first = (*in_grads, slope1_grad, *norm1_grads)
-        return grad.to(ctx.x_dtype), None, *first, *depth_grads, slope2_grad, *norm2_grads, *head_grads
+        return grad.to(ctx.x_dtype), None, None, None, *first, *depth_grads, slope2_grad, *norm2_grads, *head_grads
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 stay."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -214,34 +216,36 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1x1 convolution: (batch, in, frames), (out, in, 1), (out,) to (batch, out, frames) in the type of `x`."""
     matrix = weight.to(x.dtype).squeeze(2).expand(x.shape[0], -1, -1)
+    if bias is None:
+        return torch.bmm(matrix, x)
     return torch.baddbmm(bias.to(x.dtype)[:, None], matrix, x)
 
 
-def _heads_backward(grads, x: Tensor, weights) -> list[Tensor | None]:
+def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
     """Gradients of 1x1 convolutions of one input `x`: of `x`, float32 at least, then weight and bias of each."""
     total, parameter_grads = None, []
-    for grad, weight in zip(grads, weights, strict=True):
+    for grad, weight, bias in zip(grads, weights, biases, strict=True):
         if grad is None:
             parameter_grads += [None, None]
             continue
         matrix = weight.to(x.dtype).squeeze(2).t().expand(x.shape[0], -1, -1)
         total = torch.bmm(matrix, grad) if total is None else torch.baddbmm(total, matrix, grad)
-        weight_grad = _wide(torch.bmm(grad, x.transpose(1, 2))).sum(0)
-        parameter_grads += [weight_grad.unsqueeze(2), _wide(grad).sum((0, 2))]
-    return [_wide(total), *parameter_grads]
+        weight_grad = wide(torch.bmm(grad, x.transpose(1, 2))).sum(0)
+        parameter_grads += [weight_grad.unsqueeze(2), None if bias is None else wide(grad).sum((0, 2))]
+    return [wide(total), *parameter_grads]
 
 
-def _norm(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Global layer norm of (batch, chan, frames): the result, mean and inverse deviation of each example."""
-    return torch.native_group_norm(x, gamma, beta, *x.shape, 1, EPS)
+def _norm(x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Group norm of (batch, chan, frames): the result, mean and inverse deviation of each group of each example."""
+    return torch.native_group_norm(x, gamma, beta, *x.shape, groups, eps)
 
 
-def _norm_backward(grad, x, mean, deviation, gamma) -> tuple[Tensor, Tensor, Tensor]:
+def _norm_backward(grad, x, mean, deviation, gamma, groups) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.aten.native_group_norm_backward(
-        grad.contiguous(), x, mean, deviation, gamma, *x.shape, 1, [True, True, True]
+        grad.contiguous(), x, mean, deviation, gamma, *x.shape, groups, [True, True, True]
     )
 
 

@@ -1,5 +1,6 @@
 """Model files: self-contained (weights, configuration, sample rate, level), loaded without running code from them."""
 
+import copy
 import io
 import re
 from pathlib import Path
@@ -33,6 +34,7 @@ def build_system(config: dict) -> System:
     """The system of a plain configuration (`class_path`, `init_args`), with fresh weights."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(System, "system", fail_untyped=False)
+    config = copy.deepcopy(config)  # the parser puts its own objects into lists of what it is given
     return parser.instantiate_classes(parser.parse_object({"system": config})).system
 
 

@@ -11,6 +11,8 @@ from utils.metrics import bss_eval_v4, fuss
 from utils.metrics.bss_eval import bss_eval, sdr
 from utils.metrics.perceptual import pesq, stoi
 from utils.metrics.si_sdr import LIMIT, inverted, match, si_sdr, snr
+from utils.metrics.spectral_holes import NAMES as HOLES
+from utils.metrics.spectral_holes import spectral_holes
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,16 @@ def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Sc
     clip = fuss.clip_score(estimates, sources, sources.sum(axis=0))
     silent = np.zeros((max(len(clip.order) - len(estimates), 0), estimates.shape[-1]), estimates.dtype)
     ordered = np.concatenate([estimates, silent])[clip.order][: len(sources)]
-    return Scored(fuss.row(clip) | {"permutation": " ".join(str(k + 1) for k in clip.order)}, ordered)
+    rates = pd.DataFrame(
+        [spectral_holes(*pair) for *pair, counts in zip(ordered, sources, clip.pairs, strict=False) if counts],
+        columns=HOLES,
+    )
+    row = fuss.row(clip) | rates.mean().to_dict() | {"permutation": " ".join(str(k + 1) for k in clip.order)}
+    return Scored(row, ordered)
 
 
 def _fuss_summary(scores: pd.DataFrame) -> dict:
-    result = fuss.summary(scores)
+    result = fuss.summary(scores) | statistics(scores, HOLES)
     improvement = scores.msi[scores.pairs > 0]
     result["msi"] |= {"median": improvement.median(), "standard_error": improvement.sem()}
     return result | {"share_below_0_db": float((improvement < 0).mean()), "silent_mixture": result["skipped"]}
@@ -229,11 +236,15 @@ SUITES = {
             *(Metric(f"msi_{count}", f"{count} sources") for count in (2, 3, 4)),
             Metric("si_snr_1s", "1S (dB)"),
             *(Metric(name, name, "%", 1) for name in ("under", "equal", "over")),
+            Metric("hole_rate_30", "holes", "%", 1),
+            Metric("leak_rate", "leaks", "%", 1),
         ),
         legend="MSi: improvement of the SI-SNR over the mixture, mean over the pairs of an active reference and an "
         "active estimate in mixtures of 2 to 4 sources, all pairs weighted alike; `none excluded`: over all active "
         "references. 1S: SI-SNR of single sources. `under`, `equal`, `over`: share of mixtures with fewer, as many, "
-        "more active estimates than references. Confidence intervals, median and `< 0 dB` are over mixtures.",
+        "more active estimates than references. Holes: share of the bins of a source in which the estimate is 30 dB "
+        "weaker; leaks: share of its other bins in which the estimate is heard; of pairs. Confidence intervals, median "
+        "and `< 0 dB` are over mixtures.",
     ),
     "music": Suite(
         name="music",

@@ -174,7 +174,10 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
     experiment, settings = configuration.build(config), configuration.plain(config)
     system, step, runtime = experiment.system, experiment.steps[name], experiment.runtime
     start_from(system, previous, folder)
-    system.begin_step(name, step.optim, step.monitor)
+    try:
+        system.begin_step(name, step.optim, step.monitor)
+    except ValueError as error:
+        raise UserError(f"steps.{name}: {error}") from None
     frozen = fingerprint(system)
     bookkeeping = Bookkeeping(folder, settings["system"], experiment.data.segment)
     trainer = make_trainer(folder, step, experiment, bookkeeping)

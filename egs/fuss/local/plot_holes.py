@@ -1,0 +1,100 @@
+"""A figure of spectral holes: one source as the reference, oracle masks and systems have it, and both rates of each.
+
+It takes the examples that evaluation kept, and the rates of final_metrics.json; the oracle masks calibrate the measure.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from utils import audio
+from utils.errors import UserError, command
+from utils.metrics.spectral_holes import RANGE, spectral_holes, spectrogram
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+FIRST = ("stft_ibm_32ms", "stft_irm_32ms")  # what calibrates the measure
+SHOWN = 6  # spectrograms
+STEP = 4  # one frame in so many is drawn
+
+
+def find_results(exp: Path, name: str) -> dict[Path, dict]:
+    """final_metrics.json of what has been evaluated with hole rates, the best first."""
+    paths = [*exp.glob(f"*/eval/{name}/final_metrics.json"), *exp.glob(f"*/*/eval/{name}/final_metrics.json")]
+    results = {path.parent: json.loads(path.read_text()) for path in sorted(paths)}
+    rated = {folder: result for folder, result in results.items() if result.get("hole_rate_30")}
+    if not any(result["kind"] == "system" for result in rated.values()):
+        raise UserError(f"{exp}: no system has been evaluated on {name} with --suite fuss; run stage 4 first")
+    return dict(sorted(rated.items(), key=lambda item: -score_of(item[1])))
+
+
+def to_show(results: dict[Path, dict]) -> list[Path]:
+    """The oracle masks of `FIRST`, then the best systems."""
+    masks = [folder for first in FIRST for folder, result in results.items() if result["name"] == first]
+    return (masks + [folder for folder, result in results.items() if result["kind"] == "system"])[: SHOWN - 1]
+
+
+def score_of(result: dict) -> float:
+    return result["msi"]["mean"] or 0.0
+
+
+def choose_source(folder: Path) -> tuple[str, int]:
+    """The example and source with most holes in the estimate of `folder`, as a case that shows them."""
+    rates = {}
+    for path in sorted(folder.glob("examples/*/s*_estimate.wav")):
+        number = int(path.stem.removeprefix("s").removesuffix("_estimate"))
+        rate = spectral_holes(audio.read(path), audio.read(path.with_name(f"s{number}.wav")))["hole_rate_30"]
+        if np.isfinite(rate) and rate < 1:
+            rates[path.parent.name, number] = rate
+    if not rates:
+        raise UserError(f"{folder}: keeps no examples of active sources; evaluate again with --n_examples 5")
+    return max(rates, key=rates.get)
+
+
+def draw_spectrogram(axes, signal: np.ndarray, title: str) -> None:
+    level = 20 * np.log10(spectrogram(signal)[::STEP].T + 1e-9)
+    axes.imshow(level, origin="lower", aspect="auto", cmap="magma", vmin=level.max() - RANGE, vmax=level.max())
+    axes.set_title(title, fontsize=8)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def draw_rates(axes, results: dict[Path, dict]) -> None:
+    for result in results.values():
+        rates = [100 * result[key]["mean"] for key in ("hole_rate_30", "leak_rate")]
+        axes.plot(*rates, "o" if result["kind"] == "system" else "s", label=result["name"])
+    axes.set_xlabel("hole rate (%): bins 30 dB below the source")
+    axes.set_ylabel("leak rate (%)")
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+@command
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--exp", type=Path, default=Path("exp"), help="folder of the experiments")
+    parser.add_argument("--data-set", default="test", help="name of the manifest")
+    parser.add_argument("--out", type=Path, default=Path("holes.png"))
+    args = parser.parse_args(argv)
+    results = find_results(args.exp, args.data_set)
+    shown = to_show(results)
+    example, number = choose_source(shown[0])
+    figure, axes = plt.subplots(1, SHOWN + 1, figsize=(18, 3.2), width_ratios=[1] * SHOWN + [2], layout="constrained")
+    place = shown[0] / "examples" / example
+    draw_spectrogram(axes[0], audio.read(place / f"s{number}.wav"), f"source {number} of {example.removeprefix('ex_')}")
+    for axis, folder in zip(axes[1:], shown, strict=False):
+        path = folder / "examples" / example / f"s{number}_estimate.wav"
+        if path.is_file():
+            draw_spectrogram(axis, audio.read(path), results[folder]["name"])
+    for axis in axes[1 + len(shown) : -1]:
+        axis.axis("off")
+    draw_rates(axes[-1], results)
+    figure.savefig(args.out, dpi=120)
+    print(f"{args.out}: {len(results)} methods, {example}, source {number}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""FUSS-like mixtures of single-source clips, in the tree of FUSS: one background, 0 to 3 foregrounds, one room.
+
+Rules as of FUSS (Wisdom et al., arXiv 2011.00803; github.com/google-research/sound-separation, datasets/fuss): the
+background is a stretch of a clip longer than the mixture; a foreground is a whole clip that is not, placed at random,
+-5 to 25 dB re the background before the room; no class comes twice. Levels are RMS here, LUFS there.
+"""
+
+import dataclasses
+import glob
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+from scipy.signal import fftconvolve
+
+from utils import audio, mixing, rooms
+from utils.data import rng_of
+from utils.errors import UserError
+
+SPLITS = ("train", "validation", "eval")
+SUFFIXES = {f".{name.lower()}" for name in sf.available_formats()} | {".oga", ".opus", ".aif"}
+BACKGROUND_DB = -35.0  # RMS, re full scale
+SNR = (-5.0, 25.0)  # dB, of a foreground re the background
+MAX_FOREGROUNDS = 3
+PEAK = 0.9
+ROOM = rooms.RoomRules(
+    length=(3.0, 8.0), width=(3.0, 8.0), height=(2.4, 3.5), n_mics=1, source_height=(0.5, 2.0), source_square=0.0
+)
+MIXTURES_PER_ROOM = 5  # rooms come again in another order when they are used up, as in FUSS
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    path: Path
+    kind: str
+    seconds: float
+
+
+def find_clips(folder: Path) -> dict[str, list[Clip]]:
+    """Clips by split: folders `train`, `validation` and `eval` if there are, else 8 : 1 : 1 by the hash of their names.
+
+    The class is the next folder's name; a file that lies in none is a class of its own.
+    """
+    found = {split: [] for split in SPLITS}
+    divided = all((folder / split).is_dir() for split in SPLITS)
+    names = glob.glob("**", root_dir=folder, recursive=True)  # unlike rglob, through links to folders too
+    for name in sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES):
+        path = folder / name
+        split, *inner = Path(name).parts if divided else ("", *Path(name).parts)
+        if not divided:
+            draw = int(hashlib.sha256("/".join(inner).encode()).hexdigest(), 16) % 10
+            split = SPLITS[max(0, draw - 7)]
+        if split in found:
+            frames, rate, _ = audio.info(path)
+            found[split].append(Clip(path, inner[0], frames / rate))
+    return found
+
+
+def check_pools(clips: dict[str, list[Clip]], folder: Path, seconds: float) -> None:
+    """Stop where a split has no background or foregrounds to draw from."""
+    for split, pool in clips.items():
+        kinds = {clip.kind for clip in pool if clip.seconds <= seconds}
+        longest = max((clip.seconds for clip in pool), default=0.0)
+        if longest <= seconds:
+            raise UserError(
+                f"{folder}, {split}: no clip is longer than the mixtures ({seconds:g} s), as a background must be; "
+                f"of {len(pool)} clips the longest has {longest:.1f} s. Choose shorter mixtures by --seconds"
+            )
+        if len(kinds) <= MAX_FOREGROUNDS:
+            raise UserError(
+                f"{folder}, {split}: clips of at most {seconds:g} s, as foregrounds must be, come from {len(kinds)} "
+                f"classes; {MAX_FOREGROUNDS + 1} are needed, for no class comes twice in a mixture. A class is a folder"
+            )
+
+
+def make_tree(clips, tree: Path, numbers: dict[str, int], seconds: float, rate: int, reverb: bool, n_jobs: int):
+    """Write the examples of all splits and their lists; examples that exist are kept."""
+    for split, number in numbers.items():
+        pool, n_rooms = clips[split], -(-number // MIXTURES_PER_ROOM)
+        responses = [None] * n_rooms
+        if reverb:
+            jobs = [(SPLITS.index(split), index, rate) for index in range(n_rooms)]
+            responses = audio.parallel(simulate, jobs, n_jobs, f"{split}: rooms")
+        digits = 5 if split == "train" else 4
+        jobs = []
+        for index in range(number):
+            round_, place = divmod(index, n_rooms)
+            order = rng_of(SPLITS.index(split), 1, round_).permutation(n_rooms)
+            name = f"{split}/example{index:0{digits}d}"
+            jobs.append((pool, tree, name, (SPLITS.index(split), 2, index), responses[order[place]], seconds, rate))
+        lines = audio.parallel(make_example, jobs, n_jobs, f"{split}: mixtures")
+        audio.write_text(tree / f"{split}_example_list.txt", "".join(f"{line}\n" for line in lines))
+
+
+def simulate(split: int, index: int, rate: int) -> np.ndarray:
+    """Responses (source, taps) of a room."""
+    room = rooms.draw_room(ROOM, MAX_FOREGROUNDS + 1, rng_of(split, 0, index))
+    return rooms.simulate(room, rate).full[0]
+
+
+def make_example(pool, tree: Path, name: str, key: tuple, responses, seconds: float, rate: int) -> str:
+    """Write one mixture, its sources and its events; returns its line of the list."""
+    rng = rng_of(*key)
+    frames = round(seconds * rate)
+    events = draw_events(pool, seconds, rng)
+    names = ["background0_sound", *(f"foreground{k}_sound" for k in range(len(events) - 1))]
+    fields = [f"{name}.wav", *(f"{name}_sources/{source}.wav" for source in names)]
+    if all((tree / field).is_file() for field in fields):
+        return "\t".join(fields)
+    sources = np.stack([place(clip, at, level, frames, rate, rng) for clip, at, level in events])
+    if responses is not None:
+        sources = np.stack([fftconvolve(s, h)[:frames] for s, h in zip(sources, responses, strict=False)])
+    sources *= min(1.0, PEAK / max(np.abs(sources).max(), np.abs(sources.sum(0)).max()))
+    sources = np.rint(sources / audio.LSB) * audio.LSB  # so that the mixture is their sum to the bit
+    for field, signal in zip(fields[1:], sources, strict=True):
+        audio.write(tree / field, signal, rate)
+    lines = [f"{at:.6f}\t{min(at + clip.seconds, seconds):.6f}\t{clip.kind}\n" for clip, at, _ in events]
+    audio.write_text(tree / f"{name}.txt", "".join(lines))
+    audio.write(tree / fields[0], sources.sum(0), rate)
+    return "\t".join(fields)
+
+
+def draw_events(pool: list[Clip], seconds: float, rng: np.random.Generator) -> list[tuple[Clip, float, float]]:
+    """A background and foregrounds of different classes: clip, start in s, RMS in dB re full scale."""
+    backgrounds = [clip for clip in pool if clip.seconds > seconds]
+    background = backgrounds[rng.integers(len(backgrounds))]
+    events, kinds = [(background, 0.0, BACKGROUND_DB)], {background.kind}
+    for _ in range(rng.integers(MAX_FOREGROUNDS + 1)):
+        rest = [clip for clip in pool if clip.seconds <= seconds and clip.kind not in kinds]
+        clip = rest[rng.integers(len(rest))]
+        start = min(rng.uniform(0, seconds), seconds - clip.seconds)
+        events.append((clip, start, BACKGROUND_DB + rng.uniform(*SNR)))
+        kinds.add(clip.kind)
+    return events
+
+
+def place(clip: Clip, start: float, level: float, frames: int, rate: int, rng) -> np.ndarray:
+    """(frames,) with the clip, or a random stretch of a longer one, from `start` s on, at an RMS of `level` dB."""
+    total, own_rate, _ = audio.info(clip.path)
+    wanted = min(total, -(-frames * own_rate // rate))
+    signal = audio.read(clip.path, int(rng.integers(total - wanted + 1)), wanted, channels=True)
+    signal = signal.reshape(-1, wanted).mean(0).astype(np.float64)
+    if own_rate != rate:
+        signal = mixing.resample(signal, own_rate, rate)
+    power = np.mean(signal**2)
+    if power < audio.LSB**2:
+        raise UserError(f"{clip.path}: silent from sample to sample. Leave it out")
+    first = round(start * rate)
+    out = np.zeros(frames)
+    part = signal[: frames - first]
+    out[first : first + len(part)] = part * 10 ** (level / 20) / np.sqrt(power)
+    return out

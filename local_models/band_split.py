@@ -1,0 +1,89 @@
+"""Band-split recurrent mask network, stronger than TDCN++ for its size: complex masks, context over time and frequency.
+
+Source: Luo and Yu, "Music source separation with band-split RNN", IEEE/ACM TASLP 2023 (arXiv 2209.15174), with narrower
+bands for 16 kHz and one network for all sources.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from local_models.fast_asteroid import wide
+
+EPS = 1e-5
+
+
+class BandSplit(nn.Module):
+    """Complex spectrum to complex masks.
+
+    Args:
+        n_freq: bins of the spectrum.
+        n_src: number of masks.
+        chan: features of a band.
+        hid_chan: units of each direction of the recurrent layers.
+        n_layers: pairs of recurrent layers, along time and along the bands.
+    """
+
+    def __init__(self, n_freq: int, n_src: int, chan: int = 64, hid_chan: int = 128, n_layers: int = 6):
+        super().__init__()
+        if min(n_freq, n_src, chan, hid_chan, n_layers) < 1:
+            raise ValueError("sizes of a BandSplit must be 1 at least")
+        self.n_src, self.summary_chan = n_src, chan
+        self.widths = band_widths(n_freq)
+        self.split = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(1, 2 * width, EPS), nn.Conv1d(2 * width, chan, 1)) for width in self.widths
+        )
+        self.layers = nn.ModuleList(
+            nn.ModuleList([Recurrent(chan, hid_chan), Recurrent(chan, hid_chan)]) for _ in range(n_layers)
+        )
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(1, chan, EPS),
+                nn.Conv1d(chan, 4 * chan, 1),
+                nn.Tanh(),
+                nn.Conv1d(4 * chan, 4 * n_src * width, 1),
+                nn.GLU(1),
+            )
+            for width in self.widths
+        )
+
+    def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """Complex (batch, freq, frames) to complex masks (batch, n_src, freq, frames) and a summary (batch, chan)."""
+        parts = torch.cat([spectrum.real, spectrum.imag], 1)
+        bands = [
+            torch.cat(pair, 1) for pair in zip(*(half.split(self.widths, 1) for half in parts.chunk(2, 1)), strict=True)
+        ]
+        x = torch.stack([split(band) for split, band in zip(self.split, bands, strict=True)], 2)
+        for along_time, along_bands in self.layers:
+            x = along_time(x)
+            x = along_bands(x.transpose(2, 3)).transpose(2, 3)
+        masks = [wide(head(x[:, :, k])) for k, head in enumerate(self.heads)]
+        masks = torch.cat([mask.unflatten(1, (2, self.n_src, -1)) for mask in masks], 3)
+        return torch.complex(masks[:, 0], masks[:, 1]), wide(x).mean((2, 3))
+
+
+class Recurrent(nn.Module):
+    """Norm, bidirectional LSTM along the last axis and a projection, with a residual around them."""
+
+    def __init__(self, chan: int, hid_chan: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(1, chan, EPS)
+        self.lstm = nn.LSTM(chan, hid_chan, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(2 * hid_chan, chan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, chan, others, steps) to the same shape."""
+        rows = self.norm(x).permute(0, 2, 3, 1)
+        y = self.out(self.lstm(rows.flatten(0, 1))[0])
+        return x + y.unflatten(0, rows.shape[:2]).permute(0, 3, 1, 2)
+
+
+def band_widths(n_freq: int) -> list[int]:
+    """Widths of the bands in bins: 4 in the lowest quarter of the spectrum, 8 up to five eighths, then 16."""
+    widths, first = [], 0
+    while first < n_freq:
+        width = 4 if 4 * first < n_freq - 1 else 8 if 8 * first < 5 * (n_freq - 1) else 16
+        if n_freq - first - width <= width // 2:  # what is left would be no band of its own
+            width = n_freq - first
+        widths.append(width)
+        first += width
+    return widths

@@ -1,0 +1,121 @@
+"""Discriminators of single sources or of tuples of sources: waveforms, magnitude spectra, masks.
+
+The networks are this project's, since the paper's (arXiv 2210.12108) were not available. They are small on purpose, for
+a heavy discriminator learns to tell real from fake before the separator can follow. The spectral ones are laid out as
+the multi-scale STFT discriminator of Defossez et al. 2022 (arXiv 2210.13438), on magnitudes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+SLOPE = 0.2
+SILENT_BIN = 1e-3  # magnitude of a bin, of a signal of unit RMS, below which a mask means nothing
+
+
+class Waveform(nn.Module):
+    """Strided convolutions over the waveform.
+
+    Args:
+        n_signals: sources in a tuple.
+        with_mixture: the mixture is one more channel.
+        filters: channels of the first layer, a multiple of 8; the last has 8 times as many.
+        windows: without meaning here.
+    """
+
+    def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int] = ()):
+        super().__init__()
+        self.with_mixture = with_mixture
+        sizes = [(n_signals + with_mixture, filters, 15, 4, 1), (filters, 2 * filters, 41, 4, 4)]
+        sizes += [(2 * filters, 4 * filters, 41, 4, 16), (4 * filters, 8 * filters, 5, 1, 1), (8 * filters, 1, 3, 1, 1)]
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv1d(a, b, taps, stride, taps // 2, groups=groups)) for a, b, taps, stride, groups in sizes
+        )
+
+    def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
+        """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, fewer steps)."""
+        x = torch.cat([signals, mixture[:, None]], 1) if self.with_mixture else signals
+        return [_through(self.layers, x)]
+
+
+class Spectrum(nn.Module):
+    """2-D convolutions over compressed magnitudes at several resolutions.
+
+    Args:
+        n_signals, with_mixture: as of `Waveform`.
+        filters: channels.
+        windows: of the STFTs in samples; the hop is a quarter.
+    """
+
+    def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int]):
+        super().__init__()
+        self.with_mixture, self.windows = with_mixture, windows
+        self.scales = nn.ModuleList(spectral_layers(n_signals + with_mixture, filters) for _ in windows)
+
+    def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
+        """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands) of each scale."""
+        x = torch.cat([signals, mixture[:, None]], 1) if self.with_mixture else signals
+        return [
+            _through(layers, compress(magnitude(x, window)))
+            for layers, window in zip(self.scales, self.windows, strict=True)
+        ]
+
+
+class Mask(nn.Module):
+    """2-D convolutions over the effective masks |STFT(source)| / |STFT(mixture)|, cut to [0, 1].
+
+    The masks are those of the signals, not of the network's sigmoid, for mixture consistency changes the signals.
+
+    Args:
+        n_signals, filters: as of `Spectrum`.
+        with_mixture: the compressed magnitude of the mixture is one more channel.
+        windows: the first is that of the STFT, in samples.
+    """
+
+    def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int]):
+        super().__init__()
+        self.with_mixture, self.window = with_mixture, windows[0]
+        self.layers = spectral_layers(n_signals + with_mixture, filters)
+
+    def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
+        """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands)."""
+        whole = magnitude(mixture[:, None], self.window)
+        masks = (magnitude(signals, self.window) / whole.clamp(min=SILENT_BIN)).clamp(max=1)
+        x = torch.where(whole > SILENT_BIN, masks, 0.0)
+        return [_through(self.layers, torch.cat([x, compress(whole)], 1) if self.with_mixture else x)]
+
+
+DOMAINS = {"waveform": Waveform, "stft": Spectrum, "mask": Mask}
+
+
+def spectral_layers(in_chan: int, filters: int) -> nn.ModuleList:
+    """Convolutions over (tuple, in_chan, frames, bins); the first thins out, for all the cost is at full resolution."""
+    layers = [nn.Conv2d(in_chan, filters, (3, 9), stride=(2, 4), padding=(1, 4))]
+    for dilation in (1, 2):
+        shape = {"stride": (1, 2), "dilation": (dilation, 1), "padding": (dilation, 4)}
+        layers.append(nn.Conv2d(filters, filters, (3, 9), **shape))
+    layers += [nn.Conv2d(filters, filters, 3, padding=1), nn.Conv2d(filters, 1, 3, padding=1)]
+    return nn.ModuleList(weight_norm(layer) for layer in layers)
+
+
+def magnitude(signals: Tensor, window: int) -> Tensor:
+    """(tuple, signal, time) to (tuple, signal, frames, bins), with a gradient at zero too; 1 is a bin at unit RMS."""
+    with torch.autocast(signals.device.type, enabled=False):
+        shape = torch.hann_window(window, device=signals.device)
+        padded = F.pad(signals.float(), (window // 2, window // 2))
+        # Frames before bins in memory too, as the convolutions want them; torch.stft has it the other way round.
+        spectrum = torch.fft.rfft(padded.unfold(-1, window, window // 4) * (shape / shape.square().sum().sqrt()))
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
+
+
+def compress(magnitudes: Tensor) -> Tensor:
+    return magnitudes.sqrt()
+
+
+def _through(layers: nn.ModuleList, x: Tensor) -> Tensor:
+    for layer in layers[:-1]:
+        x = F.leaky_relu(layer(x), SLOPE)
+    return layers[-1](x).float()

@@ -1,0 +1,126 @@
+"""What discriminators compare: tuples of true sources, and tuples in which estimates stand for some of them.
+
+I-replacement: in the fake tuple, I of the K slots hold the true source instead of its estimate (Postolache et al.,
+ICASSP 2023, arXiv 2210.12108; patent application WO2024/083422A1). I = 0 is the standard context-based loss. How the
+slots are drawn is this project's choice: uniformly, anew for each example and update.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from local_models.log_mse import active
+
+DITHER = 10 ** (-90 / 20)
+SilentSlots = Literal["truth", "dither"]
+
+
+@dataclass
+class Pairs:
+    """Real and fake inputs (tuple, source, time) of a discriminator, and the mixture (tuple, time) of each."""
+
+    real: Tensor
+    fake: Tensor
+    mixture: Tensor
+
+
+def draw_real_slots(is_active: Tensor, n_real: int, generator: torch.Generator | None = None) -> Tensor:
+    """Which slots of a fake tuple hold the truth: a random subset of `n_real`, with an active slot left to estimate.
+
+    Args:
+        is_active: (batch, n_src) of bool.
+        n_real: I, from 0 to n_src - 1.
+        generator: of the CPU, for what is random here and below.
+
+    Returns:
+        (batch, n_src) of bool; uniform over the subsets that leave an active slot.
+    """
+    n_src = is_active.shape[1]
+    if not 0 <= n_real < n_src:
+        raise ValueError(f"{n_real} of {n_src} slots cannot be replaced: from 0 to {n_src - 1}")
+    subsets = torch.zeros(0, n_src, dtype=torch.bool)
+    for chosen in itertools.combinations(range(n_src), n_real):
+        subset = torch.zeros(1, n_src, dtype=torch.bool)
+        subset[0, list(chosen)] = True
+        subsets = torch.cat([subsets, subset])
+    allowed = (is_active.cpu()[:, None] & ~subsets).any(-1)
+    allowed |= ~allowed.any(-1, keepdim=True)  # nothing is active: any will do, for the example is left out
+    return subsets[torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]].to(is_active.device)
+
+
+def instance_pairs(
+    sources: Tensor,
+    aligned: Tensor,
+    mixture: Tensor,
+    silent: SilentSlots,
+    generator: torch.Generator | None = None,
+) -> Pairs:
+    """Each source alone, against its estimate.
+
+    Args:
+        sources: (batch, n_src, time).
+        aligned: estimates in the order of the sources, same shape.
+        mixture: (batch, time).
+        silent: what to do with silent slots, which a discriminator could tell by their exact zeros: leave them out
+            (`truth`: the true zeros would stand on both sides), or show them with the same noise of -90 dB re the
+            mixture added to real and fake (`dither`).
+
+    Returns:
+        pairs of one source each, with all signals divided by the mixture's RMS.
+    """
+    sources, aligned, mixture, level = _levelled(sources, aligned, mixture)
+    shown = active(sources) if silent == "truth" else (level > 0)[:, :, 0].expand(sources.shape[:2])
+    clips = torch.arange(len(mixture), device=mixture.device)[:, None].expand_as(shown)[shown]
+    real, fake = sources[shown][:, None], aligned[shown][:, None]
+    if silent == "dither":
+        real, fake = _dithered(real, fake, generator)
+    return Pairs(real, fake, mixture[clips])
+
+
+def context_pairs(
+    sources: Tensor,
+    aligned: Tensor,
+    mixture: Tensor,
+    n_real: int,
+    silent: SilentSlots,
+    single_source: bool = False,
+    generator: torch.Generator | None = None,
+) -> Pairs:
+    """All sources of a mixture together, against the same with estimates in all but `n_real` slots.
+
+    The slots come in random order, the same for real and fake. True sources carry no gradient.
+
+    Args:
+        sources, aligned, mixture: as of `instance_pairs`.
+        n_real: I, the number of true sources in the fake tuple.
+        silent: silent slots hold the truth, zeros, on both sides (`truth`), or are treated as all others, with the same
+            noise of -90 dB re the mixture added to real and fake (`dither`).
+        single_source: also take mixtures of one active source, whose real tuple is (mixture, 0, 0, 0).
+    """
+    is_active = active(sources)
+    kept = is_active.sum(1) >= (1 if single_source else 2)
+    sources, aligned, mixture, _ = _levelled(sources[kept], aligned[kept], mixture[kept])
+    is_active = is_active[kept]
+    true = draw_real_slots(is_active, n_real, generator)
+    if silent == "truth":
+        true = true | ~is_active
+    fake = torch.where(true[..., None], sources, aligned)
+    order = torch.rand(true.shape, generator=generator).argsort(1).to(true.device)[..., None].expand_as(sources)
+    real, fake = sources.gather(1, order), fake.gather(1, order)
+    if silent == "dither":
+        real, fake = _dithered(real, fake, generator)
+    return Pairs(real, fake, mixture)
+
+
+def _levelled(sources, aligned, mixture):
+    level = mixture.square().mean(-1).sqrt()[:, None, None]
+    scale = 1 / level.clamp(min=1e-8)
+    return sources.detach() * scale, aligned * scale, mixture.detach() * scale[:, 0], level
+
+
+def _dithered(real, fake, generator):
+    noise = DITHER * torch.randn(real.shape, generator=generator).to(real)
+    return real + noise, fake + noise

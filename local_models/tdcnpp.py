@@ -1,0 +1,140 @@
+"""TDCN++, the mask network of the official FUSS baseline (Kavalerov et al. 2019, arXiv 1905.03330; Wisdom et al. 2021).
+
+Facts of the architecture: github.com/google-research/sound-separation, models/dcase2020_fuss_baseline/train.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from local_models.fast_asteroid import BlockFunction, wide
+
+EPS = 1e-3  # of all norms: the default of Keras, which the baseline leaves alone
+
+
+class TDCNpp(nn.Module):
+    """Magnitude spectrum to a sigmoid mask for each source.
+
+    Norm and 256 channels; `n_repeats` times `n_blocks` residual blocks, dilated 1, 2, 4, ... anew in each repeat; long
+    skips, a dense layer each, from the first block of each repeat to that of every later one; masks from the last
+    residual. The defaults are the published baseline's: 9,179,401 parameters with the 1,024 weights of predicted
+    mixture consistency (`stft_masking.StftMasking`), and a receptive field of 2,041 frames.
+
+    Args:
+        n_freq: bins of the spectrum.
+        n_src: number of masks.
+        bn_chan: channels of the residual path.
+        hid_chan: channels inside a block.
+        n_blocks: blocks in a repeat.
+        n_repeats: repeats.
+        kernel_size: taps of the depthwise convolutions, odd.
+        exponent: of the magnitudes on their way in; 1 as published, 0.3 lets weak sounds be seen too.
+    """
+
+    def __init__(
+        self,
+        n_freq: int,
+        n_src: int,
+        bn_chan: int = 256,
+        hid_chan: int = 512,
+        n_blocks: int = 8,
+        n_repeats: int = 4,
+        kernel_size: int = 3,
+        exponent: float = 1.0,
+    ):
+        super().__init__()
+        if min(n_freq, n_src, bn_chan, hid_chan, n_blocks, n_repeats) < 1 or kernel_size % 2 == 0:
+            raise ValueError("sizes of a TDCNpp must be 1 at least, and kernel_size odd to keep the number of frames")
+        self.n_src, self.summary_chan, self.exponent = n_src, bn_chan, exponent
+        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)  # frames
+        self.norm = ScalarNorm()
+        self.bottleneck = ScaledDense(n_freq, bn_chan)
+        self.blocks = nn.ModuleList(
+            TDCNppBlock(bn_chan, hid_chan, kernel_size, 2 ** (index % n_blocks), 0.9**index)
+            for index in range(n_blocks * n_repeats)
+        )
+        self.starts = range(0, n_blocks * n_repeats, n_blocks)
+        pairs = [(source, target) for target in self.starts for source in self.starts if source < target]
+        self.long_skips = nn.ModuleDict({f"{a}_{b}": ScaledDense(bn_chan, bn_chan) for a, b in pairs})
+        self.masks = nn.Conv1d(bn_chan, n_src * n_freq, 1, bias=False)
+        nn.init.xavier_uniform_(self.masks.weight)
+
+    def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """Complex (batch, freq, frames) to masks (batch, n_src, freq, frames) and a summary (batch, summary_chan)."""
+        x = self.bottleneck(self.norm(spectrum.abs() ** self.exponent))
+        kept: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            for source in kept if index in self.starts else ():
+                x = x + self.long_skips[f"{source}_{index}"](kept[source])
+            if index in self.starts:
+                kept[index] = x
+            x = x + block(x)
+        masks = wide(self.masks(x)).unflatten(1, (self.n_src, -1)).sigmoid()
+        return masks, wide(x).mean(-1)
+
+
+class TDCNppBlock(nn.Module):
+    """Dense, PReLU, norm of each channel over time, dilated depthwise convolution, PReLU, norm, scaled dense.
+
+    Args:
+        chan: channels of input and output.
+        hid_chan: channels inside.
+        kernel_size: taps, odd.
+        dilation: of the taps, in frames.
+        scale: initial scale of the second dense layer.
+    """
+
+    def __init__(self, chan: int, hid_chan: int, kernel_size: int, dilation: int, scale: float):
+        super().__init__()
+        self.dilation = dilation
+        self.dense1 = ScaledDense(chan, hid_chan, bias=False)
+        self.act1, self.norm1 = nn.PReLU(init=0.1), ScalarNorm()
+        self.depthwise = nn.Conv1d(hid_chan, hid_chan, kernel_size, groups=hid_chan)
+        self.act2, self.norm2 = nn.PReLU(init=0.1), ScalarNorm()
+        self.dense2 = ScaledDense(hid_chan, chan, bias=False, scale=scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, chan, frames) to the residual, of the same shape."""
+        hid_chan = self.depthwise.in_channels
+        return BlockFunction.apply(
+            x,
+            *(self.dilation, hid_chan, EPS),
+            *(self.dense1.matrix(), None, self.act1.weight, *self.norm1.expand(hid_chan)),
+            *(self.depthwise.weight, self.depthwise.bias, self.act2.weight, *self.norm2.expand(hid_chan)),
+            *(self.dense2.matrix(), None),
+        )[0]
+
+
+class ScaledDense(nn.Module):
+    """The same linear map for each frame, with a learnt scale: (batch, in, frames) to (batch, out, frames)."""
+
+    def __init__(self, in_chan: int, out_chan: int, bias: bool = True, scale: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_chan, in_chan, 1))
+        nn.init.xavier_uniform_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(out_chan)) if bias else None
+        self.scale = nn.Parameter(torch.tensor([scale]))
+
+    def matrix(self) -> Tensor:
+        return self.weight * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv1d(x, self.matrix(), None if self.bias is None else self.bias * self.scale)
+
+
+class ScalarNorm(nn.Module):
+    """Layer norm with one gain and one offset for all channels; called, it takes the statistics of a whole example."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def expand(self, chan: int) -> Sequence[Tensor]:
+        """Gain and offset for each channel."""
+        return self.gamma.expand(chan).contiguous(), self.beta.expand(chan).contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, chan, frames) to the same shape."""
+        with torch.autocast(x.device.type, enabled=False):
+            return nn.functional.group_norm(x, 1, *self.expand(x.shape[1]), EPS)
