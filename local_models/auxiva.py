@@ -1,0 +1,144 @@
+"""Determined blind separation by auxiliary-function independent vector analysis (AuxIVA), with any source model.
+
+An iteration turns the powers of the estimates Y = W X into weights (`local_models.source_models`, or a network), the
+weights into covariances U_k = mean_n w_kn y_n y_n^H, and those into a better W (`local_models.demixing_updates`). After
+the last one, the estimates get the scale that they have at a reference microphone (projection back: Murata et al.,
+Neurocomputing 2001), from an exact solve.
+
+With `taps`, Y = W X - H X_past: late reverberation is removed as well (T-ISS: Nakashima et al., ICASSP 2021).
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from local_models import auxiva_kernel
+from local_models.demixing_updates import UPDATES
+from local_models.unrolled import unroll
+
+Update = Literal["iss", "ip", "ip2", "iss2"]
+ROUNDING = 8  # updates below so many units of rounding are left out
+
+
+class AuxIVA(nn.Module):
+    """Separation of spectrograms.
+
+    Args:
+        model: source model, see `local_models.source_models`.
+        update: rule of the demixing matrices, see `local_models.demixing_updates`.
+        n_iter: iterations.
+        taps: past frames of all microphones that predict, and so remove, late reverberation; 0: none.
+        delay: frames from the present to the latest of them, 1 or more.
+        reference: microphone, from 0, whose signal the estimates add up to (without `taps`).
+    """
+
+    def __init__(
+        self, model: nn.Module, update: Update = "iss", n_iter: int = 20, taps: int = 0, delay: int = 2, reference: int = 0
+    ):
+        super().__init__()
+        if update not in UPDATES:
+            raise ValueError(f"there is no update rule '{update}'; choose one of {', '.join(UPDATES)}")
+        if n_iter < 0 or taps < 0 or delay < 1:
+            raise ValueError(f"n_iter {n_iter} and taps {taps} must be at least 0, delay {delay} at least 1")
+        self.model, self.update, self.n_iter = model, update, n_iter
+        self.taps, self.delay, self.reference = taps, delay, reference
+
+    def forward(self, mixture: torch.Tensor, n_iter: int | None = None) -> torch.Tensor:
+        """Complex (batch, mic, frequency, frame) to estimates (batch, source, frequency, frame), one source a microphone.
+
+        Silent examples and bins stay silent; gradients are finite for any finite mixture.
+        """
+        level = mixture.abs().square().mean((1, 2, 3), keepdim=True).sqrt()
+        normal = mixture / torch.where(level > 0, level, 1.0)
+        demixing = self.demix(normal, self.n_iter if n_iter is None else n_iter)
+        scaled = projection_back(demixing, self.reference)
+        return (scaled.to(mixture.dtype) @ self.observations(mixture)).transpose(1, 2)
+
+    def demix(self, mixture: torch.Tensor, n_iter: int, state=None) -> torch.Tensor:
+        """Demixing matrices (batch, frequency, mic, mic (1 + taps)) of a mixture of mean power 1, before projection back."""
+        if self.reference >= mixture.shape[1]:
+            raise ValueError(f"the reference microphone {self.reference} is not among {mixture.shape[1]} channels")
+        needs_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
+        if not needs_gradient and not self.taps and auxiva_kernel.supports(mixture):
+            with torch.no_grad():
+                return auxiva_kernel.demix(mixture, self.model, self.update, n_iter, state, rounding(mixture))
+        observations = self.observations(mixture)
+        n_src, size = mixture.shape[1], observations.shape[2]
+        start = torch.eye(n_src, size, dtype=mixture.dtype, device=mixture.device)
+        demixing = start.expand(*observations.shape[:2], n_src, size)
+        if needs_gradient:
+            return unroll(self.iterate, demixing, observations, self.model, n_iter)
+        for _ in range(n_iter):
+            demixing, state = self.iterate(demixing, observations, state)
+        return demixing
+
+    def iterate(self, demixing: torch.Tensor, observations: torch.Tensor, state=None):
+        """One iteration: (batch, frequency, source, D) and (batch, frequency, D, frame) to the next demixing matrices."""
+        n_src = demixing.shape[2]
+        estimates = demixing @ observations
+        power = torch.view_as_real(estimates).square().sum(-1)
+        weights, state = self.model(power.transpose(1, 2), state)
+        signals = torch.cat([estimates, observations[:, :, n_src:]], 2) if self.taps else estimates
+        change = UPDATES[self.update](covariances(signals, weights.transpose(1, 2)), rounding(observations))
+        change = change.to(demixing.dtype)
+        new = change[..., :n_src] @ demixing
+        return new + nn.functional.pad(change[..., n_src:], (n_src, 0)), state
+
+    def observations(self, mixture: torch.Tensor) -> torch.Tensor:
+        """(batch, mic, frequency, frame) to (batch, frequency, mic (1 + taps), frame): now, then microphone by microphone
+        the past, oldest first."""
+        present = mixture.transpose(1, 2)
+        if not self.taps:
+            return present.contiguous()
+        frames = mixture.shape[-1]
+        oldest = self.delay + self.taps - 1
+        padded = nn.functional.pad(present, (oldest, 0))
+        past = torch.stack([padded[..., k : k + frames] for k in range(self.taps)], dim=3)
+        return torch.cat([present, past.flatten(2, 3)], dim=2)
+
+
+def rounding(signals: torch.Tensor) -> float:
+    """The relative size below which a difference of sums of `signals` is noise."""
+    return ROUNDING * torch.finfo(signals.dtype).eps
+
+
+def covariances(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted covariances (batch, frequency, source, D, D), complex128.
+
+    Args:
+        signals: complex (batch, frequency, D, frame).
+        weights: real (batch, frequency or 1, source, frame).
+    """
+    size, frames = signals.shape[-2:]
+    row, column = torch.tril_indices(size, size, device=signals.device)
+    real, imag = signals.real, signals.imag
+    # A Hermitian matrix has D^2 real numbers, so one real matrix product gives all sources.
+    below = row != column
+    same = real[..., row, :] * real[..., column, :] + imag[..., row, :] * imag[..., column, :]
+    cross = imag[..., row[below], :] * real[..., column[below], :] - real[..., row[below], :] * imag[..., column[below], :]
+    sums = (weights @ torch.cat([same, cross], dim=-2).mT).double() / frames
+    index = torch.empty(size, size, dtype=torch.long, device=signals.device)
+    index[row, column] = index[column, row] = torch.arange(len(row), device=signals.device)
+    sign = torch.zeros(size, size, dtype=torch.float64, device=signals.device)
+    sign[row[below], column[below]], sign[column[below], row[below]] = 1, -1
+    place = torch.zeros_like(index)
+    place[row[below], column[below]] = place[column[below], row[below]] = torch.arange(
+        len(row), len(row) + int(below.sum()), device=signals.device
+    )
+    return torch.complex(sums[..., index], sums[..., place] * sign)
+
+
+def projection_back(demixing: torch.Tensor, reference: int) -> torch.Tensor:
+    """Demixing matrices (..., source, D) whose estimates have the scale of the reference microphone; complex128.
+
+    The scale of source k is element (reference, k) of the inverse of the first `source` columns.
+    """
+    n_src = demixing.shape[-2]
+    demixing = demixing.to(torch.complex128)
+    size = demixing.abs().square().sum(-1, keepdim=True).sqrt()
+    unit = demixing / size  # rows of very unlike size would spoil the solve
+    target = torch.zeros(n_src, 1, dtype=demixing.dtype, device=demixing.device)
+    target[reference] = 1
+    scale = torch.linalg.solve(unit[..., :n_src].mT, target.expand(*demixing.shape[:-2], n_src, 1))
+    return scale * unit

@@ -1,0 +1,82 @@
+"""Back-propagation through many iterations with the memory of one."""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def unroll(
+    iterate: Callable, start: torch.Tensor, data: torch.Tensor, module: nn.Module, n_iter: int, fast: Callable | None = None
+) -> torch.Tensor:
+    """`n_iter` times `state, _ = iterate(state, data)`, differentiable in the parameters of `module` and in `start`.
+
+    Only the states are kept; going backwards, each iteration is computed once more, with the same random numbers, and
+    running statistics (batch normalisation) count it once. `data` gets no gradient.
+
+    Args:
+        fast: computes the same as `iterate`, without gradient; used on the way forward.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return _Unrolled.apply(iterate, fast or iterate, module, n_iter, data, start, *parameters)
+
+
+class _Unrolled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, iterate, fast, module, n_iter, data, state, *parameters):
+        ctx.iterate, ctx.module, ctx.parameters = iterate, module, parameters
+        ctx.autocast = torch.is_autocast_enabled(data.device.type), torch.get_autocast_dtype(data.device.type)
+        states, ctx.random = [], []
+        for _ in range(n_iter):
+            states.append(state)
+            ctx.random.append(_random_state(data.device))
+            state, _ = fast(state, data)
+        ctx.save_for_backward(data, *states)
+        return state
+
+    @staticmethod
+    def backward(ctx, gradient):
+        data, *states = ctx.saved_tensors
+        sums = [torch.zeros_like(p) for p in ctx.parameters]
+        enabled, dtype = ctx.autocast
+        for state, random in zip(reversed(states), reversed(ctx.random), strict=True):
+            with (
+                torch.enable_grad(),
+                torch.random.fork_rng([data.device] if data.is_cuda else []),
+                _frozen_statistics(ctx.module),
+                torch.autocast(data.device.type, dtype=dtype, enabled=enabled),
+            ):
+                _restore_random_state(random, data.device)
+                state = state.detach().requires_grad_()
+                new, _ = ctx.iterate(state, data)
+                gradient, *parts = torch.autograd.grad(new, [state, *ctx.parameters], gradient, allow_unused=True)
+            for total, part in zip(sums, parts, strict=True):
+                if part is not None:
+                    total += part
+        return None, None, None, None, None, gradient, *sums
+
+
+def _random_state(device):
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _restore_random_state(random, device):
+    torch.set_rng_state(random[0])
+    if random[1] is not None:
+        torch.cuda.set_rng_state(random[1], device)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(module):
+    """Batch normalisation uses the statistics of the batch, but does not remember them."""
+    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    kept = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, (momentum, count) in zip(layers, kept, strict=True):
+            layer.momentum = momentum
+            layer.num_batches_tracked.copy_(count)
