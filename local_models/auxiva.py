@@ -60,18 +60,30 @@ class AuxIVA(nn.Module):
         if self.reference >= mixture.shape[1]:
             raise ValueError(f"the reference microphone {self.reference} is not among {mixture.shape[1]} channels")
         needs_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
-        if not needs_gradient and not self.taps and auxiva_kernel.supports(mixture):
+        compiled = not self.taps and auxiva_kernel.supports(mixture)
+        if compiled and not needs_gradient:
             with torch.no_grad():
                 return auxiva_kernel.demix(mixture, self.model, self.update, n_iter, state, rounding(mixture))
         observations = self.observations(mixture)
-        n_src, size = mixture.shape[1], observations.shape[2]
-        start = torch.eye(n_src, size, dtype=mixture.dtype, device=mixture.device)
-        demixing = start.expand(*observations.shape[:2], n_src, size)
-        if needs_gradient:
-            return unroll(self.iterate, demixing, observations, self.model, n_iter)
+        if not needs_gradient:
+            *_, last = self._states(observations, mixture.shape[1], n_iter, state)
+            return last
+        states = self._compiled_states(mixture, n_iter) if compiled else self._states(observations, mixture.shape[1], n_iter)
+        return unroll(lambda *args: self.iterate(*args)[0], states, observations, self.model)
+
+    def _states(self, observations, n_src, n_iter, state=None):
+        """The demixing matrices at the start and after each iteration."""
+        start = torch.eye(n_src, observations.shape[2], dtype=observations.dtype, device=observations.device)
+        demixing = start.expand(*observations.shape[:2], *start.shape)
+        yield demixing
         for _ in range(n_iter):
             demixing, state = self.iterate(demixing, observations, state)
-        return demixing
+            yield demixing
+
+    def _compiled_states(self, mixture, n_iter):
+        iterations = auxiva_kernel.Iterations(mixture, self.model, self.update, rounding(mixture))
+        for demixing in iterations.run(n_iter):
+            yield iterations.in_channels(demixing).to(mixture.dtype)
 
     def iterate(self, demixing: torch.Tensor, observations: torch.Tensor, state=None):
         """One iteration: (batch, frequency, source, D) and (batch, frequency, D, frame) to the next demixing matrices."""

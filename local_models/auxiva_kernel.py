@@ -1,11 +1,13 @@
 """AuxIVA iterations without gradient on a CPU, compiled by numba (no compiler is needed).
 
-At each frequency the mixture is whitened once, and the products of its channels are kept: M^2 real numbers a frame. An
-iteration is then two passes of multiply-adds over them: the weighted covariances are their sums over the frames, the
-powers of the new estimates are quadratic forms, that is, sums over the products. In the whitened basis single precision
-is enough for both; the matrices between them are in double precision. The rules are explained in
+At each frequency the mixture is whitened once. An iteration reads it once, frequency by frequency: the products of its
+channels, M^2 real numbers a frame, give the weighted covariances as their sums over the frames, and, when the rule has
+made a new demixing matrix of these, the powers of the new estimates as quadratic forms. In the whitened basis single
+precision is enough for both; the matrices between them are in double precision. The rules are explained in
 `local_models.demixing_updates`.
 """
+
+from collections.abc import Iterator
 
 import numba
 import numpy as np
@@ -24,64 +26,62 @@ def supports(mixture: torch.Tensor) -> bool:
 
 def demix(mixture: torch.Tensor, model: nn.Module, update: str, n_iter: int, state, eps: float) -> torch.Tensor:
     """What `AuxIVA.demix` returns without taps, for a mixture on the CPU."""
-    iteration = Iteration(mixture, update, eps)
-    demixing = iteration.start()
-    for _ in range(n_iter):
-        demixing, state = iteration(demixing, model, state)
-    return iteration.in_channels(demixing)
+    iterations = Iterations(mixture, model, update, eps)
+    *_, last = iterations.run(n_iter, state)
+    return iterations.in_channels(last)
 
 
-class Iteration:
-    """The iterations of one mixture, complex (batch, mic, frequency, frame); matrices refer to the whitened channels."""
+class Iterations:
+    """The iterations of mixtures, complex (batch, mic, frequency, frame)."""
 
-    def __init__(self, mixture: torch.Tensor, update: str, eps: float):
+    def __init__(self, mixture: torch.Tensor, model: nn.Module, update: str, eps: float):
         real, imag = (part.contiguous().numpy() for part in (mixture.real, mixture.imag))
         batch, n_src, bins, frames = real.shape
-        self.rule, self.eps = _RULES[update], eps
-        self.products = np.empty((batch, bins, n_src * n_src, frames), real.dtype)
+        self.model, self.rule, self.eps = model, _RULES[update], eps
+        self.white = np.zeros((2, *real.shape), real.dtype)
         self.whitening = np.empty((batch, bins, n_src, n_src), np.complex128)
-        _prepare(real, imag, eps, self.products, self.whitening)
-        self.shape = batch, n_src, bins, frames
+        _prepare(real, imag, eps, self.white, self.whitening)
+        # Spherical models need no more than the sum over frequencies.
+        self.spherical = isinstance(model, Laplace | Gauss)
+        self.power = np.empty((batch, n_src, 1 if self.spherical else bins, frames), real.dtype)
 
-    def start(self) -> np.ndarray:
-        """Demixing matrices (batch, frequency, source, mic) that leave the channels as they are."""
-        return np.linalg.inv(self.whitening)
+    def run(self, n_iter: int, state=None) -> Iterator[np.ndarray]:
+        """Demixing matrices of the whitened channels at the start and after each iteration; the array is used again."""
+        demixing = np.linalg.inv(self.whitening)
+        yield demixing
+        none = np.empty((0, 0, 0, 0), self.power.dtype)
+        for n in range(n_iter):
+            if n == 0:
+                self._pass(none, demixing, self.power)
+            power = np.maximum(self.power, 0)
+            if isinstance(self.model, Gauss):
+                power /= self.white.shape[3]
+            weights, state = self.model(torch.from_numpy(power), state)
+            weights = weights.contiguous().numpy().astype(power.dtype, copy=False)
+            self._pass(weights, demixing, self.power if n + 1 < n_iter else none)
+            yield demixing
 
     def in_channels(self, demixing: np.ndarray) -> torch.Tensor:
+        """The matrices (batch, frequency, source, mic) that belong to the mixture itself."""
         return torch.from_numpy(demixing @ self.whitening)
 
-    def power(self, demixing: np.ndarray, model: nn.Module) -> torch.Tensor:
-        """Of the estimates, (batch, source, frequency, frame); summed over frequencies where `model` needs no more."""
-        batch, n_src, bins, frames = self.shape
-        spherical = isinstance(model, Laplace | Gauss)
-        power = np.zeros((batch, n_src, 1 if spherical else bins, frames), self.products.dtype)
-        _powers(self.products, demixing, power)
-        return torch.from_numpy(np.maximum(power, 0, out=power))
-
-    def __call__(self, demixing: np.ndarray, model: nn.Module, state=None):
-        """The next matrices, and the next state of the model."""
-        power = self.power(demixing, model)
-        if isinstance(model, Gauss):
-            power /= self.shape[2]
-        weights, state = model(power, state)
-        demixing = demixing.copy()
-        weights = weights.contiguous().numpy().astype(self.products.dtype, copy=False)
-        _update(self.products, weights, self.rule, self.eps, demixing)
-        return demixing, state
+    def _pass(self, weights, demixing, power):
+        power[:] = 0
+        _iterate(self.white[0], self.white[1], weights, self.rule, self.eps, demixing, power)
 
 
 # ---- passes over the frames
 
 
 @_jit
-def _dots(weights, products, out):
-    """out (source, product) = mean over frames of weights (source, frame) times products (product, frame)."""
-    n_src, frames = weights.shape
+def _dots(weights, f, products, out):
+    """out (source, product) = mean over frames of weights (source, f, frame) times products (product, frame)."""
+    n_src, _, frames = weights.shape  # rows of this array, unlike those of a slice, are known to be contiguous
     size = len(products)
     zero = products[0, 0] * 0
     whole = size // 4 * 4
     for m in range(n_src):
-        w = weights[m]
+        w = weights[m, f]
         for k in range(0, whole, 4):
             a, b, c, d = zero, zero, zero, zero
             p, q, r, s = products[k], products[k + 1], products[k + 2], products[k + 3]
@@ -100,13 +100,13 @@ def _dots(weights, products, out):
 
 
 @_jit
-def _forms(factors, products, out):
-    """out (source, frame) += factors (source, product) times products (product, frame)."""
-    n_src, frames = out.shape
+def _forms(factors, products, f, out):
+    """out (source, f, frame) += factors (source, product) times products (product, frame)."""
+    n_src, _, frames = out.shape
     size = len(products)
     whole = size // 4 * 4
     for m in range(n_src):
-        o = out[m]
+        o = out[m, f]
         for k in range(0, whole, 4):
             a, b, c, d = factors[m, k], factors[m, k + 1], factors[m, k + 2], factors[m, k + 3]
             p, q, r, s = products[k], products[k + 1], products[k + 2], products[k + 3]
@@ -119,17 +119,17 @@ def _forms(factors, products, out):
 
 
 @_jit
-def _multiply(real, imag, out):
-    """out (product, frame): powers of the channels (mic, frame), then real and imaginary parts of those below."""
-    n_src, frames = real.shape
+def _multiply(real, imag, f, out):
+    """out (product, frame): powers of the channels (mic, f, frame), then real and imaginary parts of those below."""
+    n_src, _, frames = real.shape
     for i in range(n_src):
-        a, b, o = real[i], imag[i], out[i]
+        a, b, o = real[i, f], imag[i, f], out[i]
         for n in range(frames):
             o[n] = a[n] * a[n] + b[n] * b[n]
     k = n_src
     for i in range(n_src):
         for j in range(i):
-            a, b, c, d, o = real[i], imag[i], real[j], imag[j], out[k]
+            a, b, c, d, o = real[i, f], imag[i, f], real[j, f], imag[j, f], out[k]
             for n in range(frames):
                 o[n] = a[n] * c[n] + b[n] * d[n]
             o = out[k + 1]
@@ -153,28 +153,34 @@ def _hermitian(sums, out):
 
 
 @_jit
-def _prepare(real, imag, eps, products, whitening):
-    """Whitening matrices of all frequencies, lower triangular, and products of the whitened channels."""
+def _prepare(real, imag, eps, white, whitening):
+    """Whitening matrices of all frequencies, lower triangular, and the whitened channels (real and imaginary)."""
     batch, n_src, bins, frames = real.shape
     sums = np.empty((1, n_src * n_src))
     covariance = np.empty((1, n_src, n_src), np.complex128)
-    parts = np.empty((2, n_src, frames), real.dtype)
-    ones = np.ones((1, frames), real.dtype)
+    products = np.empty((n_src * n_src, frames), real.dtype)
+    ones = np.ones((1, 1, frames), real.dtype)
     for b in range(batch):
         for f in range(bins):
-            _multiply(real[b, :, f], imag[b, :, f], products[b, f])
-            _dots(ones, products[b, f], sums)
+            _multiply(real[b], imag[b], f, products)
+            _dots(ones, 0, products, sums)
             _hermitian(sums, covariance)
             _whiten(covariance[0], eps, whitening[b, f])
-            parts[:] = 0
             for i in range(n_src):
                 for j in range(i + 1):
-                    x, y = real[b, j, f], imag[b, j, f]
-                    c, s = x.dtype.type(whitening[b, f, i, j].real), x.dtype.type(whitening[b, f, i, j].imag)
-                    for n in range(frames):
-                        parts[0, i, n] += c * x[n] - s * y[n]
-                        parts[1, i, n] += c * y[n] + s * x[n]
-            _multiply(parts[0], parts[1], products[b, f])
+                    _add(whitening[b, f, i, j], real[b, j, f], imag[b, j, f], white[0, b, i, f], white[1, b, i, f])
+
+
+@_jit
+def _add(factor, real, imag, out_real, out_imag):
+    """out += factor times the complex signal, all (frame,)."""
+    factors = np.empty(2, real.dtype)
+    factors[0], factors[1] = factor.real, factor.imag
+    c, s = factors[0], factors[1]
+    for n in range(len(real)):
+        out_real[n] += c * real[n] - s * imag[n]
+    for n in range(len(real)):
+        out_imag[n] += c * imag[n] + s * real[n]
 
 
 @_jit
@@ -199,50 +205,57 @@ def _whiten(covariance, eps, out):
 
 
 @_jit
-def _powers(products, demixing, power):
-    """Adds |y|^2 of the estimates to `power`."""
-    batch, bins, size, frames = products.shape
-    n_src = demixing.shape[2]
-    factors = np.empty((n_src, size), products.dtype)
+def _factors(demixing, out):
+    """Factors (source, product) of the products in the powers of the estimates."""
+    n_src = len(demixing)
+    for m in range(n_src):
+        row = demixing[m]
+        k = n_src
+        for i in range(n_src):
+            out[m, i] = row[i].real ** 2 + row[i].imag ** 2
+            for j in range(i):
+                cross = 2 * row[i] * np.conj(row[j])
+                out[m, k], out[m, k + 1] = cross.real, -cross.imag
+                k += 2
+
+
+@_jit
+def _iterate(real, imag, weights, rule, eps, demixing, power):
+    """Updates `demixing` with `weights` (unless these are empty), then adds |y|^2 to `power` (unless that is empty)."""
+    batch, n_src, bins, frames = real.shape
+    products = np.empty((n_src * n_src, frames), real.dtype)
+    factors = np.empty((n_src, n_src * n_src), real.dtype)
+    sums = np.empty((n_src, n_src * n_src))
+    covariances = np.empty((n_src, n_src, n_src), np.complex128)
     for b in range(batch):
         for f in range(bins):
-            for m in range(n_src):
-                row = demixing[b, f, m]
-                k = n_src
-                for i in range(n_src):
-                    factors[m, i] = row[i].real ** 2 + row[i].imag ** 2
-                    for j in range(i):
-                        cross = 2 * row[i] * np.conj(row[j])
-                        factors[m, k], factors[m, k + 1] = cross.real, -cross.imag
-                        k += 2
-            _forms(factors, products[b, f], power[b, :, f if power.shape[2] > 1 else 0])
+            _multiply(real[b], imag[b], f, products)
+            if len(weights):
+                _dots(weights[b], f if weights.shape[2] > 1 else 0, products, sums)
+                _hermitian(sums, covariances)
+                _update(covariances, demixing[b, f], rule, eps)
+            if len(power):
+                _factors(demixing[b, f], factors)
+                _forms(factors, products, f if power.shape[2] > 1 else 0, power[b])
 
 
 # ---- rules
 
 
 @_jit
-def _update(products, weights, rule, eps, demixing):
-    """One iteration of the rule on all matrices."""
-    batch, bins, size, frames = products.shape
-    n_src = demixing.shape[2]
-    sums = np.empty((n_src, size))
-    covariances = np.empty((n_src, n_src, n_src), np.complex128)
-    for b in range(batch):
-        for f in range(bins):
-            _dots(weights[b, :, f if weights.shape[2] > 1 else 0], products[b, f], sums)
-            _hermitian(sums, covariances)
-            if rule == 0 or n_src == 1:
-                _iss(covariances, demixing[b, f], eps)
-            elif rule == 1:
-                _ip(covariances, demixing[b, f], eps)
+def _update(covariances, demixing, rule, eps):
+    n_src = len(demixing)
+    if rule == 0 or n_src == 1:
+        _iss(covariances, demixing, eps)
+    elif rule == 1:
+        _ip(covariances, demixing, eps)
+    else:
+        for p in range(n_src if n_src > 2 else 1):
+            q = (p + 1) % n_src
+            if rule == 2 and n_src > 2:
+                _ip2(covariances, demixing, eps, p, q)
             else:
-                for p in range(n_src if n_src > 2 else 1):
-                    q = (p + 1) % n_src
-                    if rule == 2 and n_src > 2:
-                        _ip2(covariances, demixing[b, f], eps, p, q)
-                    else:
-                        _iss2(covariances, demixing[b, f], eps, p, q)
+                _iss2(covariances, demixing, eps, p, q)
 
 
 @_jit
@@ -260,50 +273,63 @@ def _form(left, matrix, right):
 @_jit
 def _iss(covariances, demixing, eps):
     n_src = len(demixing)
-    steps = np.empty(n_src, np.complex128)
+    row, steps = np.empty(n_src, np.complex128), np.empty(n_src, np.complex128)
     for k in range(n_src):
-        row = demixing[k].copy()
+        row[:] = demixing[k]
         for m in range(n_src):
-            power = _form(row, covariances[m], row).real
-            size = 0.0
-            for d in range(n_src):
-                size += (row[d].real ** 2 + row[d].imag ** 2) * covariances[m, d, d].real
+            power, size, mean = 0.0, 0.0, 0j
+            for i in range(n_src):
+                inner = 0j
+                for j in range(n_src):
+                    inner += covariances[m, i, j] * np.conj(row[j])
+                power += row[i].real * inner.real - row[i].imag * inner.imag
+                size += (row[i].real ** 2 + row[i].imag ** 2) * covariances[m, i, i].real
+                mean += demixing[m, i] * inner
             if power <= eps * size:
                 steps[m] = 0
-            elif m == k:
-                steps[m] = 1 - 1 / np.sqrt(power)
             else:
-                steps[m] = _form(demixing[m], covariances[m], row) / power
+                steps[m] = 1 - 1 / np.sqrt(power) if m == k else mean / power
         for m in range(n_src):
             for d in range(n_src):
                 demixing[m, d] -= steps[m] * row[d]
 
 
 @_jit
-def _inverse_row(covariance, demixing, eps, k, out):
-    """Row k of the inverse of the estimates' covariance C = A U A^H, by elimination; C is positive definite."""
+def _inverse_rows(covariance, demixing, eps, rows, out):
+    """`rows` of the inverse of the estimates' covariance C = A U A^H, by elimination; C is positive definite."""
     n_src = len(demixing)
     own = np.empty((n_src, n_src), np.complex128)
-    for i in range(n_src):
-        for j in range(n_src):
-            own[i, j] = _form(demixing[i], covariance, demixing[j])
+    for j in range(n_src):
+        for i in range(n_src):
+            inner = 0j
+            for d in range(n_src):
+                inner += covariance[i, d] * np.conj(demixing[j, d])
+            out[0, i] = inner
+        for i in range(j, n_src):
+            mean = 0j
+            for d in range(n_src):
+                mean += demixing[i, d] * out[0, d]
+            own[i, j], own[j, i] = mean, np.conj(mean)
+    out[:] = 0
     for i in range(n_src):
         diagonal = own[i, i].real
         own[i, i] = diagonal * (1 + eps) if diagonal > 0 else 1.0
-        out[i] = 0
-    out[k] = 1
+    for r in range(len(rows)):
+        out[r, rows[r]] = 1
     for i in range(n_src):
         for j in range(i + 1, n_src):
             factor = own[j, i] / own[i, i]
-            for d in range(i, n_src):
+            for d in range(i + 1, n_src):
                 own[j, d] -= factor * own[i, d]
-            out[j] -= factor * out[i]
-    for i in range(n_src - 1, -1, -1):
-        for d in range(i + 1, n_src):
-            out[i] -= own[i, d] * out[d]
-        out[i] /= own[i, i]
-    for i in range(n_src):
-        out[i] = np.conj(out[i])
+            for r in range(len(rows)):
+                out[r, j] -= factor * out[r, i]
+    for r in range(len(rows)):
+        for i in range(n_src - 1, -1, -1):
+            for d in range(i + 1, n_src):
+                out[r, i] -= own[i, d] * out[r, d]
+            out[r, i] /= own[i, i]
+        for i in range(n_src):
+            out[r, i] = np.conj(out[r, i])
 
 
 @_jit
@@ -319,11 +345,11 @@ def _combine(row, demixing, out):
 @_jit
 def _ip(covariances, demixing, eps):
     n_src = len(demixing)
-    row, new = np.empty(n_src, np.complex128), np.empty(n_src, np.complex128)
+    row, new = np.empty((1, n_src), np.complex128), np.empty(n_src, np.complex128)
     for k in range(n_src):
-        _inverse_row(covariances[k], demixing, eps, k, row)
-        _combine(row, demixing, new)
-        demixing[k] = new / np.sqrt(row[k].real)
+        _inverse_rows(covariances[k], demixing, eps, (k,), row)
+        _combine(row[0], demixing, new)
+        demixing[k] = new / np.sqrt(row[0, k].real)
 
 
 @_jit
@@ -332,16 +358,15 @@ def _ip2(covariances, demixing, eps, p, q):
     rows = np.empty((2, 2, n_src), np.complex128)
     blocks = np.empty((2, 2, 2), np.complex128)
     for i, k in enumerate((p, q)):
-        for j, other in enumerate((p, q)):
-            _inverse_row(covariances[k], demixing, eps, other, rows[i, j])
+        _inverse_rows(covariances[k], demixing, eps, (p, q), rows[i])
+        for j in range(2):
             blocks[i, j, 0], blocks[i, j, 1] = rows[i, j, p], rows[i, j, q]
     vectors = np.empty((2, 2), np.complex128)
     _eigenvectors(blocks[1], blocks[0], eps, vectors)
     new = np.empty((2, n_src), np.complex128)
     inner = np.empty(n_src, np.complex128)
     for i in range(2):
-        row = np.conj(vectors[i]) / _length(vectors[i], blocks[i])
-        _combine(row, rows[i], inner)
+        _combine(np.conj(vectors[i]) / _length(vectors[i], blocks[i]), rows[i], inner)
         _combine(inner, demixing, new[i])
     demixing[p], demixing[q] = new[0], new[1]
 

@@ -1,39 +1,42 @@
 """Back-propagation through many iterations with the memory of one."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 
-def unroll(
-    iterate: Callable, start: torch.Tensor, data: torch.Tensor, module: nn.Module, n_iter: int, fast: Callable | None = None
-) -> torch.Tensor:
-    """`n_iter` times `state, _ = iterate(state, data)`, differentiable in the parameters of `module` and in `start`.
+def unroll(iterate: Callable, states: Iterator[torch.Tensor], data: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """The last of `states`, differentiable in the parameters of `module`.
 
     Only the states are kept; going backwards, each iteration is computed once more, with the same random numbers, and
-    running statistics (batch normalisation) count it once. `data` gets no gradient.
+    running statistics (batch normalisation) count it once. Neither `data` nor the first state gets a gradient.
 
     Args:
-        fast: computes the same as `iterate`, without gradient; used on the way forward.
+        iterate: `iterate(state, data)` is the next state, differentiable.
+        states: the first state, and all that follow from it by `iterate`, computed without gradient as they are asked
+            for, by whatever way is fast.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return _Unrolled.apply(iterate, fast or iterate, module, n_iter, data, start, *parameters)
+    return _Unrolled.apply(iterate, states, module, data, *parameters)
 
 
 class _Unrolled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, iterate, fast, module, n_iter, data, state, *parameters):
+    def forward(ctx, iterate, states, module, data, *parameters):
         ctx.iterate, ctx.module, ctx.parameters = iterate, module, parameters
         ctx.autocast = torch.is_autocast_enabled(data.device.type), torch.get_autocast_dtype(data.device.type)
-        states, ctx.random = [], []
-        for _ in range(n_iter):
-            states.append(state)
-            ctx.random.append(_random_state(data.device))
-            state, _ = fast(state, data)
-        ctx.save_for_backward(data, *states)
-        return state
+        kept, ctx.random = [next(states)], []
+        while True:
+            random = _random_state(data.device)
+            state = next(states, None)
+            if state is None:
+                break
+            kept.append(state)
+            ctx.random.append(random)
+        ctx.save_for_backward(data, *kept[:-1])
+        return kept[-1].clone()
 
     @staticmethod
     def backward(ctx, gradient):
@@ -49,12 +52,12 @@ class _Unrolled(torch.autograd.Function):
             ):
                 _restore_random_state(random, data.device)
                 state = state.detach().requires_grad_()
-                new, _ = ctx.iterate(state, data)
-                gradient, *parts = torch.autograd.grad(new, [state, *ctx.parameters], gradient, allow_unused=True)
+                wanted = [state, *ctx.parameters]
+                gradient, *parts = torch.autograd.grad(ctx.iterate(state, data), wanted, gradient, allow_unused=True)
             for total, part in zip(sums, parts, strict=True):
                 if part is not None:
                     total += part
-        return None, None, None, None, None, gradient, *sums
+        return None, None, None, None, *sums
 
 
 def _random_state(device):
