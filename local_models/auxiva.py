@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from local_models import auxiva_kernel
+from local_models import auxiva_kernel, compiled_sums
 from local_models.demixing_updates import UPDATES
 from local_models.unrolled import unroll
 
@@ -34,7 +34,13 @@ class AuxIVA(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, update: Update = "iss", n_iter: int = 20, taps: int = 0, delay: int = 2, reference: int = 0
+        self,
+        model: nn.Module,
+        update: Update = "iss",
+        n_iter: int = 20,
+        taps: int = 0,
+        delay: int = 2,
+        reference: int = 0,
     ):
         super().__init__()
         if update not in UPDATES:
@@ -60,7 +66,7 @@ class AuxIVA(nn.Module):
         if self.reference >= mixture.shape[1]:
             raise ValueError(f"the reference microphone {self.reference} is not among {mixture.shape[1]} channels")
         needs_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
-        compiled = not self.taps and auxiva_kernel.supports(mixture)
+        compiled = not self.taps and compiled_sums.supports(mixture)
         if compiled and not needs_gradient:
             with torch.no_grad():
                 return auxiva_kernel.demix(mixture, self.model, self.update, n_iter, state, rounding(mixture))
@@ -68,7 +74,9 @@ class AuxIVA(nn.Module):
         if not needs_gradient:
             *_, last = self._states(observations, mixture.shape[1], n_iter, state)
             return last
-        states = self._compiled_states(mixture, n_iter) if compiled else self._states(observations, mixture.shape[1], n_iter)
+        states = (
+            self._compiled_states(mixture, n_iter) if compiled else self._states(observations, mixture.shape[1], n_iter)
+        )
         return unroll(lambda *args: self.iterate(*args)[0], states, observations, self.model)
 
     def _states(self, observations, n_src, n_iter, state=None):
@@ -115,6 +123,54 @@ def rounding(signals: torch.Tensor) -> float:
     return ROUNDING * torch.finfo(signals.dtype).eps
 
 
+class _Covariances(torch.autograd.Function):
+    """Of signals (batch, frequency, D, frame) and weights (batch, frequency, source, frame).
+
+    Written out because autograd would keep, and go through, every product of channels.
+    """
+
+    @staticmethod
+    def forward(ctx, signals, weights):
+        ctx.save_for_backward(signals, weights)
+        if compiled_sums.supports(signals):
+            return compiled_sums.covariances(signals, weights)
+        size, frames = signals.shape[-2:]
+        real, imag = signals.real, signals.imag
+        products = []  # a Hermitian matrix has D^2 real numbers: one real matrix product gives all sources
+        for i in range(size):
+            products += [
+                real[..., i : i + 1, :] * real[..., : i + 1, :] + imag[..., i : i + 1, :] * imag[..., : i + 1, :]
+            ]
+            products += [imag[..., i : i + 1, :] * real[..., :i, :] - real[..., i : i + 1, :] * imag[..., :i, :]]
+        sums = (weights @ torch.cat(products, dim=-2).mT).double() / frames
+        covariances = torch.zeros(*sums.shape[:-1], size, size, dtype=torch.complex128, device=sums.device)
+        for i in range(size):
+            row = torch.complex(sums[..., i * i : i * i + i + 1], _padded(sums[..., i * i + i + 1 : (i + 1) ** 2]))
+            covariances[..., i, : i + 1] = row
+            covariances[..., : i + 1, i] = row.conj()
+        return covariances
+
+    @staticmethod
+    def backward(ctx, gradient):
+        signals, weights = ctx.saved_tensors
+        if compiled_sums.supports(signals):
+            return compiled_sums.covariance_gradients(signals, weights, gradient)
+        n_src, size = gradient.shape[-3:-1]
+        both = ((gradient + gradient.mH) / signals.shape[-1]).to(signals.dtype)
+        through = (both.flatten(-3, -2) @ signals).unflatten(-2, (n_src, size))
+        by_weights = None
+        if ctx.needs_input_grad[1]:
+            through_real, real = torch.view_as_real(through), torch.view_as_real(signals)[..., None, :, :, :]
+            by_weights = (through_real * real).sum((-3, -1)) / 2
+        by_signals = (weights[..., None, :] * through).sum(-3) if ctx.needs_input_grad[0] else None
+        return by_signals, by_weights
+
+
+def _padded(imaginary):
+    """With the imaginary part 0 of the diagonal behind the others."""
+    return nn.functional.pad(imaginary, (0, 1))
+
+
 def covariances(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted covariances (batch, frequency, source, D, D), complex128.
 
@@ -122,23 +178,7 @@ def covariances(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         signals: complex (batch, frequency, D, frame).
         weights: real (batch, frequency or 1, source, frame).
     """
-    size, frames = signals.shape[-2:]
-    row, column = torch.tril_indices(size, size, device=signals.device)
-    real, imag = signals.real, signals.imag
-    # A Hermitian matrix has D^2 real numbers, so one real matrix product gives all sources.
-    below = row != column
-    same = real[..., row, :] * real[..., column, :] + imag[..., row, :] * imag[..., column, :]
-    cross = imag[..., row[below], :] * real[..., column[below], :] - real[..., row[below], :] * imag[..., column[below], :]
-    sums = (weights @ torch.cat([same, cross], dim=-2).mT).double() / frames
-    index = torch.empty(size, size, dtype=torch.long, device=signals.device)
-    index[row, column] = index[column, row] = torch.arange(len(row), device=signals.device)
-    sign = torch.zeros(size, size, dtype=torch.float64, device=signals.device)
-    sign[row[below], column[below]], sign[column[below], row[below]] = 1, -1
-    place = torch.zeros_like(index)
-    place[row[below], column[below]] = place[column[below], row[below]] = torch.arange(
-        len(row), len(row) + int(below.sum()), device=signals.device
-    )
-    return torch.complex(sums[..., index], sums[..., place] * sign)
+    return _Covariances.apply(signals, weights.expand(-1, signals.shape[1], -1, -1))
 
 
 def projection_back(demixing: torch.Tensor, reference: int) -> torch.Tensor:

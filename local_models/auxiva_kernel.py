@@ -9,19 +9,14 @@ precision is enough for both; the matrices between them are in double precision.
 
 from collections.abc import Iterator
 
-import numba
 import numpy as np
 import torch
 from torch import nn
 
+from local_models.compiled_sums import dots, forms, hermitian, jit, multiply
 from local_models.source_models import Gauss, Laplace
 
 _RULES = {"iss": 0, "ip": 1, "ip2": 2, "iss2": 3}
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
-
-
-def supports(mixture: torch.Tensor) -> bool:
-    return mixture.device.type == "cpu" and mixture.dtype in (torch.complex64, torch.complex128)
 
 
 def demix(mixture: torch.Tensor, model: nn.Module, update: str, n_iter: int, state, eps: float) -> torch.Tensor:
@@ -73,86 +68,7 @@ class Iterations:
 # ---- passes over the frames
 
 
-@_jit
-def _dots(weights, f, products, out):
-    """out (source, product) = mean over frames of weights (source, f, frame) times products (product, frame)."""
-    n_src, _, frames = weights.shape  # rows of this array, unlike those of a slice, are known to be contiguous
-    size = len(products)
-    zero = products[0, 0] * 0
-    whole = size // 4 * 4
-    for m in range(n_src):
-        w = weights[m, f]
-        for k in range(0, whole, 4):
-            a, b, c, d = zero, zero, zero, zero
-            p, q, r, s = products[k], products[k + 1], products[k + 2], products[k + 3]
-            for n in range(frames):
-                a += w[n] * p[n]
-                b += w[n] * q[n]
-                c += w[n] * r[n]
-                d += w[n] * s[n]
-            out[m, k], out[m, k + 1], out[m, k + 2], out[m, k + 3] = a, b, c, d
-        for k in range(whole, size):
-            a, p = zero, products[k]
-            for n in range(frames):
-                a += w[n] * p[n]
-            out[m, k] = a
-    out /= frames
-
-
-@_jit
-def _forms(factors, products, f, out):
-    """out (source, f, frame) += factors (source, product) times products (product, frame)."""
-    n_src, _, frames = out.shape
-    size = len(products)
-    whole = size // 4 * 4
-    for m in range(n_src):
-        o = out[m, f]
-        for k in range(0, whole, 4):
-            a, b, c, d = factors[m, k], factors[m, k + 1], factors[m, k + 2], factors[m, k + 3]
-            p, q, r, s = products[k], products[k + 1], products[k + 2], products[k + 3]
-            for n in range(frames):
-                o[n] += a * p[n] + b * q[n] + c * r[n] + d * s[n]
-        for k in range(whole, size):
-            a, p = factors[m, k], products[k]
-            for n in range(frames):
-                o[n] += a * p[n]
-
-
-@_jit
-def _multiply(real, imag, f, out):
-    """out (product, frame): powers of the channels (mic, f, frame), then real and imaginary parts of those below."""
-    n_src, _, frames = real.shape
-    for i in range(n_src):
-        a, b, o = real[i, f], imag[i, f], out[i]
-        for n in range(frames):
-            o[n] = a[n] * a[n] + b[n] * b[n]
-    k = n_src
-    for i in range(n_src):
-        for j in range(i):
-            a, b, c, d, o = real[i, f], imag[i, f], real[j, f], imag[j, f], out[k]
-            for n in range(frames):
-                o[n] = a[n] * c[n] + b[n] * d[n]
-            o = out[k + 1]
-            for n in range(frames):
-                o[n] = b[n] * c[n] - a[n] * d[n]
-            k += 2
-
-
-@_jit
-def _hermitian(sums, out):
-    """Matrices out (source, D, D) of sums (source, product) in the order of `_multiply`."""
-    n_src, size = out.shape[:2]
-    for m in range(n_src):
-        k = size
-        for i in range(size):
-            out[m, i, i] = sums[m, i]
-            for j in range(i):
-                out[m, i, j] = complex(sums[m, k], sums[m, k + 1])
-                out[m, j, i] = complex(sums[m, k], -sums[m, k + 1])
-                k += 2
-
-
-@_jit
+@jit
 def _prepare(real, imag, eps, white, whitening):
     """Whitening matrices of all frequencies, lower triangular, and the whitened channels (real and imaginary)."""
     batch, n_src, bins, frames = real.shape
@@ -162,16 +78,16 @@ def _prepare(real, imag, eps, white, whitening):
     ones = np.ones((1, 1, frames), real.dtype)
     for b in range(batch):
         for f in range(bins):
-            _multiply(real[b], imag[b], f, products)
-            _dots(ones, 0, products, sums)
-            _hermitian(sums, covariance)
+            multiply(real[b], imag[b], f, products)
+            dots(ones, 0, products, sums)
+            hermitian(sums, covariance)
             _whiten(covariance[0], eps, whitening[b, f])
             for i in range(n_src):
                 for j in range(i + 1):
                     _add(whitening[b, f, i, j], real[b, j, f], imag[b, j, f], white[0, b, i, f], white[1, b, i, f])
 
 
-@_jit
+@jit
 def _add(factor, real, imag, out_real, out_imag):
     """out += factor times the complex signal, all (frame,)."""
     factors = np.empty(2, real.dtype)
@@ -183,7 +99,7 @@ def _add(factor, real, imag, out_real, out_imag):
         out_imag[n] += c * imag[n] + s * real[n]
 
 
-@_jit
+@jit
 def _whiten(covariance, eps, out):
     """Inverse Cholesky factor of `covariance` (D, D), by Gram-Schmidt; dependent channels are only scaled, or left."""
     size = len(covariance)
@@ -204,7 +120,7 @@ def _whiten(covariance, eps, out):
             out[i] /= np.sqrt(power)
 
 
-@_jit
+@jit
 def _factors(demixing, out):
     """Factors (source, product) of the products in the powers of the estimates."""
     n_src = len(demixing)
@@ -219,7 +135,7 @@ def _factors(demixing, out):
                 k += 2
 
 
-@_jit
+@jit
 def _iterate(real, imag, weights, rule, eps, demixing, power):
     """Updates `demixing` with `weights` (unless these are empty), then adds |y|^2 to `power` (unless that is empty)."""
     batch, n_src, bins, frames = real.shape
@@ -229,20 +145,20 @@ def _iterate(real, imag, weights, rule, eps, demixing, power):
     covariances = np.empty((n_src, n_src, n_src), np.complex128)
     for b in range(batch):
         for f in range(bins):
-            _multiply(real[b], imag[b], f, products)
+            multiply(real[b], imag[b], f, products)
             if len(weights):
-                _dots(weights[b], f if weights.shape[2] > 1 else 0, products, sums)
-                _hermitian(sums, covariances)
+                dots(weights[b], f if weights.shape[2] > 1 else 0, products, sums)
+                hermitian(sums, covariances)
                 _update(covariances, demixing[b, f], rule, eps)
             if len(power):
                 _factors(demixing[b, f], factors)
-                _forms(factors, products, f if power.shape[2] > 1 else 0, power[b])
+                forms(factors, products, f if power.shape[2] > 1 else 0, power[b])
 
 
 # ---- rules
 
 
-@_jit
+@jit
 def _update(covariances, demixing, rule, eps):
     n_src = len(demixing)
     if rule == 0 or n_src == 1:
@@ -258,7 +174,7 @@ def _update(covariances, demixing, rule, eps):
                 _iss2(covariances, demixing, eps, p, q)
 
 
-@_jit
+@jit
 def _form(left, matrix, right):
     """left matrix right^H."""
     total = 0j
@@ -270,7 +186,7 @@ def _form(left, matrix, right):
     return total
 
 
-@_jit
+@jit
 def _iss(covariances, demixing, eps):
     n_src = len(demixing)
     row, steps = np.empty(n_src, np.complex128), np.empty(n_src, np.complex128)
@@ -294,7 +210,7 @@ def _iss(covariances, demixing, eps):
                 demixing[m, d] -= steps[m] * row[d]
 
 
-@_jit
+@jit
 def _inverse_rows(covariance, demixing, eps, rows, out):
     """`rows` of the inverse of the estimates' covariance C = A U A^H, by elimination; C is positive definite."""
     n_src = len(demixing)
@@ -332,7 +248,7 @@ def _inverse_rows(covariance, demixing, eps, rows, out):
             out[r, i] = np.conj(out[r, i])
 
 
-@_jit
+@jit
 def _combine(row, demixing, out):
     """out = row demixing."""
     for d in range(len(out)):
@@ -342,7 +258,7 @@ def _combine(row, demixing, out):
         out[d] = total
 
 
-@_jit
+@jit
 def _ip(covariances, demixing, eps):
     n_src = len(demixing)
     row, new = np.empty((1, n_src), np.complex128), np.empty(n_src, np.complex128)
@@ -352,7 +268,7 @@ def _ip(covariances, demixing, eps):
         demixing[k] = new / np.sqrt(row[0, k].real)
 
 
-@_jit
+@jit
 def _ip2(covariances, demixing, eps, p, q):
     n_src = len(demixing)
     rows = np.empty((2, 2, n_src), np.complex128)
@@ -371,7 +287,7 @@ def _ip2(covariances, demixing, eps, p, q):
     demixing[p], demixing[q] = new[0], new[1]
 
 
-@_jit
+@jit
 def _iss2(covariances, demixing, eps, p, q):
     n_src = len(demixing)
     main = np.empty((2, n_src), np.complex128)
@@ -395,14 +311,14 @@ def _iss2(covariances, demixing, eps, p, q):
         _combine(np.conj(vectors[i]) / _length(vectors[i], own[k]), main, demixing[k])
 
 
-@_jit
+@jit
 def _length(vector, matrix):
     """sqrt(h^H matrix h), or 1 where that is zero."""
     power = _form(np.conj(vector), matrix, np.conj(vector)).real
     return np.sqrt(power) if power > 0 else 1.0
 
 
-@_jit
+@jit
 def _eigenvectors(first, last, eps, out):
     """As `linalg2.eigenvectors`, into out[0] and out[1]."""
     p, s, r = first[0, 0].real, first[1, 1].real, first[1, 0]

@@ -39,7 +39,9 @@ def iss(covariances: torch.Tensor, eps: float) -> torch.Tensor:
 def ip(covariances: torch.Tensor, eps: float) -> torch.Tensor:
     demixing = _start(covariances)
     for k in range(demixing.shape[-2]):
-        inverse = _inverse(demixing, covariances[..., k, :, :], eps, [k])  # row k of the inverse covariance of estimates
+        inverse = _inverse(
+            demixing, covariances[..., k, :, :], eps, [k]
+        )  # row k of the inverse covariance of estimates
         row = inverse @ demixing / inverse[..., :, k : k + 1].real.sqrt()
         demixing = _replace(demixing, {k: row})
     return _taps(covariances, demixing, eps)

@@ -6,6 +6,7 @@ network `GLUMask` is `Surrogate`). The network hears one source at a time, so th
 on any number.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -65,6 +66,10 @@ class Surrogate(nn.Module):
         pool_size: channels of which the greatest is kept; 1: plain gated convolutions.
         level: `source`: each spectrogram is divided by its mean power; `frequency`: each of its frequencies is, so that
             the network does not see what the updates leave undetermined, the scale of the estimates at a frequency.
+        prior: `none`: the weights are the sigmoid of the last layer, as published; `student`: of the last layer minus the
+            log power of the frame, that is, 1 / (1 + power / nu) with a nu for each frequency and frame. Before training
+            nu is 1 % of the mean power: weights of a heavy-tailed spherical distribution, which separate already.
+        bfloat16: convolutions in this precision.
     """
 
     def __init__(
@@ -76,9 +81,11 @@ class Surrogate(nn.Module):
         kernel_size: int = 3,
         pool_size: int = 2,
         level: Literal["source", "frequency"] = "source",
+        prior: Literal["none", "student"] = "none",
+        bfloat16: bool = False,
     ):
         super().__init__()
-        self.level = level
+        self.level, self.prior, self.bfloat16 = level, prior, bfloat16
         inner = [GatedConvolution(n_bottleneck, n_bottleneck, kernel_size, pool_size) for _ in range(2 * n_sublayers)]
         self.layers = nn.Sequential(
             GatedConvolution(n_freq, n_bottleneck, kernel_size, pool_size),
@@ -87,12 +94,20 @@ class Surrogate(nn.Module):
             *inner[n_sublayers:],
             nn.Conv1d(n_bottleneck, n_freq, kernel_size, padding=kernel_size // 2),
         )
+        if prior == "student":
+            nn.init.zeros_(self.layers[-1].weight)
+            nn.init.constant_(self.layers[-1].bias, math.log(0.01))
 
     def forward(self, power, state=None):
         mean = power.mean((-2, -1) if self.level == "source" else -1, keepdim=True)
         features = (power / mean.clamp(min=1e-15) + 1e-7).log10()
-        weights = self.layers(features.flatten(0, 1)).sigmoid() * (1 - 1e-5) + 1e-5
-        return weights.unflatten(0, power.shape[:2]), state
+        with torch.autocast(power.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = self.layers(features.flatten(0, 1).float() if self.bfloat16 else features.flatten(0, 1))
+        logits = logits.to(power.dtype).unflatten(0, power.shape[:2])
+        if self.prior == "student":
+            frames = power.mean(-2, keepdim=True)
+            logits = logits - (frames / frames.mean(-1, keepdim=True).clamp(min=1e-15) + 1e-7).log()
+        return logits.sigmoid() * (1 - 1e-5) + 1e-5, state
 
 
 class SurrogateIVA(System):
@@ -103,7 +118,7 @@ class SurrogateIVA(System):
         sample_rate: in Hz.
         n_fft: length of the Hann window in samples.
         hop: from frame to frame, in samples.
-        n_bottleneck, n_sublayers, dropout, pool_size, level: of the network, see `Surrogate`.
+        n_bottleneck, n_sublayers, dropout, pool_size, level, prior, bfloat16: of the network, see `Surrogate`.
         update: rule of the demixing matrices, see `local_models.demixing_updates`.
         n_iter: iterations of `separate` and of validation.
         train_iter: least and greatest number of iterations in training, drawn anew for each batch.
@@ -127,6 +142,8 @@ class SurrogateIVA(System):
         dropout: float = 0.5,
         pool_size: int = 2,
         level: Literal["source", "frequency"] = "source",
+        prior: Literal["none", "student"] = "none",
+        bfloat16: bool = False,
         update: Update = "iss",
         n_iter: int = 20,
         train_iter: tuple[int, int] = (20, 20),
@@ -139,7 +156,8 @@ class SurrogateIVA(System):
         if not 1 <= train_iter[0] <= train_iter[1]:
             raise ValueError(f"train_iter {train_iter} must be a least and a greatest number of iterations, from 1")
         self.stft = Stft(n_fft, hop)
-        network = Surrogate(n_fft // 2 + 1, n_bottleneck, n_sublayers, dropout, pool_size=pool_size, level=level)
+        layers = {"n_bottleneck": n_bottleneck, "n_sublayers": n_sublayers, "dropout": dropout, "pool_size": pool_size}
+        network = Surrogate(n_fft // 2 + 1, **layers, level=level, prior=prior, bfloat16=bfloat16)
         self.separation = AuxIVA(network, update, n_iter, taps, delay, reference)
         self.train_iter, self.loss_name = train_iter, loss
 
