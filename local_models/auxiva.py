@@ -18,7 +18,6 @@ from local_models.demixing_updates import UPDATES
 from local_models.unrolled import unroll
 
 Update = Literal["iss", "ip", "ip2", "iss2"]
-ROUNDING = 8  # updates below so many units of rounding are left out
 
 
 class AuxIVA(nn.Module):
@@ -69,7 +68,7 @@ class AuxIVA(nn.Module):
         compiled = not self.taps and compiled_sums.supports(mixture)
         if compiled and not needs_gradient:
             with torch.no_grad():
-                return auxiva_kernel.demix(mixture, self.model, self.update, n_iter, state, rounding(mixture))
+                return auxiva_kernel.demix(mixture, self.model, self.update, n_iter, state, loading(mixture))
         observations = self.observations(mixture)
         if not needs_gradient:
             *_, last = self._states(observations, mixture.shape[1], n_iter, state)
@@ -89,7 +88,7 @@ class AuxIVA(nn.Module):
             yield demixing
 
     def _compiled_states(self, mixture, n_iter):
-        iterations = auxiva_kernel.Iterations(mixture, self.model, self.update, rounding(mixture))
+        iterations = auxiva_kernel.Iterations(mixture, self.model, self.update, loading(mixture))
         for demixing in iterations.run(n_iter):
             yield iterations.in_channels(demixing).to(mixture.dtype)
 
@@ -100,10 +99,21 @@ class AuxIVA(nn.Module):
         power = torch.view_as_real(estimates).square().sum(-1)
         weights, state = self.model(power.transpose(1, 2), state)
         signals = torch.cat([estimates, observations[:, :, n_src:]], 2) if self.taps else estimates
-        change = UPDATES[self.update](covariances(signals, weights.transpose(1, 2)), rounding(observations))
+        weights, eps = weights.transpose(1, 2), loading(observations)
+        weighted = covariances(signals, weights) + self._loads(demixing, observations, weights, eps)
+        change = UPDATES[self.update](weighted, eps)
         change = change.to(demixing.dtype)
         new = change[..., :n_src] @ demixing
         return new + nn.functional.pad(change[..., n_src:], (n_src, 0)), state
+
+    def _loads(self, demixing, observations, weights, eps):
+        """Covariances of noise that is `eps` below the observations, in every channel: so none is a mixture of others."""
+        size = observations.shape[2]
+        lower = torch.eye(size, dtype=torch.complex128, device=demixing.device).expand(*demixing.shape[:2], size, size)
+        basis = torch.cat([demixing.to(lower.dtype), lower[..., demixing.shape[2] :, :]], dim=-2)
+        power = torch.view_as_real(observations).square().sum(-1).mean(-1)
+        noise = (basis * (eps * power).to(basis.dtype)[..., None, :]) @ basis.mH
+        return noise[:, :, None] * weights.mean(-1)[..., None, None]
 
     def observations(self, mixture: torch.Tensor) -> torch.Tensor:
         """(batch, mic, frequency, frame) to (batch, frequency, mic (1 + taps), frame): now, then microphone by microphone
@@ -118,9 +128,9 @@ class AuxIVA(nn.Module):
         return torch.cat([present, past.flatten(2, 3)], dim=2)
 
 
-def rounding(signals: torch.Tensor) -> float:
-    """The relative size below which a difference of sums of `signals` is noise."""
-    return ROUNDING * torch.finfo(signals.dtype).eps
+def loading(signals: torch.Tensor) -> float:
+    """Power of the noise that keeps covariances regular, over that of the signals: what their precision hides."""
+    return max(torch.finfo(signals.dtype).eps, 1e-13)
 
 
 class _Covariances(torch.autograd.Function):

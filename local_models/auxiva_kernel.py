@@ -35,7 +35,8 @@ class Iterations:
         self.model, self.rule, self.eps = model, _RULES[update], eps
         self.white = np.zeros((2, *real.shape), real.dtype)
         self.whitening = np.empty((batch, bins, n_src, n_src), np.complex128)
-        _prepare(real, imag, eps, self.white, self.whitening)
+        self.loading = np.empty_like(self.whitening)
+        _prepare(real, imag, eps, self.white, self.whitening, self.loading)
         # Spherical models need no more than the sum over frequencies.
         self.spherical = isinstance(model, Laplace | Gauss)
         self.power = np.empty((batch, n_src, 1 if self.spherical else bins, frames), real.dtype)
@@ -62,14 +63,14 @@ class Iterations:
 
     def _pass(self, weights, demixing, power):
         power[:] = 0
-        _iterate(self.white[0], self.white[1], weights, self.rule, self.eps, demixing, power)
+        _iterate(self.white[0], self.white[1], self.loading, weights, self.rule, self.eps, demixing, power)
 
 
 # ---- passes over the frames
 
 
 @jit
-def _prepare(real, imag, eps, white, whitening):
+def _prepare(real, imag, eps, white, whitening, loading):
     """Whitening matrices of all frequencies, lower triangular, and the whitened channels (real and imaginary)."""
     batch, n_src, bins, frames = real.shape
     sums = np.empty((1, n_src * n_src))
@@ -82,6 +83,12 @@ def _prepare(real, imag, eps, white, whitening):
             dots(ones, 0, products, sums)
             hermitian(sums, covariance)
             _whiten(covariance[0], eps, whitening[b, f])
+            for i in range(n_src):
+                for j in range(n_src):
+                    loading[b, f, i, j] = 0
+                    for d in range(n_src):
+                        outer = whitening[b, f, i, d] * np.conj(whitening[b, f, j, d])
+                        loading[b, f, i, j] += eps * covariance[0, d, d] * outer
             for i in range(n_src):
                 for j in range(i + 1):
                     _add(whitening[b, f, i, j], real[b, j, f], imag[b, j, f], white[0, b, i, f], white[1, b, i, f])
@@ -136,7 +143,7 @@ def _factors(demixing, out):
 
 
 @jit
-def _iterate(real, imag, weights, rule, eps, demixing, power):
+def _iterate(real, imag, loading, weights, rule, eps, demixing, power):
     """Updates `demixing` with `weights` (unless these are empty), then adds |y|^2 to `power` (unless that is empty)."""
     batch, n_src, bins, frames = real.shape
     products = np.empty((n_src * n_src, frames), real.dtype)
@@ -149,6 +156,8 @@ def _iterate(real, imag, weights, rule, eps, demixing, power):
             if len(weights):
                 dots(weights[b], f if weights.shape[2] > 1 else 0, products, sums)
                 hermitian(sums, covariances)
+                for m in range(n_src):
+                    covariances[m] += weights[b, m, f if weights.shape[2] > 1 else 0].mean() * loading[b, f]
                 _update(covariances, demixing[b, f], rule, eps)
             if len(power):
                 _factors(demixing[b, f], factors)
@@ -164,7 +173,7 @@ def _update(covariances, demixing, rule, eps):
     if rule == 0 or n_src == 1:
         _iss(covariances, demixing, eps)
     elif rule == 1:
-        _ip(covariances, demixing, eps)
+        _ip(covariances, demixing)
     else:
         for p in range(n_src if n_src > 2 else 1):
             q = (p + 1) % n_src
@@ -211,41 +220,57 @@ def _iss(covariances, demixing, eps):
 
 
 @jit
-def _inverse_rows(covariance, demixing, eps, rows, out):
-    """`rows` of the inverse of the estimates' covariance C = A U A^H, by elimination; C is positive definite."""
+def _inverse_rows(covariance, demixing, rows, out):
+    """As `demixing_updates._inverse`."""
     n_src = len(demixing)
     own = np.empty((n_src, n_src), np.complex128)
-    for j in range(n_src):
-        for i in range(n_src):
-            inner = 0j
-            for d in range(n_src):
-                inner += covariance[i, d] * np.conj(demixing[j, d])
-            out[0, i] = inner
-        for i in range(j, n_src):
-            mean = 0j
-            for d in range(n_src):
-                mean += demixing[i, d] * out[0, d]
-            own[i, j], own[j, i] = mean, np.conj(mean)
+    _covariance_of(demixing, covariance, own)
     out[:] = 0
     for i in range(n_src):
-        diagonal = own[i, i].real
-        own[i, i] = diagonal * (1 + eps) if diagonal > 0 else 1.0
+        if own[i, i].real <= 0:
+            own[i, i] = 1
     for r in range(len(rows)):
         out[r, rows[r]] = 1
-    for i in range(n_src):
-        for j in range(i + 1, n_src):
-            factor = own[j, i] / own[i, i]
-            for d in range(i + 1, n_src):
-                own[j, d] -= factor * own[i, d]
-            for r in range(len(rows)):
-                out[r, j] -= factor * out[r, i]
+    _eliminate(own, out)
     for r in range(len(rows)):
-        for i in range(n_src - 1, -1, -1):
-            for d in range(i + 1, n_src):
-                out[r, i] -= own[i, d] * out[r, d]
-            out[r, i] /= own[i, i]
         for i in range(n_src):
             out[r, i] = np.conj(out[r, i])
+
+
+@jit
+def _eliminate(matrix, rows):
+    """Solves matrix x = row for each of the rows (row, n), in their place; the matrix, positive definite, is lost."""
+    size = len(matrix)
+    for i in range(size):
+        for j in range(i + 1, size):
+            factor = matrix[j, i] / matrix[i, i]
+            for d in range(i + 1, size):
+                matrix[j, d] -= factor * matrix[i, d]
+            for r in range(len(rows)):
+                rows[r, j] -= factor * rows[r, i]
+    for r in range(len(rows)):
+        for i in range(size - 1, -1, -1):
+            for d in range(i + 1, size):
+                rows[r, i] -= matrix[i, d] * rows[r, d]
+            rows[r, i] /= matrix[i, i]
+
+
+@jit
+def _covariance_of(demixing, covariance, out):
+    """out = demixing covariance demixing^H."""
+    n_src = len(demixing)
+    inner = np.empty(n_src, np.complex128)
+    for j in range(n_src):
+        for i in range(n_src):
+            total = 0j
+            for d in range(n_src):
+                total += covariance[i, d] * np.conj(demixing[j, d])
+            inner[i] = total
+        for i in range(j, n_src):
+            total = 0j
+            for d in range(n_src):
+                total += demixing[i, d] * inner[d]
+            out[i, j], out[j, i] = total, np.conj(total)
 
 
 @jit
@@ -259,13 +284,13 @@ def _combine(row, demixing, out):
 
 
 @jit
-def _ip(covariances, demixing, eps):
+def _ip(covariances, demixing):
     n_src = len(demixing)
     row, new = np.empty((1, n_src), np.complex128), np.empty(n_src, np.complex128)
     for k in range(n_src):
-        _inverse_rows(covariances[k], demixing, eps, (k,), row)
+        _inverse_rows(covariances[k], demixing, (k,), row)
         _combine(row[0], demixing, new)
-        demixing[k] = new / np.sqrt(row[0, k].real)
+        demixing[k] = new / np.sqrt(row[0, k].real if row[0, k].real > 0 else 1.0)
 
 
 @jit
@@ -274,7 +299,7 @@ def _ip2(covariances, demixing, eps, p, q):
     rows = np.empty((2, 2, n_src), np.complex128)
     blocks = np.empty((2, 2, 2), np.complex128)
     for i, k in enumerate((p, q)):
-        _inverse_rows(covariances[k], demixing, eps, (p, q), rows[i])
+        _inverse_rows(covariances[k], demixing, (p, q), rows[i])
         for j in range(2):
             blocks[i, j, 0], blocks[i, j, 1] = rows[i, j, p], rows[i, j, q]
     vectors = np.empty((2, 2), np.complex128)

@@ -1,7 +1,7 @@
 """Update rules of AuxIVA: from the weighted covariances of the present estimates to a better demixing matrix.
 
-All rules minimise the same surrogate, sum_k a_k U_k a_k^H - 2 log|det A| at each frequency, over rows a_k of A, one block
-of coordinates at a time:
+All rules minimise the same surrogate, sum_k a_k U_k a_k^H - 2 log|det A| at each frequency, over rows a_k of A, one
+block of coordinates at a time:
 
 - `iss`: iterative source steering, rank-1 updates without any inverse (Scheibler and Ono, ICASSP 2020, eqs 9-16);
 - `ip`: iterative projection, one row at a time (Ono, WASPAA 2011);
@@ -10,10 +10,10 @@ of coordinates at a time:
 
 Pairs follow each other in a circle: (0, 1), (1, 2), ..., (n - 1, 0); of two sources there is one.
 
-Shapes: covariances U (..., source, D, D), complex128, where D = n_src, or more with dereverberation taps: the first n_src
-entries belong to the estimates, then the delayed microphone signals. Every rule returns A (..., source, D), whose first
-columns start as the identity. Updates that rounding has made meaningless (`eps`) are left out, so that silent and
-identical channels stay finite, in value and gradient.
+Shapes: covariances U (..., source, D, D), complex128, where D = n_src, or more with dereverberation taps: the first
+n_src entries belong to the estimates, then the delayed microphone signals. Every rule returns A (..., source, D), which starts
+as the identity. Covariances are positive definite but for silent channels; differences of less than `eps` of their terms
+are taken for rounding, and what would follow from them is left out.
 """
 
 from collections.abc import Callable
@@ -39,10 +39,9 @@ def iss(covariances: torch.Tensor, eps: float) -> torch.Tensor:
 def ip(covariances: torch.Tensor, eps: float) -> torch.Tensor:
     demixing = _start(covariances)
     for k in range(demixing.shape[-2]):
-        inverse = _inverse(
-            demixing, covariances[..., k, :, :], eps, [k]
-        )  # row k of the inverse covariance of estimates
-        row = inverse @ demixing / inverse[..., :, k : k + 1].real.sqrt()
+        inverse = _inverse(demixing, covariances[..., k, :, :], [k])
+        size = inverse[..., :, k : k + 1].real
+        row = inverse @ demixing / torch.where(size > 0, size, 1.0).sqrt()
         demixing = _replace(demixing, {k: row})
     return _taps(covariances, demixing, eps)
 
@@ -53,7 +52,7 @@ def ip2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
         return iss2(covariances, eps)
     demixing = _start(covariances)
     for p, q in pairs(n_src):
-        inverses = [_inverse(demixing, covariances[..., k, :, :], eps, [p, q]) for k in (p, q)]
+        inverses = [_inverse(demixing, covariances[..., k, :, :], [p, q]) for k in (p, q)]
         blocks = [inverse[..., :, [p, q]] for inverse in inverses]
         vectors = eigenvectors(blocks[1], blocks[0], eps)
         rows = {}
@@ -102,7 +101,7 @@ def _replace(demixing, rows):
 
 
 def _steer(covariances, demixing, row, eps, own=None):
-    """Steps v (..., source) along `row` (..., 1, D) that decorrelate each source from it; `own`: of the source itself."""
+    """Steps v (..., source) along `row` (..., 1, D) that decorrelate each source from it; `own`: the row's source."""
     cross = (covariances @ row.mH[..., None, :, :]).squeeze(-1)  # (..., source, D)
     numerator, power = (demixing * cross).sum(-1), (row * cross).sum(-1).real
     size = (row.abs().square() * covariances.diagonal(dim1=-2, dim2=-1).real).sum(-1)
@@ -125,10 +124,13 @@ def _taps(covariances, demixing, eps):
     return demixing
 
 
-def _inverse(demixing, covariance, eps, rows):
-    """`rows` of the inverse of the estimates' covariance A U A^H, (..., len(rows), source)."""
+def _inverse(demixing, covariance, rows):
+    """`rows` of the inverse of the estimates' covariance A U A^H, (..., len(rows), source).
+
+    Silent estimates count as if they were alone and had a power of 1.
+    """
     own = demixing @ covariance @ demixing.mH
     diagonal = own.diagonal(dim1=-2, dim2=-1).real
-    own = own + torch.diag_embed(torch.where(diagonal > 0, eps * diagonal, 1.0)).to(own.dtype)
+    own = own + torch.diag_embed(torch.where(diagonal > 0, 0.0, 1.0)).to(own.dtype)
     unit = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)[:, rows]
     return torch.linalg.solve(own, unit.expand(*own.shape[:-1], len(rows))).mH
