@@ -50,7 +50,8 @@ class AuxIVA(nn.Module):
         self.taps, self.delay, self.reference = taps, delay, reference
 
     def forward(self, mixture: torch.Tensor, n_iter: int | None = None) -> torch.Tensor:
-        """Complex (batch, mic, frequency, frame) to estimates (batch, source, frequency, frame), one source a microphone.
+        """Complex (batch, mic, frequency, frame) to estimates (batch, source, frequency, frame), one source a
+        microphone.
 
         Silent examples and bins stay silent; gradients are finite for any finite mixture.
         """
@@ -61,7 +62,9 @@ class AuxIVA(nn.Module):
         return (scaled.to(mixture.dtype) @ self.observations(mixture)).transpose(1, 2)
 
     def demix(self, mixture: torch.Tensor, n_iter: int, state=None) -> torch.Tensor:
-        """Demixing matrices (batch, frequency, mic, mic (1 + taps)) of a mixture of mean power 1, before projection back."""
+        """Demixing matrices (batch, frequency, mic, mic (1 + taps)) of a mixture of mean power 1, before projection
+        back.
+        """
         if self.reference >= mixture.shape[1]:
             raise ValueError(f"the reference microphone {self.reference} is not among {mixture.shape[1]} channels")
         needs_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
@@ -116,8 +119,8 @@ class AuxIVA(nn.Module):
         return noise[:, :, None] * weights.mean(-1)[..., None, None]
 
     def observations(self, mixture: torch.Tensor) -> torch.Tensor:
-        """(batch, mic, frequency, frame) to (batch, frequency, mic (1 + taps), frame): now, then microphone by microphone
-        the past, oldest first."""
+        """(batch, mic, frequency, frame) to (batch, frequency, mic (1 + taps), frame): now, then microphone by
+        microphone the past, oldest first."""
         present = mixture.transpose(1, 2)
         if not self.taps:
             return present.contiguous()

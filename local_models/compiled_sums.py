@@ -1,6 +1,7 @@
 """Sums over frames, compiled by numba: weighted covariances of complex signals, and their gradients.
 
-The products of D channels are D^2 real numbers a frame: the powers, then real and imaginary parts of y_i conj(y_j), j < i.
+The products of D channels are D^2 real numbers a frame: the powers, then real and imaginary parts of y_i conj(y_j), j
+< i.
 """
 
 import numba

@@ -11,9 +11,9 @@ block of coordinates at a time:
 Pairs follow each other in a circle: (0, 1), (1, 2), ..., (n - 1, 0); of two sources there is one.
 
 Shapes: covariances U (..., source, D, D), complex128, where D = n_src, or more with dereverberation taps: the first
-n_src entries belong to the estimates, then the delayed microphone signals. Every rule returns A (..., source, D), which starts
-as the identity. Covariances are positive definite but for silent channels; differences of less than `eps` of their terms
-are taken for rounding, and what would follow from them is left out.
+n_src entries belong to the estimates, then the delayed microphone signals. Every rule returns A (..., source, D),
+which starts as the identity. Covariances are positive definite but for silent channels; differences of less than
+`eps` of their terms are taken for rounding, and what would follow from them is left out.
 """
 
 from collections.abc import Callable

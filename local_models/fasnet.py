@@ -3,7 +3,6 @@
 Source: Luo et al., ICASSP 2020 (arXiv 1910.14104); asteroid 0.7.0, `asteroid.models.FasNetTAC` and egs/TAC.
 """
 
-import torch
 from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from asteroid.models.fasnet import FasNetTAC
 from torch import nn

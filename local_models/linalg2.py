@@ -18,8 +18,8 @@ def eigenvectors(first: torch.Tensor, last: torch.Tensor, eps: float) -> tuple[t
     """Both eigenvectors of `first` h = lambda `last` h, of positive semidefinite (..., 2, 2).
 
     Returns:
-        h (..., 2) of the smaller lambda, and of the larger one, of any length and phase. Where the sum of the matrices is
-        singular, or all vectors are eigenvectors, these are the unit vectors in their order.
+        h (..., 2) of the smaller lambda, and of the larger one, of any length and phase. Where the sum of the
+        matrices is singular, or all vectors are eigenvectors, these are the unit vectors in their order.
     """
     total = first + last  # the same eigenvectors, and definite if either is
     a, d, b = total[..., 0, 0].real, total[..., 1, 1].real, total[..., 1, 0]

@@ -1,8 +1,8 @@
 """Source models of AuxIVA: from the power spectrograms of the present estimates to the weights of the next covariances.
 
-A model is called as `weights, state = model(power, state)`: power is real (batch, source, frequency, frame), weights are
-positive, (batch, source, frequency or 1, frame), state is None at the first iteration. Models see each source alone. The
-scale of the weights of a source at a frequency is free: the updates remove it.
+A model is called as `weights, state = model(power, state)`: power is real (batch, source, frequency, frame), weights
+are positive, (batch, source, frequency or 1, frame), state is None at the first iteration. Models see each source
+alone. The scale of the weights of a source at a frequency is free: the updates remove it.
 """
 
 import torch

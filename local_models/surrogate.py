@@ -66,9 +66,10 @@ class Surrogate(nn.Module):
         pool_size: channels of which the greatest is kept; 1: plain gated convolutions.
         level: `source`: each spectrogram is divided by its mean power; `frequency`: each of its frequencies is, so that
             the network does not see what the updates leave undetermined, the scale of the estimates at a frequency.
-        prior: `none`: the weights are the sigmoid of the last layer, as published; `student`: of the last layer minus the
-            log power of the frame, that is, 1 / (1 + power / nu) with a nu for each frequency and frame. Before training
-            nu is 1 % of the mean power: weights of a heavy-tailed spherical distribution, which separate already.
+        prior: `none`: the weights are the sigmoid of the last layer, as published; `student`: of the last layer minus
+            the log power of the frame, that is, 1 / (1 + power / nu) with a nu for each frequency and frame. Before
+            training nu is 1 % of the mean power: weights of a heavy-tailed spherical distribution, which separate
+            already.
         bfloat16: convolutions in this precision.
     """
 
@@ -122,8 +123,9 @@ class SurrogateIVA(System):
         update: rule of the demixing matrices, see `local_models.demixing_updates`.
         n_iter: iterations of `separate` and of validation.
         train_iter: least and greatest number of iterations in training, drawn anew for each batch.
-        loss: `si_sdr`: negative SI-SDR in dB of the signals at the reference microphone; `coherence`: one minus the mean
-            over frequencies of the squared coherence with the source, which needs no scale. Both with the best order.
+        loss: `si_sdr`: negative SI-SDR in dB of the signals at the reference microphone; `coherence`: one minus the
+            mean over frequencies of the squared coherence with the source, which needs no scale. Both with the best
+            order.
         taps, delay: of dereverberation, see `local_models.auxiva.AuxIVA`.
         reference: microphone of the estimates, from 0.
     """
@@ -199,8 +201,8 @@ class SurrogateIVA(System):
 def coherence(estimates: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
     """Squared coherence of spectrograms over the frames, mean over frequencies: (batch, n, n), estimate by source.
 
-    Both complex (batch, n, frequency, frame). It is 1 if every frequency of an estimate is the source's but for a factor,
-    and does not know these factors. A frequency at which one of the two is silent counts 0.
+    Both complex (batch, n, frequency, frame). It is 1 if every frequency of an estimate is the source's but for a
+    factor, and does not know these factors. A frequency at which one of the two is silent counts 0.
     """
     cross = torch.einsum("bkfn,bjfn->bkjf", estimates, sources.conj()).abs().square()
     power = torch.einsum("bkf,bjf->bkjf", *(x.abs().square().sum(-1) for x in (estimates, sources)))

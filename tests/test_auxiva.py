@@ -178,7 +178,9 @@ def test_the_surrogate_cost_never_grows(update, n_src):
         assert (cost <= (start if before is None else before) + 1e-9).all()
         before = cost
         weighted = torch.einsum("bfim,bfkmn,bfjn->bfkij", demixing, weighted, demixing.conj())
-        before = torch.einsum("bfkkk->bf", weighted).real  # the same cost but for the determinant, seen from the new basis
+        before = torch.einsum(
+            "bfkkk->bf", weighted
+        ).real  # the same cost but for the determinant, seen from the new basis
 
 
 @pytest.mark.parametrize("update", UPDATES)

@@ -51,7 +51,9 @@ def test_gradients_are_those_of_plain_back_propagation(update, n_src, taps):
     net, mixture = network(), mixtures(n_src)
     separation = AuxIVA(net, update, 3, taps=taps)
     assert torch.allclose(separation(mixture), plain(separation, mixture), rtol=1e-6)
-    ours, theirs = (gradients(f(mixture).abs().square().sum(), net) for f in (separation, lambda x: plain(separation, x)))
+    ours, theirs = (
+        gradients(f(mixture).abs().square().sum(), net) for f in (separation, lambda x: plain(separation, x))
+    )
     assert (ours - theirs).norm() < 1e-6 * theirs.norm() and theirs.norm() > 0
 
 
@@ -120,7 +122,13 @@ def test_gradients_are_finite_in_degenerate_cases(update, loss):
     system = SurrogateIVA(2, 8000, update=update, loss=loss, prior="student", **SMALL)
     healthy = torch.randn(2, 2, 400)
     low = torch.nn.functional.avg_pool1d(healthy, 15, 1, 7)
-    cases = [0 * healthy, healthy * torch.tensor([1.0, 0.0])[:, None], healthy[:, :1].repeat(1, 2, 1), low, 1e5 * healthy]
+    cases = [
+        0 * healthy,
+        healthy * torch.tensor([1.0, 0.0])[:, None],
+        healthy[:, :1].repeat(1, 2, 1),
+        low,
+        1e5 * healthy,
+    ]
     for mixture in cases:
         system.zero_grad()
         value = system.losses({"mixture": mixture, "sources": torch.randn(2, 2, 400)})["loss"]
@@ -150,9 +158,12 @@ def test_the_network_is_the_published_one(n_sublayers):
             module.running_var.uniform_(0.5, 2)
     ours = Surrogate(9, 4, n_sublayers)
     gated = [layer for layer in ours.layers if hasattr(layer, "convolution")]
-    published = [(group, k) for group in theirs.layers if hasattr(group, "lin_layers") for k in range(len(group.lin_layers))]
+    published = [
+        (group, k) for group in theirs.layers if hasattr(group, "lin_layers") for k in range(len(group.lin_layers))
+    ]
     for layer, (group, k) in zip(gated, published, strict=True):
-        for kind, part in (("lin", slice(None, layer.convolution.out_channels // 2)), ("gate", slice(layer.convolution.out_channels // 2, None))):  # fmt: skip
+        half = layer.convolution.out_channels // 2
+        for kind, part in (("lin", slice(None, half)), ("gate", slice(half, None))):
             source, norm = getattr(group, f"{kind}_layers")[k], getattr(group, f"{kind}_bn_layers")[k]
             layer.convolution.weight.data[part], layer.convolution.bias.data[part] = source.weight, source.bias
             for name in ("weight", "bias", "running_mean", "running_var"):
@@ -215,7 +226,12 @@ def test_training_makes_separation_better():
     torch.manual_seed(0)
     system = SurrogateIVA(2, 8000, update="iss", prior="student", **SMALL | {"train_iter": (2, 4)})
     time = torch.arange(2000) / 8000
-    sources = torch.stack([torch.sin(2 * torch.pi * f * time) * (torch.sin(2 * torch.pi * g * time) > 0) for f, g in ((400, 5), (1500, 8))])
+    sources = torch.stack(
+        [
+            torch.sin(2 * torch.pi * f * time) * (torch.sin(2 * torch.pi * g * time) > 0)
+            for f, g in ((400, 5), (1500, 8))
+        ]
+    )
     sources = sources + 0.01 * torch.randn(4, 2, 2000)
     mixture = torch.einsum("ms,bst->bmt", torch.tensor([[1.0, 0.6], [0.5, 1.0]]), sources)
     batch = {"mixture": mixture, "sources": sources}

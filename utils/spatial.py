@@ -244,13 +244,15 @@ def write_test_set(
     """Write mixtures of whole recordings, one a room, and manifests of them; what is there is kept.
 
     `folder` gets mix/ID.wav with all channels, and, at the first microphone, <reference>/ID_s<k>.wav; `manifests` gets
-    test.csv, with the reverberant images as sources, and test_early.csv and test_anechoic.csv. Further columns: t60 (s),
-    distance_<k> (m), level_<k> and noise (dB), speaker_<k>, and text_<k> where the recordings have a text.
+    test.csv, with the reverberant images as sources, and test_early.csv and test_anechoic.csv. Further columns: t60
+    (s), distance_<k> (m), level_<k> and noise (dB), speaker_<k>, and text_<k> where the recordings have a text.
     """
     by_speaker = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
     if len(by_speaker) < n_src:
         raise UserError(f"the test set has {len(by_speaker)} speakers; mixtures of {n_src} need as many")
-    jobs = [(folder, f"{i:04d}", by_speaker, path, n_src, sample_rate, (seed, i)) for i, path in enumerate(rooms["path"])]
+    jobs = [
+        (folder, f"{i:04d}", by_speaker, path, n_src, sample_rate, (seed, i)) for i, path in enumerate(rooms["path"])
+    ]
     rows = audio.parallel(_write_mixture, jobs, n_jobs, f"test set {folder.name}")
     for reference in REFERENCES:
         frame = pd.DataFrame(rows)

@@ -55,7 +55,10 @@ def figure(table, path):
     from matplotlib import pyplot as plt
 
     means = table.groupby(["n_src", "model", "update", "n_iter"])["si_sdr"].mean().reset_index()
-    numbers, updates = sorted(means["n_src"].unique()), [u for u in ("iss", "ip", "ip2", "iss2") if u in set(means["update"])]
+    numbers, updates = (
+        sorted(means["n_src"].unique()),
+        [u for u in ("iss", "ip", "ip2", "iss2") if u in set(means["update"])],
+    )
     shape = (len(numbers), len(updates))
     drawn, axes = plt.subplots(*shape, figsize=(4 * shape[1], 3 * shape[0]), sharex=True, sharey="row", squeeze=False)
     for i, n_src in enumerate(numbers):
@@ -102,7 +105,10 @@ def main(argv=None):
         found = joblib.Parallel(n_jobs=args.nj)(jobs)
         tables.append(pd.DataFrame([row for rows in found for row in rows]).assign(n_src=n_src))
         means = tables[-1].groupby(["model", "update", "n_iter"])["si_sdr"].mean().unstack()
-        print(f"{n_src} speakers, SI-SDR in dB, {len(frame)} mixtures\n{means.round(2).to_string(na_rep='-')}\n", flush=True)
+        print(
+            f"{n_src} speakers, SI-SDR in dB, {len(frame)} mixtures\n{means.round(2).to_string(na_rep='-')}\n",
+            flush=True,
+        )
     table = pd.concat(tables)
     audio.write_text(args.out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f"))
     figure(table, args.out.with_suffix(".png"))
