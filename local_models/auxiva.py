@@ -50,8 +50,7 @@ class AuxIVA(nn.Module):
         self.taps, self.delay, self.reference = taps, delay, reference
 
     def forward(self, mixture: torch.Tensor, n_iter: int | None = None) -> torch.Tensor:
-        """Complex (batch, mic, frequency, frame) to estimates (batch, source, frequency, frame), one source a
-        microphone.
+        """Complex (batch, mic, frequency, frame) to as many estimates (batch, source, frequency, frame).
 
         Silent examples and bins stay silent; gradients are finite for any finite mixture.
         """
@@ -62,8 +61,12 @@ class AuxIVA(nn.Module):
         return (scaled.to(mixture.dtype) @ self.observations(mixture)).transpose(1, 2)
 
     def demix(self, mixture: torch.Tensor, n_iter: int, state=None) -> torch.Tensor:
-        """Demixing matrices (batch, frequency, mic, mic (1 + taps)) of a mixture of mean power 1, before projection
-        back.
+        """Demixing matrices (batch, frequency, mic, mic (1 + taps)), before projection back.
+
+        Args:
+            mixture: as for `forward`, of mean power 1.
+            n_iter: iterations.
+            state: of the source model at the start.
         """
         if self.reference >= mixture.shape[1]:
             raise ValueError(f"the reference microphone {self.reference} is not among {mixture.shape[1]} channels")
@@ -96,7 +99,7 @@ class AuxIVA(nn.Module):
             yield iterations.in_channels(demixing).to(mixture.dtype)
 
     def iterate(self, demixing: torch.Tensor, observations: torch.Tensor, state=None):
-        """One iteration: (batch, frequency, source, D) and (batch, frequency, D, frame) to the next demixing matrices."""
+        """From demixing matrices (batch, frequency, source, D) and observations (batch, frequency, D, frame) to the next."""
         n_src = demixing.shape[2]
         estimates = demixing @ observations
         power = torch.view_as_real(estimates).square().sum(-1)
@@ -110,7 +113,7 @@ class AuxIVA(nn.Module):
         return new + nn.functional.pad(change[..., n_src:], (n_src, 0)), state
 
     def _loads(self, demixing, observations, weights, eps):
-        """Covariances of noise that is `eps` below the observations, in every channel: so none is a mixture of others."""
+        """Covariances of noise that is `eps` below the observations in each channel: so none is a mixture of others."""
         size = observations.shape[2]
         lower = torch.eye(size, dtype=torch.complex128, device=demixing.device).expand(*demixing.shape[:2], size, size)
         basis = torch.cat([demixing.to(lower.dtype), lower[..., demixing.shape[2] :, :]], dim=-2)
@@ -119,8 +122,10 @@ class AuxIVA(nn.Module):
         return noise[:, :, None] * weights.mean(-1)[..., None, None]
 
     def observations(self, mixture: torch.Tensor) -> torch.Tensor:
-        """(batch, mic, frequency, frame) to (batch, frequency, mic (1 + taps), frame): now, then microphone by
-        microphone the past, oldest first."""
+        """(batch, mic, frequency, frame) to (batch, frequency, mic (1 + taps), frame).
+
+        After the present frames come, microphone by microphone, the past ones, oldest first.
+        """
         present = mixture.transpose(1, 2)
         if not self.taps:
             return present.contiguous()

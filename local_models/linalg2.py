@@ -53,7 +53,7 @@ def _back(x, y, low, high, b):
 
 
 def normalise(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """`vector` h (..., 2) over sqrt(h^H matrix h), for positive semidefinite (..., 2, 2); as it is where that is zero."""
+    """`vector` h (..., 2) over sqrt(h^H matrix h), for positive semidefinite (..., 2, 2); as it is where that is 0."""
     form = (vector.conj() * (matrix @ vector[..., None]).squeeze(-1)).sum(-1).real
     positive = form > 0
     return vector / torch.where(positive, form, 1.0).sqrt()[..., None]

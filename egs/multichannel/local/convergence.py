@@ -15,6 +15,7 @@ import torch
 from evaluate_all import test_sets
 
 from local_models.auxiva import AuxIVA
+from local_models.demixing_updates import UPDATES
 from local_models.source_models import NMF, Gauss, Laplace
 from local_models.stft import Stft
 from local_models.surrogate import SurrogateIVA
@@ -55,10 +56,8 @@ def figure(table, path):
     from matplotlib import pyplot as plt
 
     means = table.groupby(["n_src", "model", "update", "n_iter"])["si_sdr"].mean().reset_index()
-    numbers, updates = (
-        sorted(means["n_src"].unique()),
-        [u for u in ("iss", "ip", "ip2", "iss2") if u in set(means["update"])],
-    )
+    numbers = sorted(means["n_src"].unique())
+    updates = [update for update in UPDATES if update in set(means["update"])]
     shape = (len(numbers), len(updates))
     drawn, axes = plt.subplots(*shape, figsize=(4 * shape[1], 3 * shape[0]), sharex=True, sharey="row", squeeze=False)
     for i, n_src in enumerate(numbers):

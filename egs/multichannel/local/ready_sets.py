@@ -22,8 +22,7 @@ def find_ready_set(folder: Path) -> str | None:
 
 
 def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
-    """Write manifests/<n>spk_<rate>k/{train,valid,test}.csv; sources are the reverberant images at the first
-    microphone.
+    """Write manifests/<n>spk_<rate>k/{train,valid,test}.csv, with reverberant images at the first microphone.
 
     Returns:
         the folders of manifests.
