@@ -6,6 +6,7 @@ start at a random time, the levels of the reverberant images differ by -5 to 5 d
 """
 
 import io
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from scipy.signal import fftconvolve
 from torch.utils.data import Dataset
 
 from utils import audio
-from utils.data import rng_of
+from utils.data import Mixtures, rng_of, segment_of
 from utils.errors import UserError
 from utils.manifest import claim, write_manifest
 from utils.rooms import VERSION, Responses, Room, RoomRules, draw_room, simulate
@@ -77,7 +78,7 @@ def load_room(path: str | Path) -> tuple[Room, Responses]:
     try:
         with np.load(path) as stored:
             arrays = dict(stored)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: is not a stored room ({error}). Delete its folder and run stage 1 again") from None
     room = Room(arrays["size"], float(arrays["t60"]), arrays["mics"], arrays["sources"])
     return room, Responses(arrays["full"], arrays["anechoic"], arrays["arrival"])
@@ -219,8 +220,47 @@ class SpatialMixtures(Dataset):
         return np.pad(np.concatenate(parts), (0, max(missing, 0)))
 
 
+class ArrayMixtures(Mixtures):
+    """Segments of recordings of an array, as files with the sources at the first microphone, by key (epoch, index).
+
+    Args:
+        manifests, split, n_src, sample_rate, seconds, seed, size: as of `utils.data.Mixtures`.
+        n_mics: channels of the mixtures that are kept, from the first; None: as many as sources.
+    """
+
+    def __init__(
+        self,
+        manifests: Path,
+        split: str,
+        n_src: int | None,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None = None,
+        n_mics: int | None = None,
+    ):
+        super().__init__(manifests, split, n_src, sample_rate, seconds, seed, size)
+        self.n_mics = n_mics or len(self.columns) - 1
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        row = self.rows[index]
+        position = rng_of(self.seed, epoch, index).random()
+        where = (int(row["length"]), self.frames, position, self.sample_rate)
+        channels = audio.info(row["mixture_path"])[2]
+        if channels < self.n_mics:
+            raise UserError(f"{row['mixture_path']}: has {channels} channels, but {self.n_mics} are needed")
+        mixture = segment_of(row["mixture_path"], *where, channels)[: self.n_mics]
+        sources = np.stack([segment_of(row[column], *where) for column in self.columns[1:]])
+        return {"mixture": mixture, "sources": sources, "id": str(row["mixture_ID"])}
+
+
 def read_table(csv: Path) -> pd.DataFrame:
     """A CSV with a column path (relative to it or absolute); a `UserError` if stage 1 has not made it."""
+    if not csv.is_file() and (csv.parent / "train.csv").is_file():
+        raise UserError(
+            f"{csv.parent} lists finished mixtures: train with -- data.dataset.class_path=utils.spatial.ArrayMixtures"
+        )
     if not csv.is_file():
         raise UserError(f"there is no {csv}: run stage 1 first")
     frame = pd.read_csv(csv, dtype={"speaker": str, "path": str, "size": str})

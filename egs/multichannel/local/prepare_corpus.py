@@ -16,7 +16,7 @@ MINI = {"speakers": 12, "utterances": 10, "test_speakers": 6, "test_utterances":
 VALID_EVERY = 8  # one of so many recordings of a training speaker is for validation
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 
-ACCEPTED = """  1. WSJ0 or WSJ1 as wav, si_tr*/<speaker>/*.wav for training, si_dt*/ and si_et*/ for the test, anywhere below
+ACCEPTED = """  1. WSJ0 or WSJ1 as wav, si_tr*/<speaker>/*.wav for training; test: si_dt*/, si_et*/
   2. train.csv and test.csv with the columns speaker, path and, if there is a transcript, text
   3. TRAIN_DIR,TEST_DIR: two directories of single-speaker recordings, one folder a speaker
   4. a finished set: wsj1_2345_db (wsj1_<n>_mix_m<n>/<part>/mixinfo.json), or SMS-WSJ (sms_wsj.json)"""

@@ -32,7 +32,8 @@ def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
     for n_src, parts in read(root).items():
         manifests = folder / "manifests" / f"{n_src}spk_{args.sample_rate // 1000}k"
         for name, rows in parts.items():
-            jobs = [(row, folder / "images" / f"{n_src}spk" / name) for row in rows]
+            # Mixtures of training may be many: there, the channels beyond the first n_src are left out as they are
+            read.jobs = [(row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows]
             made = audio.parallel(_first_microphone, jobs, args.nj, f"{kind} {n_src} {name}")
             write_manifest(pd.DataFrame(made), manifests / f"{name}.csv")
         folders.append(manifests)
@@ -83,10 +84,21 @@ def _read_json(path):
         raise UserError(f"{path} cannot be read ({error}). Is the set complete?") from None
 
 
-def _first_microphone(row, folder):
-    """A row of the manifest; the first channel of the images, summed, becomes files below `folder`."""
-    frames, rate, _ = audio.info(row["mixture_path"])
+def _first_microphone(row, folder, cut):
+    """A row of the manifest; the first channel of the images, summed, becomes files below `folder`.
+
+    `cut`: so does the mixture, if it has more microphones than sources.
+    """
+    frames, rate, channels = audio.info(row["mixture_path"])
     made = {"mixture_ID": row["mixture_ID"], "mixture_path": str(row["mixture_path"])}
+    if channels < len(row["images"]):
+        raise UserError(f"{row['mixture_path']}: {channels} microphones for {len(row['images'])} sources are too few")
+    if cut and channels > len(row["images"]):
+        target = folder / f"{row['mixture_ID']}_mix.wav"
+        if not target.is_file():
+            mixture = audio.read(row["mixture_path"], channels=True)[: len(row["images"])]
+            audio.write(target, mixture, rate, "FLOAT")
+        made["mixture_path"] = str(target)
     for k, parts in enumerate(row["images"], 1):
         target = folder / f"{row['mixture_ID']}_s{k}.wav"
         if not target.is_file():
