@@ -99,7 +99,7 @@ class AuxIVA(nn.Module):
             yield iterations.in_channels(demixing).to(mixture.dtype)
 
     def iterate(self, demixing: torch.Tensor, observations: torch.Tensor, state=None):
-        """The next demixing matrices, from (batch, frequency, source, D) and observations (batch, frequency, D, frame)."""
+        """The next demixing matrices (batch, frequency, source, D), of observations (batch, frequency, D, frame)."""
         n_src = demixing.shape[2]
         estimates = demixing @ observations
         power = torch.view_as_real(estimates).square().sum(-1)

@@ -63,7 +63,8 @@ class Iterations:
 
     def _pass(self, weights, demixing, power):
         power[:] = 0
-        _iterate(self.white[0], self.white[1], self.loading, weights, self.rule, self.eps, demixing, power)
+        means = weights.mean(-1, dtype=np.float64) if len(weights) else np.empty((0, 0, 0))
+        _iterate(*self.white, self.loading, weights, means, self.rule, self.eps, demixing, power)
 
 
 # ---- passes over the frames
@@ -143,8 +144,8 @@ def _factors(demixing, out):
 
 
 @jit
-def _iterate(real, imag, loading, weights, rule, eps, demixing, power):
-    """Updates `demixing` with `weights` (unless these are empty), then adds |y|^2 to `power` (unless that is empty)."""
+def _iterate(real, imag, loading, weights, means, rule, eps, demixing, power):
+    """Updates `demixing` with `weights`, of these `means` over the frames, then adds |y|^2 to `power`; empty: not."""
     batch, n_src, bins, frames = real.shape
     products = np.empty((n_src * n_src, frames), real.dtype)
     factors = np.empty((n_src, n_src * n_src), real.dtype)
@@ -157,7 +158,10 @@ def _iterate(real, imag, loading, weights, rule, eps, demixing, power):
                 dots(weights[b], f if weights.shape[2] > 1 else 0, products, sums)
                 hermitian(sums, covariances)
                 for m in range(n_src):
-                    covariances[m] += weights[b, m, f if weights.shape[2] > 1 else 0].mean() * loading[b, f]
+                    mean = means[b, m, f if weights.shape[2] > 1 else 0]
+                    for i in range(n_src):
+                        for j in range(n_src):
+                            covariances[m, i, j] += mean * loading[b, f, i, j]
                 _update(covariances, demixing[b, f], rule, eps)
             if len(power):
                 _factors(demixing[b, f], factors)

@@ -40,46 +40,22 @@ def _planes(signals):
 @jit
 def dots(weights, f, products, out):
     """out (source, product) = mean over frames of weights (source, f, frame) times products (product, frame)."""
-    n_src, _, frames = weights.shape  # rows of this array, unlike those of a slice, are known to be contiguous
-    size = len(products)
-    zero = products[0, 0] * 0
-    whole = size // 4 * 4
+    n_src, _, frames = weights.shape
+    chosen = np.empty((n_src, frames), weights.dtype)
     for m in range(n_src):
-        w = weights[m, f]
-        for k in range(0, whole, 4):
-            a, b, c, d = zero, zero, zero, zero
-            p, q, r, s = products[k], products[k + 1], products[k + 2], products[k + 3]
-            for n in range(frames):
-                a += w[n] * p[n]
-                b += w[n] * q[n]
-                c += w[n] * r[n]
-                d += w[n] * s[n]
-            out[m, k], out[m, k + 1], out[m, k + 2], out[m, k + 3] = a, b, c, d
-        for k in range(whole, size):
-            a, p = zero, products[k]
-            for n in range(frames):
-                a += w[n] * p[n]
-            out[m, k] = a
+        chosen[m] = weights[m, f]
+    out[:] = np.dot(chosen, products.T)
     out /= frames
 
 
 @jit
 def forms(factors, products, f, out):
     """out (source, f, frame) += factors (source, product) times products (product, frame)."""
-    n_src, _, frames = out.shape
-    size = len(products)
-    whole = size // 4 * 4
-    for m in range(n_src):
-        o = out[m, f]
-        for k in range(0, whole, 4):
-            a, b, c, d = factors[m, k], factors[m, k + 1], factors[m, k + 2], factors[m, k + 3]
-            p, q, r, s = products[k], products[k + 1], products[k + 2], products[k + 3]
-            for n in range(frames):
-                o[n] += a * p[n] + b * q[n] + c * r[n] + d * s[n]
-        for k in range(whole, size):
-            a, p = factors[m, k], products[k]
-            for n in range(frames):
-                o[n] += a * p[n]
+    added = np.dot(factors, products)
+    for m in range(len(out)):
+        row, total = added[m], out[m, f]
+        for n in range(len(row)):
+            total[n] += row[n]
 
 
 @jit

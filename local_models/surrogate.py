@@ -46,7 +46,8 @@ class GatedConvolution(nn.Module):
         """Weight and bias of convolution and normalisation in one, kept until one of the two changes."""
         norm = self.normalisation
         tensors = (*self.convolution.parameters(), *norm.parameters(), norm.running_mean, norm.running_var)
-        key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        # Tensors made in inference mode have no version, nor can training change them.
+        key = [(tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors]
         if self._fused is None or self._fused[0] != key:
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()
             bias = norm.bias + (self.convolution.bias - norm.running_mean) * scale

@@ -6,8 +6,15 @@ from utils import audio, spatial
 from utils.errors import UserError
 from utils.manifest import read_manifest
 from utils.rooms import RoomRules
-from utils.spatial import ArrayMixtures, MixingRules, SpatialMixtures, load_room, make_rooms, mix_in_room,
-write_test_set
+from utils.spatial import (
+    ArrayMixtures,
+    MixingRules,
+    SpatialMixtures,
+    load_room,
+    make_rooms,
+    mix_in_room,
+    write_test_set,
+)
 
 RATE = 8000
 RULES = RoomRules(length=(4, 5), width=(4, 5), height=(2.5, 3), t60=(0.12, 0.2))
@@ -24,7 +31,8 @@ def corpus(tmp_path_factory):
             rate = 2 * RATE if (speaker, number) == ("b", 1) else RATE
             path = folder / "dry" / f"{speaker}{number}.wav"
             audio.write(path, 0.2 * rng.uniform(-1, 1, round(rate * rng.uniform(0.5, 1.2))), rate)
-            rows.append({"speaker": speaker, "path": str(path), "length": audio.info(path)[0], "rate": rate, "text": f"say {speaker}"})
+            row = {"speaker": speaker, "path": str(path), "length": audio.info(path)[0], "rate": rate}
+            rows.append(row | {"text": f"say {speaker}"})
     for split, seed in (("train", 0), ("valid", 1)):
         rooms = make_rooms(folder / "rooms" / split, RULES, 4, 2, RATE, seed, 1)
         rooms.to_csv(folder / f"{split}_rooms.csv", index=False)
@@ -68,7 +76,8 @@ def test_images_are_convolutions_without_offset(corpus):
     dry = [rng.normal(size=3000) + 1, rng.normal(size=3000)]
     rules = MixingRules(level=(0, 0), noise=(200, 200))
     mixture, images, _ = mix_in_room(dry, responses, RATE, rng, rules, spatial.REFERENCES)
-    for name, kind in (("reverberant", responses.full), ("anechoic", responses.anechoic), ("early", responses.early(RATE))):
+    kinds = {"reverberant": responses.full, "anechoic": responses.anechoic, "early": responses.early(RATE)}
+    for name, kind in kinds.items():
         for k, source in enumerate(dry):
             expected = np.convolve(source - source.mean(), kind[0, k])[:3000]
             cosine = expected @ images[name][k] / np.linalg.norm(expected) / np.linalg.norm(images[name][k])
@@ -89,7 +98,8 @@ def test_examples_are_functions_of_seed_epoch_and_index(corpus):
     assert not np.array_equal(first["mixture"], data[(2, 2)]["mixture"])
     for reference in ("early", "anechoic"):
         other = SpatialMixtures(corpus, "train", None, RATE, 1.0, seed=0, reference=reference)[(1, 2)]
-        assert not np.allclose(other["sources"] / np.abs(other["sources"]).max(), first["sources"] / np.abs(first["sources"]).max())
+        shapes = [example["sources"] / np.abs(example["sources"]).max() for example in (other, first)]
+        assert not np.allclose(*shapes)
 
 
 def test_the_test_set_is_written_once_with_all_references(corpus, tmp_path):

@@ -187,6 +187,8 @@ def test_folded_layers_follow_their_weights():
         net.layers[0].convolution.weight.mul_(1.5)
         after = net(power)[0]
     assert not torch.allclose(before, after) and torch.allclose(after, net(power)[0])
+    with torch.inference_mode():
+        assert torch.allclose(network().eval()(power)[0], before)
 
 
 def test_an_untrained_student_prior_is_a_heavy_tailed_spherical_model():

@@ -32,8 +32,8 @@ def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
     for n_src, parts in read(root).items():
         manifests = folder / "manifests" / f"{n_src}spk_{args.sample_rate // 1000}k"
         for name, rows in parts.items():
-            # Mixtures of training may be many: there, the channels beyond the first n_src are left out as they are
-            read.jobs = [(row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows]
+            # Of the many mixtures of training, channels beyond the first n_src are left out when they are read.
+            jobs = [(row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows]
             made = audio.parallel(_first_microphone, jobs, args.nj, f"{kind} {n_src} {name}")
             write_manifest(pd.DataFrame(made), manifests / f"{name}.csv")
         folders.append(manifests)
