@@ -96,7 +96,7 @@ def test_every_reference_can_be_made():
 
 def test_stages_make_sets_of_two_three_and_four_speakers(made):
     for n_src in (2, 3, 4):
-        frame = read_manifest(made / "manifests" / f"{n_src}spk_8k" / "test.csv", n_src)
+        frame = read_manifest(made / "manifests" / f"{n_src}spk_8k" / f"test_{n_src}spk.csv", n_src)
         assert len(frame) == 2 and audio.info(frame["mixture_path"][0])[2] == n_src
         assert frame["speaker_1"].isin(list("defg")).all() and f"text_{n_src}" in frame
     train = pd.read_csv(made / "manifests" / "2spk_8k" / "train_sources.csv")
@@ -107,7 +107,7 @@ def test_stages_make_sets_of_two_three_and_four_speakers(made):
 def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path, capsys):
     write_corpus(tmp_path)
     run(local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}")
-    assert (tmp_path / "data" / "train-test" / "manifests" / "4spk_8k" / "test.csv").is_file()
+    assert (tmp_path / "data" / "train-test" / "manifests" / "4spk_8k" / "test_4spk.csv").is_file()
     (tmp_path / "wsj" / "x").mkdir(parents=True)
     (tmp_path / "wsj" / "x" / "y.wv1").write_bytes(b"NIST_1A")
     text = message(capsys, run, local, tmp_path, str(tmp_path / "wsj"))
@@ -132,7 +132,7 @@ def test_wsj1_2345_db_is_read(local, tmp_path):
         info["wav_dpath_image_reverberant"] = [f"{relative}/s{k}.wav" for k in range(2)]
         audio.write_text(place / "mixinfo.json", json.dumps({"00000": info}))
     run(local, tmp_path, str(root))
-    frame = read_manifest(tmp_path / "data" / "wsj1_2345_db" / "manifests" / "2spk_8k" / "test.csv", 2)
+    frame = read_manifest(tmp_path / "data" / "wsj1_2345_db" / "manifests" / "2spk_8k" / "test_2spk.csv", 2)
     mixture = audio.read(frame["mixture_path"][0], channels=True)
     sources = sum(audio.read(frame[f"source_{k}_path"][0]) for k in (1, 2))
     assert mixture.shape == (2, 4000) and np.abs(mixture[0] - sources).max() < 1e-3 and frame["t60"][0] == 0.3
@@ -151,7 +151,7 @@ def test_sms_wsj_is_read_with_as_many_microphones_as_speakers(local, tmp_path):
     audio.write_text(root / "sms_wsj.json", json.dumps({"datasets": sets}))
     run(local, tmp_path, str(root))
     manifests = tmp_path / "data" / "sms" / "manifests" / "2spk_8k"
-    frame = read_manifest(manifests / "test.csv", 2)
+    frame = read_manifest(manifests / "test_2spk.csv", 2)
     assert audio.info(frame["mixture_path"][0])[2] == 2
     assert np.allclose(audio.read(frame["source_2_path"][0]), (early + tail)[1, 0], atol=1e-5)
     assert audio.info(read_manifest(manifests / "train.csv", 2)["mixture_path"][0])[2] == 6
@@ -230,7 +230,7 @@ def stub(signal, sample_rate):
 
 def test_word_error_rate_by_a_recogniser_of_the_user(local, made, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "my_recogniser", sys.modules[__name__])
-    manifest = made / "manifests" / "2spk_8k" / "test.csv"
+    manifest = made / "manifests" / "2spk_8k" / "test_2spk.csv"
     options = [
         "--exp",
         str(surrogate(tmp_path / "model")),

@@ -107,7 +107,7 @@ def test_the_test_set_is_written_once_with_all_references(corpus, tmp_path):
     rooms = spatial.read_table(corpus / "train_rooms.csv")
     options = (tmp_path / "test", tmp_path / "manifests", recordings, rooms, 2, RATE, 0, 1)
     write_test_set(*options)
-    frame = read_manifest(tmp_path / "manifests" / "test.csv", 2)
+    frame = read_manifest(tmp_path / "manifests" / "test_2spk.csv", 2)
     assert len(frame) == 4 and {"t60", "noise", "level_2", "distance_1", "speaker_1", "text_2"} <= {*frame.columns}
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "test").rglob("*.wav")}
     write_test_set(*options)
@@ -119,7 +119,7 @@ def test_the_test_set_is_written_once_with_all_references(corpus, tmp_path):
     noise = mixture[0] - sum(images)
     assert 10 * np.log10(np.mean(sum(images) ** 2) / np.mean(noise**2)) == pytest.approx(row["noise"], abs=0.5)
     for kind in ("early", "anechoic"):
-        assert f"/{kind}/" in read_manifest(tmp_path / "manifests" / f"test_{kind}.csv", 2)["source_2_path"][0]
+        assert f"/{kind}/" in read_manifest(tmp_path / "manifests" / f"test_2spk_{kind}.csv", 2)["source_2_path"][0]
 
 
 def test_array_files_keep_the_first_microphones(corpus, tmp_path):

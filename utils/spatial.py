@@ -284,7 +284,7 @@ def write_test_set(
     """Write mixtures of whole recordings, one a room, and manifests of them; what is there is kept.
 
     `folder` gets mix/ID.wav with all channels, and, at the first microphone, <reference>/ID_s<k>.wav; `manifests` gets
-    test.csv, with the reverberant images as sources, and test_early.csv and test_anechoic.csv. Further columns: t60
+    test_<n>spk.csv, with the reverberant images as sources, and test_<n>spk_early.csv and test_<n>spk_anechoic.csv. Further columns: t60
     (s), distance_<k> (m), level_<k> and noise (dB), speaker_<k>, and text_<k> where the recordings have a text.
     """
     by_speaker = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
@@ -300,7 +300,7 @@ def write_test_set(
             names = [str(folder / reference / f"{name}_s{k}.wav") for name in frame["mixture_ID"]]
             frame.insert(1 + k, f"source_{k}_path", names)
         suffix = "" if reference == "reverberant" else f"_{reference}"
-        write_manifest(frame, manifests / f"test{suffix}.csv")
+        write_manifest(frame, manifests / f"test_{n_src}spk{suffix}.csv")
 
 
 def _write_mixture(folder, name, by_speaker, room_path, n_src, sample_rate, key):

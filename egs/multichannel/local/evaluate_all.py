@@ -13,10 +13,10 @@ from utils.manifest import read_manifest, source_columns
 def test_sets(data):
     """{speakers: manifest} of a corpus."""
     found = {}
-    for manifest in sorted(data.glob("manifests/*spk_*/test.csv")):
+    for manifest in sorted(data.glob("manifests/*spk_*/test_?spk.csv")):
         found[len(source_columns(read_manifest(manifest)))] = manifest
     if not found:
-        raise UserError(f"{data} has no manifests/*/test.csv: run stages 0 and 1 first")
+        raise UserError(f"{data} has no manifests/*/test_<n>spk.csv: run stages 0 and 1 first")
     return found
 
 

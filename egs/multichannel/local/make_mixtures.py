@@ -51,7 +51,9 @@ def check(manifests, args):
     print("set              mixtures   hours   seconds min/median/max   mixture dB   input SI-SDR dB")
     for folder in manifests:
         n_src = int(folder.name.split("spk")[0])
-        report = check_manifest(folder / "test.csv", args.sample_rate, args.nj, additive=False, channels=n_src)
+        report = check_manifest(
+            folder / f"test_{n_src}spk.csv", args.sample_rate, args.nj, additive=False, channels=n_src
+        )
         seconds = "/".join(f"{report['seconds'][key]:.1f}" for key in ("min", "median", "max"))
         numbers = f"{report['mixture_db']['mean']:10.1f}   {report['input_si_sdr']:15.2f}"
         print(f"test {folder.name:10} {report['rows']:9d} {report['hours']:7.2f}   {seconds:>22}   {numbers}")

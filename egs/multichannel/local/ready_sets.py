@@ -22,7 +22,7 @@ def find_ready_set(folder: Path) -> str | None:
 
 
 def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
-    """Write manifests/<n>spk_<rate>k/{train,valid,test}.csv, with reverberant images at the first microphone.
+    """Write manifests/<n>spk_<rate>k/{train,valid,test_<n>spk}.csv, with reverberant images at the first microphone.
 
     Returns:
         the folders of manifests.
@@ -35,7 +35,7 @@ def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
             # Of the many mixtures of training, channels beyond the first n_src are left out when they are read.
             jobs = [(row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows]
             made = audio.parallel(_first_microphone, jobs, args.nj, f"{kind} {n_src} {name}")
-            write_manifest(pd.DataFrame(made), manifests / f"{name}.csv")
+            write_manifest(pd.DataFrame(made), manifests / f"{name if name != 'test' else f'test_{n_src}spk'}.csv")
         folders.append(manifests)
     return folders
 
