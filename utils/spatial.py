@@ -284,8 +284,9 @@ def write_test_set(
     """Write mixtures of whole recordings, one a room, and manifests of them; what is there is kept.
 
     `folder` gets mix/ID.wav with all channels, and, at the first microphone, <reference>/ID_s<k>.wav; `manifests` gets
-    test_<n>spk.csv, with the reverberant images as sources, and test_<n>spk_early.csv and test_<n>spk_anechoic.csv. Further columns: t60
-    (s), distance_<k> (m), level_<k> and noise (dB), speaker_<k>, and text_<k> where the recordings have a text.
+    test_<n>spk.csv, with the reverberant images as sources, and test_<n>spk_early.csv and test_<n>spk_anechoic.csv.
+    Further columns: t60 (s), distance_<k> (m), level_<k> and noise (dB), speaker_<k>, and text_<k> where the
+    recordings have a text.
     """
     by_speaker = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
     if len(by_speaker) < n_src:
