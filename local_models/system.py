@@ -48,7 +48,7 @@ class System(pl.LightningModule):
         super().__init__()
         self.n_src = n_src
         self.sample_rate = sample_rate
-        self.step = self.step_names[0]
+        self.step = next(iter(self.step_names), None)  # None: nothing to train
         self.optimisation = Optimisation()
         self.monitor = "val_loss"
         self._halving = self._restored_halving = self._never_trained = None

@@ -1,0 +1,108 @@
+"""Spatialised sets that others have made, read into manifests: wsj1_2345_db and SMS-WSJ."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils import audio
+from utils.errors import UserError
+from utils.manifest import write_manifest
+
+WSJ1_PARTS = {"train": "si284", "valid": "dev93", "test": "eval92"}
+SMS_PARTS = {"train": "train_si284", "valid": "cv_dev93", "test": "test_eval92"}
+
+
+def find_ready_set(folder: Path) -> str | None:
+    """Which of the known sets a directory is, if any."""
+    if (folder / "sms_wsj.json").is_file():
+        return "sms_wsj"
+    return "wsj1_2345_db" if any(folder.glob("wsj1_*_mix_m*/*/mixinfo.json")) else None
+
+
+def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
+    """Write manifests/<n>spk_<rate>k/{train,valid,test_<n>spk}.csv, with reverberant images at the first microphone.
+
+    Returns:
+        the folders of manifests.
+    """
+    read = {"sms_wsj": sms_wsj, "wsj1_2345_db": wsj1_2345_db}[kind]
+    folders = []
+    for n_src, parts in read(root).items():
+        manifests = folder / "manifests" / f"{n_src}spk_{args.sample_rate // 1000}k"
+        for name, rows in parts.items():
+            # Of the many mixtures of training, channels beyond the first n_src are left out when they are read.
+            jobs = [(row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows]
+            made = audio.parallel(_first_microphone, jobs, args.nj, f"{kind} {n_src} {name}")
+            write_manifest(pd.DataFrame(made), manifests / f"{name if name != 'test' else f'test_{n_src}spk'}.csv")
+        folders.append(manifests)
+    return folders
+
+
+def wsj1_2345_db(root):
+    """{speakers: {part: rows}} of wsj1_<n>_mix_m<n>/<part>/mixinfo.json, whose paths start at the parent of `root`."""
+    sets = {}
+    for place in sorted(root.glob("wsj1_*_mix_m*")):
+        n_src, n_mics = (int(text.strip("m")) for text in place.name.split("_")[1::2])
+        if n_src == n_mics:
+            sets[n_src] = {name: _mixinfo(place / part / "mixinfo.json", root) for name, part in WSJ1_PARTS.items()}
+    return sets
+
+
+def _mixinfo(path, root):
+    rows = []
+    for name, info in _read_json(path).items():
+        noisy = info.get("wav_dpath_mixed_reverberant_noisy", info["wav_dpath_mixed_reverberant"])
+        row = {"mixture_ID": name, "mixture_path": root.parent / noisy, "t60": info["rir_info_t60"]}
+        row["images"] = [[root.parent / image] for image in info["wav_dpath_image_reverberant"]]
+        rows.append(row)
+    return rows
+
+
+def sms_wsj(root):
+    """{2: {part: rows}} of sms_wsj.json; an image is the sum of its early and late part."""
+    sets = _read_json(root / "sms_wsj.json")["datasets"]
+    parts = {}
+    for name, part in SMS_PARTS.items():
+        rows = []
+        for identity, example in sets[part].items():
+            files = {kind: root / kind / part for kind in ("observation", "early", "tail")}
+            row = {"mixture_ID": identity, "mixture_path": files["observation"] / f"{identity}.wav"}
+            row["t60"] = example.get("sound_decay_time", np.nan)
+            speakers = range(len(example["speaker_id"]))
+            row["images"] = [[files[kind] / f"{identity}_{k}.wav" for kind in ("early", "tail")] for k in speakers]
+            rows.append(row)
+        parts[name] = rows
+    return {len(parts["test"][0]["images"]): parts}
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}). Is the set complete?") from None
+
+
+def _first_microphone(row, folder, cut):
+    """A row of the manifest; the first channel of the images, summed, becomes files below `folder`.
+
+    `cut`: so does the mixture, if it has more microphones than sources.
+    """
+    frames, rate, channels = audio.info(row["mixture_path"])
+    made = {"mixture_ID": row["mixture_ID"], "mixture_path": str(row["mixture_path"])}
+    if channels < len(row["images"]):
+        raise UserError(f"{row['mixture_path']}: {channels} microphones for {len(row['images'])} sources are too few")
+    if cut and channels > len(row["images"]):
+        target = folder / f"{row['mixture_ID']}_mix.wav"
+        if not target.is_file():
+            mixture = audio.read(row["mixture_path"], channels=True)[: len(row["images"])]
+            audio.write(target, mixture, rate, "FLOAT")
+        made["mixture_path"] = str(target)
+    for k, parts in enumerate(row["images"], 1):
+        target = folder / f"{row['mixture_ID']}_s{k}.wav"
+        if not target.is_file():
+            image = sum(audio.read(part, channels=True)[0] for part in parts)
+            audio.write(target, np.pad(image, (0, max(frames - len(image), 0)))[:frames], rate, "FLOAT")
+        made[f"source_{k}_path"] = str(target)
+    return made | {"length": frames, "t60": row["t60"]}

@@ -1,0 +1,60 @@
+"""FaSNet with transform-average-concatenate, Asteroid's network for arrays of any shape, as a system.
+
+Source: Luo et al., ICASSP 2020 (arXiv 1910.14104); asteroid 0.7.0, `asteroid.models.FasNetTAC` and egs/TAC.
+"""
+
+from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
+from asteroid.models.fasnet import FasNetTAC
+from torch import nn
+
+from local_models.system import System
+
+
+class FasNet(System):
+    """FasNetTAC with the loss of Asteroid's recipe: SI-SDR at the first microphone, permutation invariant.
+
+    Args:
+        n_src: number of sources.
+        sample_rate: in Hz.
+        enc_dim, feature_dim, hidden_dim, n_layers, window_ms, context_ms, chunk_size, hop_size: of the network, with
+            Asteroid's defaults.
+    """
+
+    n_mics = None
+
+    def __init__(
+        self,
+        n_src: int = 2,
+        sample_rate: int = 16000,
+        enc_dim: int = 64,
+        feature_dim: int = 64,
+        hidden_dim: int = 128,
+        n_layers: int = 4,
+        window_ms: int = 4,
+        context_ms: int = 16,
+        chunk_size: int = 50,
+        hop_size: int = 25,
+    ):
+        super().__init__(n_src, sample_rate)
+        sizes = {"enc_dim": enc_dim, "feature_dim": feature_dim, "hidden_dim": hidden_dim, "n_layers": n_layers}
+        sizes |= {"window_ms": window_ms, "context_ms": context_ms, "chunk_size": chunk_size, "hop_size": hop_size}
+        self.model = FasNetTAC(n_src, sample_rate=sample_rate, **sizes)
+
+    def separate(self, mixture):
+        """(batch, mic, time) to (batch, n_src, time)."""
+        shortest = self.model.window + self.model.context
+        padded = nn.functional.pad(mixture, (0, max(shortest - mixture.shape[-1], 0)))
+        # The level of recordings varies, and the network is not blind to it.
+        level = padded.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-8)
+        return (self.model(padded / level) * level)[..., : mixture.shape[-1]]
+
+    def losses(self, batch):
+        mixture, sources = batch["mixture"], batch["sources"]
+        estimates = self.separate(mixture)
+        with self.full_precision():
+            pairwise = pairwise_neg_sisdr(estimates.float(), sources)
+            loss = PITLossWrapper.find_best_perm(pairwise)[0].mean()
+            if self.training:
+                return {"loss": loss}
+            unprocessed = -pairwise_neg_sisdr(mixture[:, :1].expand_as(sources), sources)[:, 0].mean()
+            return {"loss": loss, "si_sdr": -loss, "si_sdri": -loss - unprocessed}

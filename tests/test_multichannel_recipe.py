@@ -1,0 +1,259 @@
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+import torch
+
+from utils import audio, config
+from utils.errors import UserError
+from utils.manifest import read_manifest
+from utils.metrics.wer import word_errors
+from utils.model import load_system
+from utils.separate import main as separate
+from utils.separate import separate_file
+
+RECIPE = Path(__file__).parents[1] / "egs" / "multichannel"
+STAGES = ("prepare_corpus", "ready_sets", "make_mixtures", "evaluate_all", "convergence", "score_wer", "make_model")
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def local():
+    """The scripts of the recipe, by name; other recipes have scripts of the same names."""
+    hidden = {name: sys.modules.pop(name) for name in STAGES if name in sys.modules}
+    sys.path.insert(0, str(RECIPE / "local"))
+    try:
+        modules = {name: importlib.import_module(name) for name in STAGES}
+        modules["make_mixtures"].RoomRules = lambda: modules["make_mixtures"].MINI_ROOMS
+        modules["make_mixtures"].N_VALID = {"mini": 2, "other": 2}
+        yield modules
+    finally:
+        sys.path.remove(str(RECIPE / "local"))
+        for name in STAGES:
+            sys.modules.pop(name, None)
+        sys.modules.update(hidden)
+
+
+def write_corpus(folder, texts=False):
+    rng = np.random.default_rng(0)
+    for part, speakers in (("train", "abc"), ("test", "defg")):
+        rows = []
+        for speaker in speakers:
+            for number in range(3):
+                path = folder / part / speaker / f"{number}.wav"
+                audio.write(path, 0.3 * rng.uniform(-1, 1, RATE + 100 * number), RATE)
+                rows.append({"speaker": speaker, "path": str(path), "text": f"{speaker} says {number}"})
+        if texts:
+            pd.DataFrame(rows).to_csv(folder / f"{part}.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def made(local, tmp_path_factory):
+    """The data folder of a small corpus with texts."""
+    folder = tmp_path_factory.mktemp("recipe")
+    write_corpus(folder / "corpus", texts=True)
+    run(local, folder, str(folder / "corpus"))
+    return folder / "data" / "corpus"
+
+
+def run(local, folder, corpus, first=0):
+    options = ["--corpus", corpus, "--out", str(folder / "data"), "--nj", "1", "--sample_rate", str(RATE)]
+    for stage in ("prepare_corpus", "make_mixtures")[first:]:
+        local[stage].main([*options, "--n_rooms", "3", "--n_test", "2"])
+
+
+def message(capsys, function, *args):
+    with pytest.raises(SystemExit):
+        function(*args)
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("conf", sorted((RECIPE / "conf").glob("*.yml")), ids=lambda path: path.stem)
+def test_every_yaml_is_built(conf):
+    parsed = config.parse(config.read_yaml(conf), conf)
+    config.check_steps(parsed, conf)
+    assert config.build(parsed).system.n_mics is None
+
+
+def test_every_reference_can_be_made():
+    import pydoc
+
+    from utils.evaluate import references
+
+    methods = references(Path("exp"), RECIPE / "references.yml")
+    assert len({m.folder for m in methods}) == len(methods) == 31
+    for method in methods:
+        if method.recipe:
+            recipe = json.loads(method.recipe)
+            pydoc.locate(recipe["class_path"])(**recipe["init_args"], sample_rate=16000)
+
+
+def test_stages_make_sets_of_two_three_and_four_speakers(made):
+    for n_src in (2, 3, 4):
+        frame = read_manifest(made / "manifests" / f"{n_src}spk_8k" / f"test_{n_src}spk.csv", n_src)
+        assert len(frame) == 2 and audio.info(frame["mixture_path"][0])[2] == n_src
+        assert frame["speaker_1"].isin(list("defg")).all() and f"text_{n_src}" in frame
+    train = pd.read_csv(made / "manifests" / "2spk_8k" / "train_sources.csv")
+    assert set(train["speaker"]) == set("abc")
+    assert len(pd.read_csv(made / "manifests" / "2spk_8k" / "train_rooms.csv")) == 3
+
+
+def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path, capsys):
+    write_corpus(tmp_path)
+    run(local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}")
+    assert (tmp_path / "data" / "train-test" / "manifests" / "4spk_8k" / "test_4spk.csv").is_file()
+    (tmp_path / "wsj" / "x").mkdir(parents=True)
+    (tmp_path / "wsj" / "x" / "y.wv1").write_bytes(b"NIST_1A")
+    text = message(capsys, run, local, tmp_path, str(tmp_path / "wsj"))
+    assert "Accepted are" in text and "sph2pipe" in text
+    assert "run stage 0 first" in message(capsys, run, local, tmp_path / "new", str(tmp_path / "wsj"), 1)
+    audio.write(tmp_path / "train" / "a" / "0.wav", np.zeros(RATE), RATE)
+    (tmp_path / "data" / "train-test" / "corpus.json").unlink()
+    assert "is silent" in message(capsys, run, local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}")
+
+
+def test_wsj1_2345_db_is_read(local, tmp_path):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "wsj1_2345_db"
+    for part in ("si284", "dev93", "eval92"):
+        place = root / "wsj1_2_mix_m2" / part
+        images = 0.1 * rng.uniform(-1, 1, (2, 2, 4000))
+        audio.write(place / "mix.wav", images.sum(0), RATE)
+        for k in range(2):
+            audio.write(place / f"s{k}.wav", images[k], RATE)
+        relative = place.relative_to(tmp_path)
+        info = {"wav_dpath_mixed_reverberant": f"{relative}/mix.wav", "rir_info_t60": 0.3}
+        info["wav_dpath_image_reverberant"] = [f"{relative}/s{k}.wav" for k in range(2)]
+        audio.write_text(place / "mixinfo.json", json.dumps({"00000": info}))
+    run(local, tmp_path, str(root))
+    frame = read_manifest(tmp_path / "data" / "wsj1_2345_db" / "manifests" / "2spk_8k" / "test_2spk.csv", 2)
+    mixture = audio.read(frame["mixture_path"][0], channels=True)
+    sources = sum(audio.read(frame[f"source_{k}_path"][0]) for k in (1, 2))
+    assert mixture.shape == (2, 4000) and np.abs(mixture[0] - sources).max() < 1e-3 and frame["t60"][0] == 0.3
+
+
+def test_sms_wsj_is_read_with_as_many_microphones_as_speakers(local, tmp_path):
+    rng = np.random.default_rng(0)
+    root, sets = tmp_path / "sms", {}
+    for part in ("train_si284", "cv_dev93", "test_eval92"):
+        early, tail = 0.1 * rng.uniform(-1, 1, (2, 2, 6, 4000))
+        audio.write(root / "observation" / part / "0_a_b.wav", (early + tail).sum(0), RATE, "FLOAT")
+        for k in range(2):
+            audio.write(root / "early" / part / f"0_a_b_{k}.wav", early[k], RATE, "FLOAT")
+            audio.write(root / "tail" / part / f"0_a_b_{k}.wav", tail[k], RATE, "FLOAT")
+        sets[part] = {"0_a_b": {"speaker_id": ["a", "b"], "sound_decay_time": 0.4}}
+    audio.write_text(root / "sms_wsj.json", json.dumps({"datasets": sets}))
+    run(local, tmp_path, str(root))
+    manifests = tmp_path / "data" / "sms" / "manifests" / "2spk_8k"
+    frame = read_manifest(manifests / "test_2spk.csv", 2)
+    assert audio.info(frame["mixture_path"][0])[2] == 2
+    assert np.allclose(audio.read(frame["source_2_path"][0]), (early + tail)[1, 0], atol=1e-5)
+    assert audio.info(read_manifest(manifests / "train.csv", 2)["mixture_path"][0])[2] == 6
+
+
+def test_a_classic_model_separates_files_by_the_command_line(local, tmp_path, capsys):
+    options = ["--update", "iss", "--n_iter", "5", "--sample_rate", str(RATE)]
+    local["make_model"].main(["--source", "gauss", *options, "--out", str(tmp_path / "gauss")])
+    rng = np.random.default_rng(0)
+    sources = rng.normal(size=(3, 2 * RATE)) * (np.sin(np.arange(2 * RATE) / [[900], [1300], [2100]]) > 0)
+    mixture = (0.1 * rng.normal(size=(3, 3)) @ sources).astype(np.float32)
+    cases = {
+        "plain": mixture,
+        "dead": mixture * [[1], [0], [1]],
+        "swapped": mixture[[1, 0, 2]],
+        "inverted": -mixture,
+        "clipped": mixture.clip(-0.1, 0.1),
+        "short": mixture[:, :3],
+    }
+    for name, signals in cases.items():
+        sf.write(tmp_path / f"{name}.wav", signals.T, RATE, subtype="FLOAT")
+    separate(
+        [str(tmp_path / "gauss"), *(str(tmp_path / f"{name}.wav") for name in cases), "--out", str(tmp_path / "out")]
+    )
+    for name, signals in cases.items():
+        estimates = [audio.read(tmp_path / "out" / f"{name}_s{k}.wav") for k in (1, 2, 3)]
+        assert np.abs(sum(estimates) - signals[0]).max() < 1e-3
+    sf.write(tmp_path / "mono.wav", mixture[0], RATE)
+    system = load_system(tmp_path / "gauss")
+    with pytest.raises((UserError, ValueError), match="2 channels"):
+        separate_file(system, tmp_path / "mono.wav", tmp_path / "out")
+
+
+def surrogate(folder):
+    """A trained surrogate, as far as the scripts can tell."""
+    from utils.model import build_system, pack, save
+
+    arguments = {"sample_rate": RATE, "n_fft": 256, "hop": 64, "n_bottleneck": 4, "n_sublayers": 0, "prior": "student"}
+    described = {"class_path": "local_models.surrogate.SurrogateIVA", "init_args": arguments}
+    save(pack(described, build_system(described).state_dict()), folder / "model.pth")
+    audio.write_text(folder / "config.yml", json.dumps({"system": described}))
+    return folder
+
+
+def test_a_trained_surrogate_is_put_into_another_update(local, tmp_path):
+    trained = surrogate(tmp_path / "trained")
+    local["make_model"].main(
+        ["--source", str(trained), "--update", "ip2", "--n_iter", "3", "--out", str(tmp_path / "other")]
+    )
+    before, after = load_system(trained), load_system(tmp_path / "other")
+    assert (after.separation.update, after.separation.n_iter) == ("ip2", 3)
+    mixture = torch.randn(1, 2, 2000)
+    assert torch.allclose(before.separation.model(mixture[:, :, None].abs().expand(1, 2, 129, 2000))[0],
+                          after.separation.model(mixture[:, :, None].abs().expand(1, 2, 129, 2000))[0])  # fmt: skip
+
+
+def test_convergence_curves(local, made, tmp_path):
+    trained = surrogate(tmp_path / "learnt")
+    options = ["--exp", str(trained), "--data", str(made), "--out", str(tmp_path / "curves")]
+    local["convergence"].main([*options, "--iterations", "1", "2", "--updates", "iss", "ip2", "--size", "1"])
+    table = pd.read_csv(tmp_path / "curves.csv")
+    assert set(table["n_src"]) == {2, 3, 4} and set(table["model"]) == {
+        "mixture",
+        "Laplace",
+        "Gauss",
+        "ILRMA",
+        "learnt",
+    }
+    assert len(table) == 3 * (1 + 4 * 2 * 2) and np.isfinite(table["si_sdr"]).all()
+    assert (tmp_path / "curves.png").stat().st_size > 10000
+
+
+def stub(signal, sample_rate):
+    return "d says 0" if sample_rate == RATE and signal.ndim == 1 else ""
+
+
+def test_word_error_rate_by_a_recogniser_of_the_user(local, made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_recogniser", sys.modules[__name__])
+    manifest = made / "manifests" / "2spk_8k" / "test_2spk.csv"
+    options = [
+        "--exp",
+        str(surrogate(tmp_path / "model")),
+        "--manifest",
+        str(manifest),
+        "--out",
+        str(tmp_path / "wer.csv"),
+    ]
+    local["score_wer"].main([*options, "--recogniser", "my_recogniser:stub"])
+    frame = read_manifest(manifest)
+    texts = frame[["text_1", "text_2"]].to_numpy().ravel().tolist()
+    expected = 100 * jiwer.wer(texts, ["d says 0"] * len(texts))
+    assert f"estimates {expected:6.1f} %" in capsys.readouterr().out
+    assert "no_such_module" in message(capsys, local["score_wer"].main, [*options, "--recogniser", "no_such_module:f"])
+    assert "whisper:NAME" in message(capsys, local["score_wer"].main, [*options, "--recogniser", "whisper"])
+
+
+def test_word_errors_are_those_of_jiwer():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        reference, hypothesis = (" ".join(rng.choice(list("abcd"), rng.integers(1, 9))) for _ in range(2))
+        result = jiwer.process_words(reference, hypothesis)
+        errors = result.substitutions + result.deletions + result.insertions
+        assert word_errors(hypothesis, reference) == (errors, len(reference.split()))
+    assert word_errors("", "Hello, it's me!") == (3, 3) and word_errors("hello IT'S me.", "Hello, it's me!") == (0, 3)
+    assert word_errors("anything", "") == (1, 0)
