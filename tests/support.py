@@ -1,7 +1,10 @@
 """Small systems and data sets for the tests of evaluation and report."""
 
+import contextlib
 import functools
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +109,20 @@ def write_set(folder: Path, examples: list, name: str = "test") -> Path:
         rows.append(row | {"length": mixture.shape[-1]})
     pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
     return folder / f"{name}.csv"
+
+
+@contextlib.contextmanager
+def recipe_scripts(folder: Path, names: tuple[str, ...]):
+    """The scripts of a recipe by name; other recipes' have the same names, so they are not left in sys.modules."""
+    sys.path.insert(0, str(folder))
+    try:
+        for name in names:
+            sys.modules.pop(name, None)
+        yield {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def noise_set(folder: Path, number: int, seconds: float = 0.5, n_src: int = 2) -> Path:

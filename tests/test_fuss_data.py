@@ -1,15 +1,15 @@
 """Stages 0 and 1 of egs/fuss: clips, mixtures by FUSS's rules, lists, manifests, and messages for what is wrong."""
 
-import importlib
 import json
-import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile as sf
 
+from tests.support import recipe_scripts
 from utils.data import rng_of
 from utils.errors import UserError
 from utils.manifest import read_manifest
@@ -22,15 +22,8 @@ TINY = {"train": 2, "validation": 1, "eval": 1}
 
 @pytest.fixture(scope="module")
 def local():
-    """The scripts by name; other recipes' scripts have the same names, so they are not left in sys.modules."""
-    sys.path.insert(0, str(LOCAL))
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    modules = {name: importlib.import_module(name) for name in NAMES}
-    yield type("Local", (), modules)
-    sys.path.remove(str(LOCAL))
-    for name in NAMES:
-        sys.modules.pop(name, None)
+    with recipe_scripts(LOCAL, NAMES) as modules:
+        yield SimpleNamespace(**modules)
 
 
 @pytest.fixture(scope="module")

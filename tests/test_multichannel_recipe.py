@@ -1,4 +1,3 @@
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import soundfile as sf
 import torch
 
+from tests.support import recipe_scripts
 from utils import audio, config
 from utils.errors import UserError
 from utils.manifest import read_manifest
@@ -25,19 +25,10 @@ RATE = 8000
 
 @pytest.fixture(scope="module")
 def local():
-    """The scripts of the recipe, by name; other recipes have scripts of the same names."""
-    hidden = {name: sys.modules.pop(name) for name in STAGES if name in sys.modules}
-    sys.path.insert(0, str(RECIPE / "local"))
-    try:
-        modules = {name: importlib.import_module(name) for name in STAGES}
+    with recipe_scripts(RECIPE / "local", STAGES) as modules:
         modules["make_mixtures"].RoomRules = lambda: modules["make_mixtures"].MINI_ROOMS
         modules["make_mixtures"].N_VALID = {"mini": 2, "other": 2}
         yield modules
-    finally:
-        sys.path.remove(str(RECIPE / "local"))
-        for name in STAGES:
-            sys.modules.pop(name, None)
-        sys.modules.update(hidden)
 
 
 def write_corpus(folder, texts=False):

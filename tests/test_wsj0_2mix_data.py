@@ -1,6 +1,5 @@
 """Stages 0 and 1 of egs/wsj0-2mix: every form of corpus, restart after a kill, and messages for what is wrong."""
 
-import importlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
+from tests.support import recipe_scripts
 from utils import audio
 from utils.manifest import read_manifest
 
@@ -26,16 +26,8 @@ TINY |= {"tr": 12, "cv": 3, "tt": 3}
 
 @pytest.fixture(scope="module")
 def stages():
-    """The two scripts as modules; other recipes' scripts have the same names, so they are not left in sys.modules."""
-    sys.path.insert(0, str(LOCAL))
-    names = ("prepare_corpus", "make_mixtures")
-    for name in names:
-        sys.modules.pop(name, None)
-    modules = [importlib.import_module(name) for name in names]
-    yield modules
-    sys.path.remove(str(LOCAL))
-    for name in names:
-        sys.modules.pop(name, None)
+    with recipe_scripts(LOCAL, ("prepare_corpus", "make_mixtures")) as modules:
+        yield list(modules.values())
 
 
 @pytest.fixture(scope="module")

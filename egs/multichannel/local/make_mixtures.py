@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from prepare_corpus import corpus_folders, data_folder, parse_arguments
+from prepare_corpus import ACCEPTED, parse_arguments
 from ready_sets import read_ready_set
 
 from utils import audio
+from utils.corpus import corpus_folders, data_folder
 from utils.errors import UserError, command
 from utils.manifest import check_manifest, claim, write_manifest
 from utils.rooms import RoomRules
@@ -63,12 +64,12 @@ def check(manifests, args):
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out).resolve()
+    folder = data_folder(args.corpus, args.out, ACCEPTED).resolve()
     note = folder / "corpus.json"
     if not note.is_file():
         raise UserError(f"{note} is not there: run stage 0 first")
     found = json.loads(note.read_text())
-    if args.corpus != "mini" and found["corpus"] != ",".join(map(str, corpus_folders(args.corpus))):
+    if args.corpus != "mini" and found["corpus"] != ",".join(map(str, corpus_folders(args.corpus, ACCEPTED))):
         raise UserError(f"{folder} belongs to another corpus, see {note}. Rename the directory, or delete {folder}")
     if found["ready"]:
         manifests = read_ready_set(found["ready"], Path(found["corpus"]), folder, args)

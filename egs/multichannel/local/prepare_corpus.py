@@ -9,6 +9,7 @@ import pandas as pd
 from ready_sets import find_ready_set
 
 from utils import audio, speech
+from utils.corpus import corpus_folders, data_folder
 from utils.errors import UserError, command
 from utils.manifest import write_manifest
 
@@ -41,23 +42,9 @@ def parse_arguments(argv, description):
     return args
 
 
-def corpus_folders(corpus):
-    """The directories that `--corpus` names, absolute."""
-    names = [corpus] if Path(corpus).exists() else corpus.split(",")
-    folders = [Path(name).expanduser().resolve() for name in names]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"--corpus: {folder} is not a directory. Give `mini`, or one of these forms:\n{ACCEPTED}")
-    return folders
-
-
-def data_folder(corpus, out):
-    return out / ("mini" if corpus == "mini" else "-".join(folder.name for folder in corpus_folders(corpus)))
-
-
 def find_recordings(corpus):
     """Rows of speaker and path for `train` and `test`."""
-    folders = corpus_folders(corpus)
+    folders = corpus_folders(corpus, ACCEPTED)
     if len(folders) == 2:
         return {part: speakers_below([folder]) for part, folder in zip(("train", "test"), folders, strict=True)}
     folder = folders[0]
@@ -134,8 +121,8 @@ def _speak(path, text, speaker):
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out)
-    origin = "mini" if args.corpus == "mini" else ",".join(map(str, corpus_folders(args.corpus)))
+    folder = data_folder(args.corpus, args.out, ACCEPTED)
+    origin = "mini" if args.corpus == "mini" else ",".join(map(str, corpus_folders(args.corpus, ACCEPTED)))
     path = folder / "corpus.json"
     if path.is_file() and json.loads(path.read_text())["corpus"] != origin:
         raise UserError(f"{folder} already holds another corpus, see {path}. Rename the directory, or delete {folder}")
@@ -144,7 +131,7 @@ def main(argv=None):
         corpus = str(folder / "corpus")
         if not path.is_file():
             make_mini(folder / "corpus", args.nj)
-    ready = find_ready_set(corpus_folders(corpus)[0])
+    ready = find_ready_set(corpus_folders(corpus, ACCEPTED)[0])
     if ready:
         print(f"corpus {folder.name}: a finished set, {ready}")
     else:

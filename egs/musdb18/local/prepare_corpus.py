@@ -7,10 +7,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import pooch
 from mini_songs import make_mini
 
 from utils import audio
+from utils.download import fetch
 from utils.errors import UserError, command
 
 URL = "https://zenodo.org/records/3338373/files/musdb18hq.zip"
@@ -55,20 +55,11 @@ def download(folder, url=URL, sha256=SHA256):
     if (folder / "corpus" / "unpacked").is_file():
         return
     print("MUSDB18-HQ is for academic use only, see https://sigsep.github.io/datasets/musdb.html", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        archive = pooch.retrieve(url, f"sha256:{sha256}", Path(url).name, folder, progressbar=True)
-    except (ValueError, OSError) as error:
-        if getattr(error, "errno", None) == 28:
-            raise
-        raise UserError(
-            f"{url} could not be fetched ({error}). Repeat the command, or download and unpack it by hand and give its "
-            "folder as --corpus"
-        ) from None
+    archive = fetch(url, folder, sha256)
     with zipfile.ZipFile(archive) as content:
         content.extractall(folder / "corpus")
     audio.write_text(folder / "corpus" / "unpacked", "")
-    Path(archive).unlink()
+    archive.unlink()
 
 
 def decode(root, target, n_jobs):

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile as sf
-from prepare_corpus import PARTS, corpus_folders, data_folder, detect, parse_arguments
+from prepare_corpus import ACCEPTED, PARTS, detect, parse_arguments
 
 from utils import audio, mixing
+from utils.corpus import corpus_folders, data_folder
 from utils.errors import UserError, command
 from utils.manifest import check_manifest, claim, read_manifest, source_columns, write_manifest
 
@@ -192,12 +193,14 @@ def is_finished(manifests):
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out).resolve()
+    folder = data_folder(args.corpus, args.out, ACCEPTED).resolve()
     note = folder / "corpus.json"
     if not note.is_file():
         raise UserError(f"{note} is not there: run stage 0 first")
     corpus = str(folder / "corpus") if args.corpus == "mini" else args.corpus
-    if args.corpus != "mini" and json.loads(note.read_text())["corpus"] != ",".join(map(str, corpus_folders(corpus))):
+    if args.corpus != "mini" and json.loads(note.read_text())["corpus"] != ",".join(
+        map(str, corpus_folders(corpus, ACCEPTED))
+    ):
         raise UserError(f"{folder} belongs to another corpus, see {note}. Rename the directory, or delete {folder}")
     found = detect(corpus, args.n_src, args.sample_rate, args.mode)
     manifests = folder / "manifests" / f"{args.n_src}spk_{args.sample_rate // 1000}k_{args.mode}"

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from utils import audio, mixing, speech
+from utils.corpus import corpus_folders, data_folder
 from utils.errors import UserError, command
 
 PARTS = {"train": "tr", "valid": "cv", "test": "tt"}
@@ -31,24 +32,9 @@ def parse_arguments(argv, description):
     return parser.parse_args(argv)
 
 
-def corpus_folders(corpus):
-    """The directories that `--corpus` names, absolute."""
-    names = [corpus] if Path(corpus).exists() else corpus.split(",")
-    folders = [Path(name).expanduser().resolve() for name in names]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"--corpus: {folder} is not a directory. Give `mini`, or one of these forms:\n{ACCEPTED}")
-    return folders
-
-
-def data_folder(corpus, out):
-    """`out/mini`, `out/<name of the directory>` or `out/<train>-<test>`."""
-    return out / ("mini" if corpus == "mini" else "-".join(folder.name for folder in corpus_folders(corpus)))
-
-
 def detect(corpus, n_src, sample_rate, mode):
     """Find the form of a corpus: a dict of `form` (tree, lists, csv, pair) and where its parts lie."""
-    folders = corpus_folders(corpus)
+    folders = corpus_folders(corpus, ACCEPTED)
     if len(folders) == 2:
         return {"form": "pair", "train": folders[0], "test": folders[1]}
     folder = folders[0]
@@ -111,12 +97,12 @@ def main(argv=None):
             "WSJ0 is licensed (LDC93S6A) and cannot be downloaded here. Give the directory that holds it, or use "
             "Libri2Mix, which needs no licence: make it with LibriMix's scripts and give its folder as --corpus"
         )
-    folder = data_folder(args.corpus, args.out)
+    folder = data_folder(args.corpus, args.out, ACCEPTED)
     if args.corpus == "mini":
         note = {"corpus": "mini", "form": "lists", "size": MINI}
     else:
         form = detect(args.corpus, args.n_src, args.sample_rate, args.mode)["form"]
-        note = {"corpus": ",".join(map(str, corpus_folders(args.corpus))), "form": form}
+        note = {"corpus": ",".join(map(str, corpus_folders(args.corpus, ACCEPTED))), "form": form}
     path = folder / "corpus.json"
     old = json.loads(path.read_text()) if path.is_file() else note
     if old != note:
