@@ -59,6 +59,14 @@ class Beams(System):
         return self.gain * mixture
 
 
+class Refusing(System):
+    def __init__(self, sample_rate: int):
+        super().__init__(2, sample_rate)
+
+    def separate(self, mixture):
+        raise ValueError("no voice in it")
+
+
 class Counted(Mixtures):
     """Mixtures at a level."""
 

@@ -97,6 +97,13 @@ def test_methods_that_need_no_training_are_listed_in_a_file(tmp_path):
     assert read_final(beams)["description"] == "each microphone"
 
 
+def test_a_mixture_that_a_method_refuses_is_explained(tmp_path):
+    listed = references_file(tmp_path / "list.yml", {"name": "refuses", "class_path": "tests.support.Refusing"})
+    [method] = references(tmp_path, listed)
+    with pytest.raises(UserError, match="m?ix.wav cannot be separated by refuses: no voice in it"):
+        evaluate(method, noise_set(tmp_path / "set", 1))
+
+
 @pytest.mark.parametrize(
     "entry, words",
     [

@@ -280,6 +280,20 @@ def test_the_wrong_number_of_microphones_is_explained(tmp_path):
         separate_file(Parts(n_mics=3), save(tmp_path / "mix.wav", noise(1, 2)), tmp_path / "out")
 
 
+def test_a_mono_file_is_no_recording_of_an_array(tmp_path):
+    with pytest.raises(UserError, match="one channel; the model separates by several microphones"):
+        separate_file(Parts(n_mics=None), save(tmp_path / "mix.wav", noise(1)), tmp_path / "out")
+
+
+def test_a_dead_microphone_is_pointed_out(tmp_path, capsys):
+    signal = noise(1.0, 3)
+    separate_file(Parts(n_mics=3), save(tmp_path / "mix.wav", signal), tmp_path / "out")
+    assert not capsys.readouterr().err
+    signal[:, 1] = 0
+    separate_file(Parts(n_mics=3), save(tmp_path / "mix.wav", signal), tmp_path / "out")
+    assert "channel 2 is silent throughout" in capsys.readouterr().err
+
+
 def test_a_system_of_several_microphones_gives_one_channel_for_each_source(tmp_path):
     signal = noise(3.0, 3)
     paths = separate_file(Parts(400, n_mics=3), save(tmp_path / "mix.wav", signal), tmp_path / "out", Blocks(1.0, 0.25))

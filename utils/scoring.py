@@ -155,6 +155,8 @@ def score(method: Method, how: How, row: dict, source_paths: list[str], folder: 
         raise UserError(
             f"{row['mixture_path']} ({seconds:.0f} s) does not fit the memory of {how.device}: use --device cpu"
         ) from None
+    except ValueError as error:
+        raise UserError(f"{row['mixture_path']} cannot be separated by {method.folder.name}: {error}") from None
     try:
         scored = SUITES[how.suite].score(mixture, sources, estimates, rate, how.extra, oracle)
     except ValueError as error:

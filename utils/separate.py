@@ -91,14 +91,16 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
         n_mics, rate = system.n_mics, source.samplerate
         if n_mics not in (None, 1, source.channels):
             raise UserError(f"{path} has {source.channels} channels; the model hears {n_mics} microphones")
+        if n_mics is None and source.channels == 1:
+            raise UserError(f"{path} has one channel; the model separates by several microphones")
         channels = source.channels if n_mics == 1 or system.images else 1
         to_model = _resampler(rate, system.sample_rate, source.channels)
         from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)
         stitcher = Stitcher(system, blocks, related=True)
         writer = stack.enter_context(_Writer(outputs, rate, channels, source.frames))
-        heard = 0
+        heard, alive = 0, np.zeros(source.channels, bool)
         for block, last in _read(source, path, round(blocks.segment * rate)):
-            heard += len(block)
+            heard, alive = heard + len(block), alive | block.any(axis=0)
             signal = torch.from_numpy(np.ascontiguousarray(to_model(block, last).T))
             for estimates in stitcher.push(signal if n_mics == 1 else signal[None]):
                 writer.write(from_model(_interleave(estimates), False))
@@ -108,6 +110,9 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
             raise UserError(f"{path}: too short, {heard} samples at {rate} Hz are not one at {system.sample_rate} Hz")
         writer.write(from_model(np.zeros((0, len(outputs) * channels), np.float32), True))
         writer.end(heard)
+        if n_mics != 1 and alive.any() and not alive.all():
+            dead = ", ".join(map(str, np.flatnonzero(~alive) + 1))
+            print(f"warning: {path}: channel {dead} is silent throughout: a dead microphone?", file=sys.stderr)
         return writer.peak
 
 
