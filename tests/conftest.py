@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,14 @@ def tones(rng, seconds):
     frequencies = rng.uniform([100, 900], [300, 2000])
     envelope = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(1, 4, (2, 1)) * time + rng.uniform(0, 6, (2, 1)))
     return (0.3 * envelope * np.sin(2 * np.pi * frequencies[:, None] * time)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def torchiva():
+    """A reference that needs torchaudio, which the project itself does without."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchaudio
+        return pytest.importorskip("torchiva")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,3 @@
-import warnings
-
 import numpy as np
 import pyroomacoustics as pra
 import pytest
@@ -12,10 +10,6 @@ from local_models import compiled_sums
 from local_models.auxiva import AuxIVA, covariances, projection_back
 from local_models.demixing_updates import pairs
 from local_models.source_models import NMF, Gauss, Laplace
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of torchaudio
-    import torchiva
 
 UPDATES = ("iss", "ip", "ip2", "iss2")
 MODELS = {"laplace": Laplace(), "gauss": Gauss()}
@@ -111,7 +105,7 @@ def test_ip_equals_pyroomacoustics_after_each_iteration(n_src, name):
 
 @pytest.mark.parametrize("n_src", [2, 3, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_iss_equals_torchiva_after_each_iteration(n_src, name):
+def test_iss_equals_torchiva_after_each_iteration(torchiva, n_src, name):
     mixture = spectrogram(n_src)
     model = {"laplace": torchiva.models.LaplaceModel, "gauss": torchiva.models.GaussModel}[name](eps=1e-12)
     for n_iter in ITERATIONS:
@@ -123,7 +117,7 @@ def test_iss_equals_torchiva_after_each_iteration(n_src, name):
 
 
 @pytest.mark.parametrize("n_src, taps, delay", [(2, 1, 1), (2, 5, 2), (3, 2, 3)])
-def test_dereverberation_taps_equal_torchiva(n_src, taps, delay):
+def test_dereverberation_taps_equal_torchiva(torchiva, n_src, taps, delay):
     mixture = spectrogram(n_src)
     model = torchiva.models.LaplaceModel(eps=1e-12)
     for n_iter in (1, 3, 8):

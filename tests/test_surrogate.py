@@ -1,5 +1,3 @@
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -8,10 +6,6 @@ from local_models import compiled_sums
 from local_models.auxiva import AuxIVA, projection_back
 from local_models.source_models import Laplace
 from local_models.surrogate import Surrogate, SurrogateIVA, coherence
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from torchiva.models import GLUMask
 
 UPDATES = ("iss", "ip", "ip2", "iss2")
 SMALL = {"n_fft": 32, "hop": 8, "n_bottleneck": 4, "n_sublayers": 1, "dropout": 0.0, "n_iter": 3, "train_iter": (3, 3)}
@@ -149,8 +143,8 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out():
 
 
 @pytest.mark.parametrize("n_sublayers", [1, 3])
-def test_the_network_is_the_published_one(n_sublayers):
-    theirs = GLUMask(9, 4, dropout_p=0.5, n_sublayers=n_sublayers)
+def test_the_network_is_the_published_one(torchiva, n_sublayers):
+    theirs = torchiva.models.GLUMask(9, 4, dropout_p=0.5, n_sublayers=n_sublayers)
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             for tensor in (module.running_mean, module.weight.data, module.bias.data):
