@@ -8,6 +8,7 @@ Neurocomputing 2001), from an exact solve.
 With `taps`, Y = W X - H X_past: late reverberation is removed as well (T-ISS: Nakashima et al., ICASSP 2021).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -54,11 +55,23 @@ class AuxIVA(nn.Module):
 
         Silent examples and bins stay silent; gradients are finite for any finite mixture.
         """
-        level = mixture.abs().square().mean((1, 2, 3), keepdim=True).sqrt()
-        normal = mixture / torch.where(level > 0, level, 1.0)
-        demixing = self.demix(normal, self.n_iter if n_iter is None else n_iter)
+        demixing = self.demix(_of_unit_power(mixture), self.n_iter if n_iter is None else n_iter)
+        return self._estimates(demixing, mixture)
+
+    def _estimates(self, demixing, mixture):
         scaled = projection_back(demixing, self.reference)
         return (scaled.to(mixture.dtype) @ self.observations(mixture)).transpose(1, 2)
+
+    @torch.no_grad()
+    def after(self, mixture: torch.Tensor, iterations: Sequence[int]) -> dict[int, torch.Tensor]:
+        """What `forward` gives after each of several numbers of iterations, in one run."""
+        normal = _of_unit_power(mixture)
+        if not self.taps and compiled_sums.supports(normal):
+            run = auxiva_kernel.Iterations(normal, self.model, self.update, loading(normal))
+            states = map(run.in_channels, run.run(max(iterations)))
+        else:
+            states = self._states(self.observations(normal), mixture.shape[1], max(iterations))
+        return {n: self._estimates(demixing, mixture) for n, demixing in enumerate(states) if n in iterations}
 
     def demix(self, mixture: torch.Tensor, n_iter: int, state=None) -> torch.Tensor:
         """Demixing matrices (batch, frequency, mic, mic (1 + taps)), before projection back.
@@ -134,6 +147,11 @@ class AuxIVA(nn.Module):
         padded = nn.functional.pad(present, (oldest, 0))
         past = torch.stack([padded[..., k : k + frames] for k in range(self.taps)], dim=3)
         return torch.cat([present, past.flatten(2, 3)], dim=2)
+
+
+def _of_unit_power(mixture):
+    level = mixture.abs().square().mean((1, 2, 3), keepdim=True).sqrt()
+    return mixture / torch.where(level > 0, level, 1.0)
 
 
 def loading(signals: torch.Tensor) -> float:

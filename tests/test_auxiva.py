@@ -69,6 +69,18 @@ def test_every_update_equals_ssspy_after_each_iteration(ssspy_results, taken):
 
 
 @pytest.mark.parametrize("taken", ["compiled", "torch"])
+@pytest.mark.parametrize("model", [Laplace(), NMF()], ids=["laplace", "nmf"])
+def test_one_run_gives_the_estimates_after_several_numbers_of_iterations(taken, model, monkeypatch):
+    mixture, separation = torch.from_numpy(spectrogram(3))[None], AuxIVA(model, "ip2")
+    if taken == "torch":
+        monkeypatch.setattr(compiled_sums, "supports", lambda signals: False)
+    found = separation.after(mixture, (5, 0, 2))
+    assert sorted(found) == [0, 2, 5]
+    for n_iter, estimates in found.items():
+        assert error(estimates.numpy(), separation(mixture, n_iter).numpy()) < 1e-12
+
+
+@pytest.mark.parametrize("taken", ["compiled", "torch"])
 def test_single_precision_stays_within_a_ten_thousandth(ssspy_results, taken):
     for (n_src, name, update, n_iter), reference in ssspy_results.items():
         if name == "gauss" and n_src > 2 and n_iter > 5:

@@ -48,5 +48,5 @@ fi
 if runs 4 "evaluation"; then $python local/evaluate_all.py --exp "$exp" --data "data/$name" --nj "$nj" --device "$device"; fi
 if runs 5 "comparison"; then
     for n in 2 3 4; do $python -m utils.report --exp exp --data-set "test_${n}spk" --out "RESULTS_${n}spk.md" --html "report_${n}spk.html"; done
-    $python local/convergence.py --exp "$exp" --data "data/$name" --out "exp/$name-convergence"
+    $python local/convergence.py --exp "$exp" --data "data/$name" --out "exp/$name-convergence" --nj "$nj"
 fi

@@ -41,10 +41,8 @@ def scores_of(row, sources, models, updates, iterations, sample_rate):
         model = system.separation.model if system else CLASSIC[name]()
         spectrum = stft(torch.from_numpy(mixture)[None])
         for update in updates:
-            for n_iter in iterations:
-                with torch.no_grad():
-                    separated = AuxIVA(model, update, n_iter)(spectrum)
-                    estimates = stft.inverse(separated, mixture.shape[1])[0].numpy()
+            for n_iter, separated in AuxIVA(model, update).after(spectrum, iterations).items():
+                estimates = stft.inverse(separated, mixture.shape[1])[0].detach().numpy()
                 best = si_sdr(estimates[match(estimates, sources)], sources).mean()
                 rows.append({"model": name, "update": update, "n_iter": n_iter, "si_sdr": best})
     return [{"mixture_ID": row["mixture_ID"], **found} for found in rows]
