@@ -2,7 +2,7 @@
 # An active environment that has them already is used as it is.
 
 _root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-_packages="import asteroid, espeakng_loader, jsonargparse, pytorch_lightning, soundfile, soxr, tensorboard"
+_packages="import asteroid, distributed, espeakng_loader, jinja2, jsonargparse, numba, pyroomacoustics, pytorch_lightning, soundfile, soxr, tensorboard"
 
 if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python -c "$_packages" >/dev/null 2>&1; then
     python=python
