@@ -196,6 +196,23 @@ def test_each_part_is_clipped_by_itself():
         assert norm.item() == pytest.approx(0.5, rel=1e-3)
 
 
+def test_the_gradient_of_magnitudes_is_that_of_the_discrete_fourier_transform():
+    signals = torch.randn(2, 3, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shape = torch.hann_window(16, dtype=torch.float64)
+    padded = torch.nn.functional.pad(signals, (8, 8))
+    times, bins = torch.arange(16, dtype=torch.float64), torch.arange(9, dtype=torch.float64)
+    turns = torch.exp(-2j * torch.pi * bins[:, None] * times / 16)
+    leaf = padded.requires_grad_()
+    frames = leaf.unfold(-1, 16, 4) * (shape / shape.square().sum().sqrt())
+    expected = ((frames.to(turns.dtype) @ turns.T).abs().square() + 1e-10).sqrt()
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ours = signals.detach().float().requires_grad_()
+    (magnitude(ours, 16) * weights.float()).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(magnitude(ours, 16), expected.float())
+    torch.testing.assert_close(ours.grad, leaf.grad[..., 8:-8].float(), atol=1e-5, rtol=1e-4)
+
+
 def test_the_pit_steps_leave_discriminators_alone_and_out_of_checkpoints():
     model, data = system(*ALL, step="pit"), batch()
     before = {name: value.clone() for name, value in model.opponents.state_dict().items()}
