@@ -58,6 +58,9 @@ def test_xumx_separates_stereo_of_any_length(length):
         estimates = system.separate(torch.randn(2, 2, length))
         assert estimates.shape == (2, 2, 2, length) and estimates.isfinite().all()
         assert not system.separate(torch.zeros(1, 2, length)).any()
+        song = torch.randn(1, 1, length)
+        mono, stereo = system.separate(song), system.separate(song.expand(-1, 2, -1))
+        torch.testing.assert_close(mono, stereo.mean(dim=2, keepdim=True))
 
 
 def test_xumx_masks_are_those_of_asteroids_network():
