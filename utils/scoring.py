@@ -164,7 +164,8 @@ def score(method: Method, how: How, row: dict, source_paths: list[str], folder: 
     named = {"mixture_ID": row["mixture_ID"], "mixture_path": row["mixture_path"], "length": mixture.shape[-1]}
     result = named | scored.row
     for name, text in scored.files.items():
-        audio.write_text(folder / name / f"{_file_name(row['mixture_ID'])}.json", text)
+        # The whole name: museval joins its files with those of others by it.
+        audio.write_text(folder / name / f"{str(row['mixture_ID']).replace('/', '_')}.json", text)
     if keep:
         write_example(folder / example_name(row["mixture_ID"]), rate, mixture, sources, scored.estimates, result)
     return result
