@@ -109,24 +109,34 @@ def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path
     assert "is silent" in message(capsys, run, local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}")
 
 
-def test_wsj1_2345_db_is_read(local, tmp_path):
+@pytest.mark.parametrize("noisy", [False, True])
+def test_wsj1_2345_db_is_read_with_its_noise(local, tmp_path, noisy):
     rng = np.random.default_rng(0)
-    root = tmp_path / "wsj1_2345_db"
+    root = tmp_path / "renamed"
     for part in ("si284", "dev93", "eval92"):
         place = root / "wsj1_2_mix_m2" / part
-        images = 0.1 * rng.uniform(-1, 1, (2, 2, 4000))
-        audio.write(place / "mix.wav", images.sum(0), RATE)
+        images, noise = 0.1 * rng.uniform(-1, 1, (2, 2, 4000)), 0.1 * rng.uniform(-1, 1, (2, 4000))
+        audio.write(place / "wav_mixed_reverb" / "0.wav", images.sum(0), RATE)
+        audio.write(place / "wav_mixed_noise_reverb" / "0.wav", images.sum(0) + noise, RATE)
         for k in range(2):
             audio.write(place / f"s{k}.wav", images[k], RATE)
-        relative = place.relative_to(tmp_path)
-        info = {"wav_dpath_mixed_reverberant": f"{relative}/mix.wav", "rir_info_t60": 0.3}
+        relative = f"wsj1_2345_db/wsj1_2_mix_m2/{part}"  # the set's own name, wherever it lies
+        info = {"wav_dpath_mixed_reverberant": f"{relative}/wav_mixed_reverb/0.wav", "rir_info_t60": 0.3}
         info["wav_dpath_image_reverberant"] = [f"{relative}/s{k}.wav" for k in range(2)]
+        info |= {"speaker_id": ["a", "b"], "transcript_espnet": ["ONE", "TWO"]}
+        info |= {"rir_info_microphone_position": [[0, 0, 1], [0, 0.2, 1]]}
+        info |= {"rir_info_speaker_position": [[3, 4, 1], [0, 0, 3]]}
         audio.write_text(place / "mixinfo.json", json.dumps({"00000": info}))
+        if noisy:
+            info |= {"wav_mixed_noise_reverb": f"{relative}/wav_mixed_noise_reverb/0.wav", "noise_snr": 12.5}
+            audio.write_text(place / "mixinfo_noise.json", json.dumps({"00000": info}))
     run(local, tmp_path, str(root))
-    frame = read_manifest(tmp_path / "data" / "wsj1_2345_db" / "manifests" / "2spk_8k" / "test_2spk.csv", 2)
+    frame = read_manifest(tmp_path / "data" / "renamed" / "manifests" / "2spk_8k" / "test_2spk.csv", 2)
     mixture = audio.read(frame["mixture_path"][0], channels=True)
     sources = sum(audio.read(frame[f"source_{k}_path"][0]) for k in (1, 2))
-    assert mixture.shape == (2, 4000) and np.abs(mixture[0] - sources).max() < 1e-3 and frame["t60"][0] == 0.3
+    assert mixture.shape == (2, 4000) and np.abs(mixture[0] - sources - noisy * noise[0]).max() < 1e-3
+    described = frame[["t60", "distance_1", "distance_2", "speaker_2", "text_2"]].iloc[0].tolist()
+    assert described == [0.3, 5.0, 2.0, "b", "TWO"] and (frame["noise"][0] == 12.5) == noisy
 
 
 def test_sms_wsj_is_read_with_as_many_microphones_as_speakers(local, tmp_path):
@@ -138,12 +148,15 @@ def test_sms_wsj_is_read_with_as_many_microphones_as_speakers(local, tmp_path):
         for k in range(2):
             audio.write(root / "early" / part / f"0_a_b_{k}.wav", early[k], RATE, "FLOAT")
             audio.write(root / "tail" / part / f"0_a_b_{k}.wav", tail[k], RATE, "FLOAT")
-        sets[part] = {"0_a_b": {"speaker_id": ["a", "b"], "sound_decay_time": 0.4}}
+        places = {"sensor_position": np.eye(3, 6).tolist(), "source_position": [[1, 1], [3, 0], [4, 2]]}
+        example = {"speaker_id": ["a", "b"], "sound_decay_time": 0.4, "kaldi_transcription": ["ONE", "TWO"], **places}
+        sets[part] = {"0_a_b": example}
     audio.write_text(root / "sms_wsj.json", json.dumps({"datasets": sets}))
     run(local, tmp_path, str(root))
     manifests = tmp_path / "data" / "sms" / "manifests" / "2spk_8k"
     frame = read_manifest(manifests / "test_2spk.csv", 2)
     assert audio.info(frame["mixture_path"][0])[2] == 2
+    assert frame[["t60", "distance_1", "distance_2", "text_2"]].iloc[0].tolist() == [0.4, 5.0, 2.0, "TWO"]
     assert np.allclose(audio.read(frame["source_2_path"][0]), (early + tail)[1, 0], atol=1e-5)
     assert audio.info(read_manifest(manifests / "train.csv", 2)["mixture_path"][0])[2] == 6
 
