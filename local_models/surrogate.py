@@ -125,8 +125,7 @@ class SurrogateIVA(System):
         n_iter: iterations of `separate` and of validation.
         train_iter: least and greatest number of iterations in training, drawn anew for each batch.
         loss: `si_sdr`: negative SI-SDR in dB of the signals at the reference microphone; `coherence`: one minus the
-            mean over frequencies of the squared coherence with the source, which needs no scale. Both with the best
-            order.
+            squared coherence with the source, which needs no scale, see `coherence`. Both with the best order.
         taps, delay: of dereverberation, see `local_models.auxiva.AuxIVA`.
         reference: microphone of the estimates, from 0.
     """
@@ -203,9 +202,15 @@ def coherence(estimates: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
     """Squared coherence of spectrograms over the frames, mean over frequencies: (batch, n, n), estimate by source.
 
     Both complex (batch, n, frequency, frame). It is 1 if every frequency of an estimate is the source's but for a
-    factor, and does not know these factors. A frequency at which one of the two is silent counts 0.
+    factor, and does not know these factors. A frequency weighs as much as the source's amplitude there: equal weights
+    would give most of the gradient to the upper half of the band, where recorded speech lies below the noise. A
+    frequency at which the estimate is silent counts 0, and so does a silent source.
     """
     cross = torch.einsum("bkfn,bjfn->bkjf", estimates, sources.conj()).abs().square()
-    power = torch.einsum("bkf,bjf->bkjf", *(x.abs().square().sum(-1) for x in (estimates, sources)))
+    powers = [x.abs().square().sum(-1) for x in (estimates, sources)]
+    power = torch.einsum("bkf,bjf->bkjf", *powers)
     silent = power <= torch.finfo(power.dtype).tiny
-    return torch.where(silent, 0.0, cross / torch.where(silent, 1.0, power)).mean(-1)
+    squared = torch.where(silent, 0.0, cross / torch.where(silent, 1.0, power))
+    amplitude = powers[1].sqrt()
+    weights = amplitude / amplitude.sum(-1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
+    return torch.einsum("bkjf,bjf->bkj", squared, weights)

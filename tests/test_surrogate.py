@@ -205,6 +205,18 @@ def test_coherence_is_blind_to_factors_of_frequencies_only():
     assert (coherence(sources, sources)[:, 0] == 0).all()
 
 
+def test_noise_where_the_source_is_weak_hardly_counts_in_the_coherence():
+    """As in recordings: the upper frequencies of the source are 50 dB down, the noise 30 dB."""
+    draw = torch.Generator().manual_seed(0)
+    source, noise = torch.randn(2, 1, 1, 100, 200, dtype=torch.complex128, generator=draw)
+    source[:, :, 50:] *= 10 ** (-50 / 20)
+    estimate = (source + 10 ** (-30 / 20) * noise).requires_grad_()
+    value = coherence(estimate, source)
+    assert value.item() > 0.99
+    (gradient,) = torch.autograd.grad(value.sum(), estimate)
+    assert gradient[:, :, 50:].norm() < gradient.norm() / 2
+
+
 def test_a_system_trained_on_two_separates_any_number_and_any_length():
     system = SurrogateIVA(None, 8000, **SMALL).eval()
     for n_mics, frames in ((2, 1), (3, 7), (4, 1000)):
