@@ -20,6 +20,7 @@ from utils.separate import separate_file
 
 RECIPE = Path(__file__).parents[1] / "egs" / "multichannel"
 STAGES = ("prepare_corpus", "ready_sets", "make_mixtures", "evaluate_all", "convergence", "score_wer", "make_model")
+STAGES += ("breakdown",)
 RATE = 8000
 
 
@@ -226,6 +227,34 @@ def test_convergence_curves(local, made, tmp_path):
     }
     assert len(table) == 3 * (1 + 4 * 2 * 2) and np.isfinite(table["si_sdr"]).all()
     assert (tmp_path / "curves.png").stat().st_size > 10000
+
+
+def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, capsys):
+    exp = surrogate(tmp_path / "exp" / "learnt")
+    references = "[{name: mixture, kind: mixture}]"
+    audio.write_text(tmp_path / "references.yml", references)
+    options = ["--exp", str(exp), "--data", str(made), "--nj", "1", "--references", str(tmp_path / "references.yml")]
+    local["evaluate_all"].main([*options, "--device", "cpu"])
+    mixture = tmp_path / "exp" / "reference-corpus-2spk_8k" / "mixture"
+    out = ["--out", str(tmp_path / "breakdown"), "--parts", "2"]
+    local["breakdown"].main(["--exp", str(exp), str(mixture), *out])
+    table = pd.read_csv(tmp_path / "breakdown.csv", keep_default_na=False)
+    whole = table[table["condition"] == "all"]
+    assert list(whole["sources"]) == [4, 6, 8, 4] and set(whole["system"]) == {"learnt", "mixture"}
+    for n_src in (2, 3, 4):
+        final = json.loads((exp / "eval" / f"test_{n_src}spk" / "final_metrics.json").read_text())
+        row = whole[(whole["set"] == f"corpus-{n_src}spk_8k/test_{n_src}spk") & (whole["system"] == "learnt")].iloc[0]
+        assert all(row[name] == pytest.approx(final[name]["mean"], abs=1e-3) for name in ("si_sdr", "sdr", "sir"))
+    scores = pd.read_csv(exp / "eval" / "test_2spk" / "all_metrics.csv")
+    manifest = read_manifest(made / "manifests" / "2spk_8k" / "test_2spk.csv")
+    by_t60 = table[
+        (table["condition"] == "t60 (s)") & table["set"].str.endswith("2spk") & (table["system"] == "learnt")
+    ]
+    expected = scores["si_sdr"][manifest["t60"].sort_values().index]  # a mixture in each half
+    found = by_t60.set_index(by_t60["part"].str.extract(r"([\d.]+)")[0].astype(float)).sort_index()["si_sdr"]
+    assert np.allclose(found, expected, atol=1e-3)
+    assert {"all", "t60 (s)", "distance (m)", "noise (dB)", "input_si_sdr (dB)"} == set(table["condition"])
+    assert "nothing evaluated" in message(capsys, local["breakdown"].main, ["--exp", str(tmp_path), *out])
 
 
 def stub(signal, sample_rate):
