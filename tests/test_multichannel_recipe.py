@@ -110,6 +110,45 @@ def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path
     assert "is silent" in message(capsys, run, local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}")
 
 
+def write_csvs(folder, **changed):
+    """`train.csv` and `test.csv` of what `write_corpus` wrote, with other columns."""
+    for part, speakers in (("train", "abc"), ("test", "defg")):
+        rows = [{"speaker": s, "path": f"{part}/{s}/{n}.wav"} for s in speakers for n in range(3)]
+        pd.DataFrame(rows).assign(**changed).to_csv(folder / f"{part}.csv", index=False)
+
+
+def test_texts_and_speakers_may_look_like_numbers_or_missing_values(local, tmp_path):
+    write_corpus(tmp_path / "corpus")
+    write_csvs(tmp_path / "corpus", text=lambda frame: (["07", "null", "NA"] * 4)[: len(frame)])
+    text = (tmp_path / "corpus" / "test.csv").read_text().replace("d,test", "NA,test").replace("e,test", "01,test")
+    (tmp_path / "corpus" / "test.csv").write_text(text)
+    run(local, tmp_path, str(tmp_path / "corpus"))
+    frame = read_manifest(tmp_path / "data" / "corpus" / "manifests" / "4spk_8k" / "test_4spk.csv")
+    assert {*frame[[f"speaker_{k}" for k in range(1, 5)]].to_numpy().ravel()} == {"NA", "01", "f", "g"}
+    assert {*frame[[f"text_{k}" for k in range(1, 5)]].to_numpy().ravel()} <= {"07", "null", "NA"}
+
+
+@pytest.mark.parametrize(
+    "changed, problem",
+    [({"path": ""}, "line 2: the cell of path is empty"), ({"speaker": ""}, "line 2: the cell of speaker is empty"),
+     ({"speaker": "a"}, "mixtures of 2 need recordings of as many speakers"), (None, "is not a CSV file")],
+)  # fmt: skip
+def test_faulty_lists_are_told(local, tmp_path, capsys, changed, problem):
+    write_corpus(tmp_path / "corpus")
+    write_csvs(tmp_path / "corpus", **changed or {})
+    if changed is None:
+        (tmp_path / "corpus" / "train.csv").write_bytes(b"\xff\xfe")
+    assert problem in message(capsys, run, local, tmp_path, str(tmp_path / "corpus"))
+
+
+def test_speakers_of_one_recording_are_split_too(local):
+    frame = pd.DataFrame({"speaker": list(map(str, range(20))), "path": "x"})
+    parts = local["prepare_corpus"].split(frame)
+    assert len(parts["valid"]) == 3 and len(parts["train"]) == 17
+    parts = local["prepare_corpus"].split(pd.DataFrame({"speaker": ["a"] * 9 + ["b"] * 2, "path": "x"}))
+    assert parts["valid"]["speaker"].tolist() == ["a", "a", "b"] and len(parts["train"]) == 8
+
+
 @pytest.mark.parametrize("noisy", [False, True])
 def test_wsj1_2345_db_is_read_with_its_noise(local, tmp_path, noisy):
     rng = np.random.default_rng(0)
@@ -279,6 +318,10 @@ def test_word_error_rate_by_a_recogniser_of_the_user(local, made, tmp_path, caps
     assert f"estimates {expected:6.1f} %" in capsys.readouterr().out
     assert "no_such_module" in message(capsys, local["score_wer"].main, [*options, "--recogniser", "no_such_module:f"])
     assert "whisper:NAME" in message(capsys, local["score_wer"].main, [*options, "--recogniser", "whisper"])
+    frame.assign(text_2="").to_csv(manifest.with_name("partly.csv"), index=False)
+    options[3] = str(manifest.with_name("partly.csv"))
+    told = message(capsys, local["score_wer"].main, [*options, "--recogniser", "my_recogniser:stub"])
+    assert "2 mixtures lack a text" in told
 
 
 def test_word_errors_are_those_of_jiwer():
