@@ -116,7 +116,7 @@ class SurrogateIVA(System):
     """Separation of as many sources as there are microphones by AuxIVA with a learnt source model.
 
     Args:
-        n_src: sources of a training mixture; `separate` finds as many as there are microphones.
+        n_src: None: as many sources as there are microphones, of any number; else only so many.
         sample_rate: in Hz.
         n_fft: length of the Hann window in samples.
         hop: from frame to frame, in samples.
@@ -155,6 +155,7 @@ class SurrogateIVA(System):
         reference: int = 0,
     ):
         super().__init__(n_src, sample_rate)
+        self.n_mics = n_src
         if not 1 <= train_iter[0] <= train_iter[1]:
             raise ValueError(f"train_iter {train_iter} must be a least and a greatest number of iterations, from 1")
         self.stft = Stft(n_fft, hop)
@@ -173,6 +174,8 @@ class SurrogateIVA(System):
 
     def losses(self, batch):
         mixture, sources = batch["mixture"], batch["sources"]
+        if mixture.shape[1] != sources.shape[1]:
+            raise ValueError(f"{mixture.shape[1]} microphones and {sources.shape[1]} sources: there must be as many")
         with self.full_precision():
             n_iter = None
             if self.training:

@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.manifest import read_manifest
 from utils.metrics.wer import word_errors
 from utils.model import load_system
+from utils.scoring import How, Method, estimate
 from utils.separate import main as separate
 from utils.separate import separate_file
 
@@ -71,6 +72,21 @@ def test_every_yaml_is_built(conf):
     parsed = config.parse(config.read_yaml(conf), conf)
     config.check_steps(parsed, conf)
     assert config.build(parsed).system.n_mics is None
+
+
+def test_finished_sets_train_by_the_documented_option():
+    for conf in sorted((RECIPE / "conf").glob("*.yml")):
+        values = config.override(config.read_yaml(conf), ["data.dataset.class_path=utils.spatial.ArrayMixtures"])
+        if conf.stem != "surrogate_tiss":  # its anechoic references are not in the manifests of finished sets
+            assert config.parse(values, conf).data.dataset.class_path == "utils.spatial.ArrayMixtures"
+
+
+@pytest.mark.parametrize("n_mics", [2, 4])
+def test_another_number_of_sources_than_microphones_is_told(tmp_path, n_mics):
+    method = Method(tmp_path, model=surrogate(tmp_path) / "model.pth", model_sha256="")
+    mixture, sources = (np.ones((n, 800), np.float32) for n in (n_mics, 3))
+    with pytest.raises(ValueError, match=f"as many sources as microphones, {n_mics}, but there are 3"):
+        estimate(method, How(), mixture, sources, RATE)
 
 
 def test_every_reference_can_be_made():

@@ -227,6 +227,7 @@ def test_a_system_trained_on_two_separates_any_number_and_any_length():
         assert torch.allclose(estimates.sum(1), mixture[:, 0], atol=1e-4)
     with pytest.raises(ValueError, match="2 channels"):
         system.separate(torch.randn(1, 1, 100))
+    assert system.n_mics is None and SurrogateIVA(2, 8000, **SMALL).n_mics == 2
 
 
 def test_training_makes_separation_better():
@@ -253,6 +254,8 @@ def test_training_makes_separation_better():
 
 
 def test_bad_arguments_are_told():
+    with pytest.raises(ValueError, match="2 microphones and 3 sources: there must be as many"):
+        SurrogateIVA(None, 8000, **SMALL).losses({"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 3, 400)})
     with pytest.raises(ValueError, match="train_iter"):
         SurrogateIVA(train_iter=(5, 2))
     with pytest.raises(ValueError, match="hop"):
