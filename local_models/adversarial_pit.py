@@ -157,10 +157,13 @@ class AdversarialPIT(Universal, System):
             loss, order = self.loss_of(leaf, sources, mixture)
             gradient = pit_gradient = torch.autograd.grad(loss, leaf)[0]
         values, their_loss = {"loss": loss}, torch.zeros((), device=leaf.device)
+        # The gradient of a mean over a million scores is zero in float16; `balance` takes any factor out again.
+        half = torch.is_autocast_enabled(leaf.device.type) and torch.get_autocast_dtype(leaf.device.type) == torch.half
+        lift = leaf.numel() if half else 1
         for name, opponent in self.opponents.items():
             aligned = align(leaf, order)
             own_loss, adversarial_loss, seen = opponent.meet(opponent.pairs(sources, aligned, mixture))
-            push = torch.autograd.grad(adversarial_loss, leaf, retain_graph=True)[0]
+            push = torch.autograd.grad(adversarial_loss * lift, leaf, retain_graph=True)[0]
             scale, share = opponent.balance(push, pit_gradient)
             if opponent.updates > self.game.warm_up:
                 gradient, seen["share"] = gradient + scale * push, share

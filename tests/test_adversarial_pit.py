@@ -298,6 +298,30 @@ def test_mixed_precision_trains_and_keeps_the_loss_in_float32():
     assert values["loss"].item() == pytest.approx(plain.item(), abs=0.1)
 
 
+class Faint(torch.nn.Module):
+    """Scores with a gradient as weak as that of a long segment, which float16 does not know."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, signals, mixture):
+        return [(signals.to(self.dtype) * 1e-4).float()]
+
+
+def test_float16_does_not_lose_the_gradient_of_discriminators():
+    data, gradients = batch(), []
+    for dtype, share in ((torch.float16, 0.2), (torch.float32, 0.2), (torch.float32, 0.0)):
+        model = system(Adversary("stft", "instance", share=share, filters=8, windows=(128,)))
+        model.opponents["stft_instance"].network = Faint(dtype)
+        estimates = model.separate(data["mixture"])
+        with torch.autocast("cpu", torch.float16, enabled=dtype == torch.float16):
+            gradients.append(model._play(estimates, data["sources"], data["mixture"])[1])
+    pushes = [gradient - gradients[2] for gradient in gradients[:2]]
+    assert pushes[1].abs().max() > 0
+    torch.testing.assert_close(*pushes, rtol=0.01, atol=0.01 * pushes[1].abs().max().item())
+
+
 def test_magnitudes_are_those_of_the_definition_and_have_a_gradient_at_zero():
     signals = torch.randn(2, 3, 1000)
     ours = magnitude(signals, 128)
