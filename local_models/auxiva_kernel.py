@@ -74,14 +74,14 @@ class Iterations:
 def _prepare(real, imag, eps, white, whitening, loading):
     """Whitening matrices of all frequencies, lower triangular, and the whitened channels (real and imaginary)."""
     batch, n_src, bins, frames = real.shape
-    sums = np.empty((1, n_src * n_src))
+    sums = np.empty((1, n_src * n_src), real.dtype)
     covariance = np.empty((1, n_src, n_src), np.complex128)
     products = np.empty((n_src * n_src, frames), real.dtype)
-    ones = np.ones((1, 1, frames), real.dtype)
+    ones = np.ones((1, frames), real.dtype)
     for b in range(batch):
         for f in range(bins):
             multiply(real[b], imag[b], f, products)
-            dots(ones, 0, products, sums)
+            dots(ones, products, sums)
             hermitian(sums, covariance)
             _whiten(covariance[0], eps, whitening[b, f])
             for i in range(n_src):
@@ -149,23 +149,30 @@ def _iterate(real, imag, loading, weights, means, rule, eps, demixing, power):
     batch, n_src, bins, frames = real.shape
     products = np.empty((n_src * n_src, frames), real.dtype)
     factors = np.empty((n_src, n_src * n_src), real.dtype)
-    sums = np.empty((n_src, n_src * n_src))
+    sums, buffer = np.empty_like(factors), np.empty((n_src, frames), real.dtype)
+    chosen = np.empty_like(buffer)
     covariances = np.empty((n_src, n_src, n_src), np.complex128)
     for b in range(batch):
+        own_real, own_imag, matrices = real[b], imag[b], demixing[b]
         for f in range(bins):
-            multiply(real[b], imag[b], f, products)
+            multiply(own_real, own_imag, f, products)
             if len(weights):
-                dots(weights[b], f if weights.shape[2] > 1 else 0, products, sums)
+                w = f if weights.shape[2] > 1 else 0
+                if f == 0 or w > 0:
+                    for m in range(n_src):
+                        chosen[m] = weights[b, m, w]
+                dots(chosen, products, sums)
                 hermitian(sums, covariances)
                 for m in range(n_src):
-                    mean = means[b, m, f if weights.shape[2] > 1 else 0]
+                    mean = means[b, m, w]
                     for i in range(n_src):
                         for j in range(n_src):
-                            covariances[m, i, j] += mean * loading[b, f, i, j]
-                _update(covariances, demixing[b, f], rule, eps)
+                            load = loading[b, f, i, j]
+                            covariances[m, i, j] += complex(mean * load.real, mean * load.imag)
+                _update(covariances, matrices[f], rule, eps)
             if len(power):
-                _factors(demixing[b, f], factors)
-                forms(factors, products, f if power.shape[2] > 1 else 0, power[b])
+                _factors(matrices[f], factors)
+                forms(factors, products, f if power.shape[2] > 1 else 0, buffer, power[b])
 
 
 # ---- rules
@@ -216,8 +223,10 @@ def _iss(covariances, demixing, eps):
                 mean += demixing[m, i] * inner
             if power <= eps * size:
                 steps[m] = 0
+            elif m == k:
+                steps[m] = 1 - 1 / np.sqrt(power)
             else:
-                steps[m] = 1 - 1 / np.sqrt(power) if m == k else mean / power
+                steps[m] = complex(mean.real / power, mean.imag / power)
         for m in range(n_src):
             for d in range(n_src):
                 demixing[m, d] -= steps[m] * row[d]

@@ -38,24 +38,20 @@ def _planes(signals):
 
 
 @jit
-def dots(weights, f, products, out):
-    """out (source, product) = mean over frames of weights (source, f, frame) times products (product, frame)."""
-    n_src, _, frames = weights.shape
-    chosen = np.empty((n_src, frames), weights.dtype)
-    for m in range(n_src):
-        chosen[m] = weights[m, f]
-    out[:] = np.dot(chosen, products.T)
-    out /= frames
+def dots(weights, products, out):
+    """out (source, product) = mean over frames of weights (source, frame) times products (product, frame)."""
+    np.dot(weights, products.T, out)
+    out /= weights.shape[1]
 
 
 @jit
-def forms(factors, products, f, out):
-    """out (source, f, frame) += factors (source, product) times products (product, frame)."""
-    added = np.dot(factors, products)
+def forms(factors, products, f, buffer, out):
+    """out (source, f, frame) += factors (source, product) times products (product, frame); buffer (source, frame)."""
+    np.dot(factors, products, buffer)
     for m in range(len(out)):
-        row, total = added[m], out[m, f]
-        for n in range(len(row)):
-            total[n] += row[n]
+        added, total = buffer[m], out[m, f]
+        for n in range(len(total)):
+            total[n] += added[n]
 
 
 @jit
@@ -97,13 +93,11 @@ def _covariances(real, imag, weights, out):
     batch, bins, size, frames = real.shape
     n_src = weights.shape[2]
     products = np.empty((size * size, frames), real.dtype)
-    row = np.empty((n_src, 1, frames), real.dtype)
-    sums = np.empty((n_src, size * size))
+    sums = np.empty((n_src, size * size), real.dtype)
     for b in range(batch):
         for f in range(bins):
             multiply(real[b, f].reshape(size, 1, frames), imag[b, f].reshape(size, 1, frames), 0, products)
-            row[:, 0] = weights[b, f]
-            dots(row, 0, products, sums)
+            dots(weights[b, f], products, sums)
             hermitian(sums, out[b, f])
 
 
@@ -115,7 +109,7 @@ def _gradients(real, imag, weights, gradient, by_signals, by_weights):
     products = np.empty((size * size, frames), real.dtype)
     factors = np.empty((n_src, size * size), real.dtype)
     turned = np.empty((size * size, n_src), real.dtype)
-    mixed = np.empty((size * size, 1, frames), real.dtype)
+    mixed = np.empty((size * size, frames), real.dtype)
     for b in range(batch):
         for f in range(bins):
             multiply(real[b, f].reshape(size, 1, frames), imag[b, f].reshape(size, 1, frames), 0, products)
@@ -129,14 +123,13 @@ def _gradients(real, imag, weights, gradient, by_signals, by_weights):
                         k += 2
                 for k in range(size * size):
                     turned[k, m] = factors[m, k]
-            forms(factors, products, 0, by_weights[b, f].reshape(n_src, 1, frames))
-            mixed[:] = 0
-            forms(turned, weights[b, f], 0, mixed)
+            np.dot(factors, products, by_weights[b, f])
+            np.dot(turned, weights[b, f], mixed)
             k = size
             for i in range(size):
                 _add(
-                    mixed[i, 0],
-                    mixed[i, 0],
+                    mixed[i],
+                    mixed[i],
                     2,
                     0,
                     real[b, f, i],
@@ -145,7 +138,7 @@ def _gradients(real, imag, weights, gradient, by_signals, by_weights):
                     by_signals[1, b, f, i],
                 )
                 for j in range(i):
-                    c, s = mixed[k, 0], mixed[k + 1, 0]
+                    c, s = mixed[k], mixed[k + 1]
                     _add(c, s, 1, 1, real[b, f, j], imag[b, f, j], by_signals[0, b, f, i], by_signals[1, b, f, i])
                     _add(c, s, 1, -1, real[b, f, i], imag[b, f, i], by_signals[0, b, f, j], by_signals[1, b, f, j])
                     k += 2

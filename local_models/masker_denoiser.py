@@ -64,7 +64,8 @@ class Objective:
     `harmonic` 2 M V / (M + V), which is up to 5 dB too large where V is weak (the ICASSP program), or `magnitude`
     min(V, M)."""
     clip: float | None = 1.0
-    """Spectra are cut to this in training, not in separation, as published; null: not cut."""
+    """The spectrum that the network sees and its target are cut to this in training, not in separation, as published;
+    null: not cut. The target is made of whole spectra and then cut."""
     gated: bool = False
     """The masked divergence counts only while it is above 1.5 and the denoised one above 0.25 (the ICASSP program)."""
     hidden_norm: float = 0.0
@@ -241,7 +242,7 @@ class MaD(System):
     # ---- separation
 
     def separate(self, mixture: Tensor) -> Tensor:
-        """(batch, time) to (batch, source, time); with n_mics 2 (batch, 2, time) to (batch, source, 2, time).
+        """(batch, time) to (batch, source, time); with n_mics 2 (batch, 1 or 2, time) to (batch, source, 1 or 2, time).
 
         Any length from one sample on; the memory needed beyond input and output does not grow with it.
         """
@@ -303,11 +304,12 @@ class MaD(System):
             mixture, voice = mixture[:, None], voice[:, None]
         with self.full_precision():
             spectra = [self._training_spectra(signal) for signal in (mixture, voice, mixture - voice)]
-        found = self.network(spectra[0])
+        loudest = self.objective.clip or float("inf")
+        found = self.network(spectra[0].clamp(max=loudest))
         context = self.network.options.context
         with self.full_precision():
             middle = [s[:, context : s.shape[1] - context] for s in spectra]
-            values = self._objective(found, _target(self.objective, *middle))
+            values = self._objective(found, _target(self.objective, *middle).clamp(max=loudest))
             if not self.training:
                 values["sdr"] = self._sdr(mixture, voice)
         return values
@@ -316,8 +318,7 @@ class MaD(System):
         options = self.network.options
         shortest = (options.frames - 1) * self.transform.hop + len(self.transform.window)
         signal = F.pad(signal, (0, max(shortest - signal.shape[-1], 0)))
-        magnitudes = self.transform.spectra(signal).abs()
-        return self._sequences(magnitudes).clamp(max=self.objective.clip or float("inf"))
+        return self._sequences(self.transform.spectra(signal).abs())
 
     def _objective(self, found: Spectra, target: Tensor) -> dict[str, Tensor]:
         options = self.objective

@@ -1,6 +1,6 @@
-"""Asteroid's networks for sources that have names, such as voice and accompaniment."""
+"""Asteroid's networks for sources that have names, such as voice and accompaniment, and the mixture in their place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from asteroid.losses import multisrc_neg_snr
@@ -42,6 +42,28 @@ class NamedSources(System):
             if not self.training:
                 values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
         return values
+
+
+class Shares(System):
+    """A share of the mixture as the estimate of each source.
+
+    With 0.25 and 0.75 it is the row MIX of SiSEC 2018: each of four stems is a quarter of the mixture there, though its
+    description says all of it; the published ISR of 2.5 and 12.0 dB is that of these shares.
+
+    Args:
+        shares: of the sources in order.
+        sample_rate: in Hz.
+    """
+
+    ordered = True
+
+    def __init__(self, shares: Sequence[float], sample_rate: int = 44100):
+        super().__init__(len(shares), sample_rate)
+        self.shares = shares
+
+    def separate(self, mixture):
+        """(batch, time) to (batch, source, time)."""
+        return torch.stack([share * mixture for share in self.shares], dim=1)
 
 
 def sdr_of_batch(estimates: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:

@@ -116,7 +116,7 @@ class SurrogateIVA(System):
     """Separation of as many sources as there are microphones by AuxIVA with a learnt source model.
 
     Args:
-        n_src: sources of a training mixture; `separate` finds as many as there are microphones.
+        n_src: None: as many sources as there are microphones, of any number; else only so many.
         sample_rate: in Hz.
         n_fft: length of the Hann window in samples.
         hop: from frame to frame, in samples.
@@ -125,8 +125,7 @@ class SurrogateIVA(System):
         n_iter: iterations of `separate` and of validation.
         train_iter: least and greatest number of iterations in training, drawn anew for each batch.
         loss: `si_sdr`: negative SI-SDR in dB of the signals at the reference microphone; `coherence`: one minus the
-            mean over frequencies of the squared coherence with the source, which needs no scale. Both with the best
-            order.
+            squared coherence with the source, which needs no scale, see `coherence`. Both with the best order.
         taps, delay: of dereverberation, see `local_models.auxiva.AuxIVA`.
         reference: microphone of the estimates, from 0.
     """
@@ -156,6 +155,7 @@ class SurrogateIVA(System):
         reference: int = 0,
     ):
         super().__init__(n_src, sample_rate)
+        self.n_mics = n_src
         if not 1 <= train_iter[0] <= train_iter[1]:
             raise ValueError(f"train_iter {train_iter} must be a least and a greatest number of iterations, from 1")
         self.stft = Stft(n_fft, hop)
@@ -174,6 +174,8 @@ class SurrogateIVA(System):
 
     def losses(self, batch):
         mixture, sources = batch["mixture"], batch["sources"]
+        if mixture.shape[1] != sources.shape[1]:
+            raise ValueError(f"{mixture.shape[1]} microphones and {sources.shape[1]} sources: there must be as many")
         with self.full_precision():
             n_iter = None
             if self.training:
@@ -203,9 +205,15 @@ def coherence(estimates: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
     """Squared coherence of spectrograms over the frames, mean over frequencies: (batch, n, n), estimate by source.
 
     Both complex (batch, n, frequency, frame). It is 1 if every frequency of an estimate is the source's but for a
-    factor, and does not know these factors. A frequency at which one of the two is silent counts 0.
+    factor, and does not know these factors. A frequency weighs as much as the source's amplitude there: equal weights
+    would give most of the gradient to the upper half of the band, where recorded speech lies below the noise. A
+    frequency at which the estimate is silent counts 0, and so does a silent source.
     """
     cross = torch.einsum("bkfn,bjfn->bkjf", estimates, sources.conj()).abs().square()
-    power = torch.einsum("bkf,bjf->bkjf", *(x.abs().square().sum(-1) for x in (estimates, sources)))
+    powers = [x.abs().square().sum(-1) for x in (estimates, sources)]
+    power = torch.einsum("bkf,bjf->bkjf", *powers)
     silent = power <= torch.finfo(power.dtype).tiny
-    return torch.where(silent, 0.0, cross / torch.where(silent, 1.0, power)).mean(-1)
+    squared = torch.where(silent, 0.0, cross / torch.where(silent, 1.0, power))
+    amplitude = powers[1].sqrt()
+    weights = amplitude / amplitude.sum(-1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
+    return torch.einsum("bkjf,bjf->bkj", squared, weights)

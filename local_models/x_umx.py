@@ -53,7 +53,9 @@ class XUMX(System):
             part.requires_grad_(False)  # their windows
 
     def separate(self, mixture: Tensor) -> Tensor:
-        """(batch, 2, time) to (batch, source, 2, time)."""
+        """(batch, 2, time) to (batch, source, 2, time); a single channel is heard on both, and comes back as one."""
+        if mixture.shape[1] == 1:
+            return self.separate(mixture.expand(-1, 2, -1)).mean(dim=2, keepdim=True)
         spectrum = self._stft(mixture)
         return self._istft(self._masks(spectrum) * spectrum[:, None], mixture.shape[-1])
 

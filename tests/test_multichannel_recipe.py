@@ -15,11 +15,13 @@ from utils.errors import UserError
 from utils.manifest import read_manifest
 from utils.metrics.wer import word_errors
 from utils.model import load_system
+from utils.scoring import How, Method, estimate
 from utils.separate import main as separate
 from utils.separate import separate_file
 
 RECIPE = Path(__file__).parents[1] / "egs" / "multichannel"
 STAGES = ("prepare_corpus", "ready_sets", "make_mixtures", "evaluate_all", "convergence", "score_wer", "make_model")
+STAGES += ("breakdown",)
 RATE = 8000
 
 
@@ -72,6 +74,21 @@ def test_every_yaml_is_built(conf):
     assert config.build(parsed).system.n_mics is None
 
 
+def test_finished_sets_train_by_the_documented_option():
+    for conf in sorted((RECIPE / "conf").glob("*.yml")):
+        values = config.override(config.read_yaml(conf), ["data.dataset.class_path=utils.spatial.ArrayMixtures"])
+        if conf.stem != "surrogate_tiss":  # its anechoic references are not in the manifests of finished sets
+            assert config.parse(values, conf).data.dataset.class_path == "utils.spatial.ArrayMixtures"
+
+
+@pytest.mark.parametrize("n_mics", [2, 4])
+def test_another_number_of_sources_than_microphones_is_told(tmp_path, n_mics):
+    method = Method(tmp_path, model=surrogate(tmp_path) / "model.pth", model_sha256="")
+    mixture, sources = (np.ones((n, 800), np.float32) for n in (n_mics, 3))
+    with pytest.raises(ValueError, match=f"as many sources as microphones, {n_mics}, but there are 3"):
+        estimate(method, How(), mixture, sources, RATE)
+
+
 def test_every_reference_can_be_made():
     import pydoc
 
@@ -109,24 +126,73 @@ def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path
     assert "is silent" in message(capsys, run, local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}")
 
 
-def test_wsj1_2345_db_is_read(local, tmp_path):
+def write_csvs(folder, **changed):
+    """`train.csv` and `test.csv` of what `write_corpus` wrote, with other columns."""
+    for part, speakers in (("train", "abc"), ("test", "defg")):
+        rows = [{"speaker": s, "path": f"{part}/{s}/{n}.wav"} for s in speakers for n in range(3)]
+        pd.DataFrame(rows).assign(**changed).to_csv(folder / f"{part}.csv", index=False)
+
+
+def test_texts_and_speakers_may_look_like_numbers_or_missing_values(local, tmp_path):
+    write_corpus(tmp_path / "corpus")
+    write_csvs(tmp_path / "corpus", text=lambda frame: (["07", "null", "NA"] * 4)[: len(frame)])
+    text = (tmp_path / "corpus" / "test.csv").read_text().replace("d,test", "NA,test").replace("e,test", "01,test")
+    (tmp_path / "corpus" / "test.csv").write_text(text)
+    run(local, tmp_path, str(tmp_path / "corpus"))
+    frame = read_manifest(tmp_path / "data" / "corpus" / "manifests" / "4spk_8k" / "test_4spk.csv")
+    assert {*frame[[f"speaker_{k}" for k in range(1, 5)]].to_numpy().ravel()} == {"NA", "01", "f", "g"}
+    assert {*frame[[f"text_{k}" for k in range(1, 5)]].to_numpy().ravel()} <= {"07", "null", "NA"}
+
+
+@pytest.mark.parametrize(
+    "changed, problem",
+    [({"path": ""}, "line 2: the cell of path is empty"), ({"speaker": ""}, "line 2: the cell of speaker is empty"),
+     ({"speaker": "a"}, "mixtures of 2 need recordings of as many speakers"), (None, "is not a CSV file")],
+)  # fmt: skip
+def test_faulty_lists_are_told(local, tmp_path, capsys, changed, problem):
+    write_corpus(tmp_path / "corpus")
+    write_csvs(tmp_path / "corpus", **changed or {})
+    if changed is None:
+        (tmp_path / "corpus" / "train.csv").write_bytes(b"\xff\xfe")
+    assert problem in message(capsys, run, local, tmp_path, str(tmp_path / "corpus"))
+
+
+def test_speakers_of_one_recording_are_split_too(local):
+    frame = pd.DataFrame({"speaker": list(map(str, range(20))), "path": "x"})
+    parts = local["prepare_corpus"].split(frame)
+    assert len(parts["valid"]) == 3 and len(parts["train"]) == 17
+    parts = local["prepare_corpus"].split(pd.DataFrame({"speaker": ["a"] * 9 + ["b"] * 2, "path": "x"}))
+    assert parts["valid"]["speaker"].tolist() == ["a", "a", "b"] and len(parts["train"]) == 8
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_wsj1_2345_db_is_read_with_its_noise(local, tmp_path, noisy):
     rng = np.random.default_rng(0)
-    root = tmp_path / "wsj1_2345_db"
+    root = tmp_path / "renamed"
     for part in ("si284", "dev93", "eval92"):
         place = root / "wsj1_2_mix_m2" / part
-        images = 0.1 * rng.uniform(-1, 1, (2, 2, 4000))
-        audio.write(place / "mix.wav", images.sum(0), RATE)
+        images, noise = 0.1 * rng.uniform(-1, 1, (2, 2, 4000)), 0.1 * rng.uniform(-1, 1, (2, 4000))
+        audio.write(place / "wav_mixed_reverb" / "0.wav", images.sum(0), RATE)
+        audio.write(place / "wav_mixed_noise_reverb" / "0.wav", images.sum(0) + noise, RATE)
         for k in range(2):
             audio.write(place / f"s{k}.wav", images[k], RATE)
-        relative = place.relative_to(tmp_path)
-        info = {"wav_dpath_mixed_reverberant": f"{relative}/mix.wav", "rir_info_t60": 0.3}
+        relative = f"wsj1_2345_db/wsj1_2_mix_m2/{part}"  # the set's own name, wherever it lies
+        info = {"wav_dpath_mixed_reverberant": f"{relative}/wav_mixed_reverb/0.wav", "rir_info_t60": 0.3}
         info["wav_dpath_image_reverberant"] = [f"{relative}/s{k}.wav" for k in range(2)]
+        info |= {"speaker_id": ["a", "b"], "transcript_espnet": ["ONE", "TWO"]}
+        info |= {"rir_info_microphone_position": [[0, 0, 1], [0, 0.2, 1]]}
+        info |= {"rir_info_speaker_position": [[3, 4, 1], [0, 0, 3]]}
         audio.write_text(place / "mixinfo.json", json.dumps({"00000": info}))
+        if noisy:
+            info |= {"wav_mixed_noise_reverb": f"{relative}/wav_mixed_noise_reverb/0.wav", "noise_snr": 12.5}
+            audio.write_text(place / "mixinfo_noise.json", json.dumps({"00000": info}))
     run(local, tmp_path, str(root))
-    frame = read_manifest(tmp_path / "data" / "wsj1_2345_db" / "manifests" / "2spk_8k" / "test_2spk.csv", 2)
+    frame = read_manifest(tmp_path / "data" / "renamed" / "manifests" / "2spk_8k" / "test_2spk.csv", 2)
     mixture = audio.read(frame["mixture_path"][0], channels=True)
     sources = sum(audio.read(frame[f"source_{k}_path"][0]) for k in (1, 2))
-    assert mixture.shape == (2, 4000) and np.abs(mixture[0] - sources).max() < 1e-3 and frame["t60"][0] == 0.3
+    assert mixture.shape == (2, 4000) and np.abs(mixture[0] - sources - noisy * noise[0]).max() < 1e-3
+    described = frame[["t60", "distance_1", "distance_2", "speaker_2", "text_2"]].iloc[0].tolist()
+    assert described == [0.3, 5.0, 2.0, "b", "TWO"] and (frame["noise"][0] == 12.5) == noisy
 
 
 def test_sms_wsj_is_read_with_as_many_microphones_as_speakers(local, tmp_path):
@@ -138,12 +204,15 @@ def test_sms_wsj_is_read_with_as_many_microphones_as_speakers(local, tmp_path):
         for k in range(2):
             audio.write(root / "early" / part / f"0_a_b_{k}.wav", early[k], RATE, "FLOAT")
             audio.write(root / "tail" / part / f"0_a_b_{k}.wav", tail[k], RATE, "FLOAT")
-        sets[part] = {"0_a_b": {"speaker_id": ["a", "b"], "sound_decay_time": 0.4}}
+        places = {"sensor_position": np.eye(3, 6).tolist(), "source_position": [[1, 1], [3, 0], [4, 2]]}
+        example = {"speaker_id": ["a", "b"], "sound_decay_time": 0.4, "kaldi_transcription": ["ONE", "TWO"], **places}
+        sets[part] = {"0_a_b": example}
     audio.write_text(root / "sms_wsj.json", json.dumps({"datasets": sets}))
     run(local, tmp_path, str(root))
     manifests = tmp_path / "data" / "sms" / "manifests" / "2spk_8k"
     frame = read_manifest(manifests / "test_2spk.csv", 2)
     assert audio.info(frame["mixture_path"][0])[2] == 2
+    assert frame[["t60", "distance_1", "distance_2", "text_2"]].iloc[0].tolist() == [0.4, 5.0, 2.0, "TWO"]
     assert np.allclose(audio.read(frame["source_2_path"][0]), (early + tail)[1, 0], atol=1e-5)
     assert audio.info(read_manifest(manifests / "train.csv", 2)["mixture_path"][0])[2] == 6
 
@@ -215,6 +284,34 @@ def test_convergence_curves(local, made, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10000
 
 
+def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, capsys):
+    exp = surrogate(tmp_path / "exp" / "learnt")
+    references = "[{name: mixture, kind: mixture}]"
+    audio.write_text(tmp_path / "references.yml", references)
+    options = ["--exp", str(exp), "--data", str(made), "--nj", "1", "--references", str(tmp_path / "references.yml")]
+    local["evaluate_all"].main([*options, "--device", "cpu"])
+    mixture = tmp_path / "exp" / "reference-corpus-2spk_8k" / "mixture"
+    out = ["--out", str(tmp_path / "breakdown"), "--parts", "2"]
+    local["breakdown"].main(["--exp", str(exp), str(mixture), *out])
+    table = pd.read_csv(tmp_path / "breakdown.csv", keep_default_na=False)
+    whole = table[table["condition"] == "all"]
+    assert list(whole["sources"]) == [4, 6, 8, 4] and set(whole["system"]) == {"learnt", "mixture"}
+    for n_src in (2, 3, 4):
+        final = json.loads((exp / "eval" / f"test_{n_src}spk" / "final_metrics.json").read_text())
+        row = whole[(whole["set"] == f"corpus-{n_src}spk_8k/test_{n_src}spk") & (whole["system"] == "learnt")].iloc[0]
+        assert all(row[name] == pytest.approx(final[name]["mean"], abs=1e-3) for name in ("si_sdr", "sdr", "sir"))
+    scores = pd.read_csv(exp / "eval" / "test_2spk" / "all_metrics.csv")
+    manifest = read_manifest(made / "manifests" / "2spk_8k" / "test_2spk.csv")
+    by_t60 = table[
+        (table["condition"] == "t60 (s)") & table["set"].str.endswith("2spk") & (table["system"] == "learnt")
+    ]
+    expected = scores["si_sdr"][manifest["t60"].sort_values().index]  # a mixture in each half
+    found = by_t60.set_index(by_t60["part"].str.extract(r"([\d.]+)")[0].astype(float)).sort_index()["si_sdr"]
+    assert np.allclose(found, expected, atol=1e-3)
+    assert {"all", "t60 (s)", "distance (m)", "noise (dB)", "input_si_sdr (dB)"} == set(table["condition"])
+    assert "nothing evaluated" in message(capsys, local["breakdown"].main, ["--exp", str(tmp_path), *out])
+
+
 def stub(signal, sample_rate):
     return "d says 0" if sample_rate == RATE and signal.ndim == 1 else ""
 
@@ -237,6 +334,10 @@ def test_word_error_rate_by_a_recogniser_of_the_user(local, made, tmp_path, caps
     assert f"estimates {expected:6.1f} %" in capsys.readouterr().out
     assert "no_such_module" in message(capsys, local["score_wer"].main, [*options, "--recogniser", "no_such_module:f"])
     assert "whisper:NAME" in message(capsys, local["score_wer"].main, [*options, "--recogniser", "whisper"])
+    frame.assign(text_2="").to_csv(manifest.with_name("partly.csv"), index=False)
+    options[3] = str(manifest.with_name("partly.csv"))
+    told = message(capsys, local["score_wer"].main, [*options, "--recogniser", "my_recogniser:stub"])
+    assert "2 mixtures lack a text" in told
 
 
 def test_word_errors_are_those_of_jiwer():

@@ -17,6 +17,7 @@ import soundfile as sf
 from tests.support import recipe_scripts
 from utils import audio
 from utils.manifest import read_manifest
+from utils.songs import Songs
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / "egs" / "musdb18" / "local"
@@ -134,6 +135,20 @@ def mono(song):
         change(path, lambda signal: signal.mean(1))
 
 
+def without_accompaniment(song):
+    for name in ("drums", "bass", "other"):
+        change(song / f"{name}.wav", np.zeros_like)
+
+
+def silent_song(song):
+    for path in song.glob("*.wav"):
+        change(path, np.zeros_like)
+
+
+def no_drums(song):
+    (song / "drums.wav").unlink()
+
+
 def short(song):
     for path in song.glob("*.wav"):
         change(path, lambda signal: signal[:4000])
@@ -146,6 +161,9 @@ def short(song):
         (silent_vocals, ["no vocals"]),
         (not_the_sum, ["do not sum to its mixture", " dB of it"]),
         (mono, ["is mono"]),
+        (without_accompaniment, ["the accompaniment is silent", "do not sum"]),
+        (silent_song, ["the mixture is silent"]),
+        (no_drums, ["lacks drums.wav", "do not sum"]),
         (short, ["shorter than a second", "4000"]),
     ],
 )
@@ -153,8 +171,11 @@ def test_unusual_songs_are_kept_with_a_remark(tree, run, spoil, words):
     spoil(tree / "train" / SONGS[1])
     folder, printed = run(tree)
     assert SONGS[1] in printed and all(word in printed for word in words)
+    noted = (folder / "manifests" / "44k" / "remarks.txt").read_text()
+    assert SONGS[1] in noted and all(word in noted for word in words)
     frame = read_manifest(folder / "manifests" / "44k" / "train.csv", 2, absent=True).set_index("mixture_ID")
-    assert (frame.loc[SONGS[1], "source_1_path"] == "") == (spoil in (instrumental, silent_vocals))
+    assert (frame.loc[SONGS[1], "source_1_path"] == "") == (spoil in (instrumental, silent_vocals, silent_song))
+    assert len(Songs(folder / "manifests" / "44k", "train", 2, 44100, 0.1, 0, segments=2, remix=0.5)[0, 0]) == 3
 
 
 def shorter_stem(song):
@@ -216,14 +237,22 @@ def test_empty_folders_and_changed_corpora_are_messages(tree, run, tmp_path):
     short(tree / "train" / SONGS[2])
     assert "other settings" in run(tree)[1]
     shutil.rmtree(tree / "test")
-    assert "one in test/" in run(tree)[1] or "other settings" in run(tree)[1]
+    assert "other settings" in run(tree)[1]
+
+
+def test_songs_that_training_needs_are_messages(tree, run):
+    for vocals in (tree / "train").glob("*/vocals.wav"):
+        vocals.unlink()
+    assert "no song in train/ has vocals" in run(tree)[1]
+    shutil.rmtree(tree / "test")
+    assert "there are 4 in train/ and 0 in test/" in run(tree)[1]
 
 
 # ---- stems, download
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here")
-def test_stems_are_decoded_once_to_the_layout_of_hq(hq, run, tmp_path):
+def test_stems_are_decoded_once_to_the_layout_of_hq(hq, run, tmp_path, monkeypatch):
     stems = tmp_path / "stems"
     for part, names in (("train", SONGS[:2]), ("test", [SILENT])):
         (stems / part).mkdir(parents=True)
@@ -240,6 +269,8 @@ def test_stems_are_decoded_once_to_the_layout_of_hq(hq, run, tmp_path):
     n = min(decoded.shape[1], original.shape[1])
     assert np.corrcoef(decoded[0, :n], original[0, :n])[0, 1] > 0.98
     assert "do not sum" in printed  # each stream was coded by itself
+    monkeypatch.setenv("PATH", "")
+    assert run(stems)[0] == folder  # no stream is left to decode
 
 
 def test_stems_without_ffmpeg_are_a_message(run, tmp_path, monkeypatch):
@@ -317,6 +348,16 @@ def test_mono_clip_and_missing_clip_are_messages(clips, run):
     for part in ("train", "valid", "test"):
         (clips / f"{part}.txt").write_text("nobody_1_01\n")
     assert "nobody_1_01" in run(clips)[1]
+    for part in ("train", "valid", "test"):
+        (clips / f"{part}.txt").write_text("Ani_1_01\n" + "amy_9_09\n" * (part != "valid"))
+    assert "in two lists" in run(clips)[1]
+
+
+def test_clips_of_one_singer_need_lists(clips, run):
+    for path in (clips / "Wavfile").glob("[bA]*.wav"):
+        path.unlink()
+    message = run(clips)[1]
+    assert "no clips for test" in message and "{train,valid,test}.txt" in message
 
 
 # ---- SiSEC 2018
@@ -335,7 +376,10 @@ def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
     pd.DataFrame(rows).to_csv(folder / "all_metrics.csv", index=False)
     compare.main(["--exp", str(tmp_path / "exp")])
     lines = (tmp_path / "exp" / "sisec18.md").read_text().split("\n")
-    order = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:31]
+    order = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:33]
     assert order.index("TAK1") < order.index("**mine**") < order.index("MDL1")  # 6.60, 5.00, 4.02
+    assert {"STL1 (more training songs)", "STL2", "UHL3 (more training songs)", "IRM2 (oracle)", "MIX (mixture)"} <= {
+        *order
+    }
     assert any(line.startswith("| MDL1 | 4.02 | 7.85 | 9.38 | 4.53 | 2.47 |") for line in lines)
     assert (tmp_path / "exp" / "sisec18.png").stat().st_size > 1000

@@ -1,11 +1,13 @@
 import functools
 
+import numpy as np
 import pytest
 import torch
 from asteroid.models import ConvTasNet
 
-from local_models.named_sources import NamedSources, sdr_of_batch
+from local_models.named_sources import NamedSources, Shares, sdr_of_batch
 from local_models.x_umx import XUMX
+from utils.metrics.bss_eval_v4 import frame_scores
 
 RATE = 8000
 
@@ -56,6 +58,9 @@ def test_xumx_separates_stereo_of_any_length(length):
         estimates = system.separate(torch.randn(2, 2, length))
         assert estimates.shape == (2, 2, 2, length) and estimates.isfinite().all()
         assert not system.separate(torch.zeros(1, 2, length)).any()
+        song = torch.randn(1, 1, length)
+        mono, stereo = system.separate(song), system.separate(song.expand(-1, 2, -1))
+        torch.testing.assert_close(mono, stereo.mean(dim=2, keepdim=True))
 
 
 def test_xumx_masks_are_those_of_asteroids_network():
@@ -84,6 +89,16 @@ def test_gradient_reaches_all_of_xumx_and_silence_gives_no_nan():
 def test_one_source_is_refused():
     with pytest.raises(ValueError, match="n_src"):
         XUMX(1)
+
+
+def test_shares_of_the_mixture_are_the_row_mix_of_sisec():
+    """Its ISR, 2.49 and 12.01 dB, depends on the shares alone; of 5.2 dB less voice, its SDR is 1.12 and 6.32 dB."""
+    sources = torch.randn(2, 1, RATE, generator=torch.Generator().manual_seed(0))
+    sources[0] *= 10 ** (-5.2 / 20)
+    estimates = Shares([0.25, 0.75], RATE).separate(sources.sum(0)).transpose(0, 1)
+    scores = frame_scores(estimates.numpy(), sources.numpy(), RATE, filter_length=1)
+    np.testing.assert_allclose(scores["isr"].ravel(), [2.493, 12.007], atol=0.2)
+    np.testing.assert_allclose(scores["sdr"].ravel(), [1.124, 6.318], atol=0.2)
 
 
 def test_sdr_of_a_batch():

@@ -143,9 +143,14 @@ def test_an_unknown_baseline_or_suite_ends_with_a_message(exp, capsys):
 
 
 def test_a_suite_says_what_the_columns_are_and_what_ranks(exp, monkeypatch):
+    columns = (
+        Metric("sir", "SIR (dB)"),
+        Metric("sir", "mean SIR", statistic="mean"),
+        Metric("empty_share", "empty", "%", 0),
+    )
     suite = Suite(
         name="songs", score=None, summary=None, primary="sdr", label="SDR of vocals (dB)", statistic="median",
-        columns=(Metric("sir", "SIR (dB)"), Metric("empty_share", "empty", "%", 0)), failure="sdr", legend="Of songs.",
+        columns=columns, failure="sdr", legend="Of songs.",
     )  # fmt: skip
     monkeypatch.setitem(SUITES, "songs", suite)
     for name, mean, median in (("a", 9.0, 4.0), ("b", 1.0, 5.0)):
@@ -154,9 +159,11 @@ def test_a_suite_says_what_the_columns_are_and_what_ranks(exp, monkeypatch):
         add(exp, name, 0.0, suite="songs", sdr=sdr, sir=sir, empty_share=0.25)
     text = report(exp)
     head, _, *lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert head.startswith("| system | description | SDR of vocals (dB) | mean | < 0 dB | SIR (dB) | empty | param")
-    assert [line[:50] for line in lines] == [
-        "| b | about b | 5.00 | 1.00 | 12.5 % | 15.00 | 25 ",
-        "| a | about a | 4.00 | 9.00 | 12.5 % | 14.00 | 25 ",
+    assert head.startswith(
+        "| system | description | SDR of vocals (dB) | mean | < 0 dB | SIR (dB) | mean SIR | empty | param"
+    )
+    assert [line[:57] for line in lines] == [
+        "| b | about b | 5.00 | 1.00 | 12.5 % | 15.00 | 0.00 | 25 ",
+        "| a | about a | 4.00 | 9.00 | 12.5 % | 14.00 | 0.00 | 25 ",
     ]
     assert "median over the mixtures" in text and "Of songs." in text

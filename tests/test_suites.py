@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from tests.bench.bench_bss_eval_v4 import museval_module
 from tests.support import RATE, read_final, read_rows, write_set
 from utils.errors import UserError
 from utils.evaluate import evaluate
@@ -79,9 +81,34 @@ def test_music_is_scored_a_second_at_a_time_and_kept_as_museval_does(tmp_path, m
     assert row.sdr_1 == pytest.approx(np.median(frames), abs=1e-4) == row.input_sdr_1
     assert row.sdr_2 == pytest.approx(-np.median(frames), abs=1e-4)
     assert row.nan_share == pytest.approx(1 / 3, abs=1e-6)
-    kept = json.loads((mixture.folder / "eval/test/museval/m0.json").read_text())
+    kept = json.loads((mixture.folder / "eval/test/museval/test/m0.json").read_text())
     assert [target["name"] for target in kept["targets"]] == ["vocals", "accompaniment"]
     assert kept["targets"][0]["frames"][1]["metrics"]["SDR"] == pytest.approx(frames[1], abs=1e-4)
+
+
+def test_museval_finds_the_files_of_songs_by_their_whole_names(tmp_path, mixture):
+    sources = noise(2, 2, 2 * RATE)
+    manifest = write_set(tmp_path / "set", [(sources.sum(0), sources)] * 2)
+    names = ["M.I.N.I. - No. 1 (feat. \u00c9)", "AC/DC - One & Two"]
+    pd.read_csv(manifest).assign(mixture_ID=names).to_csv(manifest, index=False)
+    evaluate(mixture, manifest, how=How(suite="music"))
+    store = museval_module("aggregate").EvalStore()
+    store.add_eval_dir(mixture.folder / "eval/test/museval")
+    assert {*store.df.track} == {names[0], "AC_DC - One & Two"}
+    vocals = store.df[(store.df.target == "vocals") & (store.df.metric == "SDR")].groupby("track").score.median()
+    assert vocals[names[0]] == pytest.approx(read_rows(mixture).sdr_1[0], abs=1e-5)
+
+
+def test_songs_without_a_stem_do_not_count_in_the_usdr(tmp_path, mixture):
+    sources = noise(2, 2, 2 * RATE)
+    examples = [(sources.sum(0), sources), (sources[1], [None, sources[1]]), (sources[0], [sources[0], 0 * sources[0]])]
+    final = evaluate(mixture, write_set(tmp_path / "set", examples), how=How(suite="music"))
+    rows = read_rows(mixture)
+    for name in ("usdr_1", "usdr_2"):
+        assert rows[name].isna().tolist() == [False, True, True]
+        assert final[name]["mean"] == pytest.approx(rows[name][0], abs=1e-5)
+    shown = {metric.key: metric.statistic or SUITES["music"].statistic for metric in SUITES["music"].columns}
+    assert shown["usdr_1"] == shown["sdr_mean_1"] == "mean" and shown["sdr_2"] == "median"
 
 
 def test_scores_of_karaoke_clips_are_weighted_by_length(tmp_path, mixture):

@@ -205,6 +205,18 @@ def test_coherence_is_blind_to_factors_of_frequencies_only():
     assert (coherence(sources, sources)[:, 0] == 0).all()
 
 
+def test_noise_where_the_source_is_weak_hardly_counts_in_the_coherence():
+    """As in recordings: the upper frequencies of the source are 50 dB down, the noise 30 dB."""
+    draw = torch.Generator().manual_seed(0)
+    source, noise = torch.randn(2, 1, 1, 100, 200, dtype=torch.complex128, generator=draw)
+    source[:, :, 50:] *= 10 ** (-50 / 20)
+    estimate = (source + 10 ** (-30 / 20) * noise).requires_grad_()
+    value = coherence(estimate, source)
+    assert value.item() > 0.99
+    (gradient,) = torch.autograd.grad(value.sum(), estimate)
+    assert gradient[:, :, 50:].norm() < gradient.norm() / 2
+
+
 def test_a_system_trained_on_two_separates_any_number_and_any_length():
     system = SurrogateIVA(None, 8000, **SMALL).eval()
     for n_mics, frames in ((2, 1), (3, 7), (4, 1000)):
@@ -215,6 +227,7 @@ def test_a_system_trained_on_two_separates_any_number_and_any_length():
         assert torch.allclose(estimates.sum(1), mixture[:, 0], atol=1e-4)
     with pytest.raises(ValueError, match="2 channels"):
         system.separate(torch.randn(1, 1, 100))
+    assert system.n_mics is None and SurrogateIVA(2, 8000, **SMALL).n_mics == 2
 
 
 def test_training_makes_separation_better():
@@ -241,6 +254,8 @@ def test_training_makes_separation_better():
 
 
 def test_bad_arguments_are_told():
+    with pytest.raises(ValueError, match="2 microphones and 3 sources: there must be as many"):
+        SurrogateIVA(None, 8000, **SMALL).losses({"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 3, 400)})
     with pytest.raises(ValueError, match="train_iter"):
         SurrogateIVA(train_iter=(5, 2))
     with pytest.raises(ValueError, match="hop"):

@@ -34,7 +34,7 @@ def read(path, start=0, frames=-1, sample_rate=None, channels=False):
         if sample_rate is not None and file.samplerate != sample_rate:
             raise UserError(
                 f"{path}: sampled at {file.samplerate} Hz, but {sample_rate} Hz is needed. Resample it, for instance "
-                f"with `sox {Path(path).name} -r {sample_rate} out.wav`, or, in recipes that have this option, choose "
+                f"with `sox {Path(path).name} -r {sample_rate} out.wav`, or, in a recipe with that option, choose "
                 f"--sample_rate {file.samplerate}"
             )
         if file.channels != 1 and not channels:

@@ -78,9 +78,10 @@ def _check_cells(csv, frame, paths, absent):
 def _read_csv(csv):
     if not csv.is_file():
         raise UserError(f"{csv}: no such manifest. Stage 1 makes it")
-    strings = {"mixture_ID": str, "mixture_path": str} | {f"source_{i}_path": str for i in range(1, 20)}
+    numbered = [name.format(i) for name in ("source_{}_path", "speaker_{}", "text_{}") for i in range(1, 20)]
+    strings = dict.fromkeys(("mixture_ID", "mixture_path", *numbered), str)
     try:
-        frame = pd.read_csv(csv, dtype=strings)
+        frame = pd.read_csv(csv, dtype=strings, keep_default_na=False, na_values=[""])
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{csv}: is not a CSV file that can be read ({error})") from None
     return frame.drop(columns=[column for column in frame.columns if str(column).startswith("Unnamed:")])

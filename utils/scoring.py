@@ -107,7 +107,7 @@ def estimate(method: Method, how: How, mixture: np.ndarray, sources: np.ndarray,
         mixture = mixture[0]
     rows, truth = torch.from_numpy(mixture), torch.from_numpy(sources)
     if together:
-        rows = rows.reshape(1, -1, rows.shape[-1])
+        rows = _all_microphones(separator, rows, len(sources))
     elif mixture.ndim == 1:
         rows = rows[None]
     if method.kind == "oracle" and not together:
@@ -127,6 +127,15 @@ def estimate(method: Method, how: How, mixture: np.ndarray, sources: np.ndarray,
         return estimates.numpy(), None
     oracle = separator.oracle(rows.to(separator.device), truth[None].to(separator.device))
     return estimates.numpy(), oracle[0].float().cpu().numpy()
+
+
+def _all_microphones(separator, mixture: torch.Tensor, n_src: int) -> torch.Tensor:
+    """(1, mic, time); a ValueError if they are not as many as the sources where they must be."""
+    mixture = mixture.reshape(1, -1, mixture.shape[-1])
+    found = mixture.shape[1]
+    if getattr(separator, "n_src", n_src) is None and found not in (1, n_src):  # of one, the system itself says so
+        raise ValueError(f"it finds as many sources as microphones, {found}, but there are {n_src}")
+    return mixture
 
 
 def score(method: Method, how: How, row: dict, source_paths: list[str], folder: Path, keep: bool) -> dict:
@@ -164,7 +173,8 @@ def score(method: Method, how: How, row: dict, source_paths: list[str], folder: 
     named = {"mixture_ID": row["mixture_ID"], "mixture_path": row["mixture_path"], "length": mixture.shape[-1]}
     result = named | scored.row
     for name, text in scored.files.items():
-        audio.write_text(folder / name / f"{_file_name(row['mixture_ID'])}.json", text)
+        # The whole name: museval joins its files with those of others by it.
+        audio.write_text(folder / name / f"{str(row['mixture_ID']).replace('/', '_')}.json", text)
     if keep:
         write_example(folder / example_name(row["mixture_ID"]), rate, mixture, sources, scored.estimates, result)
     return result

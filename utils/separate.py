@@ -89,7 +89,7 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(sf.SoundFile(path))
         n_mics, rate = system.n_mics, source.samplerate
-        if n_mics not in (None, 1, source.channels):
+        if n_mics not in (None, 1, source.channels) and not (system.images and source.channels == 1):
             raise UserError(f"{path} has {source.channels} channels; the model hears {n_mics} microphones")
         if n_mics is None and source.channels == 1:
             raise UserError(f"{path} has one channel; the model separates by several microphones")

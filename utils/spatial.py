@@ -263,7 +263,8 @@ def read_table(csv: Path) -> pd.DataFrame:
         )
     if not csv.is_file():
         raise UserError(f"there is no {csv}: run stage 1 first")
-    frame = pd.read_csv(csv, dtype={"speaker": str, "path": str, "size": str})
+    strings = dict.fromkeys(("speaker", "path", "size", "text"), str)
+    frame = pd.read_csv(csv, dtype=strings, keep_default_na=False, na_values=[""])
     frame["path"] = [str(csv.parent / path) for path in frame["path"]]
     return frame
 

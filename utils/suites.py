@@ -25,6 +25,8 @@ class Metric:
     unit: str = "dB"
     """dB, % (the number is a share) or nothing."""
     digits: int = 2
+    statistic: str | None = None
+    """mean or median, where it is not that of the suite."""
 
 
 @dataclass
@@ -164,14 +166,17 @@ def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> S
     frames_input = bss_eval_v4.frame_sdr(unprocessed, sources, sample_rate)
     by_source = bss_eval_v4.track_medians(frames)
     share = by_source.pop("nan_share")
-    by_source |= {"usdr": bss_eval_v4.usdr(estimates, sources), "sdr_mean": _row_means(frames["sdr"])}
+    # Of a song without one of its stems uSDR is -100 dB for this and up to 100 for the other: nothing for a mean.
+    complete = sources.any(axis=tuple(range(1, sources.ndim))).all()
+    usdr = np.where(complete, bss_eval_v4.usdr(estimates, sources), np.nan)
+    by_source |= {"usdr": usdr, "sdr_mean": _row_means(frames["sdr"])}
     by_source["input_sdr"] = bss_eval_v4.track_medians({"sdr": frames_input})["sdr"]
     if "gnsdr" in extra:
         by_source |= _karaoke(mixture, sources, estimates)
     row = {"nan_share": float(share[0])}
     row |= {f"{name}_{k}": float(x) for name, values in by_source.items() for k, x in enumerate(values, 1)}
     names = ["vocals", "accompaniment"] if len(sources) == 2 else [f"source {k + 1}" for k in range(len(sources))]
-    return Scored(row, estimates, {"museval": json.dumps(bss_eval_v4.museval_json(frames, names))})
+    return Scored(row, estimates, {"museval/test": json.dumps(bss_eval_v4.museval_json(frames, names))})
 
 
 def _row_means(frames: np.ndarray) -> np.ndarray:
@@ -259,14 +264,15 @@ SUITES = {
         columns=(
             *(Metric(f"{name}_1", f"vocals {name.upper()}") for name in ("isr", "sir", "sar")),
             Metric("sdr_2", "accomp. SDR"),
-            Metric("sdr_mean_1", "vocals mean SDR"),
-            Metric("usdr_1", "vocals uSDR"),
-            Metric("usdr_2", "accomp. uSDR"),
+            Metric("sdr_mean_1", "vocals mean SDR", statistic="mean"),
+            Metric("usdr_1", "vocals uSDR", statistic="mean"),
+            Metric("usdr_2", "accomp. uSDR", statistic="mean"),
             *(Metric(f"g{name}_1", f"G{name.upper()}") for name in ("nsdr", "sir", "sar")),
             Metric("nan_share", "NaN", "%", 1),
         ),
-        legend="BSS Eval v4: median over tracks of the median over frames of 1 s. Mean SDR: mean over the frames of a "
-        "track; uSDR: of the whole track. GNSDR, GSIR, GSAR: BSS Eval v3 of the vocals of whole clips, mean weighted "
-        "by length. NaN: share of frames in which a reference or an estimate is silent.",
+        legend="BSS Eval v4: median over tracks of the median over frames of 1 s. Mean SDR: mean over tracks of the "
+        "mean over frames; uSDR: of the whole track, mean over tracks in which all stems are heard. GNSDR, GSIR, GSAR: "
+        "BSS Eval v3 of the vocals of whole clips, mean weighted by length. NaN: share of frames in which a reference "
+        "or an estimate is silent.",
     ),
 }

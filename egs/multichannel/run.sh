@@ -7,7 +7,7 @@
 #   stage 1  mixtures    rooms for training, test sets of 2, 3 and 4 speakers, a check of every file
 #   stage 2  training    on mixtures of n_src speakers
 #   stage 4  evaluation  unchanged on 2, 3 and 4 speakers, with AuxIVA, ILRMA, oracle beamformers and the mixture
-#   stage 5  comparison  of all experiments: RESULTS_<n>spk.md, and convergence curves
+#   stage 5  comparison  of all experiments: RESULTS_<n>spk.md; scores by T60, distance and noise; convergence curves
 #
 #   --corpus       mini, or DIR: WSJ0/WSJ1 as wav | train.csv and test.csv | TRAIN_DIR,TEST_DIR | wsj1_2345_db | SMS-WSJ
 #   --conf         the system, see conf/
@@ -48,5 +48,6 @@ fi
 if runs 4 "evaluation"; then $python local/evaluate_all.py --exp "$exp" --data "data/$name" --nj "$nj" --device "$device"; fi
 if runs 5 "comparison"; then
     for n in 2 3 4; do $python -m utils.report --exp exp --data-set "test_${n}spk" --out "RESULTS_${n}spk.md" --html "report_${n}spk.html"; done
+    $python local/breakdown.py --exp "$exp" exp/reference-"$name"-*/auxiva_gauss_ip2_10 --out "exp/$name-breakdown"
     $python local/convergence.py --exp "$exp" --data "data/$name" --out "exp/$name-convergence" --nj "$nj"
 fi

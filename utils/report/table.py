@@ -35,7 +35,9 @@ def _measures(suite: Suite) -> list[tuple[str, tuple]]:
     """Label and (key, statistic, unit, digits) of the scores but the primary one."""
     other = "median" if suite.statistic == "mean" else "mean"
     found = [(other, (suite.primary, other, "", 2)), ("< 0 dB", ("share_below_0_db", None, "%", 1))]
-    return found + [(metric.label, (metric.key, None, metric.unit, metric.digits)) for metric in suite.columns]
+    return found + [
+        (metric.label, (metric.key, metric.statistic, metric.unit, metric.digits)) for metric in suite.columns
+    ]
 
 
 def row(entry: Entry) -> dict[str, Cell]:

@@ -37,14 +37,15 @@ def main(argv=None):
     parser.add_argument("--nj", default="1", help="processes")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--references", default=str(Path(__file__).parents[1] / "references.yml"), help="list, or no")
-    parser.add_argument("--extra", nargs="*", default=[], help="further metrics, such as sdr sir_sar stoi pesq")
+    parser.add_argument(
+        "--extra", nargs="*", default=["bss_eval"], help="further metrics: bss_eval (SDR, SIR, SAR) stoi estoi pesq"
+    )
     args = parser.parse_args(argv)
     number = fixed_number(args.exp)
     for n_src, manifest in test_sets(args.data).items():
         references = args.references if number in (None, n_src) else f"only:{args.references}"
         options = ["--exp", str(args.exp), "--manifest", str(manifest), "--nj", args.nj, "--device", args.device]
-        options += ["--references", references, "--n_examples", "2"]
-        evaluate(options + (["--extra", *args.extra] if args.extra else []))
+        evaluate([*options, "--references", references, "--n_examples", "2", "--extra", *args.extra])
 
 
 if __name__ == "__main__":

@@ -73,12 +73,27 @@ def speakers_below(folders):
 
 
 def listed(csv):
-    frame = pd.read_csv(csv, dtype=str)
+    """(speaker, path, text or None) of the rows of a CSV."""
+    try:
+        frame = pd.read_csv(csv, dtype=str, keep_default_na=False)  # a speaker may be called NA, and say null
+    except ValueError as error:
+        raise UserError(f"{csv}: is not a CSV file that can be read ({error})") from None
     absent = [column for column in ("speaker", "path") if column not in frame]
     if absent:
         raise UserError(f"{csv}: lacks the column {', '.join(absent)}; it has {', '.join(frame.columns)}")
-    texts = frame["text"] if "text" in frame else [None] * len(frame)
-    return [(s, str(csv.parent / p), t) for s, p, t in zip(frame["speaker"], frame["path"], texts, strict=True)]
+    for column in ("speaker", "path"):
+        if (empty := frame[column] == "").any():
+            raise UserError(f"{csv}, line {int(empty.idxmax()) + 2}: the cell of {column} is empty")
+    texts = frame["text"] if "text" in frame else [""] * len(frame)
+    return [(s, str(csv.parent / p), t or None) for s, p, t in zip(frame["speaker"], frame["path"], texts, strict=True)]
+
+
+def split(recordings):
+    """Recordings for training and validation: one of `VALID_EVERY` of each speaker, and of speakers with only one."""
+    speakers = recordings.groupby("speaker")["path"]
+    single = speakers.transform("size") == 1
+    position = speakers.cumcount().where(~single, single.cumsum() - 1) % VALID_EVERY
+    return {"train": recordings[position != 0], "valid": recordings[position == 0]}
 
 
 def table(rows, sample_rate, n_jobs, description):
@@ -137,15 +152,16 @@ def main(argv=None):
     else:
         parts = find_recordings(corpus)
         train = table(parts["train"], args.sample_rate, args.nj, "checking train")
-        position = train.groupby("speaker").cumcount() % VALID_EVERY
-        tables = {"train": train[position != 0], "valid": train[position == 0]}
-        tables["test"] = table(parts["test"], args.sample_rate, args.nj, "checking test")
+        tables = split(train) | {"test": table(parts["test"], args.sample_rate, args.nj, "checking test")}
         shared = set(train["speaker"]) & set(tables["test"]["speaker"])
         if shared:
             print(f"warning: {len(shared)} speakers are in training and test, e.g. {min(shared)}")
         for name, frame in tables.items():
             hours = (frame["length"] / frame["rate"]).sum() / 3600
-            print(f"{name:6} {len(frame):6d} recordings {frame['speaker'].nunique():4d} speakers {hours:7.2f} h")
+            speakers = frame["speaker"].nunique()
+            print(f"{name:6} {len(frame):6d} recordings {speakers:4d} speakers {hours:7.2f} h")
+            if speakers < args.n_src:
+                raise UserError(f"{name}: mixtures of {args.n_src} need recordings of as many speakers, add some")
             write_manifest(frame, folder / f"{name}_recordings.csv")
     audio.write_text(path, json.dumps({"corpus": origin, "ready": ready}, indent=1) + "\n")
 

@@ -18,7 +18,7 @@ def find_ready_set(folder: Path) -> str | None:
     """Which of the known sets a directory is, if any."""
     if (folder / "sms_wsj.json").is_file():
         return "sms_wsj"
-    return "wsj1_2345_db" if any(folder.glob("wsj1_*_mix_m*/*/mixinfo.json")) else None
+    return "wsj1_2345_db" if any(folder.glob("wsj1_*_mix_m*/*/mixinfo*.json")) else None
 
 
 def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
@@ -41,22 +41,25 @@ def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
 
 
 def wsj1_2345_db(root):
-    """{speakers: {part: rows}} of wsj1_<n>_mix_m<n>/<part>/mixinfo.json, whose paths start at the parent of `root`."""
+    """{speakers: {part: rows}} of wsj1_<n>_mix_m<n>/<part>/, of its noisy mixtures if they have been made."""
     sets = {}
     for place in sorted(root.glob("wsj1_*_mix_m*")):
         n_src, n_mics = (int(text.strip("m")) for text in place.name.split("_")[1::2])
         if n_src == n_mics:
-            sets[n_src] = {name: _mixinfo(place / part / "mixinfo.json", root) for name, part in WSJ1_PARTS.items()}
+            sets[n_src] = {name: _mixinfo(place / part, root) for name, part in WSJ1_PARTS.items()}
     return sets
 
 
-def _mixinfo(path, root):
+def _mixinfo(folder, root):
+    noisy = folder / "mixinfo_noise.json"
+    mixture = "wav_mixed_noise_reverb" if noisy.is_file() else "wav_dpath_mixed_reverberant"
     rows = []
-    for name, info in _read_json(path).items():
-        noisy = info.get("wav_dpath_mixed_reverberant_noisy", info["wav_dpath_mixed_reverberant"])
-        row = {"mixture_ID": name, "mixture_path": root.parent / noisy, "t60": info["rir_info_t60"]}
-        row["images"] = [[root.parent / image] for image in info["wav_dpath_image_reverberant"]]
-        rows.append(row)
+    for name, info in _read_json(noisy if noisy.is_file() else folder / "mixinfo.json").items():
+        paths = [root.joinpath(*Path(p).parts[1:]) for p in (info[mixture], *info["wav_dpath_image_reverberant"])]
+        row = {"mixture_ID": name, "mixture_path": paths[0], "images": [[path] for path in paths[1:]]}
+        row |= {"t60": info["rir_info_t60"], "noise": info.get("noise_snr", np.nan)}
+        places = [info.get(f"rir_info_{kind}_position") for kind in ("microphone", "speaker")]
+        rows.append(row | _of_speakers(info, *places, info.get("transcript_espnet")))
     return rows
 
 
@@ -69,12 +72,21 @@ def sms_wsj(root):
         for identity, example in sets[part].items():
             files = {kind: root / kind / part for kind in ("observation", "early", "tail")}
             row = {"mixture_ID": identity, "mixture_path": files["observation"] / f"{identity}.wav"}
-            row["t60"] = example.get("sound_decay_time", np.nan)
+            row |= {"t60": example.get("sound_decay_time", np.nan), "noise": example.get("snr", np.nan)}
             speakers = range(len(example["speaker_id"]))
             row["images"] = [[files[kind] / f"{identity}_{k}.wav" for kind in ("early", "tail")] for k in speakers]
-            rows.append(row)
+            places = [np.transpose(example.get(f"{kind}_position", [])) for kind in ("sensor", "source")]
+            rows.append(row | _of_speakers(example, *places, example.get("kaldi_transcription")))
         parts[name] = rows
     return {len(parts["test"][0]["images"]): parts}
+
+
+def _of_speakers(info, mics, sources, texts):
+    """Columns distance_<k> (m, to the first microphone), speaker_<k> and text_<k>, as far as the set has them."""
+    known = mics is not None and len(mics) and sources is not None
+    found = {"distance": np.linalg.norm(np.subtract(sources, mics[0]), axis=-1).round(3) if known else ()}
+    found |= {"speaker": info.get("speaker_id") or (), "text": texts or ()}
+    return {f"{name}_{k}": value for name, values in found.items() for k, value in enumerate(values, 1)}
 
 
 def _read_json(path):
@@ -105,4 +117,4 @@ def _first_microphone(row, folder, cut):
             image = sum(audio.read(part, channels=True)[0] for part in parts)
             audio.write(target, np.pad(image, (0, max(frames - len(image), 0)))[:frames], rate, "FLOAT")
         made[f"source_{k}_path"] = str(target)
-    return made | {"length": frames, "t60": row["t60"]}
+    return made | {"length": frames} | {key: value for key, value in row.items() if key not in (*made, "images")}

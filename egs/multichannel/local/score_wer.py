@@ -74,9 +74,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     frame = read_manifest(args.manifest)
     columns = source_columns(frame)
-    absent = [f"text_{k}" for k in range(1, len(columns) + 1) if f"text_{k}" not in frame]
+    texts = [f"text_{k}" for k in range(1, len(columns) + 1)]
+    absent = [text for text in texts if text not in frame]
     if absent:
         raise UserError(f"{args.manifest}: lacks {', '.join(absent)}: give stage 0 a train.csv and test.csv with texts")
+    if (empty := frame[texts].isna().any(axis=1)).any():
+        example = frame["mixture_ID"][empty.idxmax()]
+        raise UserError(f"{args.manifest}: {empty.sum()} mixtures lack a text, e.g. {example}: leave them out")
     system, recognise = load_system(args.exp), recogniser(args.recogniser)
     rows = [
         {"mixture_ID": row["mixture_ID"], **transcribe(row, [row[c] for c in columns], system, recognise)}

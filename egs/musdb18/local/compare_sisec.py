@@ -17,7 +17,8 @@ from utils.errors import command
 
 PUBLISHED = Path(__file__).with_name("sisec18_medians.csv")
 TEST_SONGS, KNOWN = 50, "PR - Happy Daze"
-NEEDS_MORE = {"TAU1", "TAK2", "TAK3", "UHL3", "STL2"}  # trained on further songs
+REMARKS = dict.fromkeys(("TAU1", "TAK2", "TAK3", "UHL3", "STL1"), "more training songs")
+REMARKS |= dict.fromkeys(("IBM1", "IBM2", "IRM1", "IRM2", "MWF"), "oracle") | {"MIX": "mixture"}
 COLUMNS = ("SDR", "SIR", "ISR", "SAR")
 
 
@@ -32,10 +33,17 @@ def scored(exp):
     return found
 
 
+def labelled(name):
+    return f"{name} ({REMARKS[name]})" if name in REMARKS else name
+
+
 def table(found, target, number):
     published = pd.read_csv(PUBLISHED)
     published = published[published.target == target].set_index("method")
-    rows = {name: [*row[list(COLUMNS)], row.SDR_mean_over_tracks, "SiSEC 2018"] for name, row in published.iterrows()}
+    origin = "SiSEC 2018"
+    rows = {
+        labelled(name): [*row[list(COLUMNS)], row.SDR_mean_over_tracks, origin] for name, row in published.iterrows()
+    }
     for name, scores in found.items():
         medians = [scores[f"{column.lower()}_{number}"].median() for column in COLUMNS]
         rows[f"**{name}**"] = [*medians, scores[f"sdr_{number}"].mean(), "here"]
@@ -46,8 +54,7 @@ def table(found, target, number):
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in sorted(rows.items(), key=lambda item: -item[1][0]):
-        more = " (more training songs)" if name in NEEDS_MORE else ""
-        lines.append(f"| {name}{more} | " + " | ".join(f"{x:.2f}" for x in row[:5]) + f" | {row[5]} |")
+        lines.append(f"| {name} | " + " | ".join(f"{x:.2f}" for x in row[:5]) + f" | {row[5]} |")
     return "\n".join(lines)
 
 
@@ -57,7 +64,7 @@ def box_plot(found):
     import matplotlib.pyplot as plt
 
     published = pd.read_csv(PUBLISHED)
-    published = published[published.target == "vocals"].set_index("method").SDR.sort_values()
+    published = published[published.target == "vocals"].set_index("method").SDR.rename(labelled)
     ours = {name: rows.sdr_1.dropna() for name, rows in found.items()}
     names = sorted([*ours, *published.index], key=lambda n: ours[n].median() if n in ours else published[n])
     figure, axes = plt.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")

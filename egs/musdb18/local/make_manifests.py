@@ -35,7 +35,8 @@ def musdb_jobs(root, folder):
     """`{set: [job of make_song]}` of a tree in the layout of MUSDB18-HQ."""
     songs = {part: sorted(p.name for p in (root / part).glob("*") if p.is_dir()) for part in ("train", "test")}
     if len(songs["train"]) < 2 or not songs["test"]:
-        raise UserError(f"{root}: needs two songs at least in train/ and one in test/; has {songs}")
+        counts = " and ".join(f"{len(names)} in {part}/" for part, names in songs.items())
+        raise UserError(f"{root}: needs two songs at least in train/ and one in test/; there are {counts}")
     sets = split_songs(songs["train"]) | {"test": songs["test"]}
     return {
         name: [
@@ -84,22 +85,22 @@ def fresh(path, origins):
 
 
 def levels(mixture, voice, accompaniment):
-    powers = [
-        0.0 if signal is None else float(np.mean(signal.astype(np.float64) ** 2)) for signal in (voice, accompaniment)
-    ]
+    powers = [0.0 if signal is None else np.mean(signal.astype(np.float64) ** 2) for signal in (voice, accompaniment)]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {"voice_to_accompaniment_db": round(float(10 * np.log10(powers[0] / powers[1])), 2)}
+        return {"voice_to_accompaniment_db": round(float(10 * np.log10(np.divide(*powers))), 2)}
 
 
 def remarks(song, mixture, voice, accompaniment):
-    found = []
+    found = [f"{song.name}: lacks {stem}.wav" for stem in STEMS if not (song / f"{stem}.wav").is_file()]
     if voice is None:
         found.append(f"{song.name}: no vocals (silent or no file): kept as an instrumental")
     if not np.any(accompaniment):
         found.append(f"{song.name}: the accompaniment is silent")
     difference = mixture - accompaniment - (0 if voice is None else voice)
     ratio = 10 * np.log10((np.mean(difference**2) + 1e-20) / (np.mean(mixture**2) + 1e-20))
-    if ratio > ADDITIVE:
+    if not np.any(mixture):
+        found.append(f"{song.name}: the mixture is silent")
+    elif ratio > ADDITIVE:
         found.append(f"{song.name}: its stems do not sum to its mixture: what is left over has {ratio:.1f} dB of it")
     if len(mixture) == 1:
         found.append(f"{song.name}: is mono; heard on both channels")
@@ -119,11 +120,18 @@ def mir1k_jobs(root, folder):
         sets = {"valid": valid, "train": [n for n in heard if n not in valid]}
         sets["test"] = [name for name in names if name not in heard]
     for part, listed in sets.items():
-        absent = sorted({*listed} - {*names})
-        if absent or not listed:
+        if not listed:
             raise UserError(
-                f"{root}: {len(absent)} of {len(listed)} clips for {part} are not in Wavfile/: {absent[:3]}"
+                f"{root}: there are no clips for {part}. The clips of {' and '.join(SINGERS)} train, but for "
+                f"{', '.join(DEVELOPMENT)}, which validate; those of other singers test. "
+                "{train,valid,test}.txt beside Wavfile/ may say otherwise"
             )
+        if absent := sorted({*listed} - {*names}):
+            raise UserError(
+                f"{root}: {len(absent)} of {len(listed)} clips for {part} are not in Wavfile/: {', '.join(absent[:3])}"
+            )
+    if twice := sorted({name for name in names if sum(name in listed for listed in sets.values()) > 1}):
+        raise UserError(f"{root}: {len(twice)} clips are in two lists, e.g. {twice[0]}: give each to one set")
     return {part: [(root / "Wavfile" / f"{name}.wav", folder / "clips") for name in sets[part]] for part in sets}
 
 
@@ -183,15 +191,18 @@ def main(argv=None):
         warnings += [text for _, _, found in made for text in found]
     if problems:
         raise UserError(show(problems, f"{root}: {len(problems)} files cannot be used:"))
+    if not frames["train"]["source_1_path"].astype(str).any():
+        raise UserError(f"{root}: no song in train/ has vocals: they are in <song>/vocals.wav")
     claim(manifests, settings)  # only now: a corpus with faults can be mended without deleting anything
+    audio.write_text(manifests / "remarks.txt", "".join(f"{text}\n" for text in warnings))
     if warnings:
-        print(show(warnings, f"{len(warnings)} remarks:"))
+        print(show(warnings, f"{len(warnings)} remarks, all in {manifests / 'remarks.txt'}:"))
     print("set     songs   hours   voice / accompaniment dB (median)")
     for name, frame in frames.items():
         columns = ["mixture_ID", "mixture_path", "source_1_path", "source_2_path"]
         frame = frame[columns + [column for column in frame if column not in columns]]
-        write_manifest(frame.map(lambda cell: "" if cell is None else cell), manifests / f"{name}.csv")
-        ratio = frame["voice_to_accompaniment_db"].replace(-np.inf, np.nan).median()
+        write_manifest(frame.map(lambda cell: "" if pd.isna(cell) else cell), manifests / f"{name}.csv")
+        ratio = frame["voice_to_accompaniment_db"].replace([-np.inf, np.inf], np.nan).median()
         print(f"{name:7s} {len(frame):5d} {frame['length'].sum() / RATES[form] / 3600:7.3f}   {ratio:.1f}")
 
 

@@ -63,18 +63,23 @@ def download(folder, url=URL, sha256=SHA256):
 
 
 def decode(root, target, n_jobs):
-    """Decode MUSDB18's stems to the layout of MUSDB18-HQ."""
-    if shutil.which("ffmpeg") is None:
+    """Decode MUSDB18's stems to the layout of MUSDB18-HQ, but for those that are there."""
+    jobs = [(path, target) for part in ("train", "test") for path in sorted(root.glob(f"{part}/*.stem.mp4"))]
+    jobs = [job for job in jobs if not all((_song(*job) / f"{name}.wav").is_file() for name in STREAMS)]
+    if jobs and shutil.which("ffmpeg") is None:
         raise UserError(
             f"{root} holds .stem.mp4 files, which only ffmpeg reads, and there is no ffmpeg here. Install it (for "
             "instance `apt install ffmpeg`, or conda), or use MUSDB18-HQ, which is wav: --corpus download"
         )
-    jobs = [(path, target) for part in ("train", "test") for path in sorted(root.glob(f"{part}/*.stem.mp4"))]
     audio.parallel(_decode, jobs, n_jobs, "decoding stems")
 
 
+def _song(path, target):
+    return target / path.parent.name / path.name.removesuffix(".stem.mp4")
+
+
 def _decode(path, target):
-    song = target / path.parent.name / path.name.removesuffix(".stem.mp4")
+    song = _song(path, target)
     for number, name in enumerate(STREAMS):
         wav = song / f"{name}.wav"
         if wav.is_file():
