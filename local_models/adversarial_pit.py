@@ -22,6 +22,7 @@ from local_models.system import System
 from local_models.universal import Universal
 
 DECAY = 0.98  # per update, of the running means of gradient ratios and accuracies
+LOGGED = ("real", "fake", "accuracy", "trained", "share")  # of each discriminator, in training
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Adversary:
     filters: int = 16
     """Its width; a multiple of 8."""
     windows: tuple[int, ...] = (512, 1024, 2048)
-    """STFT windows in samples: resolutions of domain stft; domain mask takes the first."""
+    """STFT windows in samples, multiples of 4: resolutions of domain stft; domain mask takes the first."""
 
     @property
     def name(self) -> str:
@@ -150,25 +151,30 @@ class AdversarialPIT(Universal, System):
         return (estimates * gradient).sum() + their_loss
 
     def _play(self, estimates, sources, mixture):
-        """Values to log, gradient at the estimates (batch, n_src, time), loss of the discriminators."""
+        """Values to log (None: none in this batch), gradient at the estimates (batch, n_src, time), their loss."""
         leaf = estimates.detach().float().requires_grad_()
         with self.full_precision():
             loss, order = self.loss_of(leaf, sources, mixture)
             gradient = pit_gradient = torch.autograd.grad(loss, leaf)[0]
         values, their_loss = {"loss": loss}, torch.zeros((), device=leaf.device)
+        # The gradient of a mean over a million scores is zero in float16; `balance` takes any factor out again.
+        half = torch.is_autocast_enabled(leaf.device.type) and torch.get_autocast_dtype(leaf.device.type) == torch.half
+        lift = leaf.numel() if half else 1
         for name, opponent in self.opponents.items():
             aligned = align(leaf, order)
             own_loss, adversarial_loss, seen = opponent.meet(opponent.pairs(sources, aligned, mixture))
-            push = torch.autograd.grad(adversarial_loss, leaf, retain_graph=True)[0]
+            push = torch.autograd.grad(adversarial_loss * lift, leaf, retain_graph=True)[0]
             scale, share = opponent.balance(push, pit_gradient)
             if opponent.updates > self.game.warm_up:
                 gradient, seen["share"] = gradient + scale * push, share
-            values |= {f"{name}_{key}": value for key, value in seen.items()}
+            values |= {f"{name}_{key}": seen.get(key) for key in LOGGED}
             their_loss = their_loss + own_loss
         return values, gradient, their_loss
 
     def on_before_optimizer_step(self, optimizer):
         for opponent in self.opponents.values() if self.step == "adversarial" else ():
+            # Devices have met different tuples; if one alone let a discriminator rest, its weights would differ there.
+            opponent.accuracy.copy_(self.trainer.strategy.reduce(opponent.accuracy, reduce_op="mean"))
             if opponent.resting():
                 for parameter in opponent.parameters():
                     parameter.grad = None  # zeros would still move it by its momentum
@@ -196,6 +202,14 @@ class Opponent(nn.Module):
                 f"adversaries: n_real is {options.n_real}; it goes from 0 to {n_src - 1}, one less than n_src, in a "
                 "context-based one, and is 0 in an instance-based one"
             )
+        if options.filters < 8 or options.filters % 8:
+            raise ValueError(f"adversaries: filters is {options.filters}; it must be a multiple of 8")
+        if not options.windows or any(window < 4 or window % 4 for window in options.windows):
+            raise ValueError(
+                f"adversaries: windows is {list(options.windows)}; give one or more multiples of 4, in samples"
+            )
+        if options.share < 0:
+            raise ValueError(f"adversaries: share is {options.share}; it must not be negative")
         self.options, self.game = options, game
         self.network = DOMAINS[options.domain](
             n_src if context else 1, options.with_mixture, options.filters, options.windows

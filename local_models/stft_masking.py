@@ -23,7 +23,7 @@ class StftMasking(nn.Module):
             complex, and a summary (batch, summary_chan).
         n_src: number of sources.
         window: of the STFT in samples, a square root of a Hann window.
-        hop: in samples; divides the window.
+        hop: in samples; divides the window into two parts or more.
         edges: `published` pads at the end only, which fades the first 24 ms of 16 kHz in (mixture consistency hides
             it); `padded` reconstructs perfectly at both ends.
         consistency: what part of the error `mixture - sum of estimates` each source takes: none, all the same,
@@ -40,8 +40,8 @@ class StftMasking(nn.Module):
         consistency: Consistency = "predicted",
     ):
         super().__init__()
-        if window % hop:
-            raise ValueError(f"the hop of {hop} samples does not divide the window of {window}")
+        if not 0 < hop < window or window % hop:
+            raise ValueError(f"the hop of {hop} samples does not divide the window of {window} into two parts or more")
         self.network = network(window // 2 + 1, n_src)
         self.n_src, self.hop, self.consistency = n_src, hop, consistency
         self.left = window - hop if edges == "padded" else 0

@@ -131,13 +131,15 @@ class System(pl.LightningModule):
         self._log("val", self.losses(batch), batch)
 
     def _log(self, phase, values, batch):
+        # Devices average in the order in which names come up, so a value that this batch lacks, None, is logged too,
+        # with no weight. Weights are floats: Lightning's mean over devices cuts whole numbers off.
         for name, value in values.items():
             self.log(
                 f"{phase}_{name}",
-                value.detach().float(),
+                torch.zeros((), device=self.device) if value is None else value.detach().float(),
                 on_step=False,
                 on_epoch=True,
                 prog_bar=name in ("loss", "si_sdri"),
                 sync_dist=True,
-                batch_size=len(batch["mixture"]),
+                batch_size=0.0 if value is None else float(len(batch["mixture"])),
             )

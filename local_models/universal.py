@@ -59,7 +59,8 @@ class Universal:
         for name, values in self._scores.items():
             values = torch.cat(values)
             mean = values.mean() if len(values) else torch.zeros((), device=values.device)
-            self.log(f"val_{name}", mean.float(), prog_bar=name == "msi", sync_dist=True)
+            weight = max(float(len(values)), 1e-6)  # a device without such mixtures has no say in the mean over all
+            self.log(f"val_{name}", mean.float(), prog_bar=name == "msi", sync_dist=True, batch_size=weight)
 
 
 class UniversalAsteroid(Universal, AsteroidSystem):

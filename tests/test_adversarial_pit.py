@@ -25,11 +25,26 @@ def network(n_freq, n_src):
     return TDCNpp(n_freq, n_src, 8, 12, 2, 1)
 
 
+class Devices:
+    """In the place of a trainer: a number of devices on which each quantity has this mean; None: one device."""
+
+    def __init__(self, mean=None):
+        self.strategy, self.mean = self, mean
+
+    def reduce(self, tensor, reduce_op):
+        assert reduce_op == "mean"
+        return tensor if self.mean is None else torch.full_like(tensor, self.mean)
+
+
+ALONE, IN_DOUBT, SURE = Devices(), Devices(0.6), Devices(0.96)
+
+
 def system(*adversaries, seed=0, step="adversarial", **options):
     torch.manual_seed(seed)
     model = AdversarialPIT(network, adversaries=adversaries or ALL[3:4], **options)
     model.begin_step(step, Optimisation(lr=1e-3, halve_after=0))
     model.log = lambda *args, **kwargs: None
+    model.trainer = ALONE
     return model.train()
 
 
@@ -169,6 +184,37 @@ def test_a_saturated_discriminator_rests_until_the_separator_has_caught_up():
     assert any(not torch.equal(value, before[name]) for name, value in opponent.named_parameters())
 
 
+@pytest.mark.parametrize(("devices", "own", "trained"), [(IN_DOUBT, 0.99, True), (SURE, 0.5, False)])
+def test_devices_decide_together_who_rests(devices, own, trained):
+    """Else the weights of a discriminator would be other ones on each device."""
+    model, data = system(ALL[3]), batch()
+    (opponent,) = model.opponents.values()
+    before = [p.clone() for p in opponent.parameters()]
+    model.trainer = devices
+    opponent.accuracy.fill_(own)
+    update(model, model.configure_optimizers(), data)
+    assert any(not torch.equal(a, b) for a, b in zip(before, opponent.parameters(), strict=True)) == trained
+    assert opponent.accuracy.item() == pytest.approx(devices.mean)
+
+
+def test_the_same_names_are_logged_whatever_a_batch_holds():
+    """Devices average what they log by its order alone; what a batch does not tell has no weight in the mean."""
+    model, logged = system(*ALL, game=Game(warm_up=2)), []
+    model.log = lambda name, value, batch_size, **_: logged.append((name, value.item(), batch_size))
+    silence = torch.zeros(3, 4, 2000)
+    runs = []
+    for data in (batch(), {"mixture": silence[:, 0], "sources": silence}, batch(), batch()):
+        model.training_step(data, 0)
+        runs.append({name: (value, weight) for name, value, weight in logged})
+        logged.clear()
+    assert all(list(run) == list(runs[0]) for run in runs) and len(runs[0]) == 1 + 5 * len(ALL)
+    weights = [{name: weight for name, (_, weight) in run.items()} for run in runs]
+    assert [w["train_mask_context2_real"] for w in weights] == [3, 0, 3, 3]
+    assert [w["train_mask_context2_share"] for w in weights] == [0, 0, 0, 3]
+    assert all(w["train_loss"] == w["train_mask_context2_trained"] == 3 for w in weights)
+    assert all(isinstance(weight, float) for w in weights for weight in w.values())
+
+
 def test_an_adversarial_step_improves_the_pit_loss_too():
     model, data = system(*ALL), batch()
     optimizer = model.configure_optimizers()
@@ -252,6 +298,30 @@ def test_mixed_precision_trains_and_keeps_the_loss_in_float32():
     assert values["loss"].item() == pytest.approx(plain.item(), abs=0.1)
 
 
+class Faint(torch.nn.Module):
+    """Scores with a gradient as weak as that of a long segment, which float16 does not know."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, signals, mixture):
+        return [(signals.to(self.dtype) * 1e-4).float()]
+
+
+def test_float16_does_not_lose_the_gradient_of_discriminators():
+    data, gradients = batch(), []
+    for dtype, share in ((torch.float16, 0.2), (torch.float32, 0.2), (torch.float32, 0.0)):
+        model = system(Adversary("stft", "instance", share=share, filters=8, windows=(128,)))
+        model.opponents["stft_instance"].network = Faint(dtype)
+        estimates = model.separate(data["mixture"])
+        with torch.autocast("cpu", torch.float16, enabled=dtype == torch.float16):
+            gradients.append(model._play(estimates, data["sources"], data["mixture"])[1])
+    pushes = [gradient - gradients[2] for gradient in gradients[:2]]
+    assert pushes[1].abs().max() > 0
+    torch.testing.assert_close(*pushes, rtol=0.01, atol=0.01 * pushes[1].abs().max().item())
+
+
 def test_magnitudes_are_those_of_the_definition_and_have_a_gradient_at_zero():
     signals = torch.randn(2, 3, 1000)
     ours = magnitude(signals, 128)
@@ -288,7 +358,13 @@ def test_a_discriminator_with_the_mixture_hears_it():
         ({"adversaries": [Adversary(n_real=4)]}, "n_real is 4"),
         ({"adversaries": [Adversary(family="instance", n_real=1)]}, "n_real is 1"),
         ({"adversaries": [Adversary(), Adversary()]}, "two are alike"),
+        ({"adversaries": [Adversary("waveform", filters=12)]}, "filters is 12; it must be a multiple of 8"),
+        ({"adversaries": [Adversary(windows=())]}, r"windows is \[\]"),
+        ({"adversaries": [Adversary(windows=(512, 511))]}, r"windows is \[512, 511\]; give .* multiples of 4"),
+        ({"adversaries": [Adversary(share=-0.1)]}, "share is -0.1"),
         ({"hop": 100}, "100 samples does not divide"),
+        ({"hop": 0}, "hop of 0"),
+        ({"hop": 512}, "window of 512 into two parts"),
     ],
 )
 def test_impossible_settings_are_refused(options, said):

@@ -189,13 +189,23 @@ def test_pools_without_backgrounds_or_classes_are_messages(run, local, clips, tm
     for split in local.scenes.SPLITS:
         local.prepare_corpus._synthesise(poor / split / "rain" / "0.wav", "rain", (0,))
         local.prepare_corpus._synthesise(poor / split / "dog" / "0.wav", "dog", (0,))
-    assert "come from 1 classes; 4 are needed" in run(poor, "--seconds", "4")
+    assert "come from 1 classes (dog); 4 are needed" in run(poor, "--seconds", "4")
 
 
 def test_a_silent_clip_is_a_message(local, tmp_path):
     sf.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
     with pytest.raises(UserError, match="a.wav: silent"):
         local.scenes.place(local.scenes.Clip(tmp_path / "a.wav", "a", 1.0), 0.0, -20.0, RATE, RATE, rng_of(0))
+
+
+def test_stretches_that_are_silent_are_drawn_again(local, tmp_path):
+    signal = np.zeros(10 * RATE)
+    signal[-RATE // 2 :] = 0.1  # heard in half of all stretches of 9 s
+    sf.write(tmp_path / "a.wav", signal, RATE)
+    clip = local.scenes.Clip(tmp_path / "a.wav", "a", 10.0)
+    for seed in range(20):
+        out = local.scenes.place(clip, 0.0, -20.0, 9 * RATE, RATE, rng_of(seed))
+        assert 20 * np.log10(np.sqrt(np.mean(out**2))) == pytest.approx(-20)
 
 
 # ---- lists and manifests

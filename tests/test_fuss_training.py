@@ -3,8 +3,13 @@
 import copy
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -37,10 +42,14 @@ class Killed(Exception):
     pass
 
 
-def run(tmp_path, manifests, name, steps="all", config=CONFIG):
+def arguments(tmp_path, manifests, name, steps="all", config=CONFIG):
     conf = tmp_path / f"{name}.yml"
     conf.write_text(yaml.safe_dump(config, sort_keys=False))
-    train.main(["--conf", str(conf), "--manifests", str(manifests), "--exp", str(tmp_path / name), "--steps", steps])
+    return ["--conf", str(conf), "--manifests", str(manifests), "--exp", str(tmp_path / name), "--steps", steps]
+
+
+def run(tmp_path, manifests, name, *others):
+    train.main(arguments(tmp_path, manifests, name, *others))
     return tmp_path / name
 
 
@@ -98,6 +107,43 @@ def test_a_kill_in_the_adversarial_step_changes_nothing(exp, tone_manifests, tmp
     expected = weights(exp / "adversarial" / "last.ckpt")
     for name, value in weights(continued / "adversarial" / "last.ckpt").items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_two_processes_play_as_one(exp, tone_manifests, tmp_path):
+    shutil.copytree(exp / "pit", tmp_path / "double" / "pit")
+    config = copy.deepcopy(CONFIG)
+    config["runtime"] |= {"devices": 2, "log_audio": 0}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    called = [sys.executable, "-m", "utils.train", *arguments(tmp_path, tone_manifests, "double", "rest", config)]
+    process = subprocess.run(called, env=environment, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    tables = [pd.read_csv(path / "adversarial" / "metrics.csv") for path in (exp, tmp_path / "double")]
+    assert list(tables[0]) == list(tables[1])
+    for name, tolerance in (("val_loss", 0.05), ("train_loss", 0.05), ("val_si_sdri", 0.2)):
+        np.testing.assert_allclose(tables[0][name], tables[1][name], atol=tolerance)
+
+
+BAND_SPLIT = {"class_path": "local_models.band_split.BandSplit"}
+BAND_SPLIT |= {"init_args": {"chan": 4, "hid_chan": 4, "n_layers": 1}}
+
+
+@pytest.mark.parametrize(
+    ("system", "step"),
+    [
+        ({}, {"precision": "bf16-mixed"}),
+        ({"game": {"loss": "least_squares", "silent": "dither", "single_source": True}}, {"accumulate": 2}),
+        ({"network": BAND_SPLIT, "edges": "padded", "consistency": "power"}, {"gradient_clip": 0}),
+    ],
+)
+def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path, system, step):
+    config = copy.deepcopy(CONFIG)
+    config["system"]["init_args"] |= system
+    config["system"]["init_args"]["adversaries"][0]["with_mixture"] = True
+    config["steps"]["adversarial"] |= step
+    table = pd.read_csv(run(tmp_path, tone_manifests, "other", "all", config) / "adversarial" / "metrics.csv")
+    assert table.val_loss.map(math.isfinite).all() and table.val_loss.nunique() == 3
+    assert table.updates.iloc[-1] == 12 // step.get("accumulate", 1)
+    assert table.filter(regex="_(share|accuracy)$").map(math.isfinite).all(axis=None)
 
 
 def test_other_discriminators_start_from_the_same_pit_model(exp, tone_manifests, tmp_path):

@@ -15,10 +15,10 @@ class Logged(UniversalAsteroid):
                 n_src, n_filters=8, bn_chan=4, hid_chan=4, skip_chan=4, n_blocks=1, n_repeats=1, **options
             )
         )
-        self.logged = {}
+        self.logged, self.weights = {}, {}
 
-    def log(self, name, value, **_):
-        self.logged[name] = value.item()
+    def log(self, name, value, batch_size, **_):
+        self.logged[name], self.weights[name] = value.item(), batch_size
 
 
 def validate(model, *examples):
@@ -66,6 +66,21 @@ def test_single_sources_are_scored_apart_and_batches_together():
     assert validate(Logged(), (single, single))["val_msi"] == 0
     nothing = torch.zeros(1, 4, 100)
     assert validate(Logged(), (nothing, nothing)) == {"val_si_sdri": 0, "val_msi": 0, "val_si_sdr_single": 0}
+
+
+def test_devices_weigh_in_by_the_number_of_their_sources():
+    """The scores of a set must not depend on how its mixtures are dealt out."""
+    a, b, silence = tones()
+    pair, single = torch.stack([a, b, silence, silence])[None], torch.stack([silence, a, silence, silence])[None]
+    examples = [(pair, pair), (single, single), (torch.stack([a + b, silence, silence, silence])[None], pair)]
+    devices = [Logged(), Logged()]
+    validate(devices[0], examples[0], examples[2])
+    validate(devices[1], examples[1])
+    for name, value in validate(Logged(), *examples).items():
+        weights = [device.weights[name] for device in devices]
+        assert all(isinstance(weight, float) for weight in weights)
+        mean = sum(device.logged[name] * weight for device, weight in zip(devices, weights, strict=True)) / sum(weights)
+        assert mean == pytest.approx(value, abs=1e-4)
 
 
 def test_an_asteroid_network_trains_on_silent_slots():

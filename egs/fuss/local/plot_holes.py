@@ -1,6 +1,7 @@
 """A figure of spectral holes: one source as the reference, oracle masks and systems have it, and both rates of each.
 
 It takes the examples that evaluation kept, and the rates of final_metrics.json; the oracle masks calibrate the measure.
+Where systems have been evaluated on several sets of that name, it is about the last one.
 """
 
 import argparse
@@ -27,9 +28,12 @@ def find_results(exp: Path, name: str) -> dict[Path, dict]:
     paths = [*exp.glob(f"*/eval/{name}/final_metrics.json"), *exp.glob(f"*/*/eval/{name}/final_metrics.json")]
     results = {path.parent: json.loads(path.read_text()) for path in sorted(paths)}
     rated = {folder: result for folder, result in results.items() if result.get("hole_rate_30")}
-    if not any(result["kind"] == "system" for result in rated.values()):
+    systems = [result for result in rated.values() if result["kind"] == "system"]
+    if not systems:
         raise UserError(f"{exp}: no system has been evaluated on {name} with --suite fuss; run stage 4 first")
-    return dict(sorted(rated.items(), key=lambda item: -score_of(item[1])))
+    last = max(systems, key=lambda result: result["date"])["manifest_sha256"]
+    same = {folder: result for folder, result in rated.items() if result["manifest_sha256"] == last}
+    return dict(sorted(same.items(), key=lambda item: -score_of(item[1])))
 
 
 def to_show(results: dict[Path, dict]) -> list[Path]:

@@ -27,6 +27,7 @@ PEAK = 0.9
 ROOM = rooms.RoomRules(
     length=(3.0, 8.0), width=(3.0, 8.0), height=(2.4, 3.5), n_mics=1, source_height=(0.5, 2.0), source_square=0.0
 )
+TRIES = 20  # of stretches of a long clip, until one sounds
 MIXTURES_PER_ROOM = 5  # rooms come again in another order when they are used up, as in FUSS
 
 
@@ -70,7 +71,8 @@ def check_pools(clips: dict[str, list[Clip]], folder: Path, seconds: float) -> N
         if len(kinds) <= MAX_FOREGROUNDS:
             raise UserError(
                 f"{folder}, {split}: clips of at most {seconds:g} s, as foregrounds must be, come from {len(kinds)} "
-                f"classes; {MAX_FOREGROUNDS + 1} are needed, for no class comes twice in a mixture. A class is a folder"
+                f"classes ({', '.join(sorted(kinds)) or 'none'}); {MAX_FOREGROUNDS + 1} are needed, for no class comes "
+                "twice in a mixture. A class is a folder"
             )
 
 
@@ -139,13 +141,16 @@ def place(clip: Clip, start: float, level: float, frames: int, rate: int, rng) -
     """(frames,) with the clip, or a random stretch of a longer one, from `start` s on, at an RMS of `level` dB."""
     total, own_rate, _ = audio.info(clip.path)
     wanted = min(total, -(-frames * own_rate // rate))
-    signal = audio.read(clip.path, int(rng.integers(total - wanted + 1)), wanted, channels=True)
-    signal = signal.reshape(-1, wanted).mean(0).astype(np.float64)
-    if own_rate != rate:
-        signal = mixing.resample(signal, own_rate, rate)
-    power = np.mean(signal**2)
-    if power < audio.LSB**2:
-        raise UserError(f"{clip.path}: silent from sample to sample. Leave it out")
+    for _ in range(TRIES):
+        signal = audio.read(clip.path, int(rng.integers(total - wanted + 1)), wanted, channels=True)
+        signal = signal.reshape(-1, wanted).mean(0).astype(np.float64)
+        if own_rate != rate:
+            signal = mixing.resample(signal, own_rate, rate)
+        power = np.mean(signal**2)
+        if power >= audio.LSB**2:
+            break
+    else:
+        raise UserError(f"{clip.path}: silent, at least where it was tried. Leave it out, or cut its silence")
     first = round(start * rate)
     out = np.zeros(frames)
     part = signal[: frames - first]
