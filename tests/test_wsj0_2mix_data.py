@@ -253,4 +253,5 @@ def test_a_killed_stage_1_continues_where_it_was(stages, tiny, tmp_path, run):
     assert 20 <= len(kept) < 120 and not list((tmp_path / "data").rglob("data_report.json"))
     manifests = run(corpus, first=1)
     assert len(sets(manifests)["train"]) == 120
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+    again = [path for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp]
+    assert len(again) <= 1  # the one that was being made
