@@ -41,7 +41,7 @@ def parts(sources, n_parts):
     for name, unit in CONDITIONS.items():
         if name not in sources or sources[name].nunique() < 2:
             continue
-        known = sources.dropna(subset=name)
+        known = sources.dropna(subset=name).sort_values(["set", "system", name])
         cuts = known.groupby("set")[name].transform(lambda x: pd.qcut(x, n_parts, duplicates="drop").astype(str))
         groups.append(known.assign(condition=f"{name} ({unit})", part=cuts))
     table = pd.concat(groups)
