@@ -1,11 +1,8 @@
 """Training on mixtures of an unknown number of sources, some slots silent: what all systems of this kind share."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from local_models.asteroid_system import AsteroidSystem
 from local_models.log_mse import LogMSE, active, align
 
 QUIET = 0.01  # power re the quietest active source below which an estimate counts as silent
@@ -61,29 +58,3 @@ class Universal:
             mean = values.mean() if len(values) else torch.zeros((), device=values.device)
             weight = max(float(len(values)), 1e-6)  # a device without such mixtures has no say in the mean over all
             self.log(f"val_{name}", mean.float(), prog_bar=name == "msi", sync_dist=True, batch_size=weight)
-
-
-class UniversalAsteroid(Universal, AsteroidSystem):
-    """A network of `asteroid.models` for mixtures with silent slots, which Asteroid's SI-SDR leaves without gradient.
-
-    Args:
-        model: as of `asteroid_system.AsteroidSystem`.
-        n_src: number of slots.
-        sample_rate: in Hz.
-        snr_max, silent_snr_max, silent_weight: of the loss, see `log_mse.LogMSE`.
-    """
-
-    def __init__(
-        self,
-        model: Callable[[int], nn.Module],
-        n_src: int = 4,
-        sample_rate: int = 16000,
-        snr_max: float = 30.0,
-        silent_snr_max: float = 20.0,
-        silent_weight: float = 1.0,
-    ):
-        super().__init__(model, n_src, sample_rate)
-        self.loss_of = LogMSE(snr_max, silent_snr_max, silent_weight)
-
-    def losses(self, batch):
-        return self.pit_losses(self.separate(batch["mixture"]), batch)

@@ -10,7 +10,7 @@ class CellByCell(nn.Module):
 
     Or the ICASSP system: encoder residuals inside the recurrence, recurrent inference of the decoder.
     The backward half is put together in the order in which it was read. Attribute names are those of
-    local_models.masker_denoiser, so that weights can be copied.
+    local_models.masker_denoiser.system, so that weights can be copied.
     """
 
     def __init__(self, n_bins, n_heard, denoiser_size, mdl1, frames=60, context=10, iterations=0, tolerance=1e-3):

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from local_models.system import System
-from utils.data import Mixtures
-from utils.model import build_system, pack
+from utils.data.datasets import Mixtures
+from utils.training.model_files import build_system, pack
 
+ROOT = Path(__file__).parents[1]  # of the repository
 RATE = 8000
 
 
@@ -142,7 +143,7 @@ def noise_set(folder: Path, number: int, seconds: float = 0.5, n_src: int = 2) -
 @functools.cache
 def _two_step(seed: int) -> dict:
     separator = {
-        "class_path": "local_models.tdcn.TDCN",
+        "class_path": "local_models.two_step.TDCN",
         "init_args": {"bn_chan": 8, "hid_chan": 8, "n_blocks": 2, "n_repeats": 1},
     }
     config = {"class_path": "local_models.two_step.TwoStep", "init_args": {"separator": separator, "n_basis": 16}}
@@ -166,7 +167,7 @@ def read_final(method, name="test"):
 
 
 def projection_db(estimate, reference):
-    """SI-SDR from the angle between the signals, independently of utils.metrics."""
+    """SI-SDR from the angle between the signals, independently of utils.evaluation.metrics."""
     estimate, reference = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (estimate, reference))
     cosine = estimate @ reference / np.linalg.norm(estimate) / np.linalg.norm(reference)
     return 10 * np.log10(cosine**2 / (1 - cosine**2))

@@ -1,12 +1,14 @@
+import ast
 import difflib
+import graphlib
 import itertools
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
+
 tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT)
 FILES = [ROOT / name for name in tracked.stdout.split() if (ROOT / name).is_file()]
 RECIPE_CODE = [path for path in FILES if path.is_relative_to(ROOT / "egs") and path.suffix in (".py", ".sh")]
@@ -19,7 +21,9 @@ def lines(path):
 
 def test_no_recipe_file_is_a_copy_of_another():
     shell_engine = [path for path in RECIPE_CODE if path.name != "run.sh"]  # stage blocks are alike on purpose
-    for a, b in itertools.combinations(shell_engine + [path for path in FILES if path.parent.name == "utils"], 2):
+    for a, b in itertools.combinations(
+        shell_engine + [path for path in FILES if path.is_relative_to(ROOT / "utils")], 2
+    ):
         if a.suffix == b.suffix and min(len(lines(a)), len(lines(b))) > 5:
             assert difflib.SequenceMatcher(None, lines(a), lines(b), autojunk=False).ratio() < 0.6, f"{a} and {b}"
 
@@ -29,11 +33,63 @@ def test_no_configuration_repeats_another():
         assert lines(a) != lines(b), f"{a} and {b}"
 
 
+def imports(path):
+    """The modules of this repository that a file imports, as dotted names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    modules = set()
+    for name in names:
+        while name and name not in MODULES:  # "utils.files.sha256" is in the module "utils.files"
+            name = name.rpartition(".")[0]
+        modules |= {name} - {""}
+    return modules
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES if path.suffix == ".py"}
+IMPORTS = {module: imports(path) for module, path in MODULES.items()}
+
+
 def test_dependencies_point_one_way():
-    for path in FILES:
-        if path.suffix == ".py" and path.parent.name == "local_models":
-            for line in path.read_text().splitlines():
-                assert not line.startswith(("from utils", "import utils")), f"{path}: {line}"
+    allowed = {
+        "local_models": {"local_models"},
+        "utils": {"utils", "local_models"},
+        "egs": {"utils", "local_models"},  # scripts of a recipe import each other by bare names
+    }
+    for module, imported in IMPORTS.items():
+        part = module.partition(".")[0]
+        for other in imported:
+            assert other.partition(".")[0] in allowed.get(part, {"tests", *allowed}), (module, other)
+
+
+def test_no_room_of_local_models_imports_another():
+    rooms = {path.parent.name for path in ROOT.glob("local_models/*/__init__.py")}
+    assert len(rooms) >= 6
+
+    def room(module):
+        name = (module.split(".") + [""])[1]
+        return name if name in rooms else None
+
+    for module, imported in IMPORTS.items():
+        if module.startswith("local_models."):
+            for other in imported:
+                assert room(other) in (None, room(module)), (module, other)
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module: imported - {module} for module, imported in IMPORTS.items()}
+    for package in [module for module, path in MODULES.items() if path.name == "__init__.py"]:
+        graph.pop(package)  # a room's door, which imports what is in it
+    for imported in graph.values():
+        imported &= graph.keys()
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("readme", [path for path in FILES if path.name == "README.md"], ids=lambda p: p.parent.name)

@@ -28,15 +28,14 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from local_models.oracle_masks import MASKS, WINDOWS
-from utils import audio
-from utils.audio import write_text
+from local_models.oracles.masks import MASKS, WINDOWS
+from utils.data import audio
+from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
-from utils.manifest import read_manifest, source_columns
-from utils.model import load_system
-from utils.scoring import How, Method, dumps, example_name, numbered_score
-from utils.suites import SUITES
-from utils.train import sha256
+from utils.evaluation.scoring import How, Method, dumps, example_name, numbered_score
+from utils.evaluation.suites import SUITES
+from utils.files import sha256, write_text
+from utils.training.model_files import load_system
 
 VERSION = 2  # of the rows: raise it when they mean something else, and old ones are not continued
 GPU_JOBS = 4  # processes that share a GPU at most
@@ -86,7 +85,7 @@ def oracle_masks() -> list[dict]:
         for mask, text in MASKS.items():
             entry = {"name": f"stft_{mask}_{window}ms", "kind": "oracle"}
             entry |= {"description": f"oracle: {text}, STFT, Hann {window} ms"}
-            entry |= {"class_path": "local_models.oracle_masks.StftOracle"}
+            entry |= {"class_path": "local_models.oracles.StftOracle"}
             listed.append(entry | {"init_args": {"kind": mask, "window": window}})
     return listed
 
@@ -278,7 +277,7 @@ def _arguments(arguments):
         help="also evaluate what needs no training: yes (the mixture and oracle masks), FILE.yml (what it lists), no;\n"
         "with `only:` before it, nothing else",
     )
-    parser.add_argument("--suite", choices=SUITES, default="speech", help="metrics, see utils/suites.py")
+    parser.add_argument("--suite", choices=SUITES, default="speech", help="metrics, see utils/evaluation/suites.py")
     parser.add_argument("--extra", nargs="*", default=[], help="further metrics of the suite, which take long")
     parser.add_argument("--segment", type=float, default=How.segment, help="seconds that are separated at once")
     parser.add_argument("--cluster", help="address of a Dask scheduler whose workers do the job")

@@ -1,6 +1,6 @@
 """Separate audio files of any length, rate and channel count: `python -m utils.separate MODEL FILE... [--out DIR]`.
 
-A file is read, separated (`utils.overlap_add`) and written in blocks, so memory does not grow with its length.
+A file is read, separated (utils/evaluation/overlap_add.py) and written in blocks: memory does not grow with its length.
 """
 
 import argparse
@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from local_models.system import System
-from utils import audio
+from utils.data import audio
 from utils.errors import UserError, command
-from utils.model import load_system
-from utils.overlap_add import Blocks, Stitcher, separate_long
+from utils.evaluation.overlap_add import Blocks, Stitcher, separate_long
+from utils.training.model_files import load_system
 
 __all__ = ["Blocks", "separate_file", "separate_long"]
 

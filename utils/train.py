@@ -16,20 +16,26 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.callbacks import (
+    EarlyStopping,
+    ModelCheckpoint,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from utils import config as configuration
-from utils.audio import write_text
-from utils.callbacks import Bookkeeping, EagerValidation, Examples
-from utils.config import Experiment, Step
-from utils.data import loaders
+from utils.data.datasets import loaders
 from utils.errors import UserError, command
-from utils.model import export, save
-from utils.selftest import self_test
+from utils.files import sha256, write_text
+from utils.stamps import differences
+from utils.training import config as configuration
+from utils.training.callbacks import Bookkeeping, EagerValidation, Examples
+from utils.training.config import Experiment, Step
+from utils.training.model_files import export, save
+from utils.training.selftest import self_test
 
 LIGHTNING_CHATTER = (
     "num_workers",
@@ -59,18 +65,6 @@ def describe_run(description: str, manifests: Path) -> dict:
     }
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """`key: old -> new` for each leaf that differs."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a} -> {b}")
-    return found
-
-
 def claim_folder(exp: Path, settings: dict, manifests: Path) -> None:
     """Make the experiment's folder, or check that it holds the same experiment."""
     path = exp / "config.yml"
@@ -88,11 +82,6 @@ def claim_folder(exp: Path, settings: dict, manifests: Path) -> None:
         exp.mkdir(parents=True, exist_ok=True)
         write_text(exp / "run.json", json.dumps(describe_run(description, manifests), indent=1))
         write_text(path, yaml.safe_dump(settings, sort_keys=False))
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(system: torch.nn.Module) -> str:

@@ -17,9 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pyroomacoustics as pra
 import torch
 
-from local_models.auxiva import AuxIVA
-from local_models.source_models import Laplace
-from local_models.surrogate import Surrogate
+from local_models.auxiva.auxiva import AuxIVA
+from local_models.auxiva.source_models import Laplace
+from local_models.auxiva.surrogate import Surrogate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

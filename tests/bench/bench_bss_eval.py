@@ -20,8 +20,8 @@ import numpy as np
 import scipy.signal
 import soxr
 
-from utils import speech
-from utils.metrics.bss_eval import bss_eval, sdr
+from utils.data import speech
+from utils.evaluation.metrics.bss_eval import bss_eval, sdr
 
 RATE = 8000
 

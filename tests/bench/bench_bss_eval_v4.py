@@ -21,7 +21,7 @@ from scipy.signal import lfilter
 from threadpoolctl import threadpool_limits
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from utils.metrics.bss_eval_v4 import frame_scores, frame_sdr
+from utils.evaluation.metrics.bss_eval_v4 import frame_scores, frame_sdr
 
 
 def museval_module(name: str):

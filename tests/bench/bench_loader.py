@@ -22,8 +22,8 @@ from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from asteroid.models import ConvTasNet
 
 from local_models.fast_asteroid import accelerate
-from utils.config import Data, DynamicMixing
-from utils.data import loaders
+from utils.data.datasets import loaders
+from utils.training.config import Data, DynamicMixing
 
 RATE, BATCH = 8000, 4
 

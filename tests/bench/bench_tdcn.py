@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from local_models.fast_asteroid import accelerate
-from local_models.tdcn import TDCN, from_tdconvnet
+from local_models.two_step.tdcn import TDCN, from_tdconvnet
 
 SI_SDR = PITLossWrapper(pairwise_neg_sisdr, pit_from="pw_mtx")
 

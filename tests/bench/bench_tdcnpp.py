@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from local_models.adversarial_pit.stft_masking import StftMasking
+from local_models.adversarial_pit.tdcnpp import TDCNpp
 from local_models.log_mse import LogMSE
-from local_models.stft_masking import StftMasking
-from local_models.tdcnpp import TDCNpp
 
 
 class PlainNorm(nn.Module):

@@ -7,9 +7,9 @@ figures, training curves, and examples to listen to (HTML).
 import argparse
 from pathlib import Path
 
-from utils.audio import write_text
 from utils.errors import UserError, command
-from utils.report.data import read_experiments
+from utils.files import write_text
+from utils.report.experiments import read_experiments
 from utils.report.page import page
 from utils.report.table import markdown
 

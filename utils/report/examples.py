@@ -13,9 +13,9 @@ import soundfile as sf
 import soxr
 from PIL import Image
 
-from utils import audio
+from utils.data import audio
 from utils.errors import UserError
-from utils.report.data import Entry, best
+from utils.report.experiments import Entry, best
 
 SECONDS = (12, 10, 8, 6)  # tried in turn; songs are longer
 SHORT = (5, 4, 3)  # tried when nothing else helps

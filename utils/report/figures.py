@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.report.data import Entry, Training
+from utils.report.experiments import Entry, Training
 from utils.report.significance import statistic
 
 # Told apart with colour-blind eyes and on white as on black; the first six are Paul Tol's "vibrant" scheme.

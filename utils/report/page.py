@@ -8,9 +8,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from utils.report import data, figures, table
-from utils.report.data import Entry, Training
+from utils.report import experiments, figures, table
 from utils.report.examples import Gallery, gallery
+from utils.report.experiments import Entry, Training
 from utils.report.figures import Picture, Style
 from utils.report.significance import LEVEL, RESAMPLES, Interval, compare
 from utils.report.table import Cell
@@ -59,7 +59,7 @@ def page(entries: list[Entry], others: list[Training], data_set: str, baseline: 
         data_set: name of the set.
         baseline: name of the experiment that the others are compared with; None chooses.
     """
-    groups = data.by_data(entries)
+    groups = experiments.by_data(entries)
     look = {folder: style for group in (*groups, others) for folder, style in figures.styles(group).items()}
     sections, left = [], AUDIO_BYTES
     for number, group in enumerate(groups):
@@ -88,7 +88,7 @@ def _section(
     key: str, entries: list[Entry], look: dict[Path, Style], baseline: str | None, budget: float
 ) -> Section:  # fmt: skip
     final, suite = entries[0].final, entries[0].suite
-    reference = data.baseline(entries, baseline)
+    reference = experiments.baseline(entries, baseline)
     return Section(
         title=f"{final['corpus']}: {final['n']} mixtures",
         entries=entries,
@@ -96,7 +96,7 @@ def _section(
         columns=_columns(entries),
         rows=_rows(entries, reference, look),
         boxes=figures.box_plots(key, entries, look),
-        by_input=figures.score_by_input(key, entries, look, [data.best(entries), reference]),
+        by_input=figures.score_by_input(key, entries, look, [experiments.best(entries), reference]),
         curves=figures.training_curves(key, [e for e in entries if e.curves], look),
         gallery=gallery(entries, budget),
         legend=_code(table.legend(suite).replace("+-", "±")),

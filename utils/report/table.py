@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from utils.report.data import Entry, by_data, families
-from utils.suites import Suite
+from utils.evaluation.suites import Suite
+from utils.report.experiments import Entry, by_data, families
 
 UNITS = {"%": (100, " %")}  # factor and text; other units stand in the label
 

@@ -9,10 +9,12 @@ import pandas as pd
 from prepare_corpus import RATE, TREES, corpus_folder, data_folder, detect, parse_arguments
 from scenes import SPLITS, check_pools, find_clips, make_tree
 
-from utils import audio
+from utils import files
+from utils.data import audio
+from utils.data.manifest import check_manifest, write_manifest
 from utils.errors import UserError, command
-from utils.manifest import check_manifest, claim, write_manifest
-from utils.train import sha256
+from utils.files import sha256
+from utils.stamps import claim
 
 NAMES = {"train": "train", "validation": "valid", "eval": "test"}  # of the manifests
 N_SLOTS = 4
@@ -64,7 +66,7 @@ def levels(paths: list[Path]) -> list[float]:
 
 def manifest_of(rows: list[list[Path]], n_jobs: int, name: str) -> tuple[pd.DataFrame, list[str]]:
     """The manifest, slots of silent sources left empty, and the names of mixtures in which nothing sounds."""
-    loud = audio.parallel(levels, [(row[1:],) for row in rows], n_jobs, f"levels {name}")
+    loud = files.parallel(levels, [(row[1:],) for row in rows], n_jobs, f"levels {name}")
     records, skipped = [], []
     for (mixture, *sources), rms in zip(rows, loud, strict=True):
         present = [str(path) if level > SILENCE else "" for path, level in zip(sources, rms, strict=True)]
@@ -130,7 +132,7 @@ def main(argv=None):
         write_manifest(frame, manifests / f"{name}.csv")
         checked = check_manifest(manifests / f"{name}.csv", RATE, args.nj, absent=True)
         reports[name] = report(name, frame, skipped, checked)
-    audio.write_text(done, json.dumps(reports, indent=1) + "\n")
+    files.write_text(done, json.dumps(reports, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from utils import audio
+from utils.data import audio
 from utils.errors import UserError, command
-from utils.metrics.spectral_holes import RANGE, spectral_holes, spectrogram
+from utils.evaluation.metrics.spectral_holes import RANGE, spectral_holes, spectrogram
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -8,9 +8,10 @@ from pathlib import Path
 import sounds
 from scenes import SPLITS, find_clips
 
-from utils import audio
-from utils.data import rng_of
-from utils.download import fetch
+from utils import files
+from utils.data import audio
+from utils.data.datasets import rng_of
+from utils.data.download import fetch
 from utils.errors import UserError, command
 
 URL = "https://zenodo.org/record/3743844/files/"
@@ -89,7 +90,7 @@ def make_mini(folder: Path, n_jobs: int, numbers=MINI) -> int:
         for place, kind in enumerate((*sounds.LONG, *sounds.SHORT))
         for index in range(number)
     ]
-    audio.parallel(_synthesise, jobs, n_jobs, "synthesising sounds")
+    files.parallel(_synthesise, jobs, n_jobs, "synthesising sounds")
     return len(jobs)
 
 
@@ -108,7 +109,7 @@ def download(folder: Path, room: str) -> None:
     print(f"unpacking {archive}", flush=True)
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    audio.write_text(note, f"{sha256}\n")
+    files.write_text(note, f"{sha256}\n")
 
 
 @command
@@ -128,7 +129,7 @@ def main(argv=None):
     old = json.loads(path.read_text()) if path.is_file() else note
     if old != note:
         raise UserError(f"{folder} already holds {old}, now asked for is {note}. Rename one, or delete {folder}")
-    audio.write_text(path, json.dumps(note, indent=1) + "\n")
+    files.write_text(path, json.dumps(note, indent=1) + "\n")
     print(f"corpus {folder.name}: {found['form']}, {found['root']}")
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import soundfile as sf
 from scipy.signal import fftconvolve
 
-from utils import audio, mixing, rooms
-from utils.data import rng_of
+from utils import files
+from utils.data import audio, mixing, rooms
+from utils.data.datasets import rng_of
 from utils.errors import UserError
 
 SPLITS = ("train", "validation", "eval")
@@ -83,7 +84,7 @@ def make_tree(clips, tree: Path, numbers: dict[str, int], seconds: float, rate: 
         responses = [None] * n_rooms
         if reverb:
             jobs = [(SPLITS.index(split), index, rate) for index in range(n_rooms)]
-            responses = audio.parallel(simulate, jobs, n_jobs, f"{split}: rooms")
+            responses = files.parallel(simulate, jobs, n_jobs, f"{split}: rooms")
         digits = 5 if split == "train" else 4
         jobs = []
         for index in range(number):
@@ -91,8 +92,8 @@ def make_tree(clips, tree: Path, numbers: dict[str, int], seconds: float, rate: 
             order = rng_of(SPLITS.index(split), 1, round_).permutation(n_rooms)
             name = f"{split}/example{index:0{digits}d}"
             jobs.append((pool, tree, name, (SPLITS.index(split), 2, index), responses[order[place]], seconds, rate))
-        lines = audio.parallel(make_example, jobs, n_jobs, f"{split}: mixtures")
-        audio.write_text(tree / f"{split}_example_list.txt", "".join(f"{line}\n" for line in lines))
+        lines = files.parallel(make_example, jobs, n_jobs, f"{split}: mixtures")
+        files.write_text(tree / f"{split}_example_list.txt", "".join(f"{line}\n" for line in lines))
 
 
 def simulate(split: int, index: int, rate: int) -> np.ndarray:
@@ -118,7 +119,7 @@ def make_example(pool, tree: Path, name: str, key: tuple, responses, seconds: fl
     for field, signal in zip(fields[1:], sources, strict=True):
         audio.write(tree / field, signal, rate)
     lines = [f"{at:.6f}\t{min(at + clip.seconds, seconds):.6f}\t{clip.kind}\n" for clip, at, _ in events]
-    audio.write_text(tree / f"{name}.txt", "".join(lines))
+    files.write_text(tree / f"{name}.txt", "".join(lines))
     audio.write(tree / fields[0], sources.sum(0), rate)
     return "\t".join(fields)
 

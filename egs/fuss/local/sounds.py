@@ -5,7 +5,7 @@ import random
 import numpy as np
 from scipy.signal import lfilter
 
-from utils import speech
+from utils.data import speech
 
 RATE = 16000
 

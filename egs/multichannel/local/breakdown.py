@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils import audio
+from utils import files
+from utils.data.manifest import read_manifest
 from utils.errors import UserError, command
-from utils.manifest import read_manifest
-from utils.train import sha256
+from utils.files import sha256
 
 CONDITIONS = {"t60": "s", "distance": "m", "noise": "dB", "input_si_sdr": "dB"}
 SCORES = ("si_sdr", "si_sdri", "sdr", "sir")
@@ -61,7 +61,7 @@ def main(argv=None):
     if not evaluations or args.parts < 1:
         raise UserError(f"--exp {' '.join(map(str, args.exp))}: nothing evaluated there (stage 4), or --parts below 1")
     table = parts(pd.concat(map(by_source, evaluations)), args.parts)
-    audio.write_text(args.out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f"))
+    files.write_text(args.out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f"))
     whole = table[table["condition"] == "all"].drop(columns=["condition", "part"])
     print(f"{whole.round(2).to_string(index=False, na_rep='-')}\nby condition: {args.out}.csv")
 

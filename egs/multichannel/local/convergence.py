@@ -14,17 +14,17 @@ import pandas as pd
 import torch
 from evaluate_all import test_sets
 
-from local_models.auxiva import AuxIVA
-from local_models.demixing_updates import UPDATES
-from local_models.source_models import NMF, Gauss, Laplace
+from local_models.auxiva.auxiva import AuxIVA
+from local_models.auxiva.demixing_updates import UPDATES
+from local_models.auxiva.source_models import NMF, Gauss, Laplace
+from local_models.auxiva.surrogate import SurrogateIVA
 from local_models.stft import Stft
-from local_models.surrogate import SurrogateIVA
-from utils import audio
+from utils import files
+from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
-from utils.manifest import read_manifest, source_columns
-from utils.metrics.si_sdr import match, si_sdr
-from utils.model import load_system
-from utils.scoring import read_example
+from utils.evaluation.metrics.si_sdr import match, si_sdr
+from utils.evaluation.scoring import read_example
+from utils.training.model_files import load_system
 
 CLASSIC = {"Laplace": Laplace, "Gauss": Gauss, "ILRMA": NMF}
 
@@ -72,7 +72,7 @@ def figure(table, path):
     buffer = io.BytesIO()
     drawn.savefig(buffer, dpi=120, format="png")
     plt.close(drawn)
-    audio.write_bytes(path, buffer.getbuffer())
+    files.write_bytes(path, buffer.getbuffer())
 
 
 @command
@@ -107,7 +107,7 @@ def main(argv=None):
             flush=True,
         )
     table = pd.concat(tables)
-    audio.write_text(args.out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f"))
+    files.write_text(args.out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f"))
     figure(table, args.out.with_suffix(".png"))
     print(f"{args.out}.csv, {args.out}.png")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
+from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
 from utils.evaluate import main as evaluate
-from utils.manifest import read_manifest, source_columns
 
 
 def test_sets(data):

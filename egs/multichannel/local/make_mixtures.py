@@ -7,12 +7,13 @@ from pathlib import Path
 from prepare_corpus import ACCEPTED, parse_arguments
 from ready_sets import read_ready_set
 
-from utils import audio
-from utils.corpus import corpus_folders, data_folder
+from utils import files
+from utils.data.corpus import corpus_folders, data_folder
+from utils.data.manifest import check_manifest, write_manifest
+from utils.data.rooms import RoomRules
+from utils.data.spatial import make_rooms, read_table, write_test_set
 from utils.errors import UserError, command
-from utils.manifest import check_manifest, claim, write_manifest
-from utils.rooms import RoomRules
-from utils.spatial import make_rooms, read_table, write_test_set
+from utils.stamps import claim
 
 TEST_SOURCES = (2, 3, 4)
 MINI_ROOMS = RoomRules(length=(4.0, 5.5), width=(4.0, 5.5), height=(2.5, 3.0), t60=(0.15, 0.25))
@@ -58,7 +59,7 @@ def check(manifests, args):
         seconds = "/".join(f"{report['seconds'][key]:.1f}" for key in ("min", "median", "max"))
         numbers = f"{report['mixture_db']['mean']:10.1f}   {report['input_si_sdr']:15.2f}"
         print(f"test {folder.name:10} {report['rows']:9d} {report['hours']:7.2f}   {seconds:>22}   {numbers}")
-        audio.write_text(folder / "data_report.json", json.dumps(report, indent=1) + "\n")
+        files.write_text(folder / "data_report.json", json.dumps(report, indent=1) + "\n")
 
 
 @command

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from local_models.demixing_updates import UPDATES
-from utils.audio import write_text
+from local_models.auxiva.demixing_updates import UPDATES
 from utils.errors import UserError, command
-from utils.model import build_system, load_system, pack, save
+from utils.files import write_text
+from utils.training.model_files import build_system, load_system, pack, save
 
 CLASSIC = ("laplace", "gauss", "nmf")
 
@@ -32,7 +32,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     changed = {"update": args.update, "n_iter": args.n_iter}
     if args.source in CLASSIC:
-        config = {"class_path": "local_models.blind.BlindSeparation"}
+        config = {"class_path": "local_models.auxiva.BlindSeparation"}
         config["init_args"] = {"model": args.source, "sample_rate": args.sample_rate} | changed
         weights = build_system(config).state_dict()
     else:

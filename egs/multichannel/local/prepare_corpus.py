@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 from ready_sets import find_ready_set
 
-from utils import audio, speech
-from utils.corpus import corpus_folders, data_folder
+from utils import files
+from utils.data import audio, speech
+from utils.data.corpus import corpus_folders, data_folder
+from utils.data.manifest import write_manifest
 from utils.errors import UserError, command
-from utils.manifest import write_manifest
 
 MINI = {"speakers": 12, "utterances": 10, "test_speakers": 6, "test_utterances": 4}
 VALID_EVERY = 8  # one of so many recordings of a training speaker is for validation
@@ -98,7 +99,7 @@ def split(recordings):
 
 def table(rows, sample_rate, n_jobs, description):
     """speaker, path, length, rate (and text) of recordings, each checked."""
-    found = audio.parallel(_check, [(path, sample_rate) for _, path, _ in rows], n_jobs, description)
+    found = files.parallel(_check, [(path, sample_rate) for _, path, _ in rows], n_jobs, description)
     frame = pd.DataFrame(rows, columns=["speaker", "path", "text"])
     frame["length"], frame["rate"] = [length for length, _ in found], [rate for _, rate in found]
     return frame.drop(columns=[] if frame["text"].notna().any() else ["text"])
@@ -125,7 +126,7 @@ def make_mini(folder, n_jobs, size=MINI):
         for number in range(size["test_utterances" if test else "utterances"]):
             path = folder / "wsj0" / ("si_et_05" if test else "si_tr_s") / name / f"{name}c{number:04d}.wav"
             jobs.append((path, speech.make_sentence(draw), speaker))
-    audio.parallel(_speak, jobs, n_jobs, "synthesising speech")
+    files.parallel(_speak, jobs, n_jobs, "synthesising speech")
 
 
 def _speak(path, text, speaker):
@@ -163,7 +164,7 @@ def main(argv=None):
             if speakers < args.n_src:
                 raise UserError(f"{name}: mixtures of {args.n_src} need recordings of as many speakers, add some")
             write_manifest(frame, folder / f"{name}_recordings.csv")
-    audio.write_text(path, json.dumps({"corpus": origin, "ready": ready}, indent=1) + "\n")
+    files.write_text(path, json.dumps({"corpus": origin, "ready": ready}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

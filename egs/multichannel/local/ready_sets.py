@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import audio
+from utils import files
+from utils.data import audio
+from utils.data.manifest import write_manifest
 from utils.errors import UserError
-from utils.manifest import write_manifest
 
 WSJ1_PARTS = {"train": "si284", "valid": "dev93", "test": "eval92"}
 SMS_PARTS = {"train": "train_si284", "valid": "cv_dev93", "test": "test_eval92"}
@@ -34,7 +35,7 @@ def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
         for name, rows in parts.items():
             # Of the many mixtures of training, channels beyond the first n_src are left out when they are read.
             jobs = [(row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows]
-            made = audio.parallel(_first_microphone, jobs, args.nj, f"{kind} {n_src} {name}")
+            made = files.parallel(_first_microphone, jobs, args.nj, f"{kind} {n_src} {name}")
             write_manifest(pd.DataFrame(made), manifests / f"{name if name != 'test' else f'test_{n_src}spk'}.csv")
         folders.append(manifests)
     return folders

@@ -14,13 +14,13 @@ import pandas as pd
 import soxr
 import torch
 
-from utils import audio
+from utils import files
+from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
-from utils.manifest import read_manifest, source_columns
-from utils.metrics.si_sdr import match
-from utils.metrics.wer import word_errors
-from utils.model import load_system
-from utils.scoring import read_example
+from utils.evaluation.metrics.si_sdr import match
+from utils.evaluation.metrics.wer import word_errors
+from utils.evaluation.scoring import read_example
+from utils.training.model_files import load_system
 
 WHISPER_RATE = 16000  # Hz
 
@@ -87,7 +87,7 @@ def main(argv=None):
         for row in frame.to_dict("records")
     ]
     table = pd.DataFrame(rows)
-    audio.write_text(args.out, table.to_csv(index=False))
+    files.write_text(args.out, table.to_csv(index=False))
     for name in ("mixture", "estimates", "sources"):
         rate = 100 * table[f"{name}_errors"].sum() / max(table[f"{name}_words"].sum(), 1)
         print(f"{name:9} {rate:6.1f} % of {table[f'{name}_words'].sum()} words")

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from utils import audio
+from utils import files
 from utils.errors import command
 
 PUBLISHED = Path(__file__).with_name("sisec18_medians.csv")
@@ -93,8 +93,8 @@ def main(argv=None):
         return
     note = "Medians over songs of medians over frames of 1 s (BSS Eval v4), in dB; oracles see the true sources.\n\n"
     text = "\n\n".join(table(found, target, k) for k, target in ((1, "vocals"), (2, "accompaniment")))
-    audio.write_text(exp / "sisec18.md", f"# Beside SiSEC 2018\n\n{note}{text}\n")
-    audio.write_bytes(exp / "sisec18.png", box_plot(found))
+    files.write_text(exp / "sisec18.md", f"# Beside SiSEC 2018\n\n{note}{text}\n")
+    files.write_bytes(exp / "sisec18.png", box_plot(found))
     print(f"{exp / 'sisec18.md'}, {exp / 'sisec18.png'}: {len(found)} systems beside SiSEC 2018")
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 from prepare_corpus import STEMS, data_folder, parse_arguments
 
-from utils import audio
+from utils import files
+from utils.data import audio
+from utils.data.manifest import write_manifest
 from utils.errors import UserError, command
-from utils.manifest import claim, write_manifest
+from utils.stamps import claim
 
 # The validation songs of MUSDB18's training set, as the package musdb fixes them; the other 86 train.
 VALIDATION = """\
@@ -180,12 +182,12 @@ def main(argv=None):
     settings = note | {"files": fingerprint(root)}
     if (manifests / "stamp.json").is_file():
         claim(manifests, settings)
-    audio.remove_leftovers(folder)
+    files.remove_leftovers(folder)
     jobs, make = (mir1k_jobs, make_clip) if form == "mir1k" else (musdb_jobs, make_song)
     jobs = jobs(root, folder)
     frames, problems, warnings = {}, [], []
     for name, part in jobs.items():
-        made = audio.parallel(make, part, args.nj, f"songs for {name}")
+        made = files.parallel(make, part, args.nj, f"songs for {name}")
         frames[name] = pd.DataFrame([row for row, _, _ in made if row])
         problems += [text for _, found, _ in made for text in found]
         warnings += [text for _, _, found in made for text in found]
@@ -194,7 +196,7 @@ def main(argv=None):
     if not frames["train"]["source_1_path"].astype(str).any():
         raise UserError(f"{root}: no song in train/ has vocals: they are in <song>/vocals.wav")
     claim(manifests, settings)  # only now: a corpus with faults can be mended without deleting anything
-    audio.write_text(manifests / "remarks.txt", "".join(f"{text}\n" for text in warnings))
+    files.write_text(manifests / "remarks.txt", "".join(f"{text}\n" for text in warnings))
     if warnings:
         print(show(warnings, f"{len(warnings)} remarks, all in {manifests / 'remarks.txt'}:"))
     print("set     songs   hours   voice / accompaniment dB (median)")

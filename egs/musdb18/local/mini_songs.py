@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from utils import audio
+from utils import files
+from utils.data import audio
 
 RATE = 44100
 TRAIN = [
@@ -25,7 +26,7 @@ MAJOR, MINOR = np.array([0, 2, 4, 5, 7, 9, 11]), np.array([0, 2, 3, 5, 7, 8, 10]
 def make_mini(folder, n_jobs, seconds=SECONDS, train=TRAIN, test=TEST):
     """Write the songs that are not there; the same each time."""
     named = [(folder / part / name, name) for part, names in (("train", train), ("test", test)) for name in names]
-    audio.parallel(_write, [(*job, seed, seconds) for seed, job in enumerate(named)], n_jobs, "synthesising songs")
+    files.parallel(_write, [(*job, seed, seconds) for seed, job in enumerate(named)], n_jobs, "synthesising songs")
 
 
 def _write(folder, name, seed, seconds):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mini_songs import make_mini
 
-from utils import audio
-from utils.download import fetch
+from utils import files
+from utils.data.download import fetch
 from utils.errors import UserError, command
 
 URL = "https://zenodo.org/records/3338373/files/musdb18hq.zip"
@@ -58,7 +58,7 @@ def download(folder, url=URL, sha256=SHA256):
     archive = fetch(url, folder, sha256)
     with zipfile.ZipFile(archive) as content:
         content.extractall(folder / "corpus")
-    audio.write_text(folder / "corpus" / "unpacked", "")
+    files.write_text(folder / "corpus" / "unpacked", "")
     archive.unlink()
 
 
@@ -71,7 +71,7 @@ def decode(root, target, n_jobs):
             f"{root} holds .stem.mp4 files, which only ffmpeg reads, and there is no ffmpeg here. Install it (for "
             "instance `apt install ffmpeg`, or conda), or use MUSDB18-HQ, which is wav: --corpus download"
         )
-    audio.parallel(_decode, jobs, n_jobs, "decoding stems")
+    files.parallel(_decode, jobs, n_jobs, "decoding stems")
 
 
 def _song(path, target):
@@ -113,7 +113,7 @@ def main(argv=None):
         raise UserError(
             f"{folder} already holds {old}, now asked for is {note}. Rename the directory, or delete {folder}"
         )
-    audio.write_text(path, json.dumps(note, indent=1) + "\n")
+    files.write_text(path, json.dumps(note, indent=1) + "\n")
     print(f"corpus {folder.name}: {form}, {root}")
 
 

@@ -10,10 +10,12 @@ import pandas as pd
 import soundfile as sf
 from prepare_corpus import ACCEPTED, PARTS, detect, parse_arguments
 
-from utils import audio, mixing
-from utils.corpus import corpus_folders, data_folder
+from utils import files
+from utils.data import audio, mixing
+from utils.data.corpus import corpus_folders, data_folder
+from utils.data.manifest import check_manifest, read_manifest, source_columns, write_manifest
 from utils.errors import UserError, command
-from utils.manifest import check_manifest, claim, read_manifest, source_columns, write_manifest
+from utils.stamps import claim
 
 SUFFIXES = {f".{name.lower()}" for name in sf.available_formats()} | {".oga", ".opus", ".aif", ".wv1", ".sph"}
 
@@ -50,7 +52,7 @@ def from_pair(found, folder, args):
         )
         text = mixing.draw_list(paths.to_dict(), args.n_src, min(3000, max(20, 2 * len(sources[part]))), seed=part)
         path = folder / "mix_lists" / f"mix_{args.n_src}_spk_{part}.txt"
-        audio.write_text(path, text)
+        files.write_text(path, text)
         entries[name] = mixing.parse_list(path, folder, args.n_src)
     return mix(entries, folder, args), sources["tr"]
 
@@ -73,7 +75,7 @@ def from_tree(found, folder, args):
             frame[title] = [str(root / column / wav) for wav in names]
         frame["length"] = [
             row[0]
-            for row in audio.parallel(audio.info, [(p,) for p in frame["mixture_path"]], args.nj, f"reading {part}")
+            for row in files.parallel(audio.info, [(p,) for p in frame["mixture_path"]], args.nj, f"reading {part}")
         ]
         frames[name] = frame
     utterance = re.compile("_".join([r"(.+?)_-?\d[\d.]*(?:e-?\d+)?"] * args.n_src))
@@ -133,11 +135,11 @@ def write_sources(recordings, folder, args):
     repeated = sorted({name for name in names if names.count(name) > 1})[:3] if len(set(names)) < len(names) else []
     if repeated:
         raise UserError(f"several recordings have the same speaker and name: {', '.join(repeated)}. Rename them")
-    audio.remove_leftovers(folder)
+    files.remove_leftovers(folder)
     jobs = [
         (path, folder / f"{name}.wav", args.sample_rate) for name, (_, _, path) in zip(names, recordings, strict=True)
     ]
-    lengths = audio.parallel(write_source, jobs, args.nj, f"sources {folder.name}")
+    lengths = files.parallel(write_source, jobs, args.nj, f"sources {folder.name}")
     speakers = [speaker for speaker, _, _ in recordings]
     return pd.DataFrame({"speaker": speakers, "path": [str(job[1]) for job in jobs], "length": lengths})
 
@@ -221,7 +223,7 @@ def main(argv=None):
         print("the mixture IDs do not name speakers and utterances: no train_sources.csv, hence no dynamic mixing")
     else:
         write_manifest(sources, manifests / "train_sources.csv")
-    audio.write_text(report_path, json.dumps(report, indent=1) + "\n")
+    files.write_text(report_path, json.dumps(report, indent=1) + "\n")
     print_report(report)
 
 

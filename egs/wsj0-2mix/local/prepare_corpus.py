@@ -5,8 +5,9 @@ import json
 import random
 from pathlib import Path
 
-from utils import audio, mixing, speech
-from utils.corpus import corpus_folders, data_folder
+from utils import files
+from utils.data import audio, mixing, speech
+from utils.data.corpus import corpus_folders, data_folder
 from utils.errors import UserError, command
 
 PARTS = {"train": "tr", "valid": "cv", "test": "tt"}
@@ -76,11 +77,11 @@ def make_mini(folder, n_jobs, size=MINI):
             path = f"wsj0/{subset}/{name}/{name}o{number:04d}.wav"
             recordings[part].setdefault(name, []).append(path)
             jobs.append((folder / path, speech.make_sentence(draw), speaker))
-    audio.parallel(_speak, jobs, n_jobs, "synthesising speech")
+    files.parallel(_speak, jobs, n_jobs, "synthesising speech")
     for n_src in (2, 3):
         for part, paths in recordings.items():
             text = mixing.draw_list(paths, n_src, size[part], seed=f"{n_src}{part}")
-            audio.write_text(folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt", text)
+            files.write_text(folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt", text)
     return len(jobs)
 
 
@@ -111,7 +112,7 @@ def main(argv=None):
         )
     if args.corpus == "mini" and not path.is_file():
         print(f"{make_mini(folder / 'corpus', args.nj)} sentences synthesised in {folder / 'corpus'}")
-    audio.write_text(path, json.dumps(note, indent=1) + "\n")
+    files.write_text(path, json.dumps(note, indent=1) + "\n")
     print(f"corpus {folder.name}: {note['form']}, {note['corpus']}")
 
 

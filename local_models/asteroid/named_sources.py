@@ -1,0 +1,44 @@
+"""Asteroid's networks for sources that have names, such as voice and accompaniment, and the mixture in their place."""
+
+from collections.abc import Callable
+
+from asteroid.losses import multisrc_neg_snr
+from torch import nn
+
+from local_models.asteroid.system import AsteroidSystem
+from local_models.scores import sdr_of_batch
+from local_models.system import System
+
+
+class NamedSources(System):
+    """A network of `asteroid.models` whose outputs keep the order and the level of the sources: trained by their SNR.
+
+    Stereo examples are two mono ones.
+
+    Args:
+        model, n_src, sample_rate: as of `AsteroidSystem`.
+    """
+
+    ordered = True
+
+    def __init__(self, model: Callable[[int], nn.Module], n_src: int = 2, sample_rate: int = 44100):
+        super().__init__(n_src, sample_rate)
+        self.asteroid = AsteroidSystem(model, n_src, sample_rate)
+
+    def compiled_parts(self):
+        return self.asteroid.compiled_parts()
+
+    def separate(self, mixture):
+        """(batch, time) to (batch, n_src, time)."""
+        return self.asteroid.separate(mixture)
+
+    def losses(self, batch):
+        mixture, sources = batch["mixture"], batch["sources"]
+        if mixture.ndim == 3:
+            mixture, sources = mixture.flatten(0, 1), sources.transpose(1, 2).flatten(0, 1)
+        estimates = self.separate(mixture)
+        with self.full_precision():
+            values = {"loss": multisrc_neg_snr(estimates, sources).mean()}
+            if not self.training:
+                values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
+        return values

@@ -1,0 +1,101 @@
+"""Asteroid's CrossNet-Open-Unmix (X-UMX) as a system: Sawata et al., ICASSP 2021 (arXiv 2010.04228).
+
+asteroid 0.7.0 refuses to make an `XUMX`, since its transforms do not run on torch 2. The network itself does, and is
+still there under another name: here its spectra come from, and its masks go to, transforms of this file. The names of
+its weights are Asteroid's.
+"""
+
+import itertools
+
+import torch
+from asteroid.models.x_umx import BrokenXUMX
+from torch import Tensor
+
+from local_models.scores import sdr_of_batch
+from local_models.system import System
+
+
+class XUMX(System):
+    """Voice and accompaniment (or further stems) of a stereo song by bridged recurrent networks, one a source.
+
+    Training as in Asteroid's recipe: mean square error of magnitudes and, weighted, a signal-to-distortion ratio in
+    time, both for all combinations of sources up to one less than all.
+
+    Args:
+        n_src: number of sources.
+        sample_rate: in Hz.
+        n_fft: of the transform and its Hann window; the hop is a quarter of it.
+        hidden_size: of the networks.
+        bandwidth: highest frequency in Hz that they hear; masks cover all.
+        time_weight: of the loss in time.
+    """
+
+    n_mics, images, ordered = 2, True, True
+
+    def __init__(
+        self,
+        n_src: int = 2,
+        sample_rate: int = 44100,
+        n_fft: int = 4096,
+        hidden_size: int = 512,
+        bandwidth: float = 16000.0,
+        time_weight: float = 10.0,
+    ):
+        super().__init__(n_src, sample_rate)
+        if n_src < 2:
+            raise ValueError(f"n_src {n_src}: the sources whose networks are bridged are 2 at least")
+        self.n_fft, self.hop, self.time_weight = n_fft, n_fft // 4, time_weight
+        heard = min(round(bandwidth * n_fft / sample_rate), n_fft // 2) + 1
+        names = [f"source_{k + 1}" for k in range(n_src)]
+        options = dict(window_length=n_fft, in_chan=n_fft, n_hop=self.hop, sample_rate=sample_rate)
+        self.network = BrokenXUMX(names, **options, hidden_size=hidden_size, max_bin=heard)
+        for part in (self.network.encoder, self.network.decoder):
+            part.requires_grad_(False)  # their windows
+
+    def separate(self, mixture: Tensor) -> Tensor:
+        """(batch, 2, time) to (batch, source, 2, time); a single channel is heard on both, and comes back as one."""
+        if mixture.shape[1] == 1:
+            return self.separate(mixture.expand(-1, 2, -1)).mean(dim=2, keepdim=True)
+        spectrum = self._stft(mixture)
+        return self._istft(self._masks(spectrum) * spectrum[:, None], mixture.shape[-1])
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        mixture, sources = batch["mixture"], batch["sources"]
+        with self.full_precision():
+            spectrum, targets = self._stft(mixture), self._stft(sources)
+        masks = self._masks(spectrum)
+        with self.full_precision():
+            masked = masks.float() * spectrum[:, None]
+            estimates = self._istft(masked, mixture.shape[-1])
+            values = {"loss_magnitude": 0.0, "loss_time": 0.0}
+            groups = [g for size in range(1, self.n_src) for g in itertools.combinations(range(self.n_src), size)]
+            for group in groups:
+                found, wanted = masked[:, group].sum(1).abs(), targets[:, group].sum(1).abs()
+                values["loss_magnitude"] += (found - wanted).square().mean() / len(groups)
+                values["loss_time"] += _distortion(estimates[:, group].sum(1), sources[:, group].sum(1)) / len(groups)
+            values["loss"] = values["loss_magnitude"] + self.time_weight * values["loss_time"]
+            if not self.training:
+                values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
+        return values
+
+    def _masks(self, spectrum: Tensor) -> Tensor:
+        """Complex (batch, channel, bin, frame) to masks (batch, source, channel, bin, frame)."""
+        masks = self.network.forward_masker(spectrum.abs().permute(3, 0, 1, 2))  # frame, batch, channel, bin
+        return masks.permute(2, 0, 3, 4, 1)
+
+    def _stft(self, signals: Tensor) -> Tensor:
+        window = torch.hann_window(self.n_fft, device=signals.device)
+        options = dict(window=window, pad_mode="constant", return_complex=True)
+        found = torch.stft(signals.reshape(-1, signals.shape[-1]).float(), self.n_fft, self.hop, **options)
+        return found.unflatten(0, signals.shape[:-1])
+
+    def _istft(self, spectra: Tensor, length: int) -> Tensor:
+        window = torch.hann_window(self.n_fft, device=spectra.device)
+        flat = torch.istft(spectra.flatten(0, -3), self.n_fft, self.hop, window=window, length=length)
+        return flat.unflatten(0, spectra.shape[:-2])
+
+
+def _distortion(estimates: Tensor, sources: Tensor) -> Tensor:
+    """-1 for an estimate like its source, 1 for its opposite, whatever its level; 0 where the source is silent."""
+    dot = (estimates * sources).sum(dim=-1)
+    return -(dot / (estimates.norm(dim=-1) * sources.norm(dim=-1)).clamp(min=1e-8)).mean()

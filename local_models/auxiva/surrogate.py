@@ -1,0 +1,219 @@
+"""AuxIVA whose source model is learnt: a network is trained through all iterations on what comes out of them.
+
+Source: Scheibler and Togami, "Surrogate source model learning for determined source separation", ICASSP 2021 (arXiv
+2011.05540), and its successors (Saijo and Scheibler, Interspeech 2022, arXiv 2110.06545; the package torchiva, whose
+network `GLUMask` is `Surrogate`). The network hears one source at a time, so that what is trained on two sources works
+on any number.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
+from torch import nn
+
+from local_models.auxiva.auxiva import AuxIVA, Update
+from local_models.stft import Stft
+from local_models.system import System
+
+
+class GatedConvolution(nn.Module):
+    """Convolution over frames with batch normalisation, times the sigmoid of another one, maximum of pairs of channels.
+
+    (batch, n_in, frame) to (batch, n_out, frame).
+    """
+
+    def __init__(self, n_in: int, n_out: int, kernel_size: int, pool_size: int):
+        super().__init__()
+        self.pool_size = pool_size
+        # Values and gates are two halves of one convolution: half as many passes over the input.
+        self.convolution = nn.Conv1d(n_in, 2 * pool_size * n_out, kernel_size, padding=kernel_size // 2)
+        self.normalisation = nn.BatchNorm1d(2 * pool_size * n_out)
+        self._fused = None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.training or torch.is_grad_enabled():
+            features = self.normalisation(self.convolution(features))
+        else:
+            weight, bias = self._folded()
+            features = nn.functional.conv1d(features, weight, bias, padding=self.convolution.padding)
+        value, gate = features.chunk(2, dim=1)
+        gated = value * gate.sigmoid()
+        return gated.unflatten(1, (-1, self.pool_size)).amax(2) if self.pool_size > 1 else gated
+
+    def _folded(self):
+        """Weight and bias of convolution and normalisation in one, kept until one of the two changes."""
+        norm = self.normalisation
+        tensors = (*self.convolution.parameters(), *norm.parameters(), norm.running_mean, norm.running_var)
+        # Tensors made in inference mode have no version, nor can training change them.
+        key = [(tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if self._fused is None or self._fused[0] != key:
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            bias = norm.bias + (self.convolution.bias - norm.running_mean) * scale
+            self._fused = key, self.convolution.weight * scale[:, None, None], bias
+        return self._fused[1:]
+
+
+class Surrogate(nn.Module):
+    """A source model (see `local_models.auxiva.source_models`): power spectrograms to weights in (1e-5, 1).
+
+    Args:
+        n_freq: frequencies.
+        n_bottleneck: channels of the inner layers.
+        n_sublayers: layers in each of the two inner stages; 0 leaves out both.
+        dropout: share of channels between them that are dropped in training.
+        kernel_size: frames that a convolution sees.
+        pool_size: channels of which the greatest is kept; 1: plain gated convolutions.
+        level: `source`: each spectrogram is divided by its mean power; `frequency`: each of its frequencies is, so that
+            the network does not see what the updates leave undetermined, the scale of the estimates at a frequency.
+        prior: `none`: the weights are the sigmoid of the last layer, as published; `student`: of the last layer minus
+            the log power of the frame, that is, 1 / (1 + power / nu) with a nu for each frequency and frame. Before
+            training nu is 1 % of the mean power: weights of a heavy-tailed spherical distribution, which separate
+            already.
+        bfloat16: convolutions in this precision.
+    """
+
+    def __init__(
+        self,
+        n_freq: int,
+        n_bottleneck: int = 128,
+        n_sublayers: int = 3,
+        dropout: float = 0.5,
+        kernel_size: int = 3,
+        pool_size: int = 2,
+        level: Literal["source", "frequency"] = "source",
+        prior: Literal["none", "student"] = "none",
+        bfloat16: bool = False,
+    ):
+        super().__init__()
+        self.level, self.prior, self.bfloat16 = level, prior, bfloat16
+        inner = [GatedConvolution(n_bottleneck, n_bottleneck, kernel_size, pool_size) for _ in range(2 * n_sublayers)]
+        self.layers = nn.Sequential(
+            GatedConvolution(n_freq, n_bottleneck, kernel_size, pool_size),
+            *inner[:n_sublayers],
+            nn.Dropout(dropout),
+            *inner[n_sublayers:],
+            nn.Conv1d(n_bottleneck, n_freq, kernel_size, padding=kernel_size // 2),
+        )
+        if prior == "student":
+            nn.init.zeros_(self.layers[-1].weight)
+            nn.init.constant_(self.layers[-1].bias, math.log(0.01))
+
+    def forward(self, power, state=None):
+        mean = power.mean((-2, -1) if self.level == "source" else -1, keepdim=True)
+        features = (power / mean.clamp(min=1e-15) + 1e-7).log10()
+        with torch.autocast(power.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = self.layers(features.flatten(0, 1).float() if self.bfloat16 else features.flatten(0, 1))
+        logits = logits.to(power.dtype).unflatten(0, power.shape[:2])
+        if self.prior == "student":
+            frames = power.mean(-2, keepdim=True)
+            logits = logits - (frames / frames.mean(-1, keepdim=True).clamp(min=1e-15) + 1e-7).log()
+        return logits.sigmoid() * (1 - 1e-5) + 1e-5, state
+
+
+class SurrogateIVA(System):
+    """Separation of as many sources as there are microphones by AuxIVA with a learnt source model.
+
+    Args:
+        n_src: None: as many sources as there are microphones, of any number; else only so many.
+        sample_rate: in Hz.
+        n_fft: length of the Hann window in samples.
+        hop: from frame to frame, in samples.
+        n_bottleneck, n_sublayers, dropout, pool_size, level, prior, bfloat16: of the network, see `Surrogate`.
+        update: rule of the demixing matrices, see `local_models.auxiva.demixing_updates`.
+        n_iter: iterations of `separate` and of validation.
+        train_iter: least and greatest number of iterations in training, drawn anew for each batch.
+        loss: `si_sdr`: negative SI-SDR in dB of the signals at the reference microphone; `coherence`: one minus the
+            squared coherence with the source, which needs no scale, see `coherence`. Both with the best order.
+        taps, delay: of dereverberation, see `local_models.auxiva.auxiva.AuxIVA`.
+        reference: microphone of the estimates, from 0.
+    """
+
+    step_names = ("joint",)
+    n_mics = None
+
+    def __init__(
+        self,
+        n_src: int | None = None,
+        sample_rate: int = 16000,
+        n_fft: int = 2048,
+        hop: int = 512,
+        n_bottleneck: int = 128,
+        n_sublayers: int = 3,
+        dropout: float = 0.5,
+        pool_size: int = 2,
+        level: Literal["source", "frequency"] = "source",
+        prior: Literal["none", "student"] = "none",
+        bfloat16: bool = False,
+        update: Update = "iss",
+        n_iter: int = 20,
+        train_iter: tuple[int, int] = (20, 20),
+        loss: Literal["si_sdr", "coherence"] = "si_sdr",
+        taps: int = 0,
+        delay: int = 2,
+        reference: int = 0,
+    ):
+        super().__init__(n_src, sample_rate)
+        self.n_mics = n_src
+        if not 1 <= train_iter[0] <= train_iter[1]:
+            raise ValueError(f"train_iter {train_iter} must be a least and a greatest number of iterations, from 1")
+        self.stft = Stft(n_fft, hop)
+        layers = {"n_bottleneck": n_bottleneck, "n_sublayers": n_sublayers, "dropout": dropout, "pool_size": pool_size}
+        network = Surrogate(n_fft // 2 + 1, **layers, level=level, prior=prior, bfloat16=bfloat16)
+        self.separation = AuxIVA(network, update, n_iter, taps, delay, reference)
+        self.train_iter, self.loss_name = train_iter, loss
+
+    def separate(self, mixture: torch.Tensor, n_iter: int | None = None) -> torch.Tensor:
+        """(batch, mic, time) to (batch, source, time), as loud as at the reference microphone."""
+        if mixture.ndim != 3 or mixture.shape[1] < 2:
+            raise ValueError("separation by microphones needs 2 channels at least")
+        with self.full_precision():
+            spectrum = self.separation(self.stft(mixture), n_iter)
+            return self.stft.inverse(spectrum, mixture.shape[-1])
+
+    def losses(self, batch):
+        mixture, sources = batch["mixture"], batch["sources"]
+        if mixture.shape[1] != sources.shape[1]:
+            raise ValueError(f"{mixture.shape[1]} microphones and {sources.shape[1]} sources: there must be as many")
+        with self.full_precision():
+            n_iter = None
+            if self.training:
+                n_iter = int(torch.randint(self.train_iter[0], self.train_iter[1] + 1, ()))
+            spectrum = self.separation(self.stft(mixture), n_iter)
+            estimates = self.stft.inverse(spectrum, mixture.shape[-1])
+            pairwise = pairwise_neg_sisdr(estimates, sources)
+            reached, _ = PITLossWrapper.find_best_perm(pairwise)
+            loss = reached
+            if self.loss_name == "coherence":
+                loss, _ = PITLossWrapper.find_best_perm(1 - coherence(spectrum, self.stft(sources)))
+            values = {"loss": loss.mean()}
+            if not self.training:
+                heard = mixture[:, self.separation.reference, None].expand_as(sources)
+                unprocessed = pairwise_neg_sisdr(heard, sources).mean()
+                values |= {"si_sdr": -reached.mean(), "si_sdri": unprocessed - reached.mean()}
+            return values
+
+    def on_after_backward(self):
+        """Leave out a step whose gradient is not finite: one of them would spoil all weights."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if not all(bool(g.isfinite().all()) for g in gradients):
+            self.zero_grad(set_to_none=True)
+
+
+def coherence(estimates: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """Squared coherence of spectrograms over the frames, mean over frequencies: (batch, n, n), estimate by source.
+
+    Both complex (batch, n, frequency, frame). It is 1 if every frequency of an estimate is the source's but for a
+    factor, and does not know these factors. A frequency weighs as much as the source's amplitude there: equal weights
+    would give most of the gradient to the upper half of the band, where recorded speech lies below the noise. A
+    frequency at which the estimate is silent counts 0, and so does a silent source.
+    """
+    cross = torch.einsum("bkfn,bjfn->bkjf", estimates, sources.conj()).abs().square()
+    powers = [x.abs().square().sum(-1) for x in (estimates, sources)]
+    power = torch.einsum("bkf,bjf->bkjf", *powers)
+    silent = power <= torch.finfo(power.dtype).tiny
+    squared = torch.where(silent, 0.0, cross / torch.where(silent, 1.0, power))
+    amplitude = powers[1].sqrt()
+    weights = amplitude / amplitude.sum(-1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
+    return torch.einsum("bkjf,bjf->bkj", squared, weights)

@@ -1,0 +1,204 @@
+"""Mask networks of two-step separation: TDCN, RTDCN, and Conv-TasNet's network as the same class with other options.
+
+A mask network maps the latent mixture (batch, in_chan, frames) to masks (batch, n_src, in_chan, frames), as those of
+`asteroid.masknn` do, so that one takes the place of another in a YAML.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from local_models.fast_asteroid import (
+    BasisConv2d,
+    FastConv1DBlock,
+    FastFeatsGlobLN,
+    FastGlobLN,
+    FastPReLU,
+)
+
+
+class TDCN(nn.Module):
+    """Temporal dilated convolutional network of Tzinis et al. 2020 (arXiv 1910.09804), "simplified" Conv-TasNet.
+
+    Norm and 1x1 bottleneck; `n_repeats` times `n_blocks` residual blocks, dilated 1, 2, 4, ... anew in each repeat; a
+    mask head. The defaults are the paper's. Asteroid's Conv-TasNet network (Luo and Mesgarani 2019) is
+    `TDCN(in_chan, n_src, bn_chan=128, skip_chan=128, n_repeats=3, mask_act="relu", input_norm="global",
+    mask_head="pointwise")`, and its weights load through `from_tdconvnet`.
+
+    Args:
+        in_chan: number of bases of the front end, N.
+        n_src: number of masks, S.
+        bn_chan: channels of the residual path, B.
+        hid_chan: channels inside a block, H.
+        skip_chan: channels of the skip path that the masks are made from; 0 makes them from the residual path.
+        kernel_size: taps of the depthwise convolutions, odd, P.
+        n_blocks: blocks in a repeat, X; the last one is dilated by 2 ** (X - 1).
+        n_repeats: repeats, R.
+        mask_act: softmax over the sources, or a sigmoid or relu for each.
+        input_norm: batch norm, or global layer norm, before the bottleneck.
+        mask_head: "basis" is batch norm, ReLU and one filter for each source along the basis axis; "pointwise" is PReLU
+            and a 1x1 convolution.
+
+    Raises:
+        ValueError: for a size below one, an even kernel, or a softmax over one source.
+    """
+
+    def __init__(
+        self,
+        in_chan: int,
+        n_src: int,
+        bn_chan: int = 256,
+        hid_chan: int = 512,
+        skip_chan: int = 0,
+        kernel_size: int = 3,
+        n_blocks: int = 8,
+        n_repeats: int = 4,
+        mask_act: Literal["softmax", "sigmoid", "relu"] = "softmax",
+        input_norm: Literal["batch", "global"] = "batch",
+        mask_head: Literal["basis", "pointwise"] = "basis",
+    ) -> None:
+        super().__init__()
+        sizes = dict(in_chan=in_chan, n_src=n_src, bn_chan=bn_chan, hid_chan=hid_chan, kernel_size=kernel_size)
+        _check_options({**sizes, "n_blocks": n_blocks, "n_repeats": n_repeats}, skip_chan, mask_act)
+        self.in_chan, self.n_src, self.mask_act = in_chan, n_src, mask_act
+        self.n_blocks, self.n_repeats = n_blocks, n_repeats
+        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)  # frames
+        norm = nn.BatchNorm1d(in_chan) if input_norm == "batch" else FastGlobLN(in_chan)
+        self.bottleneck = nn.Sequential(norm, nn.Conv1d(in_chan, bn_chan, 1))
+        self.TCN = nn.ModuleList()
+        for dilation in [2**x for x in range(n_blocks)] * n_repeats:
+            padding = dilation * (kernel_size // 2)
+            self.TCN.append(FastConv1DBlock(bn_chan, hid_chan, skip_chan, kernel_size, padding, dilation, "gLN"))
+        if skip_chan:
+            self.TCN[-1].res_conv = None  # nothing reads the last residual: without weights, DDP waits for no gradient
+        last = skip_chan or bn_chan
+        if mask_head == "basis":
+            self.mask_net: nn.Module = BasisHead(last, in_chan, n_src)
+        else:
+            self.mask_net = nn.Sequential(FastPReLU(), nn.Conv1d(last, n_src * in_chan, 1))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Latent mixture (batch, in_chan, frames) to masks (batch, n_src, in_chan, frames), float32 at least."""
+        x = self.bottleneck(latent)
+        skips, sources = None, {}
+        for index, block in enumerate(self.TCN):
+            x = self._with_long_skips(index, x, sources)
+            update = block(x)
+            if block.skip_out_chan:
+                update, skip = update
+                skips = skip if skips is None else skips + skip
+            if update is not None:
+                x = x + update
+        scores = self.mask_net(x if skips is None else skips)
+        scores = scores.unflatten(1, (self.n_src, self.in_chan))
+        if scores.dtype in (torch.bfloat16, torch.float16):
+            scores = scores.float()
+        return scores.softmax(1) if self.mask_act == "softmax" else getattr(torch, self.mask_act)(scores)
+
+    def _with_long_skips(self, index: int, x: Tensor, sources: dict[int, Tensor]) -> Tensor:
+        """Input of block `index`, given the output `x` of the block before; `sources` lives as long as one forward."""
+        return x
+
+
+class RTDCN(TDCN):
+    """TDCN with long residual connections between repeats (Tzinis et al. 2020; TDCN++ of Kavalerov et al. 2019).
+
+    Before the blocks that `long_skip_table` lists, earlier tensors are normalised over the frames, stacked, mapped by
+    a 1x1 convolution and added. Normalising belongs to the source, the convolution to the destination.
+
+    Args:
+        in_chan: number of bases of the front end, N.
+        n_src: number of masks, S.
+        bn_chan: channels of the residual path, B.
+        **options: as of `TDCN`.
+    """
+
+    def __init__(self, in_chan: int, n_src: int, bn_chan: int = 256, **options) -> None:
+        super().__init__(in_chan, n_src, bn_chan=bn_chan, **options)
+        self.table = long_skip_table(self.n_blocks, self.n_repeats)
+        sources = sorted({source for row in self.table.values() for source in row})
+        self.skip_norms = nn.ModuleDict({str(source): FastFeatsGlobLN(bn_chan) for source in sources})
+        self.skip_convs = nn.ModuleDict(
+            {str(block): nn.Conv1d(len(row) * bn_chan, bn_chan, 1) for block, row in self.table.items()}
+        )
+
+    def _with_long_skips(self, index: int, x: Tensor, sources: dict[int, Tensor]) -> Tensor:
+        if str(index - 1) in self.skip_norms:
+            sources[index - 1] = self.skip_norms[str(index - 1)](x)
+        if index not in self.table:
+            return x
+        return x + self.skip_convs[str(index)](torch.cat([sources[source] for source in self.table[index]], dim=1))
+
+
+class BasisHead(nn.Module):
+    """Mask scores from one filter for each source along the basis axis (Tzinis et al. 2020).
+
+    1x1 convolution to `in_chan` channels if there are not so many, batch norm, ReLU, then a convolution of N + 1 taps
+    along the basis axis, zero padded to keep the N rows: N/2 at both ends for even N as in the paper, one row more
+    before than after for odd N.
+
+    Args:
+        chan: number of input channels.
+        in_chan: number of bases, N.
+        n_src: number of sources, S.
+    """
+
+    def __init__(self, chan: int, in_chan: int, n_src: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv1d(chan, in_chan, 1) if chan != in_chan else nn.Identity()
+        self.norm = nn.BatchNorm1d(in_chan)
+        self.conv = BasisConv2d(1, n_src, (in_chan + 1, 1), padding=(in_chan - in_chan // 2, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, chan, frames) to scores (batch, n_src * in_chan, frames)."""
+        x = F.relu(self.norm(self.expand(x)))
+        return self.conv(x.unsqueeze(1))[:, :, : x.shape[1]].flatten(1, 2)  # odd N gives a row too many
+
+
+def long_skip_table(n_blocks: int, n_repeats: int) -> dict[int, list[int]]:
+    """Which tensors RTDCN adds to the input of which block.
+
+    The first block of a repeat takes the network's input (-1) and the outputs of the first blocks of all repeats
+    between; the block half way, of index n_blocks / 2 - 1, takes the outputs of its counterparts in all repeats before.
+    For 8 blocks and 4 repeats this is the hard-coded table of the authors' repository: {8: [-1], 16: [-1, 8],
+    24: [-1, 8, 16], 11: [3], 19: [3, 11], 27: [3, 11, 19]}. Below 4 blocks a repeat has no block half way.
+
+    Returns:
+        Destination block to its source blocks, both counted from 0.
+    """
+    table = {}
+    for repeat in range(1, n_repeats):
+        table[repeat * n_blocks] = [-1] + [r * n_blocks for r in range(1, repeat)]
+        middle = n_blocks // 2 - 1
+        if middle > 0:
+            table[repeat * n_blocks + middle] = [r * n_blocks + middle for r in range(repeat)]
+    return table
+
+
+def from_tdconvnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State of an `asteroid.masknn.TDConvNet` as the state of the `TDCN` with the same options.
+
+    The names agree. Of a network with skip connections, the weights of the last residual, which nothing reads, go.
+
+    Args:
+        state: of the mask network alone, without a "masker." prefix.
+    """
+    last = max(int(name.split(".")[1]) for name in state if name.startswith("TCN."))
+    unused = f"TCN.{last}.res_conv." if f"TCN.{last}.skip_conv.weight" in state else None
+    return {name: value for name, value in state.items() if unused is None or not name.startswith(unused)}
+
+
+def _check_options(sizes: dict[str, int], skip_chan: int, mask_act: str) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if skip_chan < 0:
+        raise ValueError(f"skip_chan is {skip_chan}; it must be 0 (no skip path) or more")
+    if sizes["kernel_size"] % 2 == 0:
+        raise ValueError(f"kernel_size is {sizes['kernel_size']}; it must be odd to keep the number of frames")
+    if mask_act == "softmax" and sizes["n_src"] == 1:
+        raise ValueError(
+            "a softmax over one source is 1 everywhere; set n_src to 2 (source and rest) or change mask_act"
+        )

@@ -1,0 +1,318 @@
+"""Stages 0 and 1 of egs/fuss: clips, mixtures by FUSS's rules, lists, manifests, and messages for what is wrong."""
+
+import json
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from tests.support import ROOT, recipe_scripts
+from utils.data.datasets import rng_of
+from utils.data.manifest import read_manifest
+from utils.errors import UserError
+
+LOCAL = ROOT / "egs" / "fuss" / "local"
+NAMES = ("sounds", "scenes", "prepare_corpus", "make_mixtures")
+RATE = 16000
+TINY = {"train": 2, "validation": 1, "eval": 1}
+
+
+@pytest.fixture(scope="module")
+def local():
+    with recipe_scripts(LOCAL, NAMES) as modules:
+        yield SimpleNamespace(**modules)
+
+
+@pytest.fixture(scope="module")
+def clips(local, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora") / "clips"
+    local.prepare_corpus.make_mini(folder, 1, TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tree(local, clips, tmp_path_factory):
+    """A dry tree of 40, 4 and 4 mixtures of 3 s."""
+    folder = tmp_path_factory.mktemp("trees") / "ssdata"
+    numbers = {"train": 40, "validation": 4, "eval": 4}
+    local.scenes.make_tree(local.scenes.find_clips(clips), folder, numbers, 3.0, RATE, False, 1)
+    return folder
+
+
+@pytest.fixture
+def run(local, tmp_path, capsys):
+    """Run both stages on a corpus; returns the manifests' folder, or the message of the error."""
+
+    def run(corpus, *options, first=0):
+        capsys.readouterr()
+        arguments = ["--corpus", str(corpus), "--nj", "1", "--out", str(tmp_path / "data"), *options]
+        try:
+            for stage in (local.prepare_corpus, local.make_mixtures)[first:]:
+                stage.main(arguments)
+        except SystemExit as stop:
+            assert stop.code == 2
+            return capsys.readouterr().err
+        return next((tmp_path / "data").glob("*/manifests/*"))
+
+    return run
+
+
+def copy_of(tree, target):
+    """A tree of the same lists and linked audio, to be damaged."""
+    for path in tree.rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(tree)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    return target
+
+
+def lines_of(tree, split="train"):
+    return [line.split("\t") for line in (tree / f"{split}_example_list.txt").read_text().splitlines()]
+
+
+# ---- sounds and clips
+
+
+def test_sounds_are_audible_finite_different_and_the_same_each_time(local):
+    for kind in (*local.sounds.LONG, *local.sounds.SHORT):
+        one, again, other = (local.sounds.make_sound(kind, rng_of(seed), 5.0) for seed in (0, 0, 1))
+        assert np.array_equal(one, again) and not np.array_equal(one[:8000], other[:8000])
+        assert np.abs(one).max() == pytest.approx(0.5) and np.isfinite(one).all() and one.dtype == np.float32
+        assert (len(one) == 5 * RATE) == (kind in local.sounds.LONG) and len(one) <= 5 * RATE
+
+
+def test_clips_are_found_by_split_and_class(local, clips, tmp_path):
+    found = local.scenes.find_clips(clips)
+    assert {split: len(pool) for split, pool in found.items()} == {"train": 20, "validation": 10, "eval": 10}
+    assert {clip.kind for clip in found["eval"]} == {*local.sounds.LONG, *local.sounds.SHORT}
+    assert all(clip.path.is_relative_to(clips / "eval") for clip in found["eval"])
+    (tmp_path / "linked").symlink_to(clips / "train")
+    for _ in range(2):  # no splits: divided by name, each clip once, the same each time, through links too
+        divided = local.scenes.find_clips(tmp_path / "linked")
+        assert sorted(len(pool) for pool in divided.values())[-1] >= 12
+        assert sum(len(pool) for pool in divided.values()) == 20
+        assert {clip.kind for pool in divided.values() for clip in pool} == {*local.sounds.LONG, *local.sounds.SHORT}
+
+
+# ---- mixtures
+
+
+def test_mixtures_have_the_layout_of_fuss_and_are_sums_of_their_sources(tree):
+    for split, number, digits in (("train", 40, 5), ("eval", 4, 4)):
+        lines = lines_of(tree, split)
+        assert len(lines) == number
+        for index, (mixture, *sources) in enumerate(lines):
+            assert mixture == f"{split}/example{index:0{digits}d}.wav"
+            names = ["background0", *(f"foreground{k}" for k in range(len(sources) - 1))]
+            assert sources == [f"{mixture[:-4]}_sources/{name}_sound.wav" for name in names]
+            audio = [sf.read(tree / path, dtype="int16")[0].astype(int) for path in (mixture, *sources)]
+            assert np.array_equal(audio[0], sum(audio[1:])) and len(audio[0]) == 3 * RATE
+            events = (tree / mixture).with_suffix(".txt").read_text().splitlines()
+            assert len(events) == len(sources)
+    assert {len(line) for line in lines_of(tree)} == {2, 3, 4, 5}
+
+
+def test_events_follow_the_rules_of_fuss(local, clips):
+    pool = local.scenes.find_clips(clips)["train"]
+    levels, starts, numbers = [], [], []
+    for seed in range(800):
+        (background, at, level), *foregrounds = local.scenes.draw_events(pool, 3.0, rng_of(seed))
+        assert background.seconds > 3.0 and at == 0 and level == local.scenes.BACKGROUND_DB
+        kinds = [background.kind, *(clip.kind for clip, _, _ in foregrounds)]
+        assert len(set(kinds)) == len(kinds)
+        for clip, start, level in foregrounds:
+            assert clip.seconds <= 3.0 and 0 <= start <= 3.0 - clip.seconds + 1e-9
+            levels.append(level - local.scenes.BACKGROUND_DB)
+            starts.append(start)
+        numbers.append(len(foregrounds))
+    assert np.bincount(numbers).min() > 150 and len(np.bincount(numbers)) == 4
+    assert -5 <= min(levels) < -4 and 24 < max(levels) <= 25 and np.mean(levels) == pytest.approx(10, abs=1)
+    assert np.max(starts) > 2
+
+
+def test_clips_are_placed_at_their_level_resampled_and_downmixed(local, tmp_path):
+    time = np.arange(44100) / 44100
+    stereo = np.stack([np.sin(2 * np.pi * 440 * time), np.zeros(44100)], 1)
+    sf.write(tmp_path / "a.wav", 0.3 * stereo, 44100)
+    clip = local.scenes.Clip(tmp_path / "a.wav", "tone", 1.0)
+    out = local.scenes.place(clip, 0.5, -20.0, 2 * RATE, RATE, rng_of(0))
+    assert not out[: RATE // 2].any() and not out[RATE // 2 + RATE + 1 :].any()
+    sounding = out[RATE // 2 : RATE // 2 + RATE]
+    assert 20 * np.log10(sounding.std()) == pytest.approx(-20, abs=0.1)
+    assert np.abs(np.fft.rfft(sounding)).argmax() == 440
+
+
+def test_sources_of_a_mixture_hear_one_room_each_their_own_response(local, clips, tmp_path):
+    pool = local.scenes.find_clips(clips)["train"]
+    response = np.zeros((4, 200), np.float32)
+    response[np.arange(4), 50 * np.arange(4)] = 0.5
+    for wet in (None, response):
+        local.scenes.make_example(pool, tmp_path / str(wet is None), "train/example0", (5,), wet, 3.0, RATE)
+    dry, wet = (sorted((tmp_path / name / "train").rglob("*_sound.wav")) for name in ("True", "False"))
+    assert len(dry) == len(wet) > 1
+    for k, pair in enumerate(zip(dry, wet, strict=True)):
+        signals = [sf.read(path)[0] for path in pair]
+        delayed = np.pad(signals[0], (50 * k, 0))[: 3 * RATE]
+        gain = signals[1] @ delayed / (delayed @ delayed)
+        assert np.abs(signals[1] - gain * delayed).max() < 1e-3 and 0.4 < gain < 1.2
+
+
+def test_rooms_are_shared_by_few_mixtures_in_ever_new_order(local, clips, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(local.scenes, "simulate", lambda split, index, rate: np.full((4, 1), index))
+    monkeypatch.setattr(local.scenes, "make_example", lambda *job: asked.append(int(job[4][0, 0])) or "a\tb")
+    local.scenes.make_tree({"train": []}, tmp_path, {"train": 20}, 3.0, RATE, True, 1)
+    assert [sorted(asked[k : k + 4]) for k in range(0, 20, 4)] == [[0, 1, 2, 3]] * 5
+    assert len({tuple(asked[k : k + 4]) for k in range(0, 20, 4)}) > 1
+
+
+def test_the_same_mixtures_are_made_each_time_and_finished_ones_kept(local, clips, tree, tmp_path):
+    pools = local.scenes.find_clips(clips)
+    local.scenes.make_tree(pools, tmp_path, {"eval": 4}, 3.0, RATE, False, 1)
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert all((tmp_path / name).read_bytes() == (tree / name).read_bytes() for name in files) and len(files) > 12
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in files if name.suffix == ".wav"}
+    lost = next(name for name in times if "sources" in str(name))
+    (tmp_path / lost).unlink()
+    local.scenes.make_tree(pools, tmp_path, {"eval": 4}, 3.0, RATE, False, 1)
+    kept = [name for name, time in times.items() if (tmp_path / name).stat().st_mtime_ns == time]
+    assert (tmp_path / lost).read_bytes() == (tree / lost).read_bytes() and len(kept) > len(times) / 2
+
+
+def test_pools_without_backgrounds_or_classes_are_messages(run, local, clips, tmp_path):
+    assert "no clip is longer than the mixtures (9 s)" in run(clips, "--seconds", "9")
+    poor = tmp_path / "poor"
+    for split in local.scenes.SPLITS:
+        local.prepare_corpus._synthesise(poor / split / "rain" / "0.wav", "rain", (0,))
+        local.prepare_corpus._synthesise(poor / split / "dog" / "0.wav", "dog", (0,))
+    assert "come from 1 classes (dog); 4 are needed" in run(poor, "--seconds", "4")
+
+
+def test_a_silent_clip_is_a_message(local, tmp_path):
+    sf.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
+    with pytest.raises(UserError, match="a.wav: silent"):
+        local.scenes.place(local.scenes.Clip(tmp_path / "a.wav", "a", 1.0), 0.0, -20.0, RATE, RATE, rng_of(0))
+
+
+def test_stretches_that_are_silent_are_drawn_again(local, tmp_path):
+    signal = np.zeros(10 * RATE)
+    signal[-RATE // 2 :] = 0.1  # heard in half of all stretches of 9 s
+    sf.write(tmp_path / "a.wav", signal, RATE)
+    clip = local.scenes.Clip(tmp_path / "a.wav", "a", 10.0)
+    for seed in range(20):
+        out = local.scenes.place(clip, 0.0, -20.0, 9 * RATE, RATE, rng_of(seed))
+        assert 20 * np.log10(np.sqrt(np.mean(out**2))) == pytest.approx(-20)
+
+
+# ---- lists and manifests
+
+
+def test_a_tree_gives_manifests_with_empty_cells_for_what_is_not_there(run, tree):
+    manifests = run(tree.parent, "--room", "dry")
+    assert manifests.name == "dry"
+    frame = read_manifest(manifests / "train.csv", 4, absent=True)
+    assert len(frame) == 40
+    columns = [f"source_{k}_path" for k in range(1, 5)]
+    for row, line in zip(frame.to_dict("records"), lines_of(tree), strict=True):
+        assert [Path(row["mixture_path"]), *(Path(row[c]) for c in columns if row[c])] == [tree / name for name in line]
+        assert row["length"] == 3 * RATE and row["n_active"] == len(line) - 1
+    report = json.loads((manifests / "data_report.json").read_text())
+    assert report["train"]["rows"] == 40 and report["test"]["not_additive"] == 0
+
+
+def test_clips_are_mixed_reverberant_and_listed(run, clips, capsys):
+    options = ("--mixtures", "3,1,2", "--seconds", "3")
+    manifests = run(clips, *options)
+    assert manifests.name == "reverb"
+    assert [len(read_manifest(manifests / f"{n}.csv", 4, absent=True)) for n in ("train", "valid", "test")] == [3, 1, 2]
+    assert run(clips, *options, first=1) == manifests and "already made" in capsys.readouterr().out
+    assert "made with other settings" in run(clips, "--mixtures", "4,1,2", "--seconds", "3", first=1)
+
+
+def test_silent_sources_are_slots_that_are_not_there_and_silent_mixtures_are_left_out(run, tree, tmp_path, capsys):
+    damaged = copy_of(tree, tmp_path / "ssdata")
+    full = next(index for index, line in enumerate(lines_of(tree)) if len(line) == 5)
+    single = next(index for index, line in enumerate(lines_of(tree)) if len(line) == 2)
+    for index, fields in ((full, (2,)), (single, (0, 1))):
+        for field in fields:
+            sf.write(damaged / lines_of(tree)[index][field], np.zeros(3 * RATE), RATE)
+    mixture, *sources = lines_of(tree)[full]
+    rest = [sf.read(damaged / source)[0] for source in sources]
+    sf.write(damaged / mixture, sum(rest), RATE)
+    frame = read_manifest(run(damaged, "--room", "dry") / "train.csv", 4, absent=True)
+    assert "1 mixtures have no active source and are left out, e.g. " in capsys.readouterr().out
+    assert len(frame) == 39 and f"train_example{single:05d}" not in set(frame["mixture_ID"])
+    row = frame[frame["mixture_ID"] == f"train_example{full:05d}"].iloc[0]
+    assert row["n_active"] == 3 and [bool(row[f"source_{k}_path"]) for k in range(1, 5)] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text.replace("\t", " "), ["40 problems", "line 1 has 1 fields", "separated by tabs", "30 more"]),
+        (lambda text: text + "a\tb\tc\td\te\tf\n", ["1 problem", "line 41 has 6 fields"]),
+        (lambda text: text + text.splitlines()[0] + "\n", ["line 41", "comes twice"]),
+        (lambda text: text + "x.wav\ty.wav\tz.wav\n", ["3 problems", "line 41: x.wav is not there", "z.wav"]),
+        (lambda text: "\n\n", ["is empty"]),
+        (lambda text: None, ["lacks train_example_list.txt"]),
+    ],
+)
+def test_faults_of_a_list_are_named_by_line(run, tree, tmp_path, damage, said):
+    damaged = copy_of(tree, tmp_path / "ssdata")
+    path = damaged / "train_example_list.txt"
+    text = damage(path.read_text())
+    path.unlink() if text is None else path.write_text(text)
+    message = run(damaged, "--room", "dry")
+    assert isinstance(message, str), "no error"
+    for word in ["train_example_list.txt" if text is not None else str(damaged), *said]:
+        assert word in message
+
+
+def test_blank_lines_and_trailing_tabs_do_no_harm(run, tree, tmp_path):
+    damaged = copy_of(tree, tmp_path / "ssdata")
+    path = damaged / "train_example_list.txt"
+    path.write_text("\n" + path.read_text().replace("\n", "\t\r\n"))
+    assert len(read_manifest(run(damaged, "--room", "dry") / "train.csv", 4, absent=True)) == 40
+
+
+@pytest.mark.parametrize(
+    ("signal", "rate", "said"),
+    [
+        (np.full(3 * RATE + 5, 0.1), RATE, "has 48005 samples, but its mixture"),
+        (np.full(3 * 44100, 0.1), 44100, "sampled at 44100 Hz, but 16000 Hz is needed"),
+        (np.full((3 * RATE, 2), 0.1), RATE, "2 channels"),
+    ],
+)
+def test_files_that_do_not_fit_are_messages(run, tree, tmp_path, signal, rate, said):
+    damaged = copy_of(tree, tmp_path / "ssdata")
+    sf.write(damaged / lines_of(tree)[0][1], signal, rate)
+    message = run(damaged, "--room", "dry")
+    assert isinstance(message, str) and said in message and "background0_sound.wav" in message
+
+
+def test_what_a_corpus_may_be_is_explained(run, tree, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no lists and no audio files" in run(tmp_path / "empty")
+    assert "is not a directory" in run(tmp_path / "nothing")
+    assert "its lists are in" in run(tree.parent, "--room", "reverb")
+    assert "three numbers" in run(tree, "--mixtures", "5,5")
+    assert "--seconds -1" in run(tree, "--seconds", "-1")
+    assert "run stage 0 first" in run(tree, first=1)
+
+
+def test_the_archive_is_fetched_verified_and_unpacked_once(local, tree, tmp_path, monkeypatch):
+    source = tmp_path / "FUSS_ssdata.tar.gz"
+    with tarfile.open(source, "w:gz") as tar:
+        tar.add(tree, "fuss_dev/ssdata")
+    asked = []
+    monkeypatch.setattr(local.prepare_corpus, "fetch", lambda *wanted: asked.append(wanted) or source)
+    for _ in range(2):
+        local.prepare_corpus.main(["--corpus", "download", "--room", "dry", "--out", str(tmp_path / "data")])
+    folder = tmp_path / "data" / "fuss" / "corpus"
+    url, sha256 = "https://zenodo.org/record/3743844/files/FUSS_ssdata.tar.gz", local.prepare_corpus.ARCHIVES["dry"][1]
+    assert asked == [(url, folder, sha256)] and len(sha256) == 64
+    assert len(lines_of(folder / "fuss_dev" / "ssdata")) == 40

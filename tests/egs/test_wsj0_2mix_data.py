@@ -1,0 +1,256 @@
+"""Stages 0 and 1 of egs/wsj0-2mix: every form of corpus, restart after a kill, and messages for what is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+
+from tests.support import ROOT, recipe_scripts
+from utils.data import audio
+from utils.data.manifest import read_manifest
+
+LOCAL = ROOT / "egs" / "wsj0-2mix" / "local"
+TINY = {"speakers": 4, "utterances": 4, "valid_utterances": 1, "test_speakers": 4, "test_utterances": 2}
+TINY |= {"tr": 12, "cv": 3, "tt": 3}
+
+
+@pytest.fixture(scope="module")
+def stages():
+    with recipe_scripts(LOCAL, ("prepare_corpus", "make_mixtures")) as modules:
+        yield list(modules.values())
+
+
+@pytest.fixture(scope="module")
+def tiny(stages, tmp_path_factory):
+    """A corpus in the layout of WSJ0 and MERL's lists."""
+    folder = tmp_path_factory.mktemp("corpora") / "tiny"
+    stages[0].make_mini(folder, 1, TINY)
+    return folder
+
+
+@pytest.fixture
+def run(stages, tmp_path, capsys):
+    """Run both stages on a corpus (one process); returns the manifests' folder, or the message of the error."""
+
+    def run(corpus, *options, first=0):
+        capsys.readouterr()
+        arguments = ["--corpus", str(corpus), "--nj", "1", "--out", str(tmp_path / "data"), *options]
+        try:
+            for stage in stages[first:]:
+                stage.main(arguments)
+        except SystemExit as stop:
+            assert stop.code == 2
+            return capsys.readouterr().err
+        return next((tmp_path / "data").glob("*/manifests/*"))
+
+    return run
+
+
+def sets(manifests, n_src=2):
+    return {name: read_manifest(manifests / f"{name}.csv", n_src) for name in ("train", "valid", "test")}
+
+
+def test_the_mini_corpus_has_the_layout_of_wsj0_and_unseen_test_speakers(tiny):
+    assert {path.name for path in (tiny / "wsj0").iterdir()} == {"si_tr_s", "si_dt_05", "si_et_05"}
+    speakers, files = {}, {}
+    for part in ("tr", "cv", "tt"):
+        fields = (tiny / "mix_lists" / f"mix_2_spk_{part}.txt").read_text().split()
+        files[part] = set(fields[::2])
+        speakers[part] = {Path(name).parent.name for name in files[part]}
+        assert all(sf.info(tiny / name).samplerate == 16000 for name in files[part])
+    assert not speakers["tt"] & (speakers["tr"] | speakers["cv"]) and speakers["cv"] <= speakers["tr"]
+    assert not files["tr"] & files["cv"]
+
+
+def test_the_mini_corpus_is_the_same_each_time(stages, tiny, tmp_path):
+    stages[0].make_mini(tmp_path / "again", 1, TINY)
+    files = [path.relative_to(tiny) for path in tiny.rglob("*") if path.is_file()]
+    assert len(files) == 6 + 4 * 4 + 4 * 2
+    assert all((tmp_path / "again" / name).read_bytes() == (tiny / name).read_bytes() for name in files)
+
+
+def test_lists_are_mixed_and_reported(run, tiny):
+    manifests = run(tiny)
+    assert manifests.name == "2spk_8k_min"
+    assert {name: len(frame) for name, frame in sets(manifests).items()} == {"train": 12, "valid": 3, "test": 3}
+    report = json.loads((manifests / "data_report.json").read_text())
+    assert report["train"]["rows"] == 12 and report["test"]["not_additive"] == 0
+    sources = pd.read_csv(manifests / "train_sources.csv", dtype=str)
+    assert list(sources.columns) == ["speaker", "path", "length"] and sources["speaker"].nunique() == 4
+    for path, length in zip(sources["path"], sources["length"], strict=True):
+        assert audio.info(manifests / path) == (int(length), 8000, 1)
+
+
+def test_three_speakers_at_16_khz_padded(run, tiny):
+    manifests = run(tiny, "--n_src", "3", "--sample_rate", "16000", "--mode", "max")
+    assert manifests.name == "3spk_16k_max"
+    assert sf.info(sets(manifests, 3)["test"]["source_3_path"][0]).samplerate == 16000
+
+
+def test_a_finished_stage_is_skipped_and_lost_files_are_made_again(run, tiny, capsys):
+    manifests = run(tiny)
+    first = read_manifest(manifests / "train.csv")["mixture_path"][0]
+    run(tiny, first=1)
+    assert "already made" in capsys.readouterr().out
+    os.unlink(first)
+    run(tiny, first=1)
+    assert "already made" not in capsys.readouterr().out and Path(first).is_file()
+
+
+def test_a_changed_list_stops_and_says_what_to_delete(run, tiny, tmp_path):
+    corpus = shutil.copytree(tiny, tmp_path / "copy")
+    run(corpus)
+    path = corpus / "mix_lists" / "mix_2_spk_tr.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    assert "Delete this folder" in run(corpus)
+
+
+def test_a_finished_tree_is_taken_as_it_is(run, tiny, tmp_path):
+    made = sets(run(tiny))
+    tree = tmp_path / "tree"
+    (tmp_path / "data" / "tiny" / "2speakers").rename(tree)
+    shutil.rmtree(tmp_path / "data")
+    manifests = run(tree)
+    for name, frame in sets(manifests).items():
+        assert sorted(frame["mixture_ID"]) == sorted(made[name]["mixture_ID"])
+        assert frame["mixture_path"].str.startswith(str(tree)).all()
+    sources = pd.read_csv(manifests / "train_sources.csv", dtype=str)
+    assert set(sources["speaker"]) <= {"00f", "01m", "02f", "03m"} and sources["path"].is_unique
+    next((tree / "wav8k/min/tr/s2").glob("*.wav")).unlink()
+    shutil.rmtree(tmp_path / "data")
+    assert "s2: 1 of 12 mixtures are not there" in run(tree)
+
+
+def make_csvs(folder, names):
+    rng = np.random.default_rng(0)
+    for name in names:
+        rows = []
+        for index in range(2):
+            row = {"mixture_ID": f"1{index}-2-3_4{index}-5-6", "mixture_path": f"{name}{index}_mix.wav"}
+            sources = 0.1 * rng.standard_normal((2, 800))
+            for column, samples in zip(("s1", "s2", "mix"), [*sources, sources.sum(0)], strict=True):
+                audio.write(folder / f"{name}{index}_{column}.wav", samples, 8000)
+            rows.append(row | {f"source_{i}_path": f"{name}{index}_s{i}.wav" for i in (1, 2)} | {"noise_path": "n.wav"})
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+
+
+@pytest.mark.parametrize(
+    "place, names",
+    [
+        ("metadata", ("mixture_train-100_mix_clean", "mixture_dev_mix_clean", "mixture_test_mix_clean")),
+        ("wav8k/min/metadata", ("mixture_train-360_mix_clean", "mixture_dev_mix_clean", "mixture_test_mix_clean")),
+        (".", ("train", "valid", "test")),
+    ],
+)
+def test_librimix_style_csvs_are_taken(run, tmp_path, place, names):
+    (tmp_path / "libri" / place).mkdir(parents=True)
+    make_csvs(tmp_path / "libri" / place, names)
+    manifests = run(tmp_path / "libri")
+    assert [len(frame) for frame in sets(manifests).values()] == [2, 2, 2]
+    sources = pd.read_csv(manifests / "train_sources.csv", dtype=str)
+    assert sorted(sources["speaker"]) == ["10", "11", "40", "41"]
+
+
+def make_recordings(folder, n_speakers, n_files, rate=22050):
+    rng = np.random.default_rng(0)
+    for speaker in range(n_speakers):
+        for number in range(n_files):
+            path = folder / f"speaker {speaker}" / "room" / f"take {number}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sf.write(path, 0.1 * rng.standard_normal(rate // 2 + 100 * number), rate)
+
+
+def test_two_directories_of_recordings_are_mixed_on_the_fly(run, tmp_path):
+    make_recordings(tmp_path / "mine", 4, 10)
+    make_recordings(tmp_path / "theirs", 2, 2)
+    sf.write(tmp_path / "theirs" / "alone.wav", 0.1 * np.random.default_rng(1).standard_normal(8000), 8000)
+    manifests = run(f"{tmp_path / 'mine'},{tmp_path / 'theirs'}")
+    assert manifests.parent.parent.name == "mine-theirs" and not (manifests / "train.csv").exists()
+    sources = pd.read_csv(manifests / "train_sources.csv", dtype=str)
+    assert len(sources) == 36 and sources["speaker"].nunique() == 4
+    trained = {tuple(Path(path).parts[-2:]) for path in sources["path"]}
+    listed = (manifests.parent.parent / "mix_lists" / "mix_2_spk_cv.txt").read_text().split()[::2]
+    assert not trained & {tuple(Path(path).parts[-2:]) for path in listed}
+    assert len(read_manifest(manifests / "valid.csv", 2)) == len(read_manifest(manifests / "test.csv", 2)) == 20
+    assert "alone" in (manifests / "test.csv").read_text()
+    assert not run(f"{tmp_path / 'mine'},{tmp_path / 'theirs'}").joinpath("train.csv").exists()
+
+
+def test_bad_recordings_are_named(run, tmp_path):
+    make_recordings(tmp_path / "mine", 1, 3)
+    make_recordings(tmp_path / "theirs", 2, 1)
+    pair = f"{tmp_path / 'mine'},{tmp_path / 'theirs'}"
+    assert "1 speakers for the part tr" in run(pair)
+    shutil.rmtree(tmp_path / "mine")
+    shutil.rmtree(tmp_path / "data")
+    make_recordings(tmp_path / "mine", 3, 10)
+    bad = tmp_path / "mine" / "speaker 1" / "room" / "take 3.flac"
+    for samples, rate, message in [
+        (0.1 * np.ones(4000), 4000, "take 3.flac: sampled at 4000 Hz, too low"),
+        (np.zeros(4000), 8000, "take 3.flac: is silent"),
+        (0.1 * np.ones((4000, 2)), 8000, "take 3.flac: has 2 channels"),
+    ]:
+        sf.write(bad, samples, rate)
+        assert message in run(pair)
+
+
+def test_missing_files_and_bad_lines_of_lists_stop_with_their_lines(run, tiny, tmp_path):
+    corpus = shutil.copytree(tiny, tmp_path / "copy")
+    path = corpus / "mix_lists" / "mix_2_spk_cv.txt"
+    text = path.read_text()
+    path.write_text(text + "wsj0/si_tr_s/x/y.wav 1 wsj0/si_tr_s/x/z.wav -1\n")
+    assert "2 of its files are not in" in run(corpus)
+    path.write_text(text + "wsj0/si_tr_s/x/y.wav 1\n")
+    assert "line 4: expected 2 pairs" in run(corpus)
+    path.write_text(text)
+    assert len(sets(run(corpus))["valid"]) == 3  # a mended list needs no deletion by hand
+
+
+def test_directories_of_unknown_form_are_answered_with_the_accepted_ones(run, tmp_path):
+    (tmp_path / "wsj" / "si_tr_s").mkdir(parents=True)
+    (tmp_path / "wsj" / "si_tr_s" / "x.wv1").write_bytes(b"NIST_1A")
+    message = run(tmp_path / "wsj")
+    assert "LibriMix-style" in message and "holds: si_tr_s" in message and "sph2pipe" in message
+    assert "is not a directory" in run(tmp_path / "absent")
+    assert "LDC93S6A" in run("download") and "Libri2Mix" in run("download")
+
+
+def test_stage_1_before_stage_0_and_a_namesake_are_told(run, tiny, tmp_path):
+    assert "run stage 0 first" in run(tiny, first=1)
+    run(tiny)
+    other = shutil.copytree(tiny, tmp_path / "elsewhere" / "tiny")
+    assert "already holds" in run(other) and "belongs to another corpus" in run(other, first=1)
+
+
+def test_a_killed_stage_1_continues_where_it_was(stages, tiny, tmp_path, run):
+    corpus = shutil.copytree(tiny, tmp_path / "copy")
+    text = stages[0].mixing.draw_list(
+        {p.name: [str(f.relative_to(corpus)) for f in p.glob("*.wav")] for p in (corpus / "wsj0/si_tr_s").iterdir()},
+        2, 120, seed=5,
+    )  # fmt: skip
+    (corpus / "mix_lists" / "mix_2_spk_tr.txt").write_text(text)
+    options = ["--corpus", str(corpus), "--out", str(tmp_path / "data"), "--nj", "1"]
+    stages[0].main(options)
+    command = [sys.executable, str(LOCAL / "make_mixtures.py"), *options]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    made = tmp_path / "data" / "copy" / "2speakers" / "wav8k" / "min" / "tr"
+    while len(list(made.glob("mix/*.wav"))) < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in made.glob("mix/*.wav")}
+    assert 20 <= len(kept) < 120 and not list((tmp_path / "data").rglob("data_report.json"))
+    manifests = run(corpus, first=1)
+    assert len(sets(manifests)["train"]) == 120
+    again = [path for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp]
+    assert len(again) <= 1  # the one that was being made

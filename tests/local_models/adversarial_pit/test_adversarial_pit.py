@@ -1,0 +1,395 @@
+"""Discriminators and the adversarial step: what moves, what is balanced, what is guarded against."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from local_models.adversarial_pit.discriminators import DOMAINS, Mask, Spectrum, magnitude
+from local_models.adversarial_pit.i_replacement import Pairs
+from local_models.adversarial_pit.system import AdversarialPIT, Adversary, Game, Opponent
+from local_models.adversarial_pit.tdcnpp import TDCNpp
+from local_models.log_mse import LogMSE, align
+from local_models.system import Optimisation
+from utils.training.model_files import build_system
+
+ALL = [
+    Adversary(domain, family, n, filters=8, windows=(128,))
+    for domain in DOMAINS
+    for family, n in (("instance", 0), ("context", 2))
+]
+
+
+def network(n_freq, n_src):
+    return TDCNpp(n_freq, n_src, 8, 12, 2, 1)
+
+
+class Devices:
+    """In the place of a trainer: a number of devices on which each quantity has this mean; None: one device."""
+
+    def __init__(self, mean=None):
+        self.strategy, self.mean = self, mean
+
+    def reduce(self, tensor, reduce_op):
+        assert reduce_op == "mean"
+        return tensor if self.mean is None else torch.full_like(tensor, self.mean)
+
+
+ALONE, IN_DOUBT, SURE = Devices(), Devices(0.6), Devices(0.96)
+
+
+def system(*adversaries, seed=0, step="adversarial", **options):
+    torch.manual_seed(seed)
+    model = AdversarialPIT(network, adversaries=adversaries or ALL[3:4], **options)
+    model.begin_step(step, Optimisation(lr=1e-3, halve_after=0))
+    model.log = lambda *args, **kwargs: None
+    model.trainer = ALONE
+    return model.train()
+
+
+def batch(seed=1, time=2000):
+    draw = torch.Generator().manual_seed(seed)
+    sources = 0.1 * torch.randn(3, 4, time, generator=draw)
+    sources[1, 2:], sources[2, 1:] = 0, 0
+    return {"mixture": sources.sum(1), "sources": sources, "id": ["a", "b", "c"]}
+
+
+def update(model, optimizer, data):
+    loss = model.training_step(data, 0)
+    optimizer.zero_grad()
+    loss.backward()
+    model.on_before_optimizer_step(optimizer)
+    model.configure_gradient_clipping(optimizer, 5.0)
+    optimizer.step()
+
+
+class Fixed(torch.nn.Module):
+    """A discriminator that says the same of all real tuples, whose samples are positive, and of all fake ones."""
+
+    def __init__(self, real, fake):
+        super().__init__()
+        self.real, self.fake = real, fake
+
+    def forward(self, signals, mixture):
+        return self.real if signals.sum() > 0 else self.fake
+
+
+@pytest.mark.parametrize("loss", ["hinge", "least_squares"])
+@pytest.mark.parametrize("adversary", ALL, ids=lambda a: a.name)
+@pytest.mark.parametrize("with_mixture", [False, True])
+def test_every_discriminator_learns_and_sends_a_gradient_to_estimates_only(adversary, loss, with_mixture):
+    torch.manual_seed(0)
+    opponent = Opponent(dataclasses.replace(adversary, with_mixture=with_mixture), Game(loss=loss), 4)
+    data = batch(time=1500)
+    optimizer = torch.optim.Adam(opponent.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(25):
+        aligned = torch.nn.functional.avg_pool1d(data["sources"], 5, 1, 2).requires_grad_()
+        own, theirs, seen = opponent.meet(opponent.pairs(data["sources"], aligned, data["mixture"]))
+        push = torch.autograd.grad(theirs, aligned, retain_graph=True)[0]
+        assert torch.isfinite(push).all() and push.abs().max() > 0
+        optimizer.zero_grad()
+        own.backward()
+        optimizer.step()
+        losses.append(own.item())
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    assert seen["real"] > seen["fake"]
+
+
+def test_scores_and_losses_are_those_of_the_definitions():
+    scores = {"hinge": (torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 1.0]]))}
+    scores["least_squares"] = scores["hinge"]
+    expected = {
+        "hinge": (((0 + 0.5) / 2 + (0 + 2) / 2), -(-3 + 1) / 2, 0.75),
+        "least_squares": ((1 + 0.25) / 2 + (9 + 1) / 2, (16 + 0) / 2, 0.5),
+    }
+    for name, (real, fake) in scores.items():
+        opponent = Opponent(ALL[0], Game(loss=name), 4)
+        opponent.network = Fixed([real], [fake])
+        pairs = Pairs(torch.ones(1, 1, 5), -torch.ones(1, 1, 5), torch.ones(1, 5))
+        own, theirs, seen = opponent.meet(pairs)
+        assert (own.item(), theirs.item(), seen["accuracy"].item()) == pytest.approx(expected[name])
+        assert seen["real"].item() == pytest.approx(1.25) and seen["fake"].item() == pytest.approx(-1.0)
+
+
+def test_scales_count_alike_whatever_their_size():
+    opponent = Opponent(ALL[2], Game(), 4)
+    scores = [torch.full((1, 1, 1000), 3.0), torch.full((1, 1, 10), 1.0)]
+    opponent.network = Fixed(scores, scores)
+    _, theirs, _ = opponent.meet(Pairs(torch.ones(1, 1, 5), torch.ones(1, 1, 5), torch.ones(1, 5)))
+    assert theirs.item() == pytest.approx(-2.0)
+
+
+def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator():
+    adversaries = [copy.copy(ALL[0]), copy.copy(ALL[3])]
+    adversaries[0].share, adversaries[1].share = 0.3, 0.05
+    model, data = system(*adversaries), batch()
+    leaf = model.separate(data["mixture"]).detach().requires_grad_()
+    loss, order = LogMSE()(leaf, data["sources"], data["mixture"])
+    pit = torch.autograd.grad(loss, leaf)[0]
+    pushes = []
+    for name, opponent in copy.deepcopy(model.opponents).items():
+        _, theirs, _ = opponent.meet(opponent.pairs(data["sources"], align(leaf, order), data["mixture"]))
+        push = torch.autograd.grad(theirs, leaf)[0]
+        norms = push.flatten(1).norm(dim=1), pit.flatten(1).norm(dim=1)
+        judged = norms[0] > 0
+        ratio = (norms[1][judged] / norms[0][judged]).log().mean().exp()
+        pushes.append(model.opponents[name].options.share * ratio * push)
+    values, gradient, _ = model._play(model.separate(data["mixture"]), data["sources"], data["mixture"])
+    torch.testing.assert_close(gradient, pit + sum(pushes), rtol=1e-4, atol=1e-7)
+    assert values["waveform_instance_share"].item() == pytest.approx(0.3, rel=1e-4)
+    assert values["loss"].item() == pytest.approx(loss.item())
+
+
+def test_one_backward_pass_gives_every_weight_its_own_gradient():
+    model, data = system(ALL[3]), batch()
+    model.training_step(data, 0).backward()
+    fresh, (name,) = system(ALL[3]), model.opponents
+    estimates = fresh.separate(data["mixture"])
+    _, gradient, their_loss = fresh._play(estimates, data["sources"], data["mixture"])
+    mine = torch.autograd.grad(estimates, list(fresh.masking.parameters()), gradient, allow_unused=True)
+    for parameter, expected in zip(model.masking.parameters(), mine, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
+    theirs = torch.autograd.grad(their_loss, list(fresh.opponents[name].parameters()))
+    for parameter, expected in zip(model.opponents[name].parameters(), theirs, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_warm_up_leaves_the_separator_to_the_pit_loss():
+    data, states = batch(), []
+    for adversaries, game in ((ALL[3:4], Game(warm_up=3)), (ALL[:1], Game(warm_up=3)), (ALL[3:4], Game())):
+        model = system(*adversaries, game=game)
+        optimizer = model.configure_optimizers()
+        for _ in range(3):
+            update(model, optimizer, data)
+        states.append(torch.cat([p.detach().flatten() for p in model.masking.parameters()]))
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    assert not torch.equal(states[0], states[2])
+
+
+def test_a_saturated_discriminator_rests_until_the_separator_has_caught_up():
+    model, data = system(ALL[3], game=Game(saturated=0.95)), batch()
+    optimizer = model.configure_optimizers()
+    (opponent,) = model.opponents.values()
+    update(model, optimizer, data)
+    before = {name: value.clone() for name, value in opponent.named_parameters()}
+    separator = [p.clone() for p in model.masking.parameters()]
+    opponent.accuracy.fill_(0.99)
+    update(model, optimizer, data)
+    assert all(torch.equal(value, before[name]) for name, value in opponent.named_parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(separator, model.masking.parameters(), strict=True))
+    opponent.accuracy.fill_(0.5)
+    update(model, optimizer, data)
+    assert any(not torch.equal(value, before[name]) for name, value in opponent.named_parameters())
+
+
+@pytest.mark.parametrize(("devices", "own", "trained"), [(IN_DOUBT, 0.99, True), (SURE, 0.5, False)])
+def test_devices_decide_together_who_rests(devices, own, trained):
+    """Else the weights of a discriminator would be other ones on each device."""
+    model, data = system(ALL[3]), batch()
+    (opponent,) = model.opponents.values()
+    before = [p.clone() for p in opponent.parameters()]
+    model.trainer = devices
+    opponent.accuracy.fill_(own)
+    update(model, model.configure_optimizers(), data)
+    assert any(not torch.equal(a, b) for a, b in zip(before, opponent.parameters(), strict=True)) == trained
+    assert opponent.accuracy.item() == pytest.approx(devices.mean)
+
+
+def test_the_same_names_are_logged_whatever_a_batch_holds():
+    """Devices average what they log by its order alone; what a batch does not tell has no weight in the mean."""
+    model, logged = system(*ALL, game=Game(warm_up=2)), []
+    model.log = lambda name, value, batch_size, **_: logged.append((name, value.item(), batch_size))
+    silence = torch.zeros(3, 4, 2000)
+    runs = []
+    for data in (batch(), {"mixture": silence[:, 0], "sources": silence}, batch(), batch()):
+        model.training_step(data, 0)
+        runs.append({name: (value, weight) for name, value, weight in logged})
+        logged.clear()
+    assert all(list(run) == list(runs[0]) for run in runs) and len(runs[0]) == 1 + 5 * len(ALL)
+    weights = [{name: weight for name, (_, weight) in run.items()} for run in runs]
+    assert [w["train_mask_context2_real"] for w in weights] == [3, 0, 3, 3]
+    assert [w["train_mask_context2_share"] for w in weights] == [0, 0, 0, 3]
+    assert all(w["train_loss"] == w["train_mask_context2_trained"] == 3 for w in weights)
+    assert all(isinstance(weight, float) for w in weights for weight in w.values())
+
+
+def test_an_adversarial_step_improves_the_pit_loss_too():
+    model, data = system(*ALL), batch()
+    optimizer = model.configure_optimizers()
+    start = model.losses(data)["loss"].item()
+    for _ in range(8):
+        update(model, optimizer, data)
+    assert model.losses(data)["loss"].item() < start - 0.5
+
+
+def test_batches_without_anything_to_judge_do_no_harm():
+    model, data = system(*ALL), batch()
+    optimizer = model.configure_optimizers()
+    for sources in (torch.zeros(2, 4, 2000), torch.cat([data["sources"][2:]] * 2)):
+        update(model, optimizer, {"mixture": sources.sum(1), "sources": sources, "id": ["a", "b"]})
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_each_part_is_clipped_by_itself():
+    model = system(*ALL[:2])
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model.configure_gradient_clipping(None, 0.5)
+    for part in [model.masking, *model.opponents.values()]:
+        norm = torch.stack([p.grad.norm() for p in part.parameters()]).norm()
+        assert norm.item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_gradient_of_magnitudes_is_that_of_the_discrete_fourier_transform():
+    signals = torch.randn(2, 3, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shape = torch.hann_window(16, dtype=torch.float64)
+    padded = torch.nn.functional.pad(signals, (8, 8))
+    times, bins = torch.arange(16, dtype=torch.float64), torch.arange(9, dtype=torch.float64)
+    turns = torch.exp(-2j * torch.pi * bins[:, None] * times / 16)
+    leaf = padded.requires_grad_()
+    frames = leaf.unfold(-1, 16, 4) * (shape / shape.square().sum().sqrt())
+    expected = ((frames.to(turns.dtype) @ turns.T).abs().square() + 1e-10).sqrt()
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ours = signals.detach().float().requires_grad_()
+    (magnitude(ours, 16) * weights.float()).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(magnitude(ours, 16), expected.float())
+    torch.testing.assert_close(ours.grad, leaf.grad[..., 8:-8].float(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_pit_steps_leave_discriminators_alone_and_out_of_checkpoints():
+    model, data = system(*ALL, step="pit"), batch()
+    before = {name: value.clone() for name, value in model.opponents.state_dict().items()}
+    update(model, model.configure_optimizers(), data)
+    assert all(torch.equal(value, before[name]) for name, value in model.opponents.state_dict().items())
+    state = model.state_dict()
+    assert not any(name.startswith("opponents.") for name in state)
+    other = system(ALL[0], seed=7)
+    own = {name: value.clone() for name, value in other.opponents.state_dict().items()}
+    other.load_state_dict(state)
+    assert all(torch.equal(value, own[name]) for name, value in other.opponents.state_dict().items())
+    assert torch.equal(other.separate(data["mixture"]), model.separate(data["mixture"]))
+
+
+def test_checkpoints_of_the_adversarial_step_hold_the_discriminators():
+    model, other = system(*ALL), system(*ALL, seed=3)
+    other.load_state_dict(model.state_dict())
+    for name, value in model.opponents.state_dict().items():
+        assert torch.equal(value, other.opponents.state_dict()[name])
+    with pytest.raises(RuntimeError):
+        system(ALL[0]).load_state_dict(model.state_dict())
+
+
+def test_the_optimiser_has_its_own_settings_for_discriminators():
+    groups = system(*ALL, game=Game(lr=7e-4, betas=(0.1, 0.2))).configure_optimizers().param_groups
+    assert [(g["lr"], tuple(g["betas"])) for g in groups] == [(1e-3, (0.9, 0.999)), (7e-4, (0.1, 0.2))]
+    counted = sum(p.numel() for group in groups for p in group["params"])
+    assert counted == sum(p.numel() for p in system(*ALL).parameters())
+
+
+def test_mixed_precision_trains_and_keeps_the_loss_in_float32():
+    model, data = system(*ALL), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        values, gradient, their_loss = model._play(model.separate(data["mixture"]), data["sources"], data["mixture"])
+    assert values["loss"].dtype == gradient.dtype == their_loss.dtype == torch.float32
+    plain = model.losses(data)["loss"]
+    assert values["loss"].item() == pytest.approx(plain.item(), abs=0.1)
+
+
+class Faint(torch.nn.Module):
+    """Scores with a gradient as weak as that of a long segment, which float16 does not know."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, signals, mixture):
+        return [(signals.to(self.dtype) * 1e-4).float()]
+
+
+def test_float16_does_not_lose_the_gradient_of_discriminators():
+    data, gradients = batch(), []
+    for dtype, share in ((torch.float16, 0.2), (torch.float32, 0.2), (torch.float32, 0.0)):
+        model = system(Adversary("stft", "instance", share=share, filters=8, windows=(128,)))
+        model.opponents["stft_instance"].network = Faint(dtype)
+        estimates = model.separate(data["mixture"])
+        with torch.autocast("cpu", torch.float16, enabled=dtype == torch.float16):
+            gradients.append(model._play(estimates, data["sources"], data["mixture"])[1])
+    pushes = [gradient - gradients[2] for gradient in gradients[:2]]
+    assert pushes[1].abs().max() > 0
+    torch.testing.assert_close(*pushes, rtol=0.01, atol=0.01 * pushes[1].abs().max().item())
+
+
+def test_magnitudes_are_those_of_the_definition_and_have_a_gradient_at_zero():
+    signals = torch.randn(2, 3, 1000)
+    ours = magnitude(signals, 128)
+    window = torch.hann_window(128)
+    spectrum = torch.stft(signals.flatten(0, 1), 128, 32, window=window, pad_mode="constant", return_complex=True)
+    expected = (spectrum.abs() / window.square().sum().sqrt()).transpose(1, 2).unflatten(0, (2, 3))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+    silence = torch.zeros(1, 1, 500, requires_grad=True)
+    magnitude(silence, 128).sqrt().sum().backward()
+    assert torch.isfinite(silence.grad).all()
+
+
+def test_masks_mean_nothing_where_the_mixture_is_silent():
+    torch.manual_seed(0)
+    model, mixture = Mask(1, False, 8, (128,)), torch.zeros(1, 2000)
+    mixture[:, :1000] = torch.randn(1, 1000)
+    quiet, loud = 0.5 * mixture[:, None], (0.5 * mixture[:, None]).clone()
+    loud[..., 1300:] = 5.0
+    assert torch.equal(*(model(x, mixture)[0] for x in (quiet, loud))) and model(quiet, mixture)[0].abs().max() > 0
+
+
+def test_a_discriminator_with_the_mixture_hears_it():
+    torch.manual_seed(0)
+    signals, mixtures = torch.randn(1, 2, 2000), torch.randn(2, 1, 2000)
+    for cls in DOMAINS.values():
+        aware = cls(2, True, 8, (128,))
+        assert not torch.equal(aware(signals, mixtures[0])[0], aware(signals, mixtures[1])[0])
+    assert len(Spectrum(2, False, 8, (128, 256))(signals, mixtures[0])) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adversaries": [Adversary(n_real=4)]}, "n_real is 4"),
+        ({"adversaries": [Adversary(family="instance", n_real=1)]}, "n_real is 1"),
+        ({"adversaries": [Adversary(), Adversary()]}, "two are alike"),
+        ({"adversaries": [Adversary("waveform", filters=12)]}, "filters is 12; it must be a multiple of 8"),
+        ({"adversaries": [Adversary(windows=())]}, r"windows is \[\]"),
+        ({"adversaries": [Adversary(windows=(512, 511))]}, r"windows is \[512, 511\]; give .* multiples of 4"),
+        ({"adversaries": [Adversary(share=-0.1)]}, "share is -0.1"),
+        ({"hop": 100}, "100 samples does not divide"),
+        ({"hop": 0}, "hop of 0"),
+        ({"hop": 512}, "window of 512 into two parts"),
+    ],
+)
+def test_impossible_settings_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        AdversarialPIT(network, **options)
+
+
+def test_the_adversarial_step_needs_discriminators():
+    with pytest.raises(ValueError, match="adversaries"):
+        AdversarialPIT(network).begin_step("adversarial", Optimisation())
+
+
+def test_a_plain_configuration_builds_the_system_and_stays_plain():
+    config = {
+        "class_path": "local_models.adversarial_pit.AdversarialPIT",
+        "init_args": {
+            "network": {
+                "class_path": "local_models.adversarial_pit.TDCNpp",
+                "init_args": {"bn_chan": 4, "hid_chan": 4},
+            },
+            "adversaries": [{"domain": "mask", "n_real": 1}],
+            "game": {"loss": "least_squares"},
+        },
+    }
+    before = copy.deepcopy(config)
+    model = build_system(config)
+    assert list(model.opponents) == ["mask_context1"] and model.game.loss == "least_squares"
+    assert config == before

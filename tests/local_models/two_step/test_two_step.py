@@ -1,0 +1,164 @@
+import pytest
+import torch
+from asteroid.masknn import DPRNN, TDConvNet
+
+from local_models.system import Optimisation
+from local_models.two_step.system import TwoStep
+
+
+def small_separator(in_chan, n_src):
+    return TDConvNet(in_chan, n_src, n_blocks=2, n_repeats=1, bn_chan=8, hid_chan=16, skip_chan=0, mask_act="softmax")
+
+
+def system(n_src=2, seed=0, **options):
+    torch.manual_seed(seed)
+    return TwoStep(small_separator, n_src=n_src, **{"n_basis": 16, "kernel_size": 20} | options)
+
+
+def batch(n_src=2, seed=1, time=2000):
+    sources = torch.randn(3, n_src, time, generator=torch.Generator().manual_seed(seed)) * 0.1
+    return {"mixture": sources.sum(1), "sources": sources, "id": ["a", "b", "c"]}
+
+
+def train(model, step, updates=3, lr=1e-2, data=None):
+    model.begin_step(step, Optimisation(lr=lr, halve_after=0))
+    optimizer = model.configure_optimizers()
+    model.train()
+    for _ in range(updates):
+        loss = model.losses(data or batch(model.n_src))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def validate(model, data):
+    model.eval()
+    model.on_validation_epoch_start()
+    return {name: value.item() for name, value in model.losses(data).items()}
+
+
+@pytest.mark.parametrize("n_src", [2, 3])
+@pytest.mark.parametrize("latent_loss", ["si_sdr", "zero_mean", "centred_snr", "energy_weighted", "decoder_metric"])
+@pytest.mark.parametrize("target", ["latent", "mask"])
+def test_separator_step_learns_on_every_latent_loss_and_leaves_the_front_end_alone(n_src, latent_loss, target):
+    model = system(n_src, latent_loss=latent_loss, target=target)
+    before = {name: value.clone() for name, value in model.frontend.state_dict().items()}
+    data = batch(n_src)
+    model.begin_step("separator", Optimisation())
+    start = validate(model, data)["loss"]
+    train(model, "separator", 12, data=data)
+    assert validate(model, data)["loss"] < start
+    for name, value in model.frontend.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_frontend_step_trains_the_front_end_only():
+    model = system()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, "frontend")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith(("separator", "gain")), name
+
+
+@pytest.mark.parametrize("step", ["joint", "finetune"])
+def test_joint_training_moves_front_end_and_separator(step):
+    model = system()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    train(model, step)
+    moved = {name.split(".")[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"frontend", "separator"}
+
+
+def test_front_end_loss_knows_the_order_of_the_sources(monkeypatch):
+    model, data = system(), batch()
+    train(model, "frontend", 60, data=data)
+    assert validate(model, data)["si_sdr"] > 0
+    masks = model.frontend.oracle_masks
+    monkeypatch.setattr(model.frontend, "oracle_masks", lambda sources: masks(sources.flip(1)))
+    assert validate(model, data)["si_sdr"] < 0
+
+
+def test_separation_loss_ignores_the_order_of_the_sources():
+    model, data = system(), batch()
+    for step in ("separator", "joint"):
+        model.begin_step(step, Optimisation())
+        swapped = data | {"sources": data["sources"].flip(1)}
+        assert validate(model, data)["loss"] == pytest.approx(validate(model, swapped)["loss"], abs=1e-4)
+
+
+def test_estimates_have_sign_and_level_of_the_sources_even_if_a_decoder_is_inverted():
+    model, data = system(n_basis=64), batch()
+    train(model, "frontend", 150, data=data)
+    with torch.no_grad():
+        decoder = model.frontend.decoder
+        decoder.weight[:64] *= -3
+        decoder.bias[0] *= -3
+        decoder.weight[64:] *= 0.2
+        decoder.bias[1] = 5.0
+        validate(model, data)
+        estimates = model.oracle(data["mixture"], data["sources"])
+    assert estimates.mean(-1).abs().max() < 1e-5
+    cross = (estimates * data["sources"]).sum((0, 2))
+    assert (cross > 0).all()
+    torch.testing.assert_close(cross / estimates.square().sum((0, 2)), torch.ones(2), atol=0.02, rtol=0)
+
+
+def test_estimates_follow_the_level_of_the_mixture():
+    model, data = system().eval(), batch()
+    with torch.no_grad():
+        reference = model.separate(data["mixture"])
+        for gain in (1e-4, 30.0):
+            torch.testing.assert_close(model.separate(gain * data["mixture"]) / gain, reference, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("time", [1, 9, 4001])
+def test_silence_and_short_signals_are_separated_without_nan(time):
+    model = system().eval()
+    for mixture in (torch.zeros(2, time), torch.ones(2, time)):
+        estimates = model.separate(mixture)
+        assert estimates.shape == (2, 2, time)
+        assert torch.isfinite(estimates).all()
+        assert estimates.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("step", ["frontend", "separator", "joint"])
+def test_silent_training_examples_do_no_harm(step):
+    model, data = system(), batch()
+    for signal in data.values():
+        if torch.is_tensor(signal):
+            signal[0] = 0
+    train(model, step, 2, data=data)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_validation_shows_latent_and_time_scores_and_the_constant_mask():
+    model = system()
+    model.begin_step("separator", Optimisation())
+    values = validate(model, batch())
+    assert values.keys() >= {"loss", "latent_si_sdr", "constant_mask_latent_si_sdr", "si_sdr", "si_sdri"}
+    assert values["constant_mask_latent_si_sdr"] > 3
+
+
+def test_another_mask_network_of_asteroid_is_a_separator_too():
+    model = TwoStep(
+        lambda n, s: DPRNN(n, s, bn_chan=8, hid_size=8, chunk_size=10, n_repeats=1, mask_act="softmax"), n_basis=16
+    )
+    assert model.separate(torch.randn(1, 801)).shape == (1, 2, 801)
+
+
+def test_a_single_source_is_refused():
+    with pytest.raises(ValueError, match="n_src 1"):
+        TwoStep(small_separator, n_src=1)
+
+
+@pytest.mark.parametrize("step", ["frontend", "separator", "joint"])
+def test_encoder_decoder_and_losses_stay_in_32_bit_under_mixed_precision(step):
+    model, data = system(), batch()
+    model.begin_step(step, Optimisation())
+    plain = validate(model, data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = validate(model, data)
+        assert model.frontend.decode(model.frontend.encode(data["sources"]), 2000).dtype == torch.bfloat16
+    assert mixed["loss"] == pytest.approx(plain["loss"], abs=1e-5 if step == "frontend" else 0.5)

@@ -1,0 +1,155 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.support import write_set
+from utils.data.datasets import DynamicMixtures, EpochSampler, Mixtures, loaders
+from utils.errors import UserError
+from utils.training.config import Data, DynamicMixing, build, parse
+
+
+def epoch_of(manifests, epoch, workers=0, world=1, seed=3, **data):
+    """All training examples of an epoch over all ranks, by id."""
+    found = {}
+    for rank in range(world):
+        train, _ = loaders(
+            manifests, Data(segment=0.5, valid_segment=1, **data), 2, 8000, 4, seed, workers, rank, world
+        )
+        train.sampler.set_epoch(epoch)
+        for batch in train:
+            for index, name in enumerate(batch["id"]):
+                assert name not in found
+                found[name] = torch.cat([batch["mixture"][index][None], batch["sources"][index]])
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic_mixing": DynamicMixing(speed=0.05)}], ids=["fixed", "dynamic"])
+def test_examples_do_not_depend_on_workers_or_ranks(tone_manifests, options):
+    reference = epoch_of(tone_manifests, 1, **options)
+    assert len(reference) == 16
+    for other in (epoch_of(tone_manifests, 1, workers=2, **options), epoch_of(tone_manifests, 1, world=2, **options)):
+        assert other.keys() == reference.keys()
+        assert all(torch.equal(other[name], reference[name]) for name in reference)
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic_mixing": DynamicMixing()}], ids=["fixed", "dynamic"])
+def test_epochs_and_seeds_differ(tone_manifests, options):
+    def heard(**other):
+        return torch.cat(list(epoch_of(tone_manifests, **({"epoch": 0} | other), **options).values()))
+
+    assert torch.equal(heard(), heard())
+    assert not torch.equal(heard(), heard(epoch=1))
+    assert not torch.equal(heard(), heard(seed=4))
+
+
+def test_validation_is_the_same_each_epoch_and_complete(tone_manifests):
+    _, valid = loaders(tone_manifests, Data(valid_segment=1), 2, 8000, 3, 0, 0, 0, 1)
+    first = [batch["mixture"] for batch in valid]
+    valid.sampler.set_epoch(5)
+    again = [batch["mixture"] for batch in valid]
+    assert sum(map(len, first)) == 4
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_segment_is_the_same_stretch_of_mixture_and_sources_and_short_ones_are_padded(tone_manifests):
+    for seconds in (0.5, 3.0):
+        dataset = Mixtures(tone_manifests, "train", 2, 8000, seconds, seed=0)
+        example = dataset[0, 5]
+        assert example["sources"].shape == (2, round(seconds * 8000))
+        np.testing.assert_allclose(example["sources"].sum(0), example["mixture"], atol=1e-6)
+    assert (example["mixture"][-8000:] == 0).all()
+    assert np.abs(example["mixture"][:8000]).max() > 0.1
+
+
+def test_a_source_that_is_not_there_is_silence(tmp_path):
+    sources = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype(np.float32)
+    write_set(tmp_path, [(sources.sum(0), [sources[0], None, sources[1]])], "train")
+    example = Mixtures(tmp_path, "train", None, 8000, 0.5, seed=0)[0, 0]
+    np.testing.assert_array_equal(example["sources"], [sources[0], 0 * sources[0], sources[1]])
+
+
+def test_files_of_several_channels_are_read_where_they_are_asked_for(tmp_path):
+    sources = np.random.default_rng(0).normal(0, 0.1, (2, 2, 3000)).astype(np.float32)
+    write_set(tmp_path, [(sources.sum(0), sources)], "train")
+    example = Mixtures(tmp_path, "train", 2, 8000, 0.5, seed=0, channels=2)[0, 0]
+    np.testing.assert_array_equal(example["sources"][..., :3000], sources)
+    assert example["mixture"].shape == (2, 4000) and not example["mixture"][:, 3000:].any()
+    for channels, words in ((1, "has 2 channels, but a mono file"), (3, "has 2 channels, but 3 are needed")):
+        with pytest.raises(UserError, match=words):
+            Mixtures(tmp_path, "train", 2, 8000, 0.5, seed=0, channels=channels)[0, 0]
+
+
+def test_a_configuration_may_bring_its_own_examples(tone_manifests):
+    values = {"class_path": "tests.support.Counted", "init_args": {"level": 0.5}}
+    minimal = {"system": {"class_path": "tests.support.Bands"}, "steps": {"joint": {"epochs": 1}}}
+    made = build(parse(minimal | {"data": {"dataset": values}}, "test")).data
+    train, valid = loaders(tone_manifests, made, 2, 8000, 4, 0, 0, 0, 1)
+    assert len(train) == 16 // 4 and next(iter(train))["mixture"].shape == (4, round(made.segment * 8000))
+    assert next(iter(valid))["mixture"][0, 0] == 0.5
+    values["init_args"] = {"levle": 1}
+    with pytest.raises(UserError, match="levle"):
+        parse(minimal | {"data": {"dataset": values}}, "test")
+
+
+def test_dynamic_mixtures_are_sums_of_different_speakers_within_the_gain_range(tone_manifests):
+    dataset = DynamicMixtures(tone_manifests / "train_sources.csv", 2, 8000, 0.5, 0, 50, DynamicMixing(max_gain=5))
+    gains = []
+    for index in range(50):
+        example = dataset[0, index]
+        np.testing.assert_allclose(example["sources"].sum(0), example["mixture"], atol=1e-6)
+        peak = max(np.abs(example["sources"]).max(), np.abs(example["mixture"]).max())
+        assert peak == pytest.approx(0.9, abs=1e-5)
+        power = np.square(example["sources"]).mean(1)
+        gains.append(10 * np.log10(power[0] / power[1]))
+    assert np.abs(gains).max() <= 5.01
+    assert np.std(gains) > 1
+
+
+def test_a_subset_of_the_epoch_changes_from_epoch_to_epoch(tone_manifests):
+    first, second = (set(epoch_of(tone_manifests, epoch, epoch_size=8)) for epoch in (0, 1))
+    assert len(first) == len(second) == 8
+    assert first != second
+
+
+@pytest.mark.parametrize(("size", "world"), [(7, 2), (8, 4), (3, 2)])
+def test_ranks_get_equally_many_keys_and_miss_none(size, world):
+    keys = [list(EpochSampler(size, size, 0, True, rank, world)) for rank in range(world)]
+    assert len({len(k) for k in keys}) == 1
+    assert {index for k in keys for _, index in k} == set(range(size))
+
+
+def test_too_few_speakers_silent_speakers_and_missing_lists_are_messages(tone_manifests, tmp_path):
+    with pytest.raises(UserError, match="stage 1 makes it"):
+        DynamicMixtures(tmp_path / "none.csv", 2, 8000, 1, 0, 4, DynamicMixing())
+    frame = pd.read_csv(tone_manifests / "train_sources.csv")
+    frame["path"] = [str(tone_manifests / path) for path in frame["path"]]
+    frame[frame.speaker == "s10"].to_csv(tmp_path / "one.csv", index=False)
+    with pytest.raises(UserError, match="1 speakers; a mixture needs 2"):
+        DynamicMixtures(tmp_path / "one.csv", 2, 8000, 1, 0, 4, DynamicMixing())
+
+
+def test_without_a_list_of_mixtures_the_recordings_are_mixed(tone_manifests, tmp_path):
+    for name in ("valid", "train_sources"):
+        frame = pd.read_csv(tone_manifests / f"{name}.csv")
+        for column in frame.columns[frame.columns.str.endswith("path")]:
+            frame[column] = [str(tone_manifests / path) for path in frame[column]]
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    assert len(epoch_of(tmp_path, 0)) == 32  # as many as recordings
+    assert len(epoch_of(tmp_path, 0, epoch_size=12)) == 12
+
+
+def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
+    with pytest.raises(UserError, match="cannot be divided among 3 devices"):
+        loaders(tone_manifests, Data(), 2, 8000, 4, 0, 0, 0, 3)
+    with pytest.raises(UserError, match="fewer than a batch of 64"):
+        loaders(tone_manifests, Data(), 2, 8000, 64, 0, 0, 0, 1)
+
+
+def test_loaders_work_with_spawned_workers(tone_manifests):
+    dataset = Mixtures(tone_manifests, "train", 2, 8000, 0.5, seed=0)
+    loader = DataLoader(
+        dataset, 4, sampler=EpochSampler(16, 16, 0, True, 0, 1), num_workers=1, multiprocessing_context="spawn"
+    )
+    assert sum(len(batch["id"]) for batch in loader) == 16

@@ -1,0 +1,141 @@
+"""Evaluation of several channels, of sources that are not there, of lists of references, and on a cluster."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from dask.distributed import Client, LocalCluster
+
+from local_models.oracles.masks import StftOracle
+from tests.support import RATE, Bands, noise_set, read_final, read_rows, two_step_model, write_set
+from utils.errors import UserError
+from utils.evaluate import evaluate, main, references, trained_system
+from utils.evaluation import scoring
+from utils.evaluation.scoring import How, Method, estimate
+
+
+@pytest.fixture
+def bands(monkeypatch, tmp_path):
+    monkeypatch.setattr(scoring, "load_system", lambda path: Bands().eval())
+    scoring._separator.cache_clear()
+    yield Method(tmp_path / "exp", model=tmp_path / "model.pth", model_sha256="0")
+    scoring._separator.cache_clear()
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
+
+
+def references_file(path, *entries):
+    path.write_text(yaml.safe_dump(list(entries)))
+    return path
+
+
+def test_a_source_that_is_not_there_has_no_score(tmp_path):
+    sources = noise(2, 4000)
+    manifest = write_set(tmp_path / "set", [(sources.sum(0), [sources[0], None, sources[1]])])
+    method = Method(tmp_path / "mixture", kind="mixture")
+    evaluate(method, manifest)
+    row = read_rows(method).iloc[0]
+    assert np.isnan(row.si_sdr_2) and row.si_sdri == 0 and row.silent_sources == 1
+    assert read_final(method)["silent_sources"] == 1
+
+
+def test_a_system_of_one_channel_hears_stereo_channel_by_channel(bands):
+    mixture, sources = noise(2, 4000), noise(2, 2, 4000)
+    together = estimate(bands, How(), mixture, sources, RATE)[0]
+    assert together.shape == (2, 2, 4000)
+    for channel in range(2):
+        alone = estimate(bands, How(), mixture[channel], sources[:, channel], RATE)[0]
+        np.testing.assert_allclose(together[:, channel], alone, atol=1e-6)
+
+
+def test_a_system_of_one_channel_hears_the_first_microphone_if_the_sources_are_mono(bands):
+    mixture, sources = noise(3, 4000), noise(2, 4000)
+    first = estimate(bands, How(), mixture[0], sources, RATE)[0]
+    np.testing.assert_array_equal(estimate(bands, How(), mixture, sources, RATE)[0], first)
+    unprocessed = estimate(Method(bands.folder, kind="mixture"), How(), mixture, sources, RATE)[0]
+    np.testing.assert_array_equal(unprocessed, mixture[[0, 0]])
+
+
+def test_oracle_masks_of_stereo_are_those_of_each_channel(tmp_path):
+    method = references(tmp_path)[3]
+    sources = noise(2, 2, 4000)
+    estimates = estimate(method, How(), sources.sum(0), sources, RATE)[0]
+    for channel in range(2):
+        truth = torch.from_numpy(sources[:, channel])[None]
+        expected = StftOracle("wiener", 32, RATE)(truth.sum(1), truth)[0]
+        np.testing.assert_allclose(estimates[:, channel], expected, atol=1e-6)
+
+
+def test_long_mixtures_are_separated_in_segments_even_by_oracles(tmp_path):
+    method, sources = references(tmp_path)[3], noise(2, 3 * RATE)
+    whole = estimate(method, How(), sources.sum(0), sources, RATE)[0]
+    parts = estimate(method, How(segment=1.0), sources.sum(0), sources, RATE)[0]
+    # The frames of a later segment stand elsewhere, so it differs a little; its ends would differ a lot.
+    assert np.abs(parts - whole).max() < 0.5 * np.abs(whole).max() and not np.array_equal(parts, whole)
+    assert np.sum((parts - sources) ** 2) == pytest.approx(np.sum((whole - sources) ** 2), rel=0.03)
+
+
+def test_methods_that_need_no_training_are_listed_in_a_file(tmp_path):
+    sources = noise(2, 4000)
+    manifest = write_set(tmp_path / "set", [(np.stack([sources[0] + 0.5 * sources[1], sources[1]]), sources)])
+    entry = {"name": "beams", "description": "each microphone", "class_path": "tests.support.Beams"}
+    listed = references_file(
+        tmp_path / "list.yml",
+        {"name": "unprocessed", "kind": "mixture"},
+        entry | {"init_args": {"gain": 2.0}},
+    )
+    main(["--exp", str(tmp_path / "exp/none"), "--manifest", str(manifest), "--references", f"only:{listed}"])
+    folder = tmp_path / "exp/reference-set"
+    unprocessed, beams = Method(folder / "unprocessed"), Method(folder / "beams")
+    assert read_rows(unprocessed).si_sdri[0] == 0
+    assert read_rows(beams).si_sdr_2[0] == 100 and read_rows(beams).snr_2[0] == pytest.approx(0, abs=1e-4)
+    assert read_final(beams)["description"] == "each microphone"
+
+
+def test_a_mixture_that_a_method_refuses_is_explained(tmp_path):
+    listed = references_file(tmp_path / "list.yml", {"name": "refuses", "class_path": "tests.support.Refusing"})
+    [method] = references(tmp_path, listed)
+    with pytest.raises(UserError, match="m?ix.wav cannot be separated by refuses: no voice in it"):
+        evaluate(method, noise_set(tmp_path / "set", 1))
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ({"kind": "classic"}, "entry 1: needs name"),
+        ({"name": "a", "klass": "x"}, "klass: x"),
+        ({"name": "a", "kind": "magic"}, "kind: magic"),
+        ({"name": "a", "class_path": "tests.support.Nothing"}, "a: there is no class tests.support.Nothing"),
+        ({"name": "a", "class_path": "tests.support.Beams", "init_args": {"gian": 1}}, "gian"),
+    ],
+)
+def test_a_wrong_entry_of_the_list_is_explained(entry, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        for method in references(tmp_path, references_file(tmp_path / "list.yml", entry)):
+            evaluate(method, noise_set(tmp_path / "set", 1))
+
+
+def test_a_cluster_of_two_processes_gives_the_rows_of_one_process(tmp_path):
+    manifest = noise_set(tmp_path / "set", 12, seconds=0.3)
+    exps = [two_step_model(tmp_path / "exp" / name / "model.pth").parent for name in ("here", "there")]
+    options = ["--manifest", str(manifest), "--references", "no", "--device", "cpu", "--exp"]
+    main([*options, str(exps[0]), "--nj", "1"])
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        main([*options, str(exps[1]), "--nj", "2", "--cluster", cluster.scheduler_address])
+        worked = client.run(lambda: "utils.evaluation.scoring" in sys.modules)
+    assert list(worked.values()) == [True, True]
+    rows = [read_rows(trained_system(exp)) for exp in exps]
+    pd.testing.assert_frame_equal(*rows)
+
+
+def test_a_cluster_that_is_not_there_is_explained(tmp_path, capsys):
+    manifest = noise_set(tmp_path / "set", 1)
+    exp = two_step_model(tmp_path / "exp/here/model.pth").parent
+    with pytest.raises(SystemExit):
+        main(["--exp", str(exp), "--manifest", str(manifest), "--cluster", "127.0.0.1:9"])
+    assert "no Dask scheduler answers" in capsys.readouterr().err

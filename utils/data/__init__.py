@@ -1,0 +1,1 @@
+"""Data: corpora, mixing, manifests, reading, data sets."""

@@ -1,0 +1,206 @@
+"""Training and validation examples: random segments of manifest mixtures, or new mixtures of single-speaker recordings.
+
+Every example is a function of (seed, epoch, index) alone, so the same seed gives the same mixtures whatever the number
+of loader workers and, over all ranks together, of devices.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soxr
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.data import audio
+from utils.data.manifest import read_manifest, source_columns
+from utils.errors import UserError
+from utils.training.config import Data, DynamicMixing
+
+
+def rng_of(*key: int) -> np.random.Generator:
+    """A generator for one example, independent of all others."""
+    return np.random.default_rng(key)
+
+
+def segment_of(path: str, length: int, frames: int, position: float, sample_rate: int, channels=1) -> np.ndarray:
+    """(frames,), or (channels, frames), of a recording of `length` samples.
+
+    From `position` in [0, 1) of its slack, padded with zeros; all zeros if there is no path.
+    """
+    shape = (frames,) if channels == 1 else (channels, frames)
+    if not path:
+        return np.zeros(shape, np.float32)
+    start = int(position * (max(length - frames, 0) + 1))
+    signal = audio.read(path, start, min(frames, length - start), sample_rate, channels=channels > 1)
+    if signal.shape[:-1] != shape[:-1]:
+        raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
+    padding = frames - signal.shape[-1]
+    return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, padding)])
+
+
+class Mixtures(Dataset):
+    """Segments of the mixtures of a manifest, by key (epoch, index).
+
+    Args:
+        manifests: folder of the CSVs, see `utils.data.manifest`.
+        split: name of the CSV: train or valid.
+        n_src: sources of an example; None: as the CSV says.
+        sample_rate: of the files, in Hz.
+        seconds: length of an example.
+        seed: of the random positions.
+        size: keep only so many first rows; None: all.
+        channels: of the files; examples of several are (channel, time), (source, channel, time).
+    """
+
+    def __init__(
+        self,
+        manifests: Path,
+        split: str,
+        n_src: int | None,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None = None,
+        channels: int = 1,
+    ):
+        frame = read_manifest(manifests / f"{split}.csv", n_src, absent=True)[:size]
+        self.rows, self.columns = frame.to_dict("records"), ["mixture_path", *source_columns(frame)[:n_src]]
+        self.sample_rate, self.seed, self.channels = sample_rate, seed, channels
+        self.frames = round(seconds * sample_rate)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        row = self.rows[index]
+        position = rng_of(self.seed, epoch, index).random()
+        where = (int(row["length"]), self.frames, position, self.sample_rate, self.channels)
+        signals = np.stack([segment_of(row[column], *where) for column in self.columns])
+        return {"mixture": signals[0], "sources": signals[1:], "id": str(row["mixture_ID"])}
+
+
+class DynamicMixtures(Dataset):
+    """New mixtures of `n_src` different speakers each epoch, by key (epoch, index).
+
+    Levels: each segment gets unit power, then gains that differ by at most `options.max_gain` dB; the mixture is scaled
+    so that the largest sample of mixture and sources is 0.9, as in wsj0-2mix.
+
+    Args:
+        recordings: CSV with columns speaker, path (relative to it or absolute), length (samples).
+        size: mixtures an epoch; None: as many as there are recordings.
+        others: as in `Mixtures`.
+    """
+
+    def __init__(
+        self,
+        recordings: str | Path,
+        n_src: int,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None,
+        options: DynamicMixing,
+    ):
+        recordings = Path(recordings)
+        if not recordings.is_file():
+            raise UserError(f"dynamic mixing needs {recordings}, a list of single-speaker recordings; stage 1 makes it")
+        frame = pd.read_csv(recordings, dtype={"speaker": str, "path": str})
+        frame["path"] = [str(recordings.parent / path) for path in frame["path"]]
+        self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
+        if len(self.speakers) < n_src:
+            raise UserError(f"{recordings} has {len(self.speakers)} speakers; a mixture needs {n_src}")
+        self.n_src, self.sample_rate, self.seed = n_src, sample_rate, seed
+        self.size, self.options = size or len(frame), options
+        self.frames = round(seconds * sample_rate)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        rng = rng_of(self.seed, *key)
+        chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
+        sources = np.stack([self._source(self.speakers[speaker], rng) for speaker in chosen])
+        half = self.options.max_gain / 2
+        sources *= 10 ** (rng.uniform(-half, half, (self.n_src, 1)) / 20)
+        sources *= 0.9 / max(np.abs(sources).max(), np.abs(sources.sum(0)).max())
+        sources = sources.astype(np.float32)
+        return {"mixture": sources.sum(0), "sources": sources, "id": f"epoch{key[0]}_{key[1]}"}
+
+    def _source(self, recordings: list[dict], rng: np.random.Generator, tries: int = 20) -> np.ndarray:
+        """A random segment of unit power, not silent."""
+        for _ in range(tries):
+            row = recordings[rng.integers(len(recordings))]
+            speed = 1 + rng.uniform(-self.options.speed, self.options.speed)
+            wanted = min(round(self.frames * speed), row["length"])
+            signal = segment_of(row["path"], row["length"], wanted, rng.random(), self.sample_rate)
+            power = np.mean(signal**2)
+            if power > 1e-10:
+                if self.options.speed:
+                    signal = soxr.resample(signal, speed * self.sample_rate, self.sample_rate)
+                signal = signal[: self.frames] / np.sqrt(power)
+                return np.pad(signal, (0, self.frames - len(signal)))
+        raise UserError(
+            f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them from the list"
+        )
+
+
+class EpochSampler(Sampler):
+    """Keys (epoch, index) for this rank: shuffled anew each epoch in training, in order and of epoch 0 in validation.
+
+    All ranks get the same number of keys; over all ranks each index comes once (a few twice if that does not divide).
+    Lightning calls `set_epoch`, which also makes a resumed training go on with the epoch it was in.
+    """
+
+    def __init__(self, n_items: int, size: int, seed: int, shuffle: bool, rank: int, world: int):
+        self.n_items, self.size, self.seed, self.shuffle = n_items, size, seed, shuffle
+        self.rank, self.world, self.epoch = rank, world, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.size // self.world)
+
+    def __iter__(self):
+        epoch = self.epoch if self.shuffle else 0
+        order = rng_of(self.seed, epoch).permutation(self.n_items) if self.shuffle else np.arange(self.n_items)
+        order = np.resize(order, max(self.size, len(self) * self.world))
+        yield from ((epoch, int(index)) for index in order[self.rank :: self.world][: len(self)])
+
+
+def loaders(
+    manifests: Path,
+    data: Data,
+    n_src: int | None,
+    sample_rate: int,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    rank: int,
+    world: int,
+) -> tuple[DataLoader, DataLoader]:
+    """Loaders of training and validation for one rank; `batch_size` is over all ranks together."""
+    if batch_size % world:
+        raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
+    dataset = data.dataset or Mixtures
+    valid = dataset(manifests, "valid", n_src, sample_rate, data.valid_segment, seed, data.valid_size)
+    fixed, singles = manifests / "train.csv", manifests / "train_sources.csv"
+    if data.dynamic_mixing is None and (data.dataset or fixed.exists() or not singles.exists()):
+        train = dataset(manifests, "train", n_src, sample_rate, data.segment, seed, None)
+    else:
+        options = data.dynamic_mixing or DynamicMixing()
+        size = data.epoch_size or (len(read_manifest(fixed, n_src)) if fixed.exists() else None)
+        train = DynamicMixtures(singles, n_src, sample_rate, data.segment, seed, size, options)
+    made = []
+    for dataset, shuffle in ((train, True), (valid, False)):
+        size = min(data.epoch_size or len(dataset), len(dataset)) if shuffle else len(dataset)
+        sampler = EpochSampler(len(dataset), size, seed, shuffle, rank, world)
+        if shuffle and len(sampler) < batch_size // world:
+            raise UserError(
+                f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
+            )
+        options = {"persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available(), "drop_last": shuffle}
+        made.append(DataLoader(dataset, batch_size // world, sampler=sampler, num_workers=workers, **options))
+    return made[0], made[1]

@@ -1,0 +1,208 @@
+"""Manifests: CSV files that list mixtures and their sources, with the columns of Asteroid's LibriMix.
+
+Columns: `mixture_ID, mixture_path, source_1_path ... source_N_path, length` (samples of the mixture); others are
+allowed and kept. Relative paths are relative to the folder of the CSV. Where the number of sources varies, an empty
+cell is a source that is not there.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils import files
+from utils.data import audio
+from utils.errors import UserError
+
+_SHOWN = 10  # problems listed in one message
+
+
+def source_columns(frame):
+    """The columns `source_1_path`, `source_2_path`, ... of a manifest, in order."""
+    columns = []
+    while f"source_{len(columns) + 1}_path" in frame.columns:
+        columns.append(f"source_{len(columns) + 1}_path")
+    return columns
+
+
+def read_manifest(csv, n_src=None, absent=False):
+    """Read a manifest.
+
+    Args:
+        csv: the file.
+        n_src: number of sources needed; None accepts any.
+        absent: allow empty cells of sources; a row needs one source at least.
+
+    Returns:
+        a `pandas.DataFrame` with absolute paths ("" for a source that is not there) and an integer `length`, from the
+        headers where the CSV has none.
+
+    Raises:
+        UserError: no such file, not a CSV, a missing column, no rows, an empty cell, duplicate IDs.
+    """
+    csv = Path(csv)
+    frame = _read_csv(csv)
+    needed = ["mixture_ID", "mixture_path", *(f"source_{i + 1}_path" for i in range(n_src or 1))]
+    missing = [column for column in needed if column not in frame.columns]
+    if missing:
+        raise UserError(f"{csv}: lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+    paths = ["mixture_path", *source_columns(frame)]
+    if frame.empty:
+        raise UserError(f"{csv}: has no rows, only a header")
+    _check_cells(csv, frame, paths, absent)
+    frame[paths] = frame[paths].fillna("")
+    folder = csv.resolve().parent
+    for column in paths:
+        frame[column] = [os.path.normpath(folder / path) if path else "" for path in frame[column]]
+    if "length" not in frame.columns:
+        frame["length"] = [audio.info(path)[0] for path in frame["mixture_path"]]
+    try:
+        frame["length"] = frame["length"].astype(int)
+    except ValueError:
+        raise UserError(f"{csv}: the column length must hold numbers of samples") from None
+    return frame
+
+
+def _check_cells(csv, frame, paths, absent):
+    if absent and (none := frame[paths[1:]].isna().all(axis=1)).any():
+        raise UserError(f"{csv}, line {int(none.idxmax()) + 2}: the mixture has no source")
+    for column in ["mixture_ID", *(paths[:1] if absent else paths)]:
+        if frame[column].isna().any():
+            raise UserError(f"{csv}, line {int(frame[column].isna().idxmax()) + 2}: the cell of {column} is empty")
+    repeated = frame["mixture_ID"][frame["mixture_ID"].duplicated()].unique()
+    if len(repeated):
+        raise UserError(f"{csv}: {len(repeated)} mixture_ID occur more than once, e.g. {', '.join(repeated[:3])}")
+
+
+def _read_csv(csv):
+    if not csv.is_file():
+        raise UserError(f"{csv}: no such manifest. Stage 1 makes it")
+    numbered = [name.format(i) for name in ("source_{}_path", "speaker_{}", "text_{}") for i in range(1, 20)]
+    strings = dict.fromkeys(("mixture_ID", "mixture_path", *numbered), str)
+    try:
+        frame = pd.read_csv(csv, dtype=strings, keep_default_na=False, na_values=[""])
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{csv}: is not a CSV file that can be read ({error})") from None
+    return frame.drop(columns=[column for column in frame.columns if str(column).startswith("Unnamed:")])
+
+
+def write_manifest(frame, csv):
+    """Write a manifest (or any table with columns named `path` or `*_path`) atomically, paths relative to the CSV."""
+    csv = Path(csv)
+    folder = csv.parent.resolve()
+    frame = frame.copy()
+    for column in frame.columns:
+        if column == "path" or str(column).endswith("_path"):
+            frame[column] = [os.path.relpath(path, folder) if path else "" for path in frame[column]]
+    files.write_text(csv, frame.to_csv(index=False))
+
+
+def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channels=1):
+    """Check every file of a manifest.
+
+    Checked: it is a readable file of `sample_rate` Hz, finite, of 2 samples or more, as long as the manifest says, of
+    `channels` channels (the sources may be mono); mixture and sources are equally long; no source is silent, unless
+    its cell is empty and `absent`; if `additive`, mixture = sum of sources to 16 bits.
+
+    Returns:
+        a dict: rows, n_src, hours; seconds (min, median, max) of the mixtures; mixture_db and source_db (min, mean,
+        max), RMS in dB of full scale; input_si_sdr (mean over all sources, dB); not_additive (rows); warnings (texts).
+
+    Raises:
+        UserError: one that lists the first 10 problems and counts them.
+    """
+    frame = read_manifest(csv, absent=absent)
+    sources = source_columns(frame)
+    rows = zip(frame["mixture_path"], frame[sources].itertuples(index=False, name=None), frame["length"], strict=True)
+    jobs = [(*row, sample_rate, channels) for row in rows]
+    results = files.parallel(_check_row, jobs, n_jobs, f"checking {Path(csv).stem}")
+    problems = [problem for found, _ in results for problem in found]
+    warnings = []
+    numbers = pd.DataFrame([row for _, row in results if row])
+    wrong = numbers[numbers["difference"] > (len(sources) + 1.1) / 2 * audio.LSB] if len(numbers) else numbers
+    if additive and len(wrong):
+        text = f"{csv}: in {len(wrong)} of {len(frame)} rows the mixture is not the sum of its sources (greatest "
+        text += f"difference {wrong['difference'].max():.2g} of full scale, {frame['mixture_path'][wrong.index[0]]})"
+        if len(wrong) > 0.5 * len(frame):
+            problems.append(f"{text}. Are they noisy mixtures, or do the sources belong to others?")
+        else:
+            warnings.append(text)
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
+        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise UserError(
+            f"{csv}: {len(problems)} problem{'s' * (len(problems) > 1)} in {len(frame)} rows:\n{shown}{more}"
+        )
+    return _report(numbers, len(sources), sample_rate) | {"not_additive": len(wrong), "warnings": warnings}
+
+
+def _check_row(mixture_path, source_paths, length, sample_rate, channels):
+    """Problems (texts) of one row, and its numbers where there are none."""
+    problems, signals = [], []
+    source_paths = [path for path in source_paths if path]
+    for path in (mixture_path, *source_paths):
+        try:
+            signals.append(_read_channels(path, sample_rate, channels, path is not mixture_path))
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if signals[-1].shape[-1] < 2:
+            problems.append(f"{path}: has only 1 sample")
+        elif not signals[-1].any():
+            problems.append(f"{path}: is silent (all samples are zero)")
+    if problems:
+        return problems, None
+    mixture, *sources = signals
+    samples = mixture.shape[-1]
+    if samples != length:
+        problems.append(f"{mixture_path}: has {samples} samples, but the manifest says {length}")
+    problems += [
+        f"{path}: has {source.shape[-1]} samples, but its mixture {mixture_path} has {samples}"
+        for path, source in zip(source_paths, sources, strict=True)
+        if source.shape[-1] != samples
+    ]
+    if problems:
+        return problems, None
+    if sources[0].ndim < mixture.ndim:  # mono sources at the first microphone
+        mixture = mixture[0]
+    return [], {
+        "length": length,
+        "difference": np.abs(mixture - sum(sources)).max(),
+        "mixture_db": _decibels(np.mean(mixture**2)),
+        "source_db": [_decibels(np.mean(source**2)) for source in sources],
+        "si_sdr": np.mean([_si_sdr(mixture.ravel(), source.ravel()) for source in sources]),
+    }
+
+
+def _read_channels(path, sample_rate, channels, mono_too):
+    """(time,), or (channel, time) where several channels are needed."""
+    if channels == 1:
+        return audio.read(path, sample_rate=sample_rate).astype(np.float64)
+    signal = audio.read(path, sample_rate=sample_rate, channels=True).astype(np.float64)
+    if len(signal) != channels and not (mono_too and len(signal) == 1):
+        raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
+    return signal if len(signal) > 1 else signal[0]
+
+
+def _decibels(power):
+    return 10 * np.log10(power)
+
+
+def _si_sdr(estimate, source):
+    projection = np.dot(estimate, source) / np.dot(source, source) * source
+    eps = np.finfo(np.float64).eps
+    return _decibels((np.sum(projection**2) + eps) / (np.sum((estimate - projection) ** 2) + eps))
+
+
+def _report(numbers, n_src, sample_rate):
+    seconds = numbers["length"] / sample_rate
+    report = {"rows": len(numbers), "n_src": n_src, "sample_rate": sample_rate, "hours": round(seconds.sum() / 3600, 4)}
+    report["seconds"] = {name: round(float(getattr(seconds, name)()), 3) for name in ("min", "median", "max")}
+    for name, values in (
+        ("mixture_db", numbers["mixture_db"]),
+        ("source_db", numbers["source_db"].explode().astype(float)),
+    ):
+        report[name] = {kind: round(float(getattr(values, kind)()), 2) for kind in ("min", "mean", "max")}
+    report["input_si_sdr"] = round(float(numbers["si_sdr"].mean()), 2)
+    return report

@@ -1,0 +1,289 @@
+"""Mixtures of utterances by a list, as MERL's `create_wav_2speakers.m` makes them (wsj0-2mix, Hershey et al. 2016)."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.ndimage import maximum_filter1d
+from scipy.signal import cheby2, lfilter, resample_poly, sosfilt
+
+from utils import files
+from utils.data import audio
+from utils.errors import UserError
+from utils.stamps import claim
+
+LEVEL_RATE = 8000  # the levels are measured on the 8 kHz signals, also for mixtures at 16 kHz
+PEAK = 0.9
+
+_MARGIN_DB = 15.9
+_N_THRESHOLDS = 20
+
+
+def active_speech_level(signal, sample_rate):
+    """Active speech level by ITU-T P.56 (12/2011), method B, as the voicebox function `activlev` measures it.
+
+    The signal is extended by 0.35 s of zeros and limited to 200-5500 Hz (-0.25 dB; below 12.1 kHz the upper limit is
+    left out); its rectified value is smoothed twice with a time constant of 0.03 s; thresholds lie 3.01 dB apart with
+    a hangover of 0.2 s; the level is where it exceeds the threshold by 15.9 dB, interpolated in decibels.
+
+    Args:
+        signal: `(time,)`.
+        sample_rate: in Hz.
+
+    Returns:
+        `(level, activity)`: power of the active speech, and the part of the time that is active.
+
+    Raises:
+        UserError: a silent signal has no level.
+    """
+    signal = np.concatenate([np.asarray(signal, dtype=np.float64), np.zeros(math.ceil(0.35 * sample_rate))])
+    for sections in _band_limits(sample_rate):
+        signal = sosfilt(sections, signal)
+    energy = np.sum(signal**2)
+    if not energy > 0:
+        raise UserError("the signal is silent, so that it has no speech level; take it out of the list")
+    pole = math.exp(-1 / (0.03 * sample_rate))
+    envelope = lfilter([(1 - pole) ** 2], [1, -2 * pole, pole**2], np.abs(signal))
+    mantissa, exponent = np.frexp(envelope**2)
+    exponent = np.where(mantissa > 0, exponent, np.iinfo(np.int32).min // 2)
+    hangover = math.ceil(0.2 * sample_rate) + 1
+    exponent = maximum_filter1d(exponent, hangover, origin=(hangover - 1) // 2, mode="nearest")
+    # Class k (from 1) counts the samples whose envelope lies k - 1 to k thresholds below the greatest.
+    top = exponent.max() + 1
+    classes = np.minimum(top - exponent, _N_THRESHOLDS)
+    active = np.cumsum(np.bincount(classes, minlength=_N_THRESHOLDS + 1)[1:])
+    levels = 10 * np.log10(energy / active)
+    thresholds = 10 * np.log10(2) * (top - np.arange(1, _N_THRESHOLDS + 1) - 1)
+    level = 10 ** (_interpolate_level(levels, levels - thresholds - _MARGIN_DB) / 10)
+    return level, energy / (len(signal) * level)
+
+
+def _interpolate_level(levels, margins):
+    """The level where the margin first rises through zero; at the edge where it never does."""
+    rising = np.flatnonzero((margins[:-1] < 0) & (margins[1:] >= 0))
+    if len(rising) == 0:
+        return levels[-1] if margins[-1] <= 0 else levels[0]
+    j = rising[0]
+    return levels[j] + margins[j] / (margins[j] - margins[j + 1]) * (levels[j + 1] - levels[j])
+
+
+@functools.cache
+def _band_limits(sample_rate):
+    """Second-order sections of Chebyshev filters, type 2, order 5, -50 dB, 0.25 dB down at the limits."""
+    # |H|^2 = 1 / (1 + 1 / (eps T5(x))^2) is -0.25 dB where the pass band is `ratio` times as far out as the stop band.
+    eps = 1 / math.sqrt(10**5.0 - 1)
+    ratio = math.cosh(math.acosh(1 / (eps * math.sqrt(10**0.025 - 1))) / 5)
+    limits = [(200, 1 / ratio, "highpass")]
+    if sample_rate >= 2.2 * 5500:
+        limits.append((5500, ratio, "lowpass"))
+    filters = []
+    for frequency, factor, kind in limits:
+        stop = math.atan(factor * math.tan(math.pi * frequency / sample_rate)) / math.pi * sample_rate
+        filters.append(cheby2(5, 50, stop, kind, fs=sample_rate, output="sos"))
+    return filters
+
+
+def resample(signal, rate_in, rate_out):
+    """Polyphase resampling with the filter of MATLAB's `resample` (10 zero crossings, Kaiser window of beta 5)."""
+    if rate_in == rate_out:
+        return signal
+    divisor = math.gcd(rate_in, rate_out)
+    return resample_poly(signal, rate_out // divisor, rate_in // divisor, window=("kaiser", 5.0))
+
+
+def mix_utterances(utterances, levels, gains_db, mode):
+    """Mix utterances at given levels.
+
+    Args:
+        utterances: arrays `(time,)` of one rate and any lengths.
+        levels: active speech level (power) of each, see `active_speech_level`.
+        gains_db: level of each in the mixture, in dB.
+        mode: "min" cuts to the shortest, "max" pads to the longest with zeros.
+
+    Returns:
+        `(mixture, sources)`: `(time,)` and `(n_src, time)`, mixture = sum of sources, and the largest absolute sample
+        of them all is 0.9.
+    """
+    length = {"min": min, "max": max}[mode](map(len, utterances))
+    sources = np.zeros((len(utterances), length))
+    for source, utterance, level, gain in zip(sources, utterances, levels, gains_db, strict=True):
+        part = utterance[:length]
+        source[: len(part)] = part * (10 ** (gain / 20) / math.sqrt(level))
+    mixture = sources.sum(axis=0)
+    peak = max(np.abs(sources).max(), np.abs(mixture).max())
+    if not peak > 0:
+        raise UserError("all sources are silent over the length of the mixture; take it out of the list")
+    return mixture * (PEAK / peak), sources * (PEAK / peak)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of a mixing list: the name of the mixture, and path and gain in dB of each source."""
+
+    name: str
+    paths: tuple
+    gains: tuple
+
+
+def parse_list(path, root, n_src):
+    """Read a MERL mixing list, lines of `path1 gain1 path2 gain2 [path3 gain3]`.
+
+    Args:
+        path: the list.
+        n_src: number of sources that each line must have.
+        root: folder that its paths are relative to; they are also found if `root` lies inside or above `wsj0/`.
+
+    Returns:
+        a list of `Entry`.
+
+    Raises:
+        UserError: no such list, malformed lines, duplicate mixtures, missing files; with line numbers.
+    """
+    path, root = Path(path), Path(root)
+    if not path.is_file():
+        raise UserError(f"{path}: no such mixing list")
+    entries, line_of, missing = [], {}, []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        names, gains = _parse_line(line, n_src, f"{path}, line {number}")
+        found = [_find(root, name) for name in names]
+        missing += [(number, name) for name, file in zip(names, found, strict=True) if file is None]
+        entry = Entry(mixture_name(names, gains), tuple(found), gains)
+        if entry.name in line_of:
+            raise UserError(
+                f"{path}, line {number}: the mixture {entry.name} is already in line {line_of[entry.name]}. Remove one"
+            )
+        line_of[entry.name] = number
+        entries.append(entry)
+    if missing:
+        raise UserError(_missing_message(path, root, missing))
+    if not entries:
+        raise UserError(f"{path}: the mixing list is empty")
+    return entries
+
+
+def _parse_line(line, n_src, where):
+    fields = line.split()
+    try:
+        gains = tuple(float(gain) for gain in fields[1::2])
+    except ValueError:
+        gains = ()
+    if len(fields) != 2 * n_src or len(gains) != n_src or not np.isfinite(gains).all():
+        raise UserError(
+            f"{where}: expected {n_src} pairs of a path and a gain in dB (`path1 gain1 path2 gain2 ...`), "
+            f"found `{line.strip()}`"
+        )
+    return fields[0::2], gains
+
+
+def _find(root, name):
+    for candidate in (root / name, root / name.removeprefix("wsj0/"), root / "wsj0" / name):
+        if candidate.is_file():
+            return str(candidate)
+    return None
+
+
+def _missing_message(path, root, missing):
+    lines = [f"  line {number}: {name}" for number, name in missing[:5]] + ["  ..."] * (len(missing) > 5)
+    message = f"{path}: {len(missing)} of its files are not in {root}:\n" + "\n".join(lines)
+    if any(_find(root, str(Path(name).with_suffix(".wv1"))) for _, name in missing[:5]):
+        message += "\nThere are .wv1 files instead (NIST SPHERE). Convert each with `sph2pipe -f wav in.wv1 out.wav`"
+    return message
+
+
+def draw_list(recordings, n_src, n_mixtures, seed):
+    """Draw a mixing list (text) as MERL's are: different speakers, the first two up to 5 dB apart, others at 0 dB.
+
+    Args:
+        recordings: dict of speaker -> paths.
+        n_src, n_mixtures, seed: sources a mixture, lines, seed of the drawing.
+    """
+    draw = random.Random(seed)
+    speakers = sorted(recordings)
+    lines = []
+    for _ in range(n_mixtures):
+        half = draw.uniform(0.0, 2.5)
+        gains = [half, -half] + [0.0] * (n_src - 2)
+        chosen = draw.sample(speakers, n_src)
+        fields = [f"{draw.choice(recordings[name])} {gain:.5g}" for name, gain in zip(chosen, gains, strict=True)]
+        lines.append(" ".join(fields) + "\n")
+    return "".join(lines)
+
+
+def mixture_name(paths, gains):
+    """`utt1_gain1_utt2_gain2`, with the gains as MATLAB's num2str writes them (5 significant digits below 10 dB)."""
+    parts = []
+    for path, gain in zip(paths, gains, strict=True):
+        digits = max(5, math.floor(math.log10(abs(gain))) + 5) if gain else 5
+        parts += [Path(path).stem, f"{gain + 0.0:.{digits}g}"]
+    return "_".join(parts)
+
+
+def mix_list(entries, folder, sample_rate, mode, n_jobs):
+    """Make the mixtures of a list as 16-bit files `folder/{mix,s1,s2,...}/<name>.wav`; those that exist are kept.
+
+    Args:
+        entries: from `parse_list`, all of the same number of sources.
+        folder: it belongs to this list and these settings, and says so in its `stamp.json`.
+        sample_rate, mode, n_jobs: rate in Hz, "min" or "max", number of processes.
+
+    Returns:
+        a manifest (`pandas.DataFrame`) with absolute paths, in the order of the list.
+
+    Raises:
+        UserError: the folder was made from another list or with other settings; faults of the recordings.
+    """
+    folder = Path(folder).resolve()
+    text = "\n".join(f"{entry.name} {' '.join(entry.paths)}" for entry in entries)
+    settings = {"sample_rate": sample_rate, "mode": mode, "n_mixtures": len(entries)}
+    claim(folder, settings | {"list_sha256": hashlib.sha256(text.encode()).hexdigest()})
+    files.remove_leftovers(folder)
+    jobs = [(entry, str(folder), sample_rate, mode) for entry in entries]
+    lengths = files.parallel(_mix_entry, jobs, n_jobs, f"mixing {folder.name}")
+    frame = pd.DataFrame({"mixture_ID": [entry.name for entry in entries]})
+    for column, part in zip(_columns(len(entries[0].paths)), _parts(len(entries[0].paths)), strict=True):
+        frame[column] = [f"{folder}/{part}/{entry.name}.wav" for entry in entries]
+    frame["length"] = lengths
+    return frame
+
+
+def _columns(n_src):
+    return ["mixture_path"] + [f"source_{i + 1}_path" for i in range(n_src)]
+
+
+def _parts(n_src):
+    return ["mix"] + [f"s{i + 1}" for i in range(n_src)]
+
+
+def _mix_entry(entry, folder, sample_rate, mode):
+    """Make one mixture unless it exists; returns its length in samples."""
+    files = [Path(folder) / part / f"{entry.name}.wav" for part in _parts(len(entry.paths))]
+    if all(file.is_file() for file in files):
+        return audio.info(files[0])[0]
+    utterances, levels = zip(*(_utterance(path, sample_rate) for path in entry.paths), strict=True)
+    try:
+        mixture, sources = mix_utterances(utterances, levels, entry.gains, mode)
+    except UserError as error:
+        raise UserError(f"mixture {entry.name}: {error}") from None
+    for file, signal in zip(files, [mixture, *sources], strict=True):
+        audio.write(file, signal, sample_rate)
+    return len(mixture)
+
+
+def _utterance(path, sample_rate):
+    """The recording at `sample_rate`, and its level at 8 kHz."""
+    rate = audio.info(path)[1]
+    if rate < sample_rate:
+        raise UserError(f"{path}: sampled at {rate} Hz, too low for mixtures at {sample_rate} Hz")
+    signal = audio.read(path).astype(np.float64)
+    try:
+        level, _ = active_speech_level(resample(signal, rate, LEVEL_RATE), LEVEL_RATE)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return resample(signal, rate, sample_rate), level

@@ -1,0 +1,329 @@
+"""Single-speaker recordings in simulated rooms: responses stored once, mixtures convolved on the fly.
+
+The rules of mixing are those of wsj1_2345_db (github.com/fakufaku/create_wsj1_2345_db): all but the longest recording
+start at a random time, the levels of the reverberant images differ by -5 to 5 dB from the first one's, noise is 10 to
+30 dB below their sum. There the noise is CHiME-3's; here it is white and different at each microphone, as in SMS-WSJ.
+"""
+
+import io
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import soxr
+from scipy.signal import fftconvolve
+from torch.utils.data import Dataset
+
+from utils import files
+from utils.data.datasets import Mixtures, audio, rng_of, segment_of
+from utils.data.manifest import write_manifest
+from utils.data.rooms import VERSION, Responses, Room, RoomRules, draw_room, simulate
+from utils.errors import UserError
+from utils.stamps import claim
+
+Reference = Literal["reverberant", "early", "anechoic"]
+REFERENCES: tuple[Reference, ...] = ("reverberant", "early", "anechoic")
+PEAK = 0.9
+
+
+@dataclass(frozen=True)
+class MixingRules:
+    """How recordings are put together. Pairs are the bounds of a uniform draw, in dB."""
+
+    level: tuple[float, float] = (-5.0, 5.0)
+    """Power of a reverberant image over that of the first source."""
+    noise: tuple[float, float] = (10.0, 30.0)
+    """Power of all images over that of the noise, at the first microphone."""
+
+
+# ---- rooms
+
+
+def make_rooms(
+    folder: Path, rules: RoomRules, n_rooms: int, n_src: int, sample_rate: int, seed: int, n_jobs: int
+) -> pd.DataFrame:
+    """Draw and simulate rooms 0 ... n_rooms - 1 of a seed, and store them below `folder`; what is there is kept.
+
+    Returns:
+        a table of path, t60 and size, a row a room.
+
+    Raises:
+        UserError: the folder holds rooms of other rules, another seed or version; no room keeps the rules.
+    """
+    settings = {"version": VERSION, "seed": seed, "n_src": n_src, "sample_rate": sample_rate}
+    claim(folder, settings | {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(rules).items()})
+    files.remove_leftovers(folder)
+    jobs = [(folder / f"{index:05d}.npz", rules, n_src, sample_rate, (seed, index)) for index in range(n_rooms)]
+    rows = files.parallel(_make_room, jobs, n_jobs, f"rooms {folder.name}")
+    return pd.DataFrame(rows)
+
+
+def _make_room(path, rules, n_src, sample_rate, key):
+    if path.is_file():
+        room, _ = load_room(path)
+    else:
+        room = draw_room(rules, n_src, rng_of(*key))
+        responses = simulate(room, sample_rate)
+        arrays = vars(room) | vars(responses)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        files.write_bytes(path, buffer.getbuffer())
+    return {"path": str(path), "t60": round(room.t60, 4), "size": " ".join(f"{side:.3f}" for side in room.size)}
+
+
+def load_room(path: str | Path) -> tuple[Room, Responses]:
+    """A room that `make_rooms` stored."""
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: is not a stored room ({error}). Delete its folder and run stage 1 again") from None
+    room = Room(arrays["size"], float(arrays["t60"]), arrays["mics"], arrays["sources"])
+    return room, Responses(arrays["full"], arrays["anechoic"], arrays["arrival"])
+
+
+# ---- mixtures
+
+
+def mix_in_room(
+    dry: list[np.ndarray],
+    responses: Responses,
+    sample_rate: int,
+    rng: np.random.Generator,
+    rules: MixingRules,
+    references: tuple[Reference, ...] = ("reverberant",),
+) -> tuple[np.ndarray, dict[Reference, np.ndarray], dict]:
+    """Put recordings at the sources of a room.
+
+    Args:
+        dry: (time,) for each source, not silent.
+        references: which images are wanted.
+
+    Returns:
+        the mixture (mic, time), as long as the longest recording; the images at the first microphone (source, time) by
+        name; the levels in dB that were drawn. All have one gain, which puts the largest sample at 0.9.
+    """
+    frames = max(map(len, dry))
+    placed = np.zeros((len(dry), frames), np.float32)
+    for source, signal in zip(placed, dry, strict=True):
+        start = rng.integers(frames - len(signal) + 1)
+        source[start : start + len(signal)] = signal - signal.mean()
+    images = _convolve(placed[None], responses.full, frames)
+    levels = np.r_[0.0, rng.uniform(*rules.level, len(dry) - 1)]
+    power = np.square(images).mean((0, 2))
+    gains = 10 ** (levels / 20) / np.sqrt(np.maximum(power, 1e-20))
+    mixture = np.einsum("mst,s->mt", images, gains)
+    noise = rng.uniform(*rules.noise)
+    scale = np.sqrt(np.square(mixture[0]).mean() / 10 ** (noise / 10))
+    mixture = mixture + scale * rng.standard_normal(mixture.shape)
+    kinds = {"reverberant": responses.full, "anechoic": responses.anechoic}
+    if "early" in references:
+        kinds["early"] = responses.early(sample_rate)
+    kept = {}
+    for name in references:
+        image = images[0] if name == "reverberant" else _convolve(placed, kinds[name][0], frames)
+        kept[name] = image * gains[:, None]
+    gain = PEAK / max(np.abs(signals).max() for signals in (mixture, *kept.values()))
+    drawn = {f"level_{k}": round(float(level), 3) for k, level in enumerate(levels, 1)}
+    drawn["noise"] = round(float(noise), 3)
+    scaled = {name: (gain * image).astype(np.float32) for name, image in kept.items()}
+    return (gain * mixture).astype(np.float32), scaled, drawn
+
+
+def _convolve(signals, responses, frames):
+    return fftconvolve(signals, responses, axes=-1)[..., :frames]
+
+
+def read_recording(row: dict, sample_rate: int, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
+    """(time,) of a recording (a dict of path, length, rate), from `start` in [0, 1) of what `seconds` leave over."""
+    rate, length = int(row["rate"]), int(row["length"])
+    frames = length if seconds is None else min(length, round(seconds * rate))
+    signal = audio.read(row["path"], int(start * (length - frames + 1)), frames)
+    if rate != sample_rate:
+        signal = soxr.resample(signal, rate, sample_rate)
+    return signal
+
+
+class SpatialMixtures(Dataset):
+    """New mixtures of different speakers in stored rooms each epoch, by key (epoch, index).
+
+    Args:
+        manifests: folder of `<split>_sources.csv` (speaker, path, length, rate) and `<split>_rooms.csv` (path).
+        split: train or valid.
+        n_src: sources of a mixture; None: as many as in the rooms.
+        sample_rate: of the examples, and of the responses, in Hz.
+        seconds: length of an example.
+        seed: of what is drawn.
+        size: mixtures an epoch; None: as many as recordings.
+        reference: what the sources are at the first microphone: `reverberant`, `early` (50 ms), or `anechoic`.
+        level: least and greatest level of a source over the first one's, in dB.
+        noise: least and greatest level of the speech over that of the noise, in dB.
+        shuffle_mics: order the microphones anew each time, so that any is the first.
+    """
+
+    def __init__(
+        self,
+        manifests: Path,
+        split: str,
+        n_src: int | None,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None = None,
+        reference: Reference = "reverberant",
+        level: tuple[float, float] = (-5.0, 5.0),
+        noise: tuple[float, float] = (10.0, 30.0),
+        shuffle_mics: bool = True,
+    ):
+        sources, rooms = (read_table(manifests / f"{split}_{name}.csv") for name in ("sources", "rooms"))
+        self.speakers = [rows.to_dict("records") for _, rows in sources.groupby("speaker")]
+        self.rooms = rooms["path"].tolist()
+        self.n_src = n_src or load_room(self.rooms[0])[1].full.shape[1]
+        if len(self.speakers) < self.n_src:
+            raise UserError(
+                f"{manifests / split}_sources.csv has {len(self.speakers)} speakers; a mixture needs {self.n_src}"
+            )
+        self.sample_rate, self.seconds, self.seed, self.size = sample_rate, seconds, seed, size or len(sources)
+        self.split, self.reference, self.shuffle_mics = split, reference, shuffle_mics
+        self.rules = MixingRules(level, noise)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        rng = rng_of(self.seed, *key)
+        _, responses = load_room(self.rooms[rng.integers(len(self.rooms))])
+        if self.shuffle_mics:
+            order = rng.permutation(len(responses.full))
+            responses = Responses(*(part[order] for part in (responses.full, responses.anechoic, responses.arrival)))
+        chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
+        frames = round(self.seconds * self.sample_rate)
+        dry = [self._recording(self.speakers[speaker], rng, frames) for speaker in chosen]
+        mixture, images, _ = mix_in_room(dry, responses, self.sample_rate, rng, self.rules, (self.reference,))
+        return {"mixture": mixture, "sources": images[self.reference], "id": f"{self.split}{key[0]}_{key[1]}"}
+
+    def _recording(self, recordings: list[dict], rng: np.random.Generator, frames: int, tries: int = 20) -> np.ndarray:
+        """(frames,) of a speaker: one recording after the other, so that all of it is speech."""
+        parts, missing = [], frames
+        for _ in range(tries):
+            row = recordings[rng.integers(len(recordings))]
+            signal = read_recording(row, self.sample_rate, rng.random(), missing / self.sample_rate)[:missing]
+            if np.ptp(signal) > 1e-4:
+                parts.append(signal)
+                missing -= len(signal)
+            if missing <= 0:
+                break
+        if not parts:
+            raise UserError(f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them")
+        return np.pad(np.concatenate(parts), (0, max(missing, 0)))
+
+
+class ArrayMixtures(Mixtures):
+    """Segments of recordings of an array, as files with the sources at the first microphone, by key (epoch, index).
+
+    Args:
+        manifests, split, n_src, sample_rate, seconds, seed, size: as of `utils.data.datasets.Mixtures`.
+        n_mics: channels of the mixtures that are kept, from the first; None: as many as sources.
+    """
+
+    def __init__(
+        self,
+        manifests: Path,
+        split: str,
+        n_src: int | None,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None = None,
+        n_mics: int | None = None,
+    ):
+        super().__init__(manifests, split, n_src, sample_rate, seconds, seed, size)
+        self.n_mics = n_mics or len(self.columns) - 1
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        row = self.rows[index]
+        position = rng_of(self.seed, epoch, index).random()
+        where = (int(row["length"]), self.frames, position, self.sample_rate)
+        channels = audio.info(row["mixture_path"])[2]
+        if channels < self.n_mics:
+            raise UserError(f"{row['mixture_path']}: has {channels} channels, but {self.n_mics} are needed")
+        mixture = segment_of(row["mixture_path"], *where, channels)[: self.n_mics]
+        sources = np.stack([segment_of(row[column], *where) for column in self.columns[1:]])
+        return {"mixture": mixture, "sources": sources, "id": str(row["mixture_ID"])}
+
+
+def read_table(csv: Path) -> pd.DataFrame:
+    """A CSV with a column path (relative to it or absolute); a `UserError` if stage 1 has not made it."""
+    if not csv.is_file() and (csv.parent / "train.csv").is_file():
+        raise UserError(
+            f"{csv.parent} lists finished mixtures: train with "
+            "-- data.dataset.class_path=utils.data.spatial.ArrayMixtures"
+        )
+    if not csv.is_file():
+        raise UserError(f"there is no {csv}: run stage 1 first")
+    strings = dict.fromkeys(("speaker", "path", "size", "text"), str)
+    frame = pd.read_csv(csv, dtype=strings, keep_default_na=False, na_values=[""])
+    frame["path"] = [str(csv.parent / path) for path in frame["path"]]
+    return frame
+
+
+# ---- test sets, as files
+
+
+def write_test_set(
+    folder: Path,
+    manifests: Path,
+    recordings: pd.DataFrame,
+    rooms: pd.DataFrame,
+    n_src: int,
+    sample_rate: int,
+    seed: int,
+    n_jobs: int,
+) -> None:
+    """Write mixtures of whole recordings, one a room, and manifests of them; what is there is kept.
+
+    `folder` gets mix/ID.wav with all channels, and, at the first microphone, <reference>/ID_s<k>.wav; `manifests` gets
+    test_<n>spk.csv, with the reverberant images as sources, and test_<n>spk_early.csv and test_<n>spk_anechoic.csv.
+    Further columns: t60 (s), distance_<k> (m), level_<k> and noise (dB), speaker_<k>, and text_<k> where the
+    recordings have a text.
+    """
+    by_speaker = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
+    if len(by_speaker) < n_src:
+        raise UserError(f"the test set has {len(by_speaker)} speakers; mixtures of {n_src} need as many")
+    jobs = [
+        (folder, f"{i:04d}", by_speaker, path, n_src, sample_rate, (seed, i)) for i, path in enumerate(rooms["path"])
+    ]
+    rows = files.parallel(_write_mixture, jobs, n_jobs, f"test set {folder.name}")
+    for reference in REFERENCES:
+        frame = pd.DataFrame(rows)
+        for k in range(1, n_src + 1):
+            names = [str(folder / reference / f"{name}_s{k}.wav") for name in frame["mixture_ID"]]
+            frame.insert(1 + k, f"source_{k}_path", names)
+        suffix = "" if reference == "reverberant" else f"_{reference}"
+        write_manifest(frame, manifests / f"test_{n_src}spk{suffix}.csv")
+
+
+def _write_mixture(folder, name, by_speaker, room_path, n_src, sample_rate, key):
+    rng = rng_of(*key)
+    room, responses = load_room(room_path)
+    chosen = [by_speaker[k] for k in rng.choice(len(by_speaker), n_src, replace=False)]
+    rows = [recordings[rng.integers(len(recordings))] for recordings in chosen]
+    dry = [read_recording(row, sample_rate) for row in rows]
+    mixture, images, drawn = mix_in_room(dry, responses, sample_rate, rng, MixingRules(), REFERENCES)
+    files = {folder / "mix" / f"{name}.wav": mixture}
+    for reference, signals in images.items():
+        files |= {folder / reference / f"{name}_s{k}.wav": signal for k, signal in enumerate(signals, 1)}
+    for path, signal in files.items():
+        if not path.is_file():
+            audio.write(path, signal, sample_rate)
+    described = {"mixture_ID": name, "mixture_path": str(folder / "mix" / f"{name}.wav"), "length": mixture.shape[1]}
+    described |= {"t60": round(room.t60, 4)} | drawn
+    for k, (row, distance) in enumerate(zip(rows, room.distances()[0], strict=True), 1):
+        described |= {f"distance_{k}": round(float(distance), 3), f"speaker_{k}": row["speaker"]}
+        if isinstance(row.get("text"), str):
+            described[f"text_{k}"] = row["text"]
+    return described

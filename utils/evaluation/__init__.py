@@ -1,0 +1,1 @@
+"""Evaluation: applying systems, scoring, metrics and suites of them."""

@@ -1,0 +1,194 @@
+"""The score of FUSS: separation of a mixture whose number of sources is not known.
+
+Separation is measured on pairs of an active reference and an active estimate only, so that a system that leaves slots
+silent can win: print `msi` with the rates of under- and over-separation and with `msi_all`, which excludes nothing, and
+never the score of single sources (1S) without its rate of over-separation: copies of the mixture score +80 dB there.
+
+Source: Wisdom et al., "What's all the FUSS about free universal sound separation data?", ICASSP 2021, and the program
+that made its numbers: google-research/sound-separation, models/dcase2020_fuss_baseline, as of 2021.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+
+from utils.evaluation.metrics.si_sdr import as_signals
+
+_RATIO_FLOOR = 1e-8  # bounds scores to +-80 dB
+_ENERGY_FLOOR = 1e-16
+_SILENT_RMS = 1e-8  # of a reference
+_INACTIVE = 0.01  # power of an estimate, relative to the quietest active reference: -20 dB
+
+
+def si_snr(estimates, references):
+    """Scale-invariant signal-to-noise ratio in which a constant offset counts, unlike in `si_sdr`.
+
+    Args:
+        estimates, references: (..., source, time); leading dimensions broadcast.
+
+    Returns:
+        (..., source), float64, in dB from -80 (either signal is silent, or the estimate holds NaN or infinity) to +80.
+
+    Raises:
+        ValueError: different lengths, or no samples.
+    """
+    estimates, references = as_signals(estimates, references)
+    estimates, references = _unit(_finite(estimates)), _unit(references)
+    explained = np.sum(estimates * references, axis=-1) ** 2
+    return 10 * np.log10((explained + _RATIO_FLOOR) / (1 - explained + _RATIO_FLOOR))
+
+
+def _finite(signals):
+    """Signals with silence for those whose energy is no number."""
+    with np.errstate(over="ignore"):
+        energy = np.sum(signals**2, axis=-1, keepdims=True)
+    return np.where(np.isfinite(energy), signals, 0.0)
+
+
+def _unit(signals):
+    return signals / np.sqrt(np.maximum(np.sum(signals**2, axis=-1, keepdims=True), _ENERGY_FLOOR))
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Scores of one clip; arrays (slot,) in the order of the references, in dB."""
+
+    order: np.ndarray
+    """The estimate of each reference; numbers from len(estimates) on are slots of silence that were added."""
+    active_references: np.ndarray
+    active_estimates: np.ndarray
+    si_snr: np.ndarray
+    input_si_snr: np.ndarray
+    """That of the mixture."""
+
+    @property
+    def improvement(self) -> np.ndarray:
+        return self.si_snr - self.input_si_snr
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """Where both the reference and its estimate are active: what the official numbers are means over."""
+        return self.active_references & self.active_estimates
+
+    @property
+    def n_references(self) -> int:
+        return int(self.active_references.sum())
+
+    @property
+    def n_estimates(self) -> int:
+        """Of active ones; 0 if no reference is active, since there is nothing to compare them with."""
+        return int(self.active_estimates.sum())
+
+    @property
+    def count(self) -> str:
+        """Whether there are fewer active estimates than references: "under", "equal" or "over"."""
+        return ("equal", "over", "under")[np.sign(self.n_estimates - self.n_references)]
+
+
+def clip_score(estimates, references, mixture) -> Clip:
+    """Score one clip. Estimates must have the level of the references, or their activity means nothing.
+
+    The fewer of estimates and references are filled up with silent slots. A missing estimate thus counts as a silent
+    one; silent references change neither the order nor the scores of the others.
+
+    Args:
+        estimates: (slot, time). One that holds NaN or infinity is silent.
+        references: (slot, time).
+        mixture: (time,); officially the sum of the references and not the file that comes with them.
+
+    Raises:
+        ValueError: different lengths, no samples, or NaN or infinity in the references or the mixture.
+    """
+    estimates, references = as_signals(estimates, references)
+    mixture = np.asarray(mixture)
+    if not (np.isfinite(references).all() and np.isfinite(mixture).all()):
+        raise ValueError("references and mixture must be finite")
+    n_slots = max(len(estimates), len(references))
+    estimates, references = _filled(_finite(estimates), n_slots), _filled(references, n_slots)
+    scores = si_snr(estimates, references[:, None])  # (reference, estimate)
+    order = linear_sum_assignment(scores, maximize=True)[1]
+    power = np.mean(references**2, axis=-1)
+    active = np.sqrt(power) > _SILENT_RMS
+    threshold = _INACTIVE * np.min(power[active], initial=np.inf)
+    return Clip(
+        order=order,
+        active_references=active,
+        active_estimates=np.mean(estimates[order] ** 2, axis=-1) > threshold,
+        si_snr=scores[np.arange(n_slots), order],
+        input_si_snr=si_snr(mixture[None], references),
+    )
+
+
+def _filled(signals, n_slots):
+    return np.pad(signals, ((0, n_slots - len(signals)), (0, 0)))
+
+
+def row(clip: Clip) -> dict:
+    """What `summary` needs of a clip, as scalars; scores in dB, nan where there is none.
+
+    Returns:
+        n_references, n_estimates: active ones. input_si_snr: mean over active references.
+        msi, msi_std, pairs: of a clip of 2 sources or more, the mean improvement over its pairs, the standard deviation
+        over them (divided by their number) and their number. si_snr_1s: of a single source, the score of its pair.
+        msi_all, msi_all_std, pairs_all, si_snr_1s_all: the same over all active references.
+    """
+    active = clip.active_references
+    result = {"n_references": clip.n_references, "n_estimates": clip.n_estimates}
+    result["input_si_snr"] = _mean_std(clip.input_si_snr[active])[0]
+    for suffix, counted in (("", clip.pairs), ("_all", active)):
+        improvement = clip.improvement[counted & (clip.n_references > 1)]
+        result[f"msi{suffix}"], result[f"msi{suffix}_std"] = _mean_std(improvement)
+        result[f"pairs{suffix}"] = len(improvement)
+        result[f"si_snr_1s{suffix}"] = _mean_std(clip.si_snr[counted & (clip.n_references == 1)])[0]
+    return result
+
+
+def _mean_std(values) -> tuple[float, float]:
+    return (float(values.mean()), float(values.std())) if len(values) else (np.nan, np.nan)
+
+
+def summary(frame: pd.DataFrame) -> dict:
+    """The numbers of a set from a table of `row`s; columns besides these are left alone.
+
+    Returns:
+        n: clips with an active reference; skipped: those without, which enter nothing else.
+        msi: improvement over the pairs of clips of 2 sources or more, all pairs weighted alike; msi_2, msi_3, msi_4: of
+        clips with so many; si_snr_1s: SI-SNR, not improvement, of single sources. Each is mean and std in dB, sources
+        (their number) and clips. The same with `_all` at the end: over all active references; silent estimates of
+        theirs, which the official numbers leave out, count with -80 dB.
+        under, equal, over: share of clips with fewer, as many, more active estimates than references; under_1, ...: of
+        clips with so many references.
+    """
+    scored = frame[frame.n_references > 0]
+    result = {"n": len(scored), "skipped": len(frame) - len(scored)}
+    by_count = {count: scored[scored.n_references == count] for count in sorted({1, 2, 3, 4, *scored.n_references})}
+    for suffix in ("", "_all"):
+        result[f"msi{suffix}"] = _pool(scored, suffix)
+        result |= {f"msi_{count}{suffix}": _pool(rows, suffix) for count, rows in by_count.items() if count > 1}
+        single = scored[f"si_snr_1s{suffix}"].to_numpy(dtype=float)
+        single = single[~np.isnan(single)]
+        mean, std = _mean_std(single)
+        result[f"si_snr_1s{suffix}"] = {"mean": mean, "std": std, "sources": len(single), "clips": len(single)}
+    for name, sign in (("under", -1), ("equal", 0), ("over", 1)):
+        for end, rows in ("", scored), *((f"_{count}", rows) for count, rows in by_count.items()):
+            result[name + end] = float((np.sign(rows.n_estimates - rows.n_references) == sign).mean())
+    return result
+
+
+def _pool(rows: pd.DataFrame, suffix: str) -> dict:
+    """Mean and standard deviation over all sources, from those of the clips."""
+    columns = [f"msi{suffix}", f"msi{suffix}_std", f"pairs{suffix}"]
+    means, stds, weights = rows.loc[rows[columns[-1]] > 0, columns].to_numpy(dtype=float).T
+    if not len(weights):
+        return {"mean": np.nan, "std": np.nan, "sources": 0, "clips": 0}
+    mean = np.average(means, weights=weights)
+    variance = np.average(stds**2 + (means - mean) ** 2, weights=weights)
+    return {"mean": float(mean), "std": float(np.sqrt(variance)), "sources": int(weights.sum()), "clips": len(weights)}
+
+
+def fuss_score(clips: Iterable[Clip]) -> dict:
+    """`summary` of the clips of a set, at least one."""
+    return summary(pd.DataFrame([row(clip) for clip in clips]))

@@ -1,0 +1,278 @@
+"""Suites of metrics: what evaluation writes about an utterance and a set, and how the report shows it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from utils.evaluation.metrics import bss_eval_v4, fuss
+from utils.evaluation.metrics.bss_eval import bss_eval, sdr
+from utils.evaluation.metrics.perceptual import pesq, stoi
+from utils.evaluation.metrics.si_sdr import LIMIT, inverted, match, si_sdr, snr
+from utils.evaluation.metrics.spectral_holes import NAMES as HOLES
+from utils.evaluation.metrics.spectral_holes import spectral_holes
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One more column of the tables."""
+
+    key: str
+    """Of final_metrics.json: a number, or a dict with mean, median and standard_error."""
+    label: str
+    unit: str = "dB"
+    """dB, % (the number is a share) or nothing."""
+    digits: int = 2
+    statistic: str | None = None
+    """mean or median, where it is not that of the suite."""
+
+
+@dataclass
+class Scored:
+    """What a suite says about one utterance."""
+
+    row: dict
+    """Of all_metrics.csv."""
+    estimates: np.ndarray
+    """In the order of the sources."""
+    files: dict[str, str] = field(default_factory=dict)
+    """JSON texts to be kept beside the table, by the name of their folder."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    name: str
+    score: Callable[..., Scored]
+    """(mixture, sources, estimates, sample_rate, extra, oracle) to `Scored`; shapes as in scoring.py."""
+    summary: Callable[[pd.DataFrame], dict]
+    """The rows of a set to what final_metrics.json says about it."""
+    primary: str
+    """Column of the rows and key of the summary ({mean, median, standard_error})."""
+    label: str
+    columns: tuple[Metric, ...]
+    """Of the tables, after the primary score, its median and the share of failures."""
+    legend: str
+    statistic: str = "mean"
+    """mean or median over the rows: ranks systems."""
+    weight: str | None = None
+    """Column with the weights of the rows in the mean; None: equal."""
+    input: str | None = None
+    """Column with the score of the unprocessed mixture."""
+    failure: str = ""
+    """Column whose share below 0 dB counts as failures."""
+    extra: tuple[str, ...] = ()
+    """Metrics computed on demand (`--extra`), since they take long."""
+
+
+# ---- speech: SI-SDR, in the best order of the estimates
+
+
+def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
+    """Scores in dB of estimates (source, time); means over the sources that have a score, then one at a time."""
+    order = match(estimates, sources)
+    estimates, mixture = estimates[order], mixture if mixture.ndim == 1 else mixture[0]
+    by_source = {
+        "input_si_sdr": si_sdr(mixture[None], sources) if np.ptp(mixture) > 0 else np.full(len(sources), np.nan),
+        "si_sdr": si_sdr(estimates, sources),
+        "snr": snr(estimates, sources),
+    }
+    by_source["si_sdri"] = by_source["si_sdr"] - by_source["input_si_sdr"]
+    if oracle is not None:
+        by_source["oracle_si_sdr"] = si_sdr(oracle, sources)
+        by_source["oracle_si_sdri"] = by_source["oracle_si_sdr"] - by_source["input_si_sdr"]
+    by_source |= _speech_extra(mixture, sources, estimates, sample_rate, extra)
+    scored = ~np.isnan(by_source["si_sdr"])
+    row = {name: mean(values) for name, values in by_source.items()}
+    row |= {
+        "inverted": int(inverted(estimates, sources)[scored].sum()),
+        "sources": len(sources),
+        "silent_sources": int((~scored).sum()),
+        "silent_mixture": int(np.ptp(mixture) == 0),
+        "failed_estimates": int((by_source["si_sdr"] <= -LIMIT).sum()),
+    }
+    row |= {f"{name}_{k}": float(x) for name, values in by_source.items() for k, x in enumerate(values, 1)}
+    return Scored(row | {"permutation": " ".join(str(k + 1) for k in order)}, estimates)
+
+
+def _speech_extra(mixture, sources, estimates, sample_rate, extra) -> dict[str, np.ndarray]:
+    found = {}
+    if "sdr" in extra or "bss_eval" in extra:
+        if "bss_eval" in extra:
+            found["sdr"], found["sir"], found["sar"], _ = bss_eval(estimates, sources, permute=False)
+        else:
+            found["sdr"] = sdr(estimates, sources)
+        found["sdri"] = found["sdr"] - sdr(np.broadcast_to(mixture, sources.shape), sources)
+    for name in {"stoi", "estoi"} & {*extra}:
+        found[name] = stoi(estimates, sources, sample_rate, extended=name == "estoi")
+    if "pesq" in extra:
+        found["pesq"] = pesq(estimates, sources, sample_rate)
+    return found
+
+
+def mean(values: np.ndarray) -> float:
+    """Of what is not nan; nan of nothing."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else np.nan
+
+
+def statistics(scores: pd.DataFrame, names) -> dict:
+    """{mean, median, standard_error} of the columns that are there."""
+    present = {name: scores[name].dropna() for name in names if name in scores}
+    return {n: {"mean": v.mean(), "median": v.median(), "standard_error": v.sem()} for n, v in present.items()}
+
+
+def _speech_summary(scores: pd.DataFrame) -> dict:
+    names = ("si_sdri", "si_sdr", "input_si_sdr", "snr", "oracle_si_sdri", "oracle_si_sdr")
+    result = statistics(scores, names + ("sdr", "sdri", "sir", "sar", "stoi", "estoi", "pesq"))
+    scored = (scores.sources - scores.silent_sources).sum()
+    result["share_below_0_db"] = float((scores.si_sdr.dropna() < 0).mean())
+    result["inverted_share"] = float(scores.inverted.sum() / scored) if scored else float("nan")
+    return result | {name: int(scores[name].sum()) for name in ("silent_sources", "silent_mixture", "failed_estimates")}
+
+
+# ---- universal sounds: the official score of FUSS
+
+
+def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
+    """Slots (source, time), silent ones being all zeros; the mixture that counts is their sum, as officially."""
+    clip = fuss.clip_score(estimates, sources, sources.sum(axis=0))
+    silent = np.zeros((max(len(clip.order) - len(estimates), 0), estimates.shape[-1]), estimates.dtype)
+    ordered = np.concatenate([estimates, silent])[clip.order][: len(sources)]
+    rates = pd.DataFrame(
+        [spectral_holes(*pair) for *pair, counts in zip(ordered, sources, clip.pairs, strict=False) if counts],
+        columns=HOLES,
+    )
+    row = fuss.row(clip) | rates.mean().to_dict() | {"permutation": " ".join(str(k + 1) for k in clip.order)}
+    return Scored(row, ordered)
+
+
+def _fuss_summary(scores: pd.DataFrame) -> dict:
+    result = fuss.summary(scores) | statistics(scores, HOLES)
+    improvement = scores.msi[scores.pairs > 0]
+    result["msi"] |= {"median": improvement.median(), "standard_error": improvement.sem()}
+    return result | {"share_below_0_db": float((improvement < 0).mean()), "silent_mixture": result["skipped"]}
+
+
+# ---- music: BSS Eval v4 of stems that have names
+
+
+def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
+    """Stems (source, channel, time) or mono (source, time); the first one is the target, usually the vocals."""
+    mixture = mixture if mixture.ndim == sources.ndim - 1 else mixture[0]
+    unprocessed = np.broadcast_to(mixture, sources.shape)
+    frames = bss_eval_v4.frame_scores(estimates, sources, sample_rate)
+    frames_input = bss_eval_v4.frame_sdr(unprocessed, sources, sample_rate)
+    by_source = bss_eval_v4.track_medians(frames)
+    share = by_source.pop("nan_share")
+    # Of a song without one of its stems uSDR is -100 dB for this and up to 100 for the other: nothing for a mean.
+    complete = sources.any(axis=tuple(range(1, sources.ndim))).all()
+    usdr = np.where(complete, bss_eval_v4.usdr(estimates, sources), np.nan)
+    by_source |= {"usdr": usdr, "sdr_mean": _row_means(frames["sdr"])}
+    by_source["input_sdr"] = bss_eval_v4.track_medians({"sdr": frames_input})["sdr"]
+    if "gnsdr" in extra:
+        by_source |= _karaoke(mixture, sources, estimates)
+    row = {"nan_share": float(share[0])}
+    row |= {f"{name}_{k}": float(x) for name, values in by_source.items() for k, x in enumerate(values, 1)}
+    names = ["vocals", "accompaniment"] if len(sources) == 2 else [f"source {k + 1}" for k in range(len(sources))]
+    return Scored(row, estimates, {"museval/test": json.dumps(bss_eval_v4.museval_json(frames, names))})
+
+
+def _row_means(frames: np.ndarray) -> np.ndarray:
+    return np.array([mean(values) for values in frames])
+
+
+def _karaoke(mixture, sources, estimates) -> dict[str, np.ndarray]:
+    """BSS Eval v3 of mono clips; NSDR is the improvement of the SDR over the mixture's."""
+    if sources.ndim == 3:
+        raise ValueError("GNSDR, GSIR and GSAR are defined for mono")
+    found = dict(zip(("v3_sdr", "v3_sir", "v3_sar"), bss_eval(estimates, sources, permute=False)[:3], strict=True))
+    return found | {"v3_nsdr": found["v3_sdr"] - sdr(np.broadcast_to(mixture, sources.shape), sources)}
+
+
+def _music_summary(scores: pd.DataFrame) -> dict:
+    kinds = ("sdr", "isr", "sir", "sar", "usdr", "sdr_mean", "input_sdr", "v3_sdr", "v3_sir", "v3_sar")
+    result = statistics(scores, [name for name in scores if name.rpartition("_")[0] in kinds])
+    for k in (1, 2):  # means weighted by length: GNSDR, GSIR, GSAR
+        for name in [name for name in ("nsdr", "sir", "sar") if f"v3_{name}_{k}" in scores]:
+            known = scores[scores[f"v3_{name}_{k}"].notna()]
+            result[f"g{name}_{k}"] = float((known[f"v3_{name}_{k}"] * known.length).sum() / known.length.sum())
+    result["nan_share"] = float(scores.nan_share.mean())
+    return result | {"share_below_0_db": float((scores.sdr_1.dropna() < 0).mean())}
+
+
+SUITES = {
+    "speech": Suite(
+        name="speech",
+        score=_speech,
+        summary=_speech_summary,
+        primary="si_sdri",
+        label="SI-SDRi (dB)",
+        input="input_si_sdr",
+        failure="si_sdr",
+        extra=("sdr", "bss_eval", "stoi", "estoi", "pesq"),
+        columns=(
+            Metric("si_sdr", "SI-SDR (dB)"),
+            Metric("sdr", "SDR (dB)"),
+            Metric("sir", "SIR (dB)"),
+            Metric("sar", "SAR (dB)"),
+            Metric("stoi", "STOI", "", 3),
+            Metric("estoi", "ESTOI", "", 3),
+            Metric("pesq", "PESQ", ""),
+            Metric("inverted_share", "inverted", "%", 1),
+            Metric("oracle_si_sdri", "oracle SI-SDRi"),
+        ),
+        legend="SI-SDRi: improvement of the SI-SDR over the unprocessed mixture, mean over the sources of a mixture. "
+        "`inverted`: share of estimates of the wrong sign. `oracle SI-SDRi`: of the system's own front end with oracle "
+        "masks. SDR, SIR, SAR: BSS Eval v3.",
+    ),
+    "fuss": Suite(
+        name="fuss",
+        score=_fuss,
+        summary=_fuss_summary,
+        primary="msi",
+        label="MSi (dB)",
+        weight="pairs",
+        input="input_si_snr",
+        failure="msi",
+        columns=(
+            Metric("msi_all", "MSi, none excluded"),
+            *(Metric(f"msi_{count}", f"{count} sources") for count in (2, 3, 4)),
+            Metric("si_snr_1s", "1S (dB)"),
+            *(Metric(name, name, "%", 1) for name in ("under", "equal", "over")),
+            Metric("hole_rate_30", "holes", "%", 1),
+            Metric("leak_rate", "leaks", "%", 1),
+        ),
+        legend="MSi: improvement of the SI-SNR over the mixture, mean over the pairs of an active reference and an "
+        "active estimate in mixtures of 2 to 4 sources, all pairs weighted alike; `none excluded`: over all active "
+        "references. 1S: SI-SNR of single sources. `under`, `equal`, `over`: share of mixtures with fewer, as many, "
+        "more active estimates than references. Holes: share of the bins of a source in which the estimate is 30 dB "
+        "weaker; leaks: share of its other bins in which the estimate is heard; of pairs. Confidence intervals, median "
+        "and `< 0 dB` are over mixtures.",
+    ),
+    "music": Suite(
+        name="music",
+        score=_music,
+        summary=_music_summary,
+        primary="sdr_1",
+        label="vocals SDR (dB)",
+        statistic="median",
+        input="input_sdr_1",
+        failure="sdr_1",
+        extra=("gnsdr",),
+        columns=(
+            *(Metric(f"{name}_1", f"vocals {name.upper()}") for name in ("isr", "sir", "sar")),
+            Metric("sdr_2", "accomp. SDR"),
+            Metric("sdr_mean_1", "vocals mean SDR", statistic="mean"),
+            Metric("usdr_1", "vocals uSDR", statistic="mean"),
+            Metric("usdr_2", "accomp. uSDR", statistic="mean"),
+            *(Metric(f"g{name}_1", f"G{name.upper()}") for name in ("nsdr", "sir", "sar")),
+            Metric("nan_share", "NaN", "%", 1),
+        ),
+        legend="BSS Eval v4: median over tracks of the median over frames of 1 s. Mean SDR: mean over tracks of the "
+        "mean over frames; uSDR: of the whole track, mean over tracks in which all stems are heard. GNSDR, GSIR, GSAR: "
+        "BSS Eval v3 of the vocals of whole clips, mean weighted by length. NaN: share of frames in which a reference "
+        "or an estimate is silent.",
+    ),
+}

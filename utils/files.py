@@ -1,0 +1,90 @@
+"""Files that are whole or not there, their hashes, and work on many of them at once."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import joblib
+import yaml
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+
+def write_text(path, text):
+    """Write a text file (UTF-8) atomically; folders are made."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, data):
+    """Write a file atomically: under a temporary name in the same folder, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = os.fspath(path)
+        raise
+
+
+def remove_leftovers(folder, age=3600.0):
+    """Remove temporary files of killed runs below `folder` that are older than `age` seconds."""
+    for temporary in Path(folder).rglob(".*.tmp"):
+        if time.time() - temporary.stat().st_mtime > age:
+            temporary.unlink(missing_ok=True)
+
+
+def parallel(function, jobs, n_jobs, description):
+    """Return `[function(*job) for job in jobs]` in order, on `n_jobs` processes, with a progress bar on a terminal."""
+    jobs = list(jobs)
+    results = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(joblib.delayed(function)(*job) for job in jobs)
+    return list(tqdm(results, total=len(jobs), desc=description, disable=None))
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path, content):
+    """Write plain data as JSON, atomically; folders are made."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path, remedy):
+    """The dict in a JSON file of our own.
+
+    Args:
+        path: the file.
+        remedy: what to do if it is damaged, as the end of a sentence: "delete X to make it anew".
+
+    Raises:
+        UserError: it is not there, or is damaged (only disks and people do that: our writes are atomic).
+    """
+    return _read_note(path, remedy, json.loads)
+
+
+def read_yaml(path, remedy):
+    """The dict in a YAML file of our own; as `read_json`."""
+    return _read_note(path, remedy, yaml.safe_load)
+
+
+def _read_note(path, remedy, parse):
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {remedy}")
+    try:
+        content = parse(path.read_bytes().decode())
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path} is damaged ({reason}): {remedy}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds no keys): {remedy}")
+    return content

@@ -1,0 +1,1 @@
+"""Training: configuration, callbacks, self-test, model files."""

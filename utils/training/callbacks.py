@@ -1,0 +1,136 @@
+"""What a training writes down: metrics.csv, throughput, memory, time, audio and spectrograms."""
+
+import resource
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from tqdm import tqdm
+
+from utils.files import write_text
+from utils.training.model_files import KEY
+
+
+class Bookkeeping(pl.Callback):
+    """A row of metrics.csv for each epoch: losses, time, throughput, peak memory. Its state is in the checkpoint.
+
+    Also puts the configuration of the system into each checkpoint, which makes it a model file.
+    """
+
+    def __init__(self, folder: Path, system_config: dict, segment: float):
+        self.folder, self.system_config, self.segment = folder, system_config, segment
+        self.rows: list[dict] = []
+        self.seconds = 0.0
+        self.peak_memory = 0.0
+
+    def state_dict(self):
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state):
+        self.rows, self.seconds, self.peak_memory = state["rows"], state["seconds"], state["peak_memory"]
+        self._rng = state["rng"]
+
+    def on_train_start(self, trainer, system):
+        if hasattr(self, "_rng"):
+            torch.set_rng_state(self._rng)
+
+    def on_train_epoch_start(self, trainer, system):
+        self._start = self._lap = time.monotonic()
+        self._heard, self._training = 0.0, 0.0
+
+    def on_train_batch_start(self, trainer, system, batch, index):
+        self._lap = time.monotonic()
+
+    def on_train_batch_end(self, trainer, system, outputs, batch, index):
+        self._training += time.monotonic() - self._lap
+        self._heard += len(batch["mixture"]) * self.segment * trainer.world_size
+
+    def on_train_epoch_end(self, trainer, system):
+        elapsed = time.monotonic() - self._start
+        self.seconds += elapsed
+        self.peak_memory = max(self.peak_memory, peak_memory(system.device))
+        row = {
+            "epoch": trainer.current_epoch,
+            "updates": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        row |= {name: round(value.item(), 5) for name, value in trainer.callback_metrics.items()}
+        row |= {
+            "seconds": round(elapsed, 2),
+            "audio_seconds_per_second": round(self._heard / max(self._training, 1e-9), 2),
+            "peak_memory_mib": round(self.peak_memory),
+        }
+        self.rows.append(row)
+        for name in ("audio_seconds_per_second", "peak_memory_mib", "lr"):
+            trainer.logger.log_metrics({name: row[name]}, step=trainer.global_step)
+        if trainer.is_global_zero:
+            shown = ("train_loss", "val_loss", "val_si_sdri", "audio_seconds_per_second", "seconds")
+            values = ", ".join(f"{name} {row[name]:.2f}" for name in shown if name in row)
+            tqdm.write(f"{system.step}, epoch {row['epoch'] + 1} of {trainer.max_epochs}: {values}")
+            write_text(self.folder / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
+
+    def on_save_checkpoint(self, trainer, system, checkpoint):
+        checkpoint[KEY] = self.system_config
+
+
+class EagerValidation(pl.Callback):
+    """Validation without compiled code, which would be compiled once more for each length."""
+
+    def on_validation_start(self, trainer, system):
+        torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self, trainer, system):
+        torch.compiler.set_stance("default")
+
+
+def peak_memory(device: torch.device) -> float:
+    """Largest memory in use so far, in MiB: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class Examples(pl.Callback):
+    """Audio and spectrograms of the first validation examples to TensorBoard, every so many epochs."""
+
+    def __init__(self, number: int, every: int):
+        self.number, self.every = number, every
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer, system):
+        epoch = trainer.current_epoch
+        if trainer.sanity_checking or not trainer.is_global_zero or (epoch and (epoch + 1) % self.every):
+            return
+        board, dataset = trainer.logger.experiment, trainer.val_dataloaders.dataset
+        for index in range(min(self.number, len(dataset))):
+            example = dataset[0, index]
+            mixture = torch.as_tensor(example["mixture"], device=system.device)
+            mixture = mixture[0] if system.n_mics == 1 and mixture.ndim == 2 else mixture
+            estimates = system.separate(mixture[None])[0].float().cpu()
+            signals = {f"estimate{i + 1}": signal for i, signal in enumerate(estimates)}
+            if epoch == 0:
+                signals |= {"mixture": torch.as_tensor(example["mixture"])}
+                signals |= {f"source{i + 1}": torch.as_tensor(s) for i, s in enumerate(example["sources"])}
+            for name, signal in signals.items():
+                signal = signal if signal.ndim == 1 else signal[0]
+                audible = signal / signal.abs().max().clamp(min=1e-8)
+                board.add_audio(f"example{index}/{name}", audible, trainer.global_step, system.sample_rate)
+            board.add_image(f"example{index}/spectrograms", spectrograms(list(signals.values())), trainer.global_step)
+
+
+def spectrograms(signals: list[torch.Tensor]) -> torch.Tensor:
+    """Log-magnitude spectrograms beside each other, 60 dB range, as a grey image (1, frequency, time) in [0, 1]."""
+    images = []
+    for signal in signals:
+        signal = signal if signal.ndim == 1 else signal[0]
+        magnitude = torch.stft(signal, 256, 128, window=torch.hann_window(256), return_complex=True).abs()
+        level = 20 * torch.log10(magnitude / magnitude.max().clamp(min=1e-8) + 1e-8)
+        images.append((level.clamp(min=-60) / 60 + 1).flip(0))
+    return torch.cat(images, dim=1)[None]
