@@ -63,8 +63,14 @@ def _is_standard(block: Conv1DBlock) -> bool:
 
 def _is_basis_convolution(conv: nn.Conv2d) -> bool:
     """Whether a convolution is a tall filter over one channel, as masks are made with, and not a small ordinary one."""
-    plain = conv.stride == conv.dilation == (1, 1) and conv.padding_mode == "zeros" and conv.bias is not None
-    return plain and conv.in_channels == 1 and conv.kernel_size[1] == 1 and conv.kernel_size[0] >= 32
+    plain = (
+        conv.stride == conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and conv.bias is not None
+    )
+    return (
+        plain and conv.in_channels == 1 and conv.kernel_size[1] == 1 and conv.kernel_size[0] >= 32
+    )
 
 
 class BasisConv2d(nn.Conv2d):
@@ -165,7 +171,9 @@ class BlockFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, dilation, groups, eps, *params):
-        in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = params
+        in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = (
+            params
+        )
         dtype = _matmul_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             x_low = x.to(dtype)
@@ -173,7 +181,9 @@ class BlockFunction(torch.autograd.Function):
             normed = _norm(F.prelu(wide(hidden), slope1), gamma1, beta1, groups, eps)[0]
             deep = _depthwise(normed, weight, dilation, bias).to(dtype)
             normed = _norm(F.prelu(wide(deep), slope2), gamma2, beta2, groups, eps)[0].to(dtype)
-            outputs = tuple(_pointwise(normed, heads[i], heads[i + 1]) for i in range(0, len(heads), 2))
+            outputs = tuple(
+                _pointwise(normed, heads[i], heads[i + 1]) for i in range(0, len(heads), 2)
+            )
         ctx.save_for_backward(x_low, hidden, deep, *params)
         ctx.dilation, ctx.groups, ctx.eps, ctx.x_dtype = dilation, groups, eps, x.dtype
         ctx.set_materialize_grads(False)
@@ -185,7 +195,9 @@ class BlockFunction(torch.autograd.Function):
         x, hidden, deep, *params = ctx.saved_tensors
         if all(grad is None for grad in grads):
             return (None,) * (4 + len(params))
-        in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = params
+        in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = (
+            params
+        )
         with torch.autocast(x.device.type, enabled=False):
             deep = wide(deep)
             active = F.prelu(deep, slope2)
@@ -201,7 +213,17 @@ class BlockFunction(torch.autograd.Function):
             grad, slope1_grad = _prelu_backward(grad, hidden, slope1)
             grad, *in_grads = _heads_backward([grad.to(x.dtype)], x, [in_weight], [in_bias])
         first = (*in_grads, slope1_grad, *norm1_grads)
-        return grad.to(ctx.x_dtype), None, None, None, *first, *depth_grads, slope2_grad, *norm2_grads, *head_grads
+        return (
+            grad.to(ctx.x_dtype),
+            None,
+            None,
+            None,
+            *first,
+            *depth_grads,
+            slope2_grad,
+            *norm2_grads,
+            *head_grads,
+        )
 
 
 def wide(x: Tensor) -> Tensor:
@@ -234,11 +256,16 @@ def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
         matrix = weight.to(x.dtype).squeeze(2).t().expand(x.shape[0], -1, -1)
         total = torch.bmm(matrix, grad) if total is None else torch.baddbmm(total, matrix, grad)
         weight_grad = wide(torch.bmm(grad, x.transpose(1, 2))).sum(0)
-        parameter_grads += [weight_grad.unsqueeze(2), None if bias is None else wide(grad).sum((0, 2))]
+        parameter_grads += [
+            weight_grad.unsqueeze(2),
+            None if bias is None else wide(grad).sum((0, 2)),
+        ]
     return [wide(total), *parameter_grads]
 
 
-def _norm(x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _norm(
+    x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Group norm of (batch, chan, frames): the result, mean and inverse deviation of each group of each example."""
     return torch.native_group_norm(x, gamma, beta, *x.shape, groups, eps)
 
@@ -262,7 +289,11 @@ def _overlaps(kernel_size: int, dilation: int, frames: int):
     for tap in range(kernel_size):
         shift = (tap - kernel_size // 2) * dilation
         if abs(shift) < frames:
-            yield tap, slice(max(0, -shift), frames - max(0, shift)), slice(max(0, shift), frames - max(0, -shift))
+            yield (
+                tap,
+                slice(max(0, -shift), frames - max(0, shift)),
+                slice(max(0, shift), frames - max(0, -shift)),
+            )
 
 
 def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = None) -> Tensor:
@@ -280,7 +311,9 @@ def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = N
     return out
 
 
-def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, dilation: int) -> tuple[Tensor, Tensor, Tensor]:
+def _depthwise_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the input, the weight and the bias of `_depthwise`."""
     columns = [torch.zeros_like(weight[:, 0, 0])] * weight.shape[2]
     for tap, write, read in _overlaps(weight.shape[2], dilation, x.shape[2]):

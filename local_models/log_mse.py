@@ -28,10 +28,18 @@ class LogMSE:
         silent_weight: of silent slots; 0 leaves them without gradient.
     """
 
-    def __init__(self, snr_max: float = 30.0, silent_snr_max: float = 20.0, silent_weight: float = 1.0):
-        self.snr_max, self.silent_snr_max, self.silent_weight = snr_max, silent_snr_max, silent_weight
+    def __init__(
+        self, snr_max: float = 30.0, silent_snr_max: float = 20.0, silent_weight: float = 1.0
+    ):
+        self.snr_max, self.silent_snr_max, self.silent_weight = (
+            snr_max,
+            silent_snr_max,
+            silent_weight,
+        )
 
-    def __call__(self, estimates: Tensor, sources: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, estimates: Tensor, sources: Tensor, mixture: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Estimates and sources (batch, n_src, time), mixture (batch, time).
 
         Returns:
@@ -42,7 +50,9 @@ class LogMSE:
             order = best_order(estimates.detach(), sources)
             aligned = align(estimates, order)
             energy = sources.square().sum(-1)
-            active_loss = decibels(10 ** (-self.snr_max / 10) * energy + (sources - aligned).square().sum(-1))
+            active_loss = decibels(
+                10 ** (-self.snr_max / 10) * energy + (sources - aligned).square().sum(-1)
+            )
             floor = 10 ** (-self.silent_snr_max / 10) * mixture.square().sum(-1, keepdim=True)
             silent_loss = self.silent_weight * decibels(floor + aligned.square().sum(-1))
             return torch.where(active(sources), active_loss, silent_loss).mean(), order

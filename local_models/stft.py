@@ -20,7 +20,9 @@ class Stft:
         """(..., time) to complex (..., frequency, frame)."""
         flat = signals.reshape(-1, signals.shape[-1])
         window = torch.hann_window(self.n_fft, dtype=signals.dtype, device=signals.device)
-        spectrum = torch.stft(flat, self.n_fft, self.hop, window=window, pad_mode="constant", return_complex=True)
+        spectrum = torch.stft(
+            flat, self.n_fft, self.hop, window=window, pad_mode="constant", return_complex=True
+        )
         return spectrum.reshape(*signals.shape[:-1], *spectrum.shape[-2:])
 
     def inverse(self, spectrum: torch.Tensor, length: int) -> torch.Tensor:

@@ -11,10 +11,15 @@ LIMIT = 1e-8  # si_snr lies within +- 80 dB, as in the official evaluation of FU
 
 def si_snr(estimates: Tensor, sources: Tensor) -> Tensor:
     """SI-SNR in dB without removal of means, within +- 80: (..., time), (..., time) to (...)."""
-    unit = [x / x.norm(dim=-1, keepdim=True).clamp(min=LIMIT) for x in (estimates.double(), sources.double())]
+    unit = [
+        x / x.norm(dim=-1, keepdim=True).clamp(min=LIMIT)
+        for x in (estimates.double(), sources.double())
+    ]
     cosine = (unit[0] * unit[1]).sum(-1)
     residual = (unit[0] - cosine[..., None] * unit[1]).square().sum(-1)
-    rest = torch.where(cosine.square() > 0.5, residual, 1 - cosine.square())  # exact near identity, and for silence
+    rest = torch.where(
+        cosine.square() > 0.5, residual, 1 - cosine.square()
+    )  # exact near identity, and for silence
     return 10 * torch.log10((cosine.square() + LIMIT) / (rest + LIMIT))
 
 
@@ -56,5 +61,13 @@ class Universal:
         for name, values in self._scores.items():
             values = torch.cat(values)
             mean = values.mean() if len(values) else torch.zeros((), device=values.device)
-            weight = max(float(len(values)), 1e-6)  # a device without such mixtures has no say in the mean over all
-            self.log(f"val_{name}", mean.float(), prog_bar=name == "msi", sync_dist=True, batch_size=weight)
+            weight = max(
+                float(len(values)), 1e-6
+            )  # a device without such mixtures has no say in the mean over all
+            self.log(
+                f"val_{name}",
+                mean.float(),
+                prog_bar=name == "msi",
+                sync_dist=True,
+                batch_size=weight,
+            )

@@ -13,7 +13,17 @@ class CellByCell(nn.Module):
     local_models.masker_denoiser.system, so that weights can be copied.
     """
 
-    def __init__(self, n_bins, n_heard, denoiser_size, mdl1, frames=60, context=10, iterations=0, tolerance=1e-3):
+    def __init__(
+        self,
+        n_bins,
+        n_heard,
+        denoiser_size,
+        mdl1,
+        frames=60,
+        context=10,
+        iterations=0,
+        tolerance=1e-3,
+    ):
         super().__init__()
         self.n_heard, self.frames, self.context, self.mdl1 = n_heard, frames, context, mdl1
         self.iterations, self.tolerance = iterations, tolerance
@@ -57,7 +67,9 @@ class CellByCell(nn.Module):
     def forward(self, x):
         """(batch, frames, bin) to masked and denoised spectra and decoder states; stops by the mean of the batch."""
         if self.training:
-            x = x.detach().requires_grad_()  # as the programs do, though they do not use this gradient
+            x = (
+                x.detach().requires_grad_()
+            )  # as the programs do, though they do not use this gradient
         hidden = self.decode(self.encode(x))
         for _ in range(self.iterations):
             before, hidden = hidden, self.decode(hidden)

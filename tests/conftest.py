@@ -15,7 +15,9 @@ def tones(rng, seconds):
     """Two sources that a small network can tell apart: a low and a high tone, each with a slow envelope."""
     time = np.arange(round(seconds * RATE)) / RATE
     frequencies = rng.uniform([100, 900], [300, 2000])
-    envelope = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(1, 4, (2, 1)) * time + rng.uniform(0, 6, (2, 1)))
+    envelope = 0.5 + 0.5 * np.sin(
+        2 * np.pi * rng.uniform(1, 4, (2, 1)) * time + rng.uniform(0, 6, (2, 1))
+    )
     return (0.3 * envelope * np.sin(2 * np.pi * frequencies[:, None] * time)).astype(np.float32)
 
 
@@ -38,14 +40,20 @@ def tone_manifests(tmp_path_factory):
         for index in range(number):
             sources = tones(rng, rng.uniform(1.0, 1.5))
             row = {"mixture_ID": f"{name}{index}"}
-            for column, signal in zip(("mixture", "source_1", "source_2"), (sources.sum(0), *sources), strict=True):
+            for column, signal in zip(
+                ("mixture", "source_1", "source_2"), (sources.sum(0), *sources), strict=True
+            ):
                 row[f"{column}_path"] = f"{name}{index}_{column}.wav"
                 sf.write(folder / row[f"{column}_path"], signal, RATE, subtype="FLOAT")
             rows.append(row | {"length": sources.shape[1]})
             if name == "train":
                 for k in (1, 2):
                     recordings.append(
-                        {"speaker": f"s{k}{index % 3}", "path": row[f"source_{k}_path"], "length": sources.shape[1]}
+                        {
+                            "speaker": f"s{k}{index % 3}",
+                            "path": row[f"source_{k}_path"],
+                            "length": sources.shape[1],
+                        }
                     )
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
     pd.DataFrame(recordings).to_csv(folder / "train_sources.csv", index=False)

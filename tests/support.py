@@ -136,7 +136,10 @@ def recipe_scripts(folder: Path, names: tuple[str, ...]):
 
 def noise_set(folder: Path, number: int, seconds: float = 0.5, n_src: int = 2) -> Path:
     rng = np.random.default_rng(1)
-    sources = [rng.normal(0, 0.1, (n_src, round(seconds * RATE) + 10 * k)).astype(np.float32) for k in range(number)]
+    sources = [
+        rng.normal(0, 0.1, (n_src, round(seconds * RATE) + 10 * k)).astype(np.float32)
+        for k in range(number)
+    ]
     return write_set(folder, [(s.sum(0), s) for s in sources])
 
 
@@ -146,7 +149,10 @@ def _two_step(seed: int) -> dict:
         "class_path": "local_models.two_step.TDCN",
         "init_args": {"bn_chan": 8, "hid_chan": 8, "n_blocks": 2, "n_repeats": 1},
     }
-    config = {"class_path": "local_models.two_step.TwoStep", "init_args": {"separator": separator, "n_basis": 16}}
+    config = {
+        "class_path": "local_models.two_step.TwoStep",
+        "init_args": {"separator": separator, "n_basis": 16},
+    }
     torch.manual_seed(seed)
     return pack(config, build_system(config).state_dict())
 
@@ -168,6 +174,8 @@ def read_final(method, name="test"):
 
 def projection_db(estimate, reference):
     """SI-SDR from the angle between the signals, independently of utils.evaluation.metrics."""
-    estimate, reference = (x.astype(np.float64) - x.mean(dtype=np.float64) for x in (estimate, reference))
+    estimate, reference = (
+        x.astype(np.float64) - x.mean(dtype=np.float64) for x in (estimate, reference)
+    )
     cosine = estimate @ reference / np.linalg.norm(estimate) / np.linalg.norm(reference)
     return 10 * np.log10(cosine**2 / (1 - cosine**2))

@@ -9,23 +9,35 @@ import pytest
 
 from tests.support import ROOT
 
-tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT)
+tracked = subprocess.run(
+    ["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT
+)
 FILES = [ROOT / name for name in tracked.stdout.split() if (ROOT / name).is_file()]
-RECIPE_CODE = [path for path in FILES if path.is_relative_to(ROOT / "egs") and path.suffix in (".py", ".sh")]
+RECIPE_CODE = [
+    path for path in FILES if path.is_relative_to(ROOT / "egs") and path.suffix in (".py", ".sh")
+]
 CONFS = [path for path in FILES if path.parent.name == "conf"]
 
 
 def lines(path):
-    return [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
+    return [
+        line.strip()
+        for line in path.read_text().splitlines()
+        if line.strip() and not line.strip().startswith("#")
+    ]
 
 
 def test_no_recipe_file_is_a_copy_of_another():
-    shell_engine = [path for path in RECIPE_CODE if path.name != "run.sh"]  # stage blocks are alike on purpose
+    shell_engine = [
+        path for path in RECIPE_CODE if path.name != "run.sh"
+    ]  # stage blocks are alike on purpose
     for a, b in itertools.combinations(
         shell_engine + [path for path in FILES if path.is_relative_to(ROOT / "utils")], 2
     ):
         if a.suffix == b.suffix and min(len(lines(a)), len(lines(b))) > 5:
-            assert difflib.SequenceMatcher(None, lines(a), lines(b), autojunk=False).ratio() < 0.6, f"{a} and {b}"
+            assert (
+                difflib.SequenceMatcher(None, lines(a), lines(b), autojunk=False).ratio() < 0.6
+            ), f"{a} and {b}"
 
 
 def test_no_configuration_repeats_another():
@@ -66,7 +78,10 @@ def test_dependencies_point_one_way():
     for module, imported in IMPORTS.items():
         part = module.partition(".")[0]
         for other in imported:
-            assert other.partition(".")[0] in allowed.get(part, {"tests", *allowed}), (module, other)
+            assert other.partition(".")[0] in allowed.get(part, {"tests", *allowed}), (
+                module,
+                other,
+            )
 
 
 def test_no_room_of_local_models_imports_another():
@@ -92,7 +107,9 @@ def test_no_module_imports_itself_through_others():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("readme", [path for path in FILES if path.name == "README.md"], ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "readme", [path for path in FILES if path.name == "README.md"], ids=lambda p: p.parent.name
+)
 def test_readmes_name_files_that_exist(readme):
     for target in re.findall(r"\]\(([^)#]+)", readme.read_text()):
         if "://" not in target:

@@ -21,9 +21,13 @@ def command(main):
         except OSError as error:
             where = error.filename or "while writing"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message = f"the disk is full ({where}): free some space and run the same command again"
+                message = (
+                    f"the disk is full ({where}): free some space and run the same command again"
+                )
             elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                message = f"{where}: {error.strerror}. Choose another place, or change its permissions"
+                message = (
+                    f"{where}: {error.strerror}. Choose another place, or change its permissions"
+                )
             else:
                 raise
         print(f"error: {message}", file=sys.stderr)

@@ -46,11 +46,18 @@ GPU_JOBS = 4  # processes that share a GPU at most
 
 def trained_system(exp: Path) -> Method:
     """The system of an experiment: model.pth, else the best model of its last step."""
-    config = yaml.safe_load((exp / "config.yml").read_text()) if (exp / "config.yml").is_file() else {}
-    candidates = [exp / "model.pth", *(exp / step / "best.ckpt" for step in list(config.get("steps") or {})[-1:])]
+    config = (
+        yaml.safe_load((exp / "config.yml").read_text()) if (exp / "config.yml").is_file() else {}
+    )
+    candidates = [
+        exp / "model.pth",
+        *(exp / step / "best.ckpt" for step in list(config.get("steps") or {})[-1:]),
+    ]
     for model in candidates:
         if model.is_file():
-            return Method(exp, config.get("description") or "", model=model, model_sha256=sha256(model))
+            return Method(
+                exp, config.get("description") or "", model=model, model_sha256=sha256(model)
+            )
     raise UserError(
         f"{exp} has no trained model ({' or '.join(map(str, candidates))}): train it first (stages 2 and 3)"
     )
@@ -73,8 +80,14 @@ def references(folder: Path, path: Path | None = None) -> list[Method]:
                 f"{path}, entry {number}: needs name, kind (mixture, oracle or classic), class_path, and may have "
                 f"description and init_args; it has {', '.join(f'{k}: {v}' for k, v in entry.items())}"
             )
-        recipe = None if kind == "mixture" else json.dumps({k: entry.get(k) for k in ("class_path", "init_args")})
-        methods.append(Method(folder / entry["name"], entry.get("description", ""), kind, recipe=recipe))
+        recipe = (
+            None
+            if kind == "mixture"
+            else json.dumps({k: entry.get(k) for k in ("class_path", "init_args")})
+        )
+        methods.append(
+            Method(folder / entry["name"], entry.get("description", ""), kind, recipe=recipe)
+        )
     return methods
 
 
@@ -122,7 +135,11 @@ def finished_rows(folder: Path, stamp: dict) -> dict[int, dict]:
 
 
 def _missing(table: pd.DataFrame, rows: dict, examples: set[int], folder: Path) -> list[int]:
-    kept = {k for k in examples if (folder / example_name(table.mixture_ID[k]) / "metrics.json").exists()}
+    kept = {
+        k
+        for k in examples
+        if (folder / example_name(table.mixture_ID[k]) / "metrics.json").exists()
+    }
     return [k for k in range(len(table)) if k not in rows or (k in examples and k not in kept)]
 
 
@@ -147,10 +164,22 @@ def workers(cluster: str | None):
 def _score_all(method, how, nj, table, todo, examples, rows, folder):
     """Score the utterances `todo` in parallel, adding to `rows` and to the file as they come."""
     records, sources = table.to_dict("records"), table[source_columns(table)].to_numpy().tolist()
-    jobs = (joblib.delayed(numbered_score)(k, method, how, records[k], sources[k], folder, k in examples) for k in todo)
+    jobs = (
+        joblib.delayed(numbered_score)(
+            k, method, how, records[k], sources[k], folder, k in examples
+        )
+        for k in todo
+    )
     nj = min(nj, len(todo), GPU_JOBS if how.device == "cuda" else nj)
     results = joblib.Parallel(n_jobs=nj, return_as="generator_unordered")(jobs)
-    bar = tqdm(results, method.folder.name, initial=len(table) - len(todo), total=len(table), unit="utt", disable=None)
+    bar = tqdm(
+        results,
+        method.folder.name,
+        initial=len(table) - len(todo),
+        total=len(table),
+        unit="utt",
+        disable=None,
+    )
     try:
         with open(folder / "rows.jsonl", "a") as file:
             for k, row in bar:
@@ -167,7 +196,9 @@ def _score_all(method, how, nj, table, todo, examples, rows, folder):
 # ---- one method on one set
 
 
-def evaluate(method: Method, manifest: Path, nj: int = 1, how: How | None = None, n_examples: int = 5) -> dict:
+def evaluate(
+    method: Method, manifest: Path, nj: int = 1, how: How | None = None, n_examples: int = 5
+) -> dict:
     """Score a method on all utterances of a manifest, one at a time.
 
     Args:
@@ -182,14 +213,21 @@ def evaluate(method: Method, manifest: Path, nj: int = 1, how: How | None = None
     """
     how = how or How()
     folder = method.folder / "eval" / manifest.stem
-    stamp = {"rows": VERSION, "suite": how.suite, "extra": " ".join(how.extra), "segment": how.segment}
+    stamp = {
+        "rows": VERSION,
+        "suite": how.suite,
+        "extra": " ".join(how.extra),
+        "segment": how.segment,
+    }
     stamp |= {"model_sha256": method.model_sha256, "manifest_sha256": sha256(manifest)}
     stamp |= {"recipe": method.recipe} if method.recipe else {}
     system = load_system(method.model) if method.model else None
     table = read_manifest(manifest, absent=True)
     n_src = len(source_columns(table))
     if system and system.n_src not in (None, n_src):
-        raise UserError(f"{method.folder} separates {system.n_src} sources, but {manifest} has {n_src}")
+        raise UserError(
+            f"{method.folder} separates {system.n_src} sources, but {manifest} has {n_src}"
+        )
     rows = finished_rows(folder, stamp)
     chosen = np.linspace(0, len(table) - 1, min(n_examples, len(table))).round().astype(int)
     examples = set(chosen.tolist())
@@ -204,8 +242,16 @@ def evaluate(method: Method, manifest: Path, nj: int = 1, how: How | None = None
     scores = pd.DataFrame([rows[k] for k in range(len(table))])
     write_text(folder / "all_metrics.csv", scores.to_csv(index=False, float_format="%.6f"))
     origin = {"name": method.folder.name, "kind": method.kind, "description": method.description}
-    origin |= {"set": manifest.stem, "corpus": corpus_name(manifest), "manifest": str(manifest), **stamp}
-    origin |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(sys.orig_argv)}
+    origin |= {
+        "set": manifest.stem,
+        "corpus": corpus_name(manifest),
+        "manifest": str(manifest),
+        **stamp,
+    }
+    origin |= {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+    }
     result = origin | {"n": len(scores)} | SUITES[how.suite].summary(scores) | cost
     write_text(final, dumps(result, indent=1) + "\n")
     print(in_words(folder, json.loads(dumps(result))))
@@ -223,7 +269,9 @@ def in_words(folder: Path, result: dict) -> str:
         "silent_mixture": "silent mixtures have no improvement",
         "failed_estimates": "estimates are silent, not finite or without any trace of the source (-100 dB)",
     }
-    return text + "".join(f"; {result[name]} {note}" for name, note in notes.items() if result.get(name))
+    return text + "".join(
+        f"; {result[name]} {note}" for name, note in notes.items() if result.get(name)
+    )
 
 
 # ---- cost
@@ -255,7 +303,9 @@ def measure(system, device: str, n_mics: int = 1) -> dict:
         "parameters": sum(parameter.numel() for parameter in system.parameters()),
         "macs_per_second": counter.get_total_flops() // 2,
         "seconds_per_second": statistics.median(seconds[1:]) / 4,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{torch.get_num_threads()} CPU threads",
     }
 
 
@@ -266,10 +316,19 @@ def _arguments(arguments):
     parser = argparse.ArgumentParser(
         prog="utils.evaluate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--exp", type=Path, required=True, help="folder of the experiment; references come beside it")
+    parser.add_argument(
+        "--exp",
+        type=Path,
+        required=True,
+        help="folder of the experiment; references come beside it",
+    )
     parser.add_argument("--manifest", type=Path, required=True, help="CSV of the test set")
-    parser.add_argument("--nj", type=int, default=joblib.cpu_count(), help="processes, of one CPU thread each")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the system runs")
+    parser.add_argument(
+        "--nj", type=int, default=joblib.cpu_count(), help="processes, of one CPU thread each"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the system runs"
+    )
     parser.add_argument("--n_examples", type=int, default=5, help="utterances whose audio is kept")
     parser.add_argument(
         "--references",
@@ -277,14 +336,22 @@ def _arguments(arguments):
         help="also evaluate what needs no training: yes (the mixture and oracle masks), FILE.yml (what it lists), no;\n"
         "with `only:` before it, nothing else",
     )
-    parser.add_argument("--suite", choices=SUITES, default="speech", help="metrics, see utils/evaluation/suites.py")
-    parser.add_argument("--extra", nargs="*", default=[], help="further metrics of the suite, which take long")
-    parser.add_argument("--segment", type=float, default=How.segment, help="seconds that are separated at once")
+    parser.add_argument(
+        "--suite", choices=SUITES, default="speech", help="metrics, see utils/evaluation/suites.py"
+    )
+    parser.add_argument(
+        "--extra", nargs="*", default=[], help="further metrics of the suite, which take long"
+    )
+    parser.add_argument(
+        "--segment", type=float, default=How.segment, help="seconds that are separated at once"
+    )
     parser.add_argument("--cluster", help="address of a Dask scheduler whose workers do the job")
     args = parser.parse_args(arguments)
     known = SUITES[args.suite].extra
     if not {*args.extra} <= {*known}:
-        raise UserError(f"--extra {' '.join(args.extra)}: the suite {args.suite} has {', '.join(known) or 'none'}")
+        raise UserError(
+            f"--extra {' '.join(args.extra)}: the suite {args.suite} has {', '.join(known) or 'none'}"
+        )
     if args.nj < 1 or args.n_examples < 0:
         raise UserError("--nj must be at least 1 and --n_examples at least 0")
     if not args.manifest.is_file():
@@ -308,11 +375,19 @@ def main(arguments: list[str] | None = None) -> None:
         folder = folder.relative_to(os.getcwd())
     path = None if listed in ("yes", "no", "only") else Path(listed)
     if path and not path.is_file():
-        raise UserError(f"--references {listed}: there is no such file; give yes, no, only or a YAML file")
+        raise UserError(
+            f"--references {listed}: there is no such file; give yes, no, only or a YAML file"
+        )
     how = How(args.device, args.suite, tuple(sorted(args.extra)), args.segment)
     with workers(args.cluster):
         for method in [] if listed == "no" else references(folder, path):
-            evaluate(method, args.manifest, args.nj, dataclasses.replace(how, device="cpu"), args.n_examples)
+            evaluate(
+                method,
+                args.manifest,
+                args.nj,
+                dataclasses.replace(how, device="cpu"),
+                args.n_examples,
+            )
         for method in systems:
             evaluate(method, args.manifest, args.nj, how, args.n_examples)
 

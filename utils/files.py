@@ -44,7 +44,9 @@ def remove_leftovers(folder, age=3600.0):
 def parallel(function, jobs, n_jobs, description):
     """Return `[function(*job) for job in jobs]` in order, on `n_jobs` processes, with a progress bar on a terminal."""
     jobs = list(jobs)
-    results = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(joblib.delayed(function)(*job) for job in jobs)
+    results = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
+        joblib.delayed(function)(*job) for job in jobs
+    )
     return list(tqdm(results, total=len(jobs), desc=description, disable=None))
 
 

@@ -27,7 +27,11 @@ __all__ = ["Blocks", "separate_file", "separate_long"]
 
 
 def separate_file(
-    system: System, path: str | Path, out_dir: str | Path, blocks: Blocks | None = None, subtype: str = "FLOAT"
+    system: System,
+    path: str | Path,
+    out_dir: str | Path,
+    blocks: Blocks | None = None,
+    subtype: str = "FLOAT",
 ) -> list[Path]:
     """Separate an audio file into `<out_dir>/<stem>_s1.wav`, ...: same rate, length and channels as the file.
 
@@ -75,9 +79,13 @@ def _explained(out_dir: Path):
     try:
         yield
     except (sf.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
-        raise UserError(f"cannot write in {out_dir}: {error or 'incomplete'} Is the disk full?") from None
+        raise UserError(
+            f"cannot write in {out_dir}: {error or 'incomplete'} Is the disk full?"
+        ) from None
     except torch.OutOfMemoryError:
-        raise UserError("not enough memory on the device: lower --segment or --batch, or use --device cpu") from None
+        raise UserError(
+            "not enough memory on the device: lower --segment or --batch, or use --device cpu"
+        ) from None
     except OSError as error:
         if error.errno == 28:  # a full disk has its own message
             raise
@@ -89,8 +97,12 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(sf.SoundFile(path))
         n_mics, rate = system.n_mics, source.samplerate
-        if n_mics not in (None, 1, source.channels) and not (system.images and source.channels == 1):
-            raise UserError(f"{path} has {source.channels} channels; the model hears {n_mics} microphones")
+        if n_mics not in (None, 1, source.channels) and not (
+            system.images and source.channels == 1
+        ):
+            raise UserError(
+                f"{path} has {source.channels} channels; the model hears {n_mics} microphones"
+            )
         if n_mics is None and source.channels == 1:
             raise UserError(f"{path} has one channel; the model separates by several microphones")
         channels = source.channels if n_mics == 1 or system.images else 1
@@ -107,12 +119,17 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
         for estimates in stitcher.finish():
             writer.write(from_model(_interleave(estimates), False))
         if stitcher.signal.shape[-1] == 0:
-            raise UserError(f"{path}: too short, {heard} samples at {rate} Hz are not one at {system.sample_rate} Hz")
+            raise UserError(
+                f"{path}: too short, {heard} samples at {rate} Hz are not one at {system.sample_rate} Hz"
+            )
         writer.write(from_model(np.zeros((0, len(outputs) * channels), np.float32), True))
         writer.end(heard)
         if n_mics != 1 and alive.any() and not alive.all():
             dead = ", ".join(map(str, np.flatnonzero(~alive) + 1))
-            print(f"warning: {path}: channel {dead} is silent throughout: a dead microphone?", file=sys.stderr)
+            print(
+                f"warning: {path}: channel {dead} is silent throughout: a dead microphone?",
+                file=sys.stderr,
+            )
         return writer.peak
 
 
@@ -132,12 +149,16 @@ def _resampler(rate: int, new_rate: int, channels: int):
 def _read(source: sf.SoundFile, path: Path, frames: int) -> Iterator[tuple[np.ndarray, bool]]:
     """Blocks (time, channel) of a file, and at the end an empty one that is marked as the last."""
     heard = 0
-    with tqdm(total=source.frames, desc=path.name, unit_scale=True, leave=False, disable=None) as progress:
+    with tqdm(
+        total=source.frames, desc=path.name, unit_scale=True, leave=False, disable=None
+    ) as progress:
         while True:
             try:
                 block = source.read(frames, "float32", always_2d=True)
             except sf.LibsndfileError as error:
-                raise UserError(f"{path}: damaged audio file ({error}). Restore it from its source") from None
+                raise UserError(
+                    f"{path}: damaged audio file ({error}). Restore it from its source"
+                ) from None
             wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
             if len(wrong):
                 place = (heard + wrong[0]) / source.samplerate
@@ -150,7 +171,9 @@ def _read(source: sf.SoundFile, path: Path, frames: int) -> Iterator[tuple[np.nd
             heard += len(block)
             progress.update(len(block))
     if heard == 0 or heard < source.frames < 2**40:  # larger: a stream of unknown length
-        raise UserError(f"{path}: cut off, {heard} of {source.frames} samples are there. Restore it from its source")
+        raise UserError(
+            f"{path}: cut off, {heard} of {source.frames} samples are there. Restore it from its source"
+        )
 
 
 class _Writer:
@@ -159,7 +182,9 @@ class _Writer:
     def __init__(self, outputs: list[Path], rate: int, channels: int, frames: int):
         container = "WAV" if frames * channels < 2**29 else "RF64"  # a WAV file ends at 4 GiB
         self.outputs, self.channels, self.written, self.peak = outputs, channels, 0, 0.0
-        self.files = [sf.SoundFile(name, "w", rate, channels, "FLOAT", format=container) for name in outputs]
+        self.files = [
+            sf.SoundFile(name, "w", rate, channels, "FLOAT", format=container) for name in outputs
+        ]
 
     def __enter__(self):
         return self
@@ -177,7 +202,9 @@ class _Writer:
     def end(self, length: int) -> None:
         """Make the files exactly `length` samples long: resampling there and back may leave one more or less."""
         if self.written < length:
-            self.write(np.zeros((length - self.written, self.channels * len(self.files)), np.float32))
+            self.write(
+                np.zeros((length - self.written, self.channels * len(self.files)), np.float32)
+            )
         for file in self.files:
             if file.frames > length:
                 file.truncate(length)
@@ -199,34 +226,60 @@ def _to_integers(name: Path, subtype: str, gain: float) -> None:
 
 def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine, or its torch, has no usable GPU; use --device cpu")
+        raise UserError(
+            "--device cuda: this machine, or its torch, has no usable GPU; use --device cpu"
+        )
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _check_names(system: System, files: list[Path], out_dir: Path) -> None:
     """No estimate may overwrite an input or another file's estimate."""
     inputs = {path.resolve() for path in files}
-    outputs = Counter(target.resolve() for path in files for target in outputs_of(system, path, out_dir))
+    outputs = Counter(
+        target.resolve() for path in files for target in outputs_of(system, path, out_dir)
+    )
     for target, times in outputs.items():
         if times > 1:
-            raise UserError(f"{target} would be written for two files of the same name: separate them in two runs")
+            raise UserError(
+                f"{target} would be written for two files of the same name: separate them in two runs"
+            )
         if target in inputs:
-            raise UserError(f"{target} is an input and would be overwritten by an estimate: give another --out")
+            raise UserError(
+                f"{target} is an input and would be overwritten by an estimate: give another --out"
+            )
 
 
 @command
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="utils.separate", description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="exp/<name>, a model.pth, a checkpoint, or a model packed by Asteroid")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="wav, flac, ogg or other audio file")
-    parser.add_argument("--out", type=Path, default=Path("separated"), help="folder for FILE_s1.wav, ... (%(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--subtype", choices=("FLOAT", "PCM_16", "PCM_24"), default="FLOAT", help="of the wav files")
-    parser.add_argument("--segment", type=float, default=Blocks.segment, help="seconds at once (%(default)s)")
     parser.add_argument(
-        "--overlap", type=float, default=Blocks.overlap, help="seconds that segments share (%(default)s)"
+        "model", help="exp/<name>, a model.pth, a checkpoint, or a model packed by Asteroid"
     )
-    parser.add_argument("--batch", type=int, default=Blocks.batch, help="segments in a forward pass (%(default)s)")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="wav, flac, ogg or other audio file"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("separated"),
+        help="folder for FILE_s1.wav, ... (%(default)s)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--subtype", choices=("FLOAT", "PCM_16", "PCM_24"), default="FLOAT", help="of the wav files"
+    )
+    parser.add_argument(
+        "--segment", type=float, default=Blocks.segment, help="seconds at once (%(default)s)"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=Blocks.overlap,
+        help="seconds that segments share (%(default)s)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=Blocks.batch, help="segments in a forward pass (%(default)s)"
+    )
     args = parser.parse_args(arguments)
     blocks = Blocks(args.segment, args.overlap, args.batch)
     device = _device(args.device)

@@ -51,7 +51,10 @@ MAY_CHANGE = ("runtime", "description")
 def describe_run(description: str, manifests: Path) -> dict:
     """What else a result depends on: code, packages, command, machine."""
     git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
     )
     packages = ("torch", "asteroid", "pytorch-lightning", "numpy", "soundfile")
     return {
@@ -69,8 +72,12 @@ def claim_folder(exp: Path, settings: dict, manifests: Path) -> None:
     """Make the experiment's folder, or check that it holds the same experiment."""
     path = exp / "config.yml"
     description = settings["description"]
-    settings = {"manifests": str(manifests.resolve())} | {k: v for k, v in settings.items() if k not in MAY_CHANGE}
-    if path.exists() and any((*exp.glob("*/*.ckpt"), *exp.glob("*/done.json"))):  # else nothing is trained yet
+    settings = {"manifests": str(manifests.resolve())} | {
+        k: v for k, v in settings.items() if k not in MAY_CHANGE
+    }
+    if path.exists() and any(
+        (*exp.glob("*/*.ckpt"), *exp.glob("*/done.json"))
+    ):  # else nothing is trained yet
         old = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in MAY_CHANGE}
         changed = differences(old, settings)
         if changed:
@@ -103,7 +110,9 @@ def start_from(system, previous: Path | None, folder: Path) -> None:
     origin = {"from": str(best.relative_to(folder.parent)), "sha256": sha256(best)}
     note = folder / "start.json"
     if note.exists() and json.loads(note.read_text()) != origin:
-        raise UserError(f"{folder} was started from another {best.name}: delete {folder} to train it anew")
+        raise UserError(
+            f"{folder} was started from another {best.name}: delete {folder} to train it anew"
+        )
     system.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
     if rank_zero_only.rank == 0:
         folder.mkdir(exist_ok=True)
@@ -117,7 +126,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         save(checkpoint, path)
 
 
-def make_trainer(folder: Path, step: Step, experiment: Experiment, bookkeeping: Bookkeeping) -> pl.Trainer:
+def make_trainer(
+    folder: Path, step: Step, experiment: Experiment, bookkeeping: Bookkeeping
+) -> pl.Trainer:
     runtime, system = experiment.runtime, experiment.system
     mode = "min" if "loss" in step.monitor else "max"
     callbacks = [
@@ -133,7 +144,9 @@ def make_trainer(folder: Path, step: Step, experiment: Experiment, bookkeeping: 
         callbacks.append(Examples(runtime.log_audio, runtime.log_audio_every))
     if step.early_stop:
         callbacks.append(
-            EarlyStopping(step.monitor, patience=step.early_stop, mode=mode, check_on_train_epoch_end=True)
+            EarlyStopping(
+                step.monitor, patience=step.early_stop, mode=mode, check_on_train_epoch_end=True
+            )
         )
     if step.compile:
         callbacks.append(EagerValidation())
@@ -180,7 +193,9 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
         for part in system.compiled_parts():
             part.compile(dynamic=False)
     try:
-        trainer.fit(system, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
+        trainer.fit(
+            system, train, valid, ckpt_path=last if last.exists() else None, weights_only=True
+        )
     except SystemExit:
         raise UserError(f"interrupted; the same command continues {folder}") from None
     if fingerprint(system) != frozen:
@@ -228,18 +243,27 @@ def finish(folder: Path, trainer, bookkeeping: Bookkeeping, system, frozen: str,
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="utils.train", description=__doc__)
     parser.add_argument("--conf", required=True, help="YAML file of the experiment")
-    parser.add_argument("--manifests", type=Path, required=True, help="folder with train.csv and valid.csv")
-    parser.add_argument("--exp", type=Path, required=True, help="folder of the experiment")
-    parser.add_argument("--steps", default="all", choices=("first", "rest", "all"), help="which of the YAML's steps")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of YAML keys, e.g. steps.joint.epochs=3"
+        "--manifests", type=Path, required=True, help="folder with train.csv and valid.csv"
+    )
+    parser.add_argument("--exp", type=Path, required=True, help="folder of the experiment")
+    parser.add_argument(
+        "--steps", default="all", choices=("first", "rest", "all"), help="which of the YAML's steps"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="overrides of YAML keys, e.g. steps.joint.epochs=3",
     )
     args = parser.parse_intermixed_args(arguments)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in LIGHTNING_CHATTER:
         warnings.filterwarnings("ignore", f".*{message}")
     torch.set_float32_matmul_precision("high")
-    config = configuration.parse(configuration.override(configuration.read_yaml(args.conf), args.overrides), args.conf)
+    config = configuration.parse(
+        configuration.override(configuration.read_yaml(args.conf), args.overrides), args.conf
+    )
     names = list(config.steps)
     configuration.check_steps(config, args.conf)
     configuration.check_data(config, args.conf)
@@ -247,7 +271,9 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = {"first": names[:1], "rest": names[1:], "all": names}[args.steps]
     for name in chosen:
         index = names.index(name)
-        train_step(name, args.exp / names[index - 1] if index else None, config, args.exp, args.manifests)
+        train_step(
+            name, args.exp / names[index - 1] if index else None, config, args.exp, args.manifests
+        )
     if names[-1] in chosen:
         export(args.exp / names[-1] / "best.ckpt", args.exp / "model.pth")
 

@@ -23,17 +23,21 @@ class BandSplit(nn.Module):
         n_layers: pairs of recurrent layers, along time and along the bands.
     """
 
-    def __init__(self, n_freq: int, n_src: int, chan: int = 64, hid_chan: int = 128, n_layers: int = 6):
+    def __init__(
+        self, n_freq: int, n_src: int, chan: int = 64, hid_chan: int = 128, n_layers: int = 6
+    ):
         super().__init__()
         if min(n_freq, n_src, chan, hid_chan, n_layers) < 1:
             raise ValueError("sizes of a BandSplit must be 1 at least")
         self.n_src, self.summary_chan = n_src, chan
         self.widths = band_widths(n_freq)
         self.split = nn.ModuleList(
-            nn.Sequential(nn.GroupNorm(1, 2 * width, EPS), nn.Conv1d(2 * width, chan, 1)) for width in self.widths
+            nn.Sequential(nn.GroupNorm(1, 2 * width, EPS), nn.Conv1d(2 * width, chan, 1))
+            for width in self.widths
         )
         self.layers = nn.ModuleList(
-            nn.ModuleList([Recurrent(chan, hid_chan), Recurrent(chan, hid_chan)]) for _ in range(n_layers)
+            nn.ModuleList([Recurrent(chan, hid_chan), Recurrent(chan, hid_chan)])
+            for _ in range(n_layers)
         )
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -50,7 +54,10 @@ class BandSplit(nn.Module):
         """Complex (batch, freq, frames) to complex masks (batch, n_src, freq, frames) and a summary (batch, chan)."""
         parts = torch.cat([spectrum.real, spectrum.imag], 1)
         bands = [
-            torch.cat(pair, 1) for pair in zip(*(half.split(self.widths, 1) for half in parts.chunk(2, 1)), strict=True)
+            torch.cat(pair, 1)
+            for pair in zip(
+                *(half.split(self.widths, 1) for half in parts.chunk(2, 1)), strict=True
+            )
         ]
         x = torch.stack([split(band) for split, band in zip(self.split, bands, strict=True)], 2)
         for along_time, along_bands in self.layers:

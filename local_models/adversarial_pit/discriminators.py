@@ -26,13 +26,20 @@ class Waveform(nn.Module):
         windows: without meaning here.
     """
 
-    def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int] = ()):
+    def __init__(
+        self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int] = ()
+    ):
         super().__init__()
         self.with_mixture = with_mixture
         sizes = [(n_signals + with_mixture, filters, 15, 4, 1), (filters, 2 * filters, 41, 4, 4)]
-        sizes += [(2 * filters, 4 * filters, 41, 4, 16), (4 * filters, 8 * filters, 5, 1, 1), (8 * filters, 1, 3, 1, 1)]
+        sizes += [
+            (2 * filters, 4 * filters, 41, 4, 16),
+            (4 * filters, 8 * filters, 5, 1, 1),
+            (8 * filters, 1, 3, 1, 1),
+        ]
         self.layers = nn.ModuleList(
-            weight_norm(nn.Conv1d(a, b, taps, stride, taps // 2, groups=groups)) for a, b, taps, stride, groups in sizes
+            weight_norm(nn.Conv1d(a, b, taps, stride, taps // 2, groups=groups))
+            for a, b, taps, stride, groups in sizes
         )
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
@@ -53,7 +60,9 @@ class Spectrum(nn.Module):
     def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int]):
         super().__init__()
         self.with_mixture, self.windows = with_mixture, windows
-        self.scales = nn.ModuleList(spectral_layers(n_signals + with_mixture, filters) for _ in windows)
+        self.scales = nn.ModuleList(
+            spectral_layers(n_signals + with_mixture, filters) for _ in windows
+        )
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
         """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands) of each scale."""
@@ -85,7 +94,9 @@ class Mask(nn.Module):
         whole = magnitude(mixture[:, None], self.window)
         masks = (magnitude(signals, self.window) / whole.clamp(min=SILENT_BIN)).clamp(max=1)
         x = torch.where(whole > SILENT_BIN, masks, 0.0)
-        return [_through(self.layers, torch.cat([x, compress(whole)], 1) if self.with_mixture else x)]
+        return [
+            _through(self.layers, torch.cat([x, compress(whole)], 1) if self.with_mixture else x)
+        ]
 
 
 DOMAINS = {"waveform": Waveform, "stft": Spectrum, "mask": Mask}
@@ -107,7 +118,9 @@ def magnitude(signals: Tensor, window: int) -> Tensor:
         shape = torch.hann_window(window, device=signals.device)
         padded = F.pad(signals.float(), (window // 2, window // 2))
         # Frames before bins in memory too, as the convolutions want them; torch.stft has it the other way round.
-        spectrum = _Spectra.apply(padded.unfold(-1, window, window // 4) * (shape / shape.square().sum().sqrt()))
+        spectrum = _Spectra.apply(
+            padded.unfold(-1, window, window // 4) * (shape / shape.square().sum().sqrt())
+        )
         return (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
 
 
@@ -121,7 +134,9 @@ class _Spectra(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         n = 2 * (gradient.shape[-1] - 1)
-        halves = torch.full(gradient.shape[-1:], n / 2, device=gradient.device, dtype=gradient.real.dtype)
+        halves = torch.full(
+            gradient.shape[-1:], n / 2, device=gradient.device, dtype=gradient.real.dtype
+        )
         halves[0] = halves[-1] = n
         return torch.fft.irfft(gradient * halves)
 

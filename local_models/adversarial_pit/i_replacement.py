@@ -27,7 +27,9 @@ class Pairs:
     mixture: Tensor
 
 
-def draw_real_slots(is_active: Tensor, n_real: int, generator: torch.Generator | None = None) -> Tensor:
+def draw_real_slots(
+    is_active: Tensor, n_real: int, generator: torch.Generator | None = None
+) -> Tensor:
     """Which slots of a fake tuple hold the truth: a random subset of `n_real`, with an active slot left to estimate.
 
     Args:
@@ -47,8 +49,12 @@ def draw_real_slots(is_active: Tensor, n_real: int, generator: torch.Generator |
         subset[0, list(chosen)] = True
         subsets = torch.cat([subsets, subset])
     allowed = (is_active.cpu()[:, None] & ~subsets).any(-1)
-    allowed |= ~allowed.any(-1, keepdim=True)  # nothing is active: any will do, for the example is left out
-    return subsets[torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]].to(is_active.device)
+    allowed |= ~allowed.any(
+        -1, keepdim=True
+    )  # nothing is active: any will do, for the example is left out
+    return subsets[torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]].to(
+        is_active.device
+    )
 
 
 def instance_pairs(
@@ -108,7 +114,12 @@ def context_pairs(
     if silent == "truth":
         true = true | ~is_active
     fake = torch.where(true[..., None], sources, aligned)
-    order = torch.rand(true.shape, generator=generator).argsort(1).to(true.device)[..., None].expand_as(sources)
+    order = (
+        torch.rand(true.shape, generator=generator)
+        .argsort(1)
+        .to(true.device)[..., None]
+        .expand_as(sources)
+    )
     real, fake = sources.gather(1, order), fake.gather(1, order)
     if silent == "dither":
         real, fake = _dithered(real, fake, generator)

@@ -41,7 +41,9 @@ class StftMasking(nn.Module):
     ):
         super().__init__()
         if not 0 < hop < window or window % hop:
-            raise ValueError(f"the hop of {hop} samples does not divide the window of {window} into two parts or more")
+            raise ValueError(
+                f"the hop of {hop} samples does not divide the window of {window} into two parts or more"
+            )
         self.network = network(window // 2 + 1, n_src)
         self.n_src, self.hop, self.consistency = n_src, hop, consistency
         self.left = window - hop if edges == "padded" else 0
@@ -71,8 +73,12 @@ class StftMasking(nn.Module):
         """(batch, time) to complex (batch, freq, frames), a frame for each hop that is begun."""
         size = len(self.window)
         frames = -(-(signal.shape[-1] + self.left) // self.hop)
-        padded = F.pad(signal, (self.left, (frames - 1) * self.hop + size - signal.shape[-1] - self.left))
-        return torch.stft(padded, size, self.hop, window=self.window, center=False, return_complex=True)
+        padded = F.pad(
+            signal, (self.left, (frames - 1) * self.hop + size - signal.shape[-1] - self.left)
+        )
+        return torch.stft(
+            padded, size, self.hop, window=self.window, center=False, return_complex=True
+        )
 
     def istft(self, spectra: Tensor, length: int) -> Tensor:
         """Complex (batch, n_src, freq, frames) to (batch, n_src, length), by overlapping and adding."""

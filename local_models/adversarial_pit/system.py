@@ -163,11 +163,16 @@ class AdversarialPIT(Universal, System):
             gradient = pit_gradient = torch.autograd.grad(loss, leaf)[0]
         values, their_loss = {"loss": loss}, torch.zeros((), device=leaf.device)
         # The gradient of a mean over a million scores is zero in float16; `balance` takes any factor out again.
-        half = torch.is_autocast_enabled(leaf.device.type) and torch.get_autocast_dtype(leaf.device.type) == torch.half
+        half = (
+            torch.is_autocast_enabled(leaf.device.type)
+            and torch.get_autocast_dtype(leaf.device.type) == torch.half
+        )
         lift = leaf.numel() if half else 1
         for name, opponent in self.opponents.items():
             aligned = align(leaf, order)
-            own_loss, adversarial_loss, seen = opponent.meet(opponent.pairs(sources, aligned, mixture))
+            own_loss, adversarial_loss, seen = opponent.meet(
+                opponent.pairs(sources, aligned, mixture)
+            )
             push = torch.autograd.grad(adversarial_loss * lift, leaf, retain_graph=True)[0]
             scale, share = opponent.balance(push, pit_gradient)
             if opponent.updates > self.game.warm_up:
@@ -179,12 +184,16 @@ class AdversarialPIT(Universal, System):
     def on_before_optimizer_step(self, optimizer):
         for opponent in self.opponents.values() if self.step == "adversarial" else ():
             # Devices have met different tuples; if one alone let a discriminator rest, its weights would differ there.
-            opponent.accuracy.copy_(self.trainer.strategy.reduce(opponent.accuracy, reduce_op="mean"))
+            opponent.accuracy.copy_(
+                self.trainer.strategy.reduce(opponent.accuracy, reduce_op="mean")
+            )
             if opponent.resting():
                 for parameter in opponent.parameters():
                     parameter.grad = None  # zeros would still move it by its momentum
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ):
         """Clip separator and each discriminator by themselves: joint clipping would let one starve the others."""
         for part in [self.masking, *self.opponents.values()] if gradient_clip_val else ():
             nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
@@ -208,7 +217,9 @@ class Opponent(nn.Module):
                 "context-based one, and is 0 in an instance-based one"
             )
         if options.filters < 8 or options.filters % 8:
-            raise ValueError(f"adversaries: filters is {options.filters}; it must be a multiple of 8")
+            raise ValueError(
+                f"adversaries: filters is {options.filters}; it must be a multiple of 8"
+            )
         if not options.windows or any(window < 4 or window % 4 for window in options.windows):
             raise ValueError(
                 f"adversaries: windows is {list(options.windows)}; give one or more multiples of 4, in samples"
@@ -226,11 +237,15 @@ class Opponent(nn.Module):
     def pairs(self, sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
         """What it gets to see of (batch, n_src, time), twice, and (batch, time)."""
         # Drawn from the number of the update, and not from the global generator, which a continued run has moved on.
-        draw = torch.Generator().manual_seed((torch.initial_seed() + 7919 * int(self.updates)) % 2**63)
+        draw = torch.Generator().manual_seed(
+            (torch.initial_seed() + 7919 * int(self.updates)) % 2**63
+        )
         if self.options.family == "instance":
             return instance_pairs(sources, aligned, mixture, self.game.silent, draw)
         single = self.game.single_source
-        return context_pairs(sources, aligned, mixture, self.options.n_real, self.game.silent, single, draw)
+        return context_pairs(
+            sources, aligned, mixture, self.options.n_real, self.game.silent, single, draw
+        )
 
     def meet(self, pairs: Pairs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One encounter.
@@ -242,13 +257,17 @@ class Opponent(nn.Module):
         if not len(pairs.real):
             nothing = sum(p.sum() for p in self.parameters()) * 0 + pairs.fake.sum() * 0
             return nothing, nothing, {"trained": torch.zeros((), device=pairs.fake.device)}
-        real, fake = self.network(pairs.real, pairs.mixture), self.network(pairs.fake, pairs.mixture)
+        real, fake = (
+            self.network(pairs.real, pairs.mixture),
+            self.network(pairs.fake, pairs.mixture),
+        )
         own = torch.stack([self._loss(r, f) for r, f in zip(real, fake, strict=True)]).mean()
         hinge = self.game.loss == "hinge"
         theirs = torch.stack([-f.mean() if hinge else (1 - f).square().mean() for f in fake]).mean()
         border = 0.0 if hinge else 0.5
         right = [
-            ((r > border).float().mean() + (f < border).float().mean()) / 2 for r, f in zip(real, fake, strict=True)
+            ((r > border).float().mean() + (f < border).float().mean()) / 2
+            for r, f in zip(real, fake, strict=True)
         ]
         seen = {"real": mean_of(real), "fake": mean_of(fake), "accuracy": torch.stack(right).mean()}
         with torch.no_grad():
@@ -281,8 +300,12 @@ class Opponent(nn.Module):
         if not judged.any():
             return torch.zeros_like(self.log_ratio), torch.zeros_like(self.log_ratio)
         ratio = (norms[1][judged] / norms[0][judged]).log().mean()
-        self.log_ratio.lerp_(ratio, max(1 - DECAY, 1 / self.updates.item()))  # a plain mean at first
-        return self.options.share * self.log_ratio.exp(), self.options.share * (self.log_ratio - ratio).exp()
+        self.log_ratio.lerp_(
+            ratio, max(1 - DECAY, 1 / self.updates.item())
+        )  # a plain mean at first
+        return self.options.share * self.log_ratio.exp(), self.options.share * (
+            self.log_ratio - ratio
+        ).exp()
 
 
 def mean_of(scores: Iterable[Tensor]) -> Tensor:
@@ -297,6 +320,8 @@ def _leave_opponents_out(system, state, prefix, _):
 
 
 def _keep_fresh_opponents(system, state, prefix, *_):
-    own = {f"{prefix}opponents.{name}": value for name, value in system.opponents.state_dict().items()}
+    own = {
+        f"{prefix}opponents.{name}": value for name, value in system.opponents.state_dict().items()
+    }
     if not any(name.startswith(f"{prefix}opponents.") for name in state):
         state |= own

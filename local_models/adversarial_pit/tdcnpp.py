@@ -45,7 +45,9 @@ class TDCNpp(nn.Module):
     ):
         super().__init__()
         if min(n_freq, n_src, bn_chan, hid_chan, n_blocks, n_repeats) < 1 or kernel_size % 2 == 0:
-            raise ValueError("sizes of a TDCNpp must be 1 at least, and kernel_size odd to keep the number of frames")
+            raise ValueError(
+                "sizes of a TDCNpp must be 1 at least, and kernel_size odd to keep the number of frames"
+            )
         self.n_src, self.summary_chan, self.exponent = n_src, bn_chan, exponent
         self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)  # frames
         self.norm = ScalarNorm()
@@ -55,8 +57,12 @@ class TDCNpp(nn.Module):
             for index in range(n_blocks * n_repeats)
         )
         self.starts = range(0, n_blocks * n_repeats, n_blocks)
-        pairs = [(source, target) for target in self.starts for source in self.starts if source < target]
-        self.long_skips = nn.ModuleDict({f"{a}_{b}": ScaledDense(bn_chan, bn_chan) for a, b in pairs})
+        pairs = [
+            (source, target) for target in self.starts for source in self.starts if source < target
+        ]
+        self.long_skips = nn.ModuleDict(
+            {f"{a}_{b}": ScaledDense(bn_chan, bn_chan) for a, b in pairs}
+        )
         self.masks = nn.Conv1d(bn_chan, n_src * n_freq, 1, bias=False)
         nn.init.xavier_uniform_(self.masks.weight)
 
@@ -101,7 +107,12 @@ class TDCNppBlock(nn.Module):
             x,
             *(self.dilation, hid_chan, EPS),
             *(self.dense1.matrix(), None, self.act1.weight, *self.norm1.expand(hid_chan)),
-            *(self.depthwise.weight, self.depthwise.bias, self.act2.weight, *self.norm2.expand(hid_chan)),
+            *(
+                self.depthwise.weight,
+                self.depthwise.bias,
+                self.act2.weight,
+                *self.norm2.expand(hid_chan),
+            ),
             *(self.dense2.matrix(), None),
         )[0]
 
@@ -120,7 +131,9 @@ class ScaledDense(nn.Module):
         return self.weight * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv1d(x, self.matrix(), None if self.bias is None else self.bias * self.scale)
+        return nn.functional.conv1d(
+            x, self.matrix(), None if self.bias is None else self.bias * self.scale
+        )
 
 
 class ScalarNorm(nn.Module):

@@ -36,8 +36,18 @@ class FasNet(System):
         hop_size: int = 25,
     ):
         super().__init__(n_src, sample_rate)
-        sizes = {"enc_dim": enc_dim, "feature_dim": feature_dim, "hidden_dim": hidden_dim, "n_layers": n_layers}
-        sizes |= {"window_ms": window_ms, "context_ms": context_ms, "chunk_size": chunk_size, "hop_size": hop_size}
+        sizes = {
+            "enc_dim": enc_dim,
+            "feature_dim": feature_dim,
+            "hidden_dim": hidden_dim,
+            "n_layers": n_layers,
+        }
+        sizes |= {
+            "window_ms": window_ms,
+            "context_ms": context_ms,
+            "chunk_size": chunk_size,
+            "hop_size": hop_size,
+        }
         self.model = FasNetTAC(n_src, sample_rate=sample_rate, **sizes)
 
     def separate(self, mixture):
@@ -56,5 +66,7 @@ class FasNet(System):
             loss = PITLossWrapper.find_best_perm(pairwise)[0].mean()
             if self.training:
                 return {"loss": loss}
-            unprocessed = -pairwise_neg_sisdr(mixture[:, :1].expand_as(sources), sources)[:, 0].mean()
+            unprocessed = -pairwise_neg_sisdr(mixture[:, :1].expand_as(sources), sources)[
+                :, 0
+            ].mean()
             return {"loss": loss, "si_sdr": -loss, "si_sdri": -loss - unprocessed}

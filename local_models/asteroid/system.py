@@ -64,7 +64,9 @@ class AsteroidSystem(System):
             loss = self.pit_loss(estimates, sources)
             if self.training:
                 return {"loss": loss}
-            unprocessed = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)[:, 0].mean()
+            unprocessed = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)[
+                :, 0
+            ].mean()
             return {"loss": loss, "si_sdr": -loss, "si_sdri": -loss - unprocessed}
 
     def pack(self) -> dict:
@@ -73,9 +75,15 @@ class AsteroidSystem(System):
         versions["asteroid_version"] = asteroid.__version__
         return {
             "model_name": type(self.model).__name__,
-            "model_args": self.model_args | self.model.get_model_args() | {"sample_rate": self.sample_rate},
-            "state_dict": {name: value.detach().cpu() for name, value in self.model.state_dict().items()},
-            "infos": {"software_versions": {name: str(version) for name, version in versions.items()}},
+            "model_args": self.model_args
+            | self.model.get_model_args()
+            | {"sample_rate": self.sample_rate},
+            "state_dict": {
+                name: value.detach().cpu() for name, value in self.model.state_dict().items()
+            },
+            "infos": {
+                "software_versions": {name: str(version) for name, version in versions.items()}
+            },
         }
 
     @classmethod
@@ -87,15 +95,21 @@ class AsteroidSystem(System):
         """
         name, args = packed["model_name"], dict(packed["model_args"])
         model = getattr(asteroid.models, str(name), None)
-        if not (inspect.isclass(model) and issubclass(model, BaseEncoderMaskerDecoder)) or "n_src" not in args:
+        if (
+            not (inspect.isclass(model) and issubclass(model, BaseEncoderMaskerDecoder))
+            or "n_src" not in args
+        ):
             raise ValueError(f"`{name}` is not a separation network of asteroid.models")
         if not args.get("sample_rate"):
             warnings.warn(
-                "the packed model does not tell its sample rate; 8000 Hz is assumed, as Asteroid does", stacklevel=2
+                "the packed model does not tell its sample rate; 8000 Hz is assumed, as Asteroid does",
+                stacklevel=2,
             )
         n_src, rate = args.pop("n_src"), int(args.pop("sample_rate", None) or 8000)
         known = _accepted(model, args)
-        system = cls(functools.partial(model, **{k: v for k, v in args.items() if k in known}), n_src, rate)
+        system = cls(
+            functools.partial(model, **{k: v for k, v in args.items() if k in known}), n_src, rate
+        )
         try:
             system.model.load_state_dict(packed["state_dict"])
         except RuntimeError as error:
@@ -107,13 +121,20 @@ def _make(model: Callable, args: dict, n_src: int, sample_rate: int) -> BaseEnco
     rate = args.pop("sample_rate", None)
     # 8000 is the networks' own default, which the resolved configuration contains
     if rate not in (None, 8000, sample_rate):
-        raise ValueError(f"the model's sample_rate is {rate}, the system's {sample_rate}: leave out the first")
+        raise ValueError(
+            f"the model's sample_rate is {rate}, the system's {sample_rate}: leave out the first"
+        )
     try:
         made = model(n_src, sample_rate=sample_rate)
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"the model cannot be made of these arguments: {error}") from error
-    if not isinstance(made, BaseEncoderMaskerDecoder) or type(made).forward is not BaseEncoderMaskerDecoder.forward:
-        raise ValueError(f"{type(made).__name__} is not an encoder-masker-decoder network of asteroid.models")
+    if (
+        not isinstance(made, BaseEncoderMaskerDecoder)
+        or type(made).forward is not BaseEncoderMaskerDecoder.forward
+    ):
+        raise ValueError(
+            f"{type(made).__name__} is not an encoder-masker-decoder network of asteroid.models"
+        )
     unknown = args.keys() - _accepted(type(made), args)
     if unknown:
         raise ValueError(f"{type(made).__name__} has no argument {', '.join(sorted(unknown))}")
@@ -123,5 +144,10 @@ def _make(model: Callable, args: dict, n_src: int, sample_rate: int) -> BaseEnco
 def _accepted(model: type, args: dict) -> set[str]:
     """Arguments that a network or its filter bank really has; both swallow any other without a word."""
     filterbank = asteroid_filterbanks.get(args.get("fb_name", "free"))
-    parameters = [inspect.signature(f).parameters for f in (model, filterbank, asteroid_filterbanks.make_enc_dec)]
-    return {name for group in parameters for name, p in group.items() if p.kind is not p.VAR_KEYWORD}
+    parameters = [
+        inspect.signature(f).parameters
+        for f in (model, filterbank, asteroid_filterbanks.make_enc_dec)
+    ]
+    return {
+        name for group in parameters for name, p in group.items() if p.kind is not p.VAR_KEYWORD
+    }

@@ -43,7 +43,9 @@ class XUMX(System):
     ):
         super().__init__(n_src, sample_rate)
         if n_src < 2:
-            raise ValueError(f"n_src {n_src}: the sources whose networks are bridged are 2 at least")
+            raise ValueError(
+                f"n_src {n_src}: the sources whose networks are bridged are 2 at least"
+            )
         self.n_fft, self.hop, self.time_weight = n_fft, n_fft // 4, time_weight
         heard = min(round(bandwidth * n_fft / sample_rate), n_fft // 2) + 1
         names = [f"source_{k + 1}" for k in range(n_src)]
@@ -68,11 +70,17 @@ class XUMX(System):
             masked = masks.float() * spectrum[:, None]
             estimates = self._istft(masked, mixture.shape[-1])
             values = {"loss_magnitude": 0.0, "loss_time": 0.0}
-            groups = [g for size in range(1, self.n_src) for g in itertools.combinations(range(self.n_src), size)]
+            groups = [
+                g
+                for size in range(1, self.n_src)
+                for g in itertools.combinations(range(self.n_src), size)
+            ]
             for group in groups:
                 found, wanted = masked[:, group].sum(1).abs(), targets[:, group].sum(1).abs()
                 values["loss_magnitude"] += (found - wanted).square().mean() / len(groups)
-                values["loss_time"] += _distortion(estimates[:, group].sum(1), sources[:, group].sum(1)) / len(groups)
+                values["loss_time"] += _distortion(
+                    estimates[:, group].sum(1), sources[:, group].sum(1)
+                ) / len(groups)
             values["loss"] = values["loss_magnitude"] + self.time_weight * values["loss_time"]
             if not self.training:
                 values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
@@ -80,18 +88,24 @@ class XUMX(System):
 
     def _masks(self, spectrum: Tensor) -> Tensor:
         """Complex (batch, channel, bin, frame) to masks (batch, source, channel, bin, frame)."""
-        masks = self.network.forward_masker(spectrum.abs().permute(3, 0, 1, 2))  # frame, batch, channel, bin
+        masks = self.network.forward_masker(
+            spectrum.abs().permute(3, 0, 1, 2)
+        )  # frame, batch, channel, bin
         return masks.permute(2, 0, 3, 4, 1)
 
     def _stft(self, signals: Tensor) -> Tensor:
         window = torch.hann_window(self.n_fft, device=signals.device)
         options = dict(window=window, pad_mode="constant", return_complex=True)
-        found = torch.stft(signals.reshape(-1, signals.shape[-1]).float(), self.n_fft, self.hop, **options)
+        found = torch.stft(
+            signals.reshape(-1, signals.shape[-1]).float(), self.n_fft, self.hop, **options
+        )
         return found.unflatten(0, signals.shape[:-1])
 
     def _istft(self, spectra: Tensor, length: int) -> Tensor:
         window = torch.hann_window(self.n_fft, device=spectra.device)
-        flat = torch.istft(spectra.flatten(0, -3), self.n_fft, self.hop, window=window, length=length)
+        flat = torch.istft(
+            spectra.flatten(0, -3), self.n_fft, self.hop, window=window, length=length
+        )
         return flat.unflatten(0, spectra.shape[:-2])
 
 

@@ -45,9 +45,13 @@ class AuxIVA(nn.Module):
     ):
         super().__init__()
         if update not in UPDATES:
-            raise ValueError(f"there is no update rule '{update}'; choose one of {', '.join(UPDATES)}")
+            raise ValueError(
+                f"there is no update rule '{update}'; choose one of {', '.join(UPDATES)}"
+            )
         if n_iter < 0 or taps < 0 or delay < 1:
-            raise ValueError(f"n_iter {n_iter} and taps {taps} must be at least 0, delay {delay} at least 1")
+            raise ValueError(
+                f"n_iter {n_iter} and taps {taps} must be at least 0, delay {delay} at least 1"
+            )
         self.model, self.update, self.n_iter = model, update, n_iter
         self.taps, self.delay, self.reference = taps, delay, reference
 
@@ -72,7 +76,11 @@ class AuxIVA(nn.Module):
             states = map(run.in_channels, run.run(max(iterations)))
         else:
             states = self._states(self.observations(normal), mixture.shape[1], max(iterations))
-        return {n: self._estimates(demixing, mixture) for n, demixing in enumerate(states) if n in iterations}
+        return {
+            n: self._estimates(demixing, mixture)
+            for n, demixing in enumerate(states)
+            if n in iterations
+        }
 
     def demix(self, mixture: torch.Tensor, n_iter: int, state=None) -> torch.Tensor:
         """Demixing matrices (batch, frequency, mic, mic (1 + taps)), before projection back.
@@ -83,24 +91,34 @@ class AuxIVA(nn.Module):
             state: of the source model at the start.
         """
         if self.reference >= mixture.shape[1]:
-            raise ValueError(f"the reference microphone {self.reference} is not among {mixture.shape[1]} channels")
-        needs_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
+            raise ValueError(
+                f"the reference microphone {self.reference} is not among {mixture.shape[1]} channels"
+            )
+        needs_gradient = torch.is_grad_enabled() and any(
+            p.requires_grad for p in self.model.parameters()
+        )
         compiled = not self.taps and compiled_sums.supports(mixture)
         if compiled and not needs_gradient:
             with torch.no_grad():
-                return auxiva_kernel.demix(mixture, self.model, self.update, n_iter, state, loading(mixture))
+                return auxiva_kernel.demix(
+                    mixture, self.model, self.update, n_iter, state, loading(mixture)
+                )
         observations = self.observations(mixture)
         if not needs_gradient:
             *_, last = self._states(observations, mixture.shape[1], n_iter, state)
             return last
         states = (
-            self._compiled_states(mixture, n_iter) if compiled else self._states(observations, mixture.shape[1], n_iter)
+            self._compiled_states(mixture, n_iter)
+            if compiled
+            else self._states(observations, mixture.shape[1], n_iter)
         )
         return unroll(lambda *args: self.iterate(*args)[0], states, observations, self.model)
 
     def _states(self, observations, n_src, n_iter, state=None):
         """The demixing matrices at the start and after each iteration."""
-        start = torch.eye(n_src, observations.shape[2], dtype=observations.dtype, device=observations.device)
+        start = torch.eye(
+            n_src, observations.shape[2], dtype=observations.dtype, device=observations.device
+        )
         demixing = start.expand(*observations.shape[:2], *start.shape)
         yield demixing
         for _ in range(n_iter):
@@ -129,7 +147,9 @@ class AuxIVA(nn.Module):
     def _loads(self, demixing, observations, weights, eps):
         """Covariances of noise that is `eps` below the observations in each channel: so none is a mixture of others."""
         size = observations.shape[2]
-        lower = torch.eye(size, dtype=torch.complex128, device=demixing.device).expand(*demixing.shape[:2], size, size)
+        lower = torch.eye(size, dtype=torch.complex128, device=demixing.device).expand(
+            *demixing.shape[:2], size, size
+        )
         basis = torch.cat([demixing.to(lower.dtype), lower[..., demixing.shape[2] :, :]], dim=-2)
         power = torch.view_as_real(observations).square().sum(-1).mean(-1)
         noise = (basis * (eps * power).to(basis.dtype)[..., None, :]) @ basis.mH
@@ -176,13 +196,21 @@ class _Covariances(torch.autograd.Function):
         products = []  # a Hermitian matrix has D^2 real numbers: one real matrix product gives all sources
         for i in range(size):
             products += [
-                real[..., i : i + 1, :] * real[..., : i + 1, :] + imag[..., i : i + 1, :] * imag[..., : i + 1, :]
+                real[..., i : i + 1, :] * real[..., : i + 1, :]
+                + imag[..., i : i + 1, :] * imag[..., : i + 1, :]
             ]
-            products += [imag[..., i : i + 1, :] * real[..., :i, :] - real[..., i : i + 1, :] * imag[..., :i, :]]
+            products += [
+                imag[..., i : i + 1, :] * real[..., :i, :]
+                - real[..., i : i + 1, :] * imag[..., :i, :]
+            ]
         sums = (weights @ torch.cat(products, dim=-2).mT).double() / frames
-        covariances = torch.zeros(*sums.shape[:-1], size, size, dtype=torch.complex128, device=sums.device)
+        covariances = torch.zeros(
+            *sums.shape[:-1], size, size, dtype=torch.complex128, device=sums.device
+        )
         for i in range(size):
-            row = torch.complex(sums[..., i * i : i * i + i + 1], _padded(sums[..., i * i + i + 1 : (i + 1) ** 2]))
+            row = torch.complex(
+                sums[..., i * i : i * i + i + 1], _padded(sums[..., i * i + i + 1 : (i + 1) ** 2])
+            )
             covariances[..., i, : i + 1] = row
             covariances[..., : i + 1, i] = row.conj()
         return covariances
@@ -197,7 +225,10 @@ class _Covariances(torch.autograd.Function):
         through = (both.flatten(-3, -2) @ signals).unflatten(-2, (n_src, size))
         by_weights = None
         if ctx.needs_input_grad[1]:
-            through_real, real = torch.view_as_real(through), torch.view_as_real(signals)[..., None, :, :, :]
+            through_real, real = (
+                torch.view_as_real(through),
+                torch.view_as_real(signals)[..., None, :, :, :],
+            )
             by_weights = (through_real * real).sum((-3, -1)) / 2
         by_signals = (weights[..., None, :] * through).sum(-3) if ctx.needs_input_grad[0] else None
         return by_signals, by_weights

@@ -39,7 +39,9 @@ class BlindSeparation(System):
         super().__init__(None, sample_rate)
         hop = round(window * sample_rate / 4000)
         self.stft = Stft(4 * hop, hop)
-        source_model = NMF(n_basis) if model == "nmf" else {"laplace": Laplace, "gauss": Gauss}[model]()
+        source_model = (
+            NMF(n_basis) if model == "nmf" else {"laplace": Laplace, "gauss": Gauss}[model]()
+        )
         self.separation = AuxIVA(source_model, update, n_iter, taps, delay, reference)
 
     def separate(self, mixture):

@@ -8,7 +8,9 @@ import numba
 import numpy as np
 import torch
 
-jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+jit = numba.njit(
+    cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
+)
 
 
 def supports(signals: torch.Tensor) -> bool:
@@ -26,7 +28,10 @@ def covariances(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def covariance_gradients(signals: torch.Tensor, weights: torch.Tensor, gradient: torch.Tensor):
     """Gradients in `signals` and `weights` of `covariances`, from that of its result."""
     weights = weights.contiguous()
-    by_signals, by_weights = np.zeros((2, *signals.shape), weights.numpy().dtype), torch.zeros_like(weights)
+    by_signals, by_weights = (
+        np.zeros((2, *signals.shape), weights.numpy().dtype),
+        torch.zeros_like(weights),
+    )
     both = ((gradient + gradient.mH) / (2 * signals.shape[-1])).contiguous().numpy()
     _gradients(*_planes(signals), weights.numpy(), both, by_signals, by_weights.numpy())
     return torch.complex(*torch.from_numpy(by_signals)), by_weights
@@ -96,7 +101,12 @@ def _covariances(real, imag, weights, out):
     sums = np.empty((n_src, size * size), real.dtype)
     for b in range(batch):
         for f in range(bins):
-            multiply(real[b, f].reshape(size, 1, frames), imag[b, f].reshape(size, 1, frames), 0, products)
+            multiply(
+                real[b, f].reshape(size, 1, frames),
+                imag[b, f].reshape(size, 1, frames),
+                0,
+                products,
+            )
             dots(weights[b, f], products, sums)
             hermitian(sums, out[b, f])
 
@@ -112,7 +122,12 @@ def _gradients(real, imag, weights, gradient, by_signals, by_weights):
     mixed = np.empty((size * size, frames), real.dtype)
     for b in range(batch):
         for f in range(bins):
-            multiply(real[b, f].reshape(size, 1, frames), imag[b, f].reshape(size, 1, frames), 0, products)
+            multiply(
+                real[b, f].reshape(size, 1, frames),
+                imag[b, f].reshape(size, 1, frames),
+                0,
+                products,
+            )
             for m in range(n_src):
                 k = size
                 for i in range(size):
@@ -139,8 +154,26 @@ def _gradients(real, imag, weights, gradient, by_signals, by_weights):
                 )
                 for j in range(i):
                     c, s = mixed[k], mixed[k + 1]
-                    _add(c, s, 1, 1, real[b, f, j], imag[b, f, j], by_signals[0, b, f, i], by_signals[1, b, f, i])
-                    _add(c, s, 1, -1, real[b, f, i], imag[b, f, i], by_signals[0, b, f, j], by_signals[1, b, f, j])
+                    _add(
+                        c,
+                        s,
+                        1,
+                        1,
+                        real[b, f, j],
+                        imag[b, f, j],
+                        by_signals[0, b, f, i],
+                        by_signals[1, b, f, i],
+                    )
+                    _add(
+                        c,
+                        s,
+                        1,
+                        -1,
+                        real[b, f, i],
+                        imag[b, f, i],
+                        by_signals[0, b, f, j],
+                        by_signals[1, b, f, j],
+                    )
                     k += 2
 
 

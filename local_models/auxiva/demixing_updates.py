@@ -85,7 +85,12 @@ def iss2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
     return _taps(covariances, demixing, eps)
 
 
-UPDATES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {"iss": iss, "ip": ip, "ip2": ip2, "iss2": iss2}
+UPDATES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "iss": iss,
+    "ip": ip,
+    "ip2": ip2,
+    "iss2": iss2,
+}
 
 
 def _start(covariances):
@@ -97,7 +102,9 @@ def _start(covariances):
 
 def _replace(demixing, rows):
     """`demixing` with some rows (..., 1, D) in place of its own."""
-    return torch.cat([rows.get(k, demixing[..., k : k + 1, :]) for k in range(demixing.shape[-2])], dim=-2)
+    return torch.cat(
+        [rows.get(k, demixing[..., k : k + 1, :]) for k in range(demixing.shape[-2])], dim=-2
+    )
 
 
 def _steer(covariances, demixing, row, eps, own=None):

@@ -19,7 +19,9 @@ from local_models.auxiva.source_models import Gauss, Laplace
 _RULES = {"iss": 0, "ip": 1, "ip2": 2, "iss2": 3}
 
 
-def demix(mixture: torch.Tensor, model: nn.Module, update: str, n_iter: int, state, eps: float) -> torch.Tensor:
+def demix(
+    mixture: torch.Tensor, model: nn.Module, update: str, n_iter: int, state, eps: float
+) -> torch.Tensor:
     """What `AuxIVA.demix` returns without taps, for a mixture on the CPU."""
     iterations = Iterations(mixture, model, update, eps)
     *_, last = iterations.run(n_iter, state)
@@ -92,7 +94,13 @@ def _prepare(real, imag, eps, white, whitening, loading):
                         loading[b, f, i, j] += eps * covariance[0, d, d] * outer
             for i in range(n_src):
                 for j in range(i + 1):
-                    _add(whitening[b, f, i, j], real[b, j, f], imag[b, j, f], white[0, b, i, f], white[1, b, i, f])
+                    _add(
+                        whitening[b, f, i, j],
+                        real[b, j, f],
+                        imag[b, j, f],
+                        white[0, b, i, f],
+                        white[1, b, i, f],
+                    )
 
 
 @jit
@@ -339,7 +347,10 @@ def _iss2(covariances, demixing, eps, p, q):
         a, d, b = own[m, 0, 0].real, own[m, 1, 1].real, own[m, 0, 1]
         determinant = a * d - b.real**2 - b.imag**2
         if m != p and m != q and determinant > eps * a * d:
-            x, y = _form(demixing[m], covariances[m], main[0]), _form(demixing[m], covariances[m], main[1])
+            x, y = (
+                _form(demixing[m], covariances[m], main[0]),
+                _form(demixing[m], covariances[m], main[1]),
+            )
             first, last = (x * d - y * np.conj(b)) / determinant, (y * a - x * b) / determinant
             for i in range(n_src):
                 demixing[m, i] -= first * main[0, i] + last * main[1, i]

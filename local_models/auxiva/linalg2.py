@@ -10,11 +10,15 @@ def inverse2(matrix: torch.Tensor, eps: float) -> torch.Tensor:
     determinant = a * d - b.abs().square()
     regular = determinant > eps * a * d
     factor = torch.where(regular, 1 / torch.where(regular, determinant, 1.0), 0.0)
-    rows = torch.stack([torch.stack([d.to(b.dtype), -b], -1), torch.stack([-b.conj(), a.to(b.dtype)], -1)], -2)
+    rows = torch.stack(
+        [torch.stack([d.to(b.dtype), -b], -1), torch.stack([-b.conj(), a.to(b.dtype)], -1)], -2
+    )
     return rows * factor[..., None, None]
 
 
-def eigenvectors(first: torch.Tensor, last: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def eigenvectors(
+    first: torch.Tensor, last: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Both eigenvectors of `first` h = lambda `last` h, of positive semidefinite (..., 2, 2).
 
     Returns:

@@ -39,7 +39,9 @@ class NMF(nn.Module):
         self.n_basis, self.seed = n_basis, seed
 
     def forward(self, power, state=None):
-        bases, activations = state or self._start(power)  # (..., frequency, basis), (..., frame, basis)
+        bases, activations = state or self._start(
+            power
+        )  # (..., frequency, basis), (..., frame, basis)
         bases = self._step(bases, activations, power)
         activations = self._step(activations, bases, power.mT)
         variance = (bases @ activations.mT).clamp(min=FLOOR)

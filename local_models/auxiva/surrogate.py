@@ -28,7 +28,9 @@ class GatedConvolution(nn.Module):
         super().__init__()
         self.pool_size = pool_size
         # Values and gates are two halves of one convolution: half as many passes over the input.
-        self.convolution = nn.Conv1d(n_in, 2 * pool_size * n_out, kernel_size, padding=kernel_size // 2)
+        self.convolution = nn.Conv1d(
+            n_in, 2 * pool_size * n_out, kernel_size, padding=kernel_size // 2
+        )
         self.normalisation = nn.BatchNorm1d(2 * pool_size * n_out)
         self._fused = None
 
@@ -37,7 +39,9 @@ class GatedConvolution(nn.Module):
             features = self.normalisation(self.convolution(features))
         else:
             weight, bias = self._folded()
-            features = nn.functional.conv1d(features, weight, bias, padding=self.convolution.padding)
+            features = nn.functional.conv1d(
+                features, weight, bias, padding=self.convolution.padding
+            )
         value, gate = features.chunk(2, dim=1)
         gated = value * gate.sigmoid()
         return gated.unflatten(1, (-1, self.pool_size)).amax(2) if self.pool_size > 1 else gated
@@ -45,9 +49,17 @@ class GatedConvolution(nn.Module):
     def _folded(self):
         """Weight and bias of convolution and normalisation in one, kept until one of the two changes."""
         norm = self.normalisation
-        tensors = (*self.convolution.parameters(), *norm.parameters(), norm.running_mean, norm.running_var)
+        tensors = (
+            *self.convolution.parameters(),
+            *norm.parameters(),
+            norm.running_mean,
+            norm.running_var,
+        )
         # Tensors made in inference mode have no version, nor can training change them.
-        key = [(tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors]
+        key = [
+            (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
+            for tensor in tensors
+        ]
         if self._fused is None or self._fused[0] != key:
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()
             bias = norm.bias + (self.convolution.bias - norm.running_mean) * scale
@@ -88,7 +100,10 @@ class Surrogate(nn.Module):
     ):
         super().__init__()
         self.level, self.prior, self.bfloat16 = level, prior, bfloat16
-        inner = [GatedConvolution(n_bottleneck, n_bottleneck, kernel_size, pool_size) for _ in range(2 * n_sublayers)]
+        inner = [
+            GatedConvolution(n_bottleneck, n_bottleneck, kernel_size, pool_size)
+            for _ in range(2 * n_sublayers)
+        ]
         self.layers = nn.Sequential(
             GatedConvolution(n_freq, n_bottleneck, kernel_size, pool_size),
             *inner[:n_sublayers],
@@ -104,7 +119,9 @@ class Surrogate(nn.Module):
         mean = power.mean((-2, -1) if self.level == "source" else -1, keepdim=True)
         features = (power / mean.clamp(min=1e-15) + 1e-7).log10()
         with torch.autocast(power.device.type, torch.bfloat16, enabled=self.bfloat16):
-            logits = self.layers(features.flatten(0, 1).float() if self.bfloat16 else features.flatten(0, 1))
+            logits = self.layers(
+                features.flatten(0, 1).float() if self.bfloat16 else features.flatten(0, 1)
+            )
         logits = logits.to(power.dtype).unflatten(0, power.shape[:2])
         if self.prior == "student":
             frames = power.mean(-2, keepdim=True)
@@ -157,9 +174,16 @@ class SurrogateIVA(System):
         super().__init__(n_src, sample_rate)
         self.n_mics = n_src
         if not 1 <= train_iter[0] <= train_iter[1]:
-            raise ValueError(f"train_iter {train_iter} must be a least and a greatest number of iterations, from 1")
+            raise ValueError(
+                f"train_iter {train_iter} must be a least and a greatest number of iterations, from 1"
+            )
         self.stft = Stft(n_fft, hop)
-        layers = {"n_bottleneck": n_bottleneck, "n_sublayers": n_sublayers, "dropout": dropout, "pool_size": pool_size}
+        layers = {
+            "n_bottleneck": n_bottleneck,
+            "n_sublayers": n_sublayers,
+            "dropout": dropout,
+            "pool_size": pool_size,
+        }
         network = Surrogate(n_fft // 2 + 1, **layers, level=level, prior=prior, bfloat16=bfloat16)
         self.separation = AuxIVA(network, update, n_iter, taps, delay, reference)
         self.train_iter, self.loss_name = train_iter, loss
@@ -175,7 +199,9 @@ class SurrogateIVA(System):
     def losses(self, batch):
         mixture, sources = batch["mixture"], batch["sources"]
         if mixture.shape[1] != sources.shape[1]:
-            raise ValueError(f"{mixture.shape[1]} microphones and {sources.shape[1]} sources: there must be as many")
+            raise ValueError(
+                f"{mixture.shape[1]} microphones and {sources.shape[1]} sources: there must be as many"
+            )
         with self.full_precision():
             n_iter = None
             if self.training:

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 
-def unroll(iterate: Callable, states: Iterator[torch.Tensor], data: torch.Tensor, module: nn.Module) -> torch.Tensor:
+def unroll(
+    iterate: Callable, states: Iterator[torch.Tensor], data: torch.Tensor, module: nn.Module
+) -> torch.Tensor:
     """The last of `states`, differentiable in the parameters of `module`.
 
     Only the states are kept; going backwards, each iteration is computed once more, with the same random numbers, and
@@ -26,7 +28,10 @@ class _Unrolled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, iterate, states, module, data, *parameters):
         ctx.iterate, ctx.module, ctx.parameters = iterate, module, parameters
-        ctx.autocast = torch.is_autocast_enabled(data.device.type), torch.get_autocast_dtype(data.device.type)
+        ctx.autocast = (
+            torch.is_autocast_enabled(data.device.type),
+            torch.get_autocast_dtype(data.device.type),
+        )
         kept, ctx.random = [next(states)], []
         while True:
             random = _random_state(data.device)
@@ -53,7 +58,9 @@ class _Unrolled(torch.autograd.Function):
                 _restore_random_state(random, data.device)
                 state = state.detach().requires_grad_()
                 wanted = [state, *ctx.parameters]
-                gradient, *parts = torch.autograd.grad(ctx.iterate(state, data), wanted, gradient, allow_unused=True)
+                gradient, *parts = torch.autograd.grad(
+                    ctx.iterate(state, data), wanted, gradient, allow_unused=True
+                )
             for total, part in zip(sums, parts, strict=True):
                 if part is not None:
                     total += part
@@ -61,7 +68,9 @@ class _Unrolled(torch.autograd.Function):
 
 
 def _random_state(device):
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), torch.cuda.get_rng_state(
+        device
+    ) if device.type == "cuda" else None
 
 
 def _restore_random_state(random, device):
@@ -73,7 +82,11 @@ def _restore_random_state(random, device):
 @contextlib.contextmanager
 def _frozen_statistics(module):
     """Batch normalisation uses the statistics of the batch, but does not remember them."""
-    layers = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    layers = [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     kept = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0

@@ -20,7 +20,9 @@ class OverlappingFrames(nn.Module):
     def __init__(self, window: int, n_fft: int, hop: int):
         super().__init__()
         self.n_fft, self.hop = n_fft, hop
-        self.register_buffer("window", torch.hamming_window(window, periodic=False), persistent=False)
+        self.register_buffer(
+            "window", torch.hamming_window(window, periodic=False), persistent=False
+        )
 
     def spectra(self, signals: Tensor) -> Tensor:
         """(..., time) to complex (..., frame, bin); frames start at 0, hop, ... and lie within the signal."""
@@ -29,7 +31,10 @@ class OverlappingFrames(nn.Module):
 
     def overlap_add(self, spectra: Tensor) -> Tensor:
         """Complex (..., frame, bin) to (..., (frame - 1) * hop + window), not yet divided by `weight`."""
-        frames = torch.fft.irfft(spectra, self.n_fft, norm="ortho")[..., : len(self.window)] * self.window
+        frames = (
+            torch.fft.irfft(spectra, self.n_fft, norm="ortho")[..., : len(self.window)]
+            * self.window
+        )
         return self._add(frames.flatten(0, -3)).unflatten(0, spectra.shape[:-2])
 
     def weight(self, n_frames: int) -> Tensor:
@@ -38,5 +43,9 @@ class OverlappingFrames(nn.Module):
 
     def _add(self, frames: Tensor) -> Tensor:
         length = (frames.shape[1] - 1) * self.hop + len(self.window)
-        size = {"output_size": (1, length), "kernel_size": (1, len(self.window)), "stride": (1, self.hop)}
+        size = {
+            "output_size": (1, length),
+            "kernel_size": (1, len(self.window)),
+            "stride": (1, self.hop),
+        }
         return F.fold(frames.transpose(1, 2), **size)[:, 0, 0]

@@ -34,7 +34,9 @@ class GRU(nn.GRU):
         projected = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
         options = (residual, _low(inputs), torch.is_grad_enabled())
         with torch.autocast(inputs.device.type, enabled=False):
-            return _Steps.apply(projected.to(self.weight_hh_l0.dtype), self.weight_hh_l0, self.bias_hh_l0, *options)
+            return _Steps.apply(
+                projected.to(self.weight_hh_l0.dtype), self.weight_hh_l0, self.bias_hh_l0, *options
+            )
 
 
 def _low(tensor: Tensor) -> torch.dtype:
@@ -50,7 +52,9 @@ class _Steps(torch.autograd.Function):
     def forward(ctx, projected, weight, bias, residual, dtype, keep):
         n_steps, batch, size = len(projected), projected.shape[1], weight.shape[1]
         states = projected.new_zeros(n_steps + 1, batch, size)
-        candidates = projected.new_empty(n_steps if keep else 1, batch, size)  # the recurrent part of n, before r
+        candidates = projected.new_empty(
+            n_steps if keep else 1, batch, size
+        )  # the recurrent part of n, before r
         gates = torch.empty_like(projected) if keep else projected  # needed for gradients only
         times_weight = _Product(weight.to(dtype), batch)
         for t in range(n_steps):
@@ -78,7 +82,9 @@ class _Steps(torch.autograd.Function):
         times_weight = _Product(weight.T.to(ctx.dtype), batch)
         projected = torch.empty_like(gates)
         recurrent = gates.new_empty(n_steps, batch, 3 * size, dtype=ctx.dtype)
-        total = torch.empty_like(gradient)  # of each state, from its own output and from later steps
+        total = torch.empty_like(
+            gradient
+        )  # of each state, from its own output and from later steps
         later = torch.zeros_like(gradient[0])
         for t in reversed(range(n_steps)):
             d = torch.add(gradient[t], later, out=total[t])
@@ -101,7 +107,11 @@ class _Product:
     def __init__(self, weight: Tensor, batch: int):
         self.weight = weight.contiguous()
         self.packed = None
-        if weight.device.type == "cpu" and weight.dtype != torch.float64 and torch.backends.mkldnn.is_available():
+        if (
+            weight.device.type == "cpu"
+            and weight.dtype != torch.float64
+            and torch.backends.mkldnn.is_available()
+        ):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, batch)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -104,13 +104,18 @@ class MaskerDenoiser(nn.Module):
         if not 0 < options.n_heard <= n_bins:
             raise ValueError(f"n_heard {options.n_heard}: the spectrum has {n_bins} bins")
         if options.context < 0 or options.frames <= 2 * options.context:
-            raise ValueError(f"frames {options.frames}: must be more than twice the context, {options.context}")
+            raise ValueError(
+                f"frames {options.frames}: must be more than twice the context, {options.context}"
+            )
         heard, self.options = options.n_heard, options
         self.ahead, self.behind = GRU(heard, heard), GRU(heard, heard)
         self.decoder = GRU(2 * heard, 2 * heard)
         self.mask = nn.Linear(2 * heard, n_bins)
         self.denoiser = nn.Sequential(
-            nn.Linear(n_bins, options.denoiser_size), nn.ReLU(), nn.Linear(options.denoiser_size, n_bins), nn.ReLU()
+            nn.Linear(n_bins, options.denoiser_size),
+            nn.ReLU(),
+            nn.Linear(options.denoiser_size, n_bins),
+            nn.ReLU(),
         )
         self.statistics = Standardisation(heard) if options.standardise else nn.Identity()
         self._initialise()
@@ -126,7 +131,9 @@ class MaskerDenoiser(nn.Module):
 
     def forward(self, magnitudes: Tensor) -> Spectra:
         """(batch, frames, bin), with the context, to spectra without it, (batch, frames - 2 * context, bin)."""
-        inputs = self.statistics(magnitudes[..., : self.options.n_heard]).transpose(0, 1).contiguous()
+        inputs = (
+            self.statistics(magnitudes[..., : self.options.n_heard]).transpose(0, 1).contiguous()
+        )
         hidden, passes = self._decode(self._encode(inputs))
         hidden = hidden.transpose(0, 1).contiguous()
         if self.options.threshold and not self.training:
@@ -139,7 +146,9 @@ class MaskerDenoiser(nn.Module):
     def _encode(self, inputs: Tensor) -> Tensor:
         """(frame, batch, heard) to (frame - 2 * context, batch, 2 * heard)."""
         kind, context = self.options.encoder_residual, self.options.context
-        used = len(inputs) - context  # neither direction needs to read the context behind its last output
+        used = (
+            len(inputs) - context
+        )  # neither direction needs to read the context behind its last output
         halves = []
         for layer, heard in ((self.ahead, inputs), (self.behind, inputs.flip(0))):
             heard = heard[:used]
@@ -233,7 +242,9 @@ class MaD(System):
         if wiener and n_mics != 2:
             raise ValueError("wiener needs both channels of a stereo file: set n_mics to 2")
         if not 0 < hop <= window <= n_fft:
-            raise ValueError(f"hop {hop}, window {window}, n_fft {n_fft}: each must be at most the next")
+            raise ValueError(
+                f"hop {hop}, window {window}, n_fft {n_fft}: each must be at most the next"
+            )
         self.n_mics, self.wiener, self.bfloat16 = n_mics, wiener, bfloat16
         self.objective = objective or Objective()
         self.network = MaskerDenoiser(n_fft // 2 + 1, network or Network())
@@ -253,7 +264,9 @@ class MaD(System):
         return estimates if self.n_mics == 2 else estimates[:, :, 0]
 
     def _precision(self):
-        if torch.is_autocast_enabled(self.device.type) or not (self.bfloat16 and _has_bfloat16(self.device)):
+        if torch.is_autocast_enabled(self.device.type) or not (
+            self.bfloat16 and _has_bfloat16(self.device)
+        ):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
@@ -268,13 +281,17 @@ class MaD(System):
         padded = F.pad(mixture, (before, total - before - length))
         voice = mixture.new_zeros(*mixture.shape[:-1], (n_sequences * step - 1) * hop + window)
         weight = torch.zeros_like(voice[0, 0])
-        at_once = -(-n_sequences // -(-n_sequences // SEQUENCES))  # equal blocks: a short last one would be slow
+        at_once = -(
+            -n_sequences // -(-n_sequences // SEQUENCES)
+        )  # equal blocks: a short last one would be slow
         for first in range(0, n_sequences, at_once):
             n_frames = min(at_once, n_sequences - first) * step
             start = first * step * hop
             heard = padded[..., start : start + (n_frames + 2 * options.context - 1) * hop + window]
             part = slice(start, start + (n_frames - 1) * hop + window)
-            voice[..., part] += self.transform.overlap_add(self._block(self.transform.spectra(heard)))
+            voice[..., part] += self.transform.overlap_add(
+                self._block(self.transform.spectra(heard))
+            )
             weight[part] += self.transform.weight(n_frames)
         return (voice / weight)[..., lead : lead + length]
 
@@ -282,8 +299,12 @@ class MaD(System):
         """Complex spectra (batch, mic, frame, bin) of a mixture, with context, to those of its voice, without."""
         magnitudes = spectra.abs()
         sequences = self._sequences(magnitudes)
-        denoised = self.network(sequences).denoised.unflatten(0, (*spectra.shape[:2], -1)).flatten(2, 3)
-        middle = slice(self.network.options.context, spectra.shape[2] - self.network.options.context)
+        denoised = (
+            self.network(sequences).denoised.unflatten(0, (*spectra.shape[:2], -1)).flatten(2, 3)
+        )
+        middle = slice(
+            self.network.options.context, spectra.shape[2] - self.network.options.context
+        )
         spectra, magnitudes = spectra[:, :, middle], magnitudes[:, :, middle]
         voice = spectra * (denoised / magnitudes.clamp(min=1e-12))
         if self.wiener:
@@ -303,7 +324,9 @@ class MaD(System):
         if mixture.ndim == 2:
             mixture, voice = mixture[:, None], voice[:, None]
         with self.full_precision():
-            spectra = [self._training_spectra(signal) for signal in (mixture, voice, mixture - voice)]
+            spectra = [
+                self._training_spectra(signal) for signal in (mixture, voice, mixture - voice)
+            ]
         loudest = self.objective.clip or float("inf")
         found = self.network(spectra[0].clamp(max=loudest))
         context = self.network.options.context

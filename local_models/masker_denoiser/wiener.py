@@ -30,7 +30,9 @@ def wiener(estimates: Tensor, mixture: Tensor, passes: int = 1) -> Tensor:
     for _ in range(passes):
         power = y.abs().square().mean(dim=-3)  # (..., source, frame, bin)
         outer = torch.einsum("...mfb,...nfb->...mnb", y, y.conj())
-        spatial = outer / power.sum(dim=-2).clamp(min=1e-30)[..., None, None, :]  # (..., source, mic, mic, bin)
+        spatial = (
+            outer / power.sum(dim=-2).clamp(min=1e-30)[..., None, None, :]
+        )  # (..., source, mic, mic, bin)
         covariance = torch.einsum("...sfb,...smnb->...mnfb", power.to(y.dtype), spatial)
         whitened = _solve(covariance, mixture)
         y = power.unsqueeze(-3) * torch.einsum("...smnb,...nfb->...smfb", spatial, whitened)
@@ -50,4 +52,6 @@ def _solve(covariance: Tensor, mixture: Tensor) -> Tensor:
     scale = a + c  # so that products of powers neither overflow nor vanish
     a, c, off = a / scale, c / scale, off / scale
     determinant = (a * c - off.abs().square()).clamp(min=torch.finfo(a.dtype).eps)
-    return torch.stack([c * x - off * y, a * y - off.conj() * x], dim=-3) / (determinant * scale).unsqueeze(-3)
+    return torch.stack([c * x - off * y, a * y - off.conj() * x], dim=-3) / (
+        determinant * scale
+    ).unsqueeze(-3)

@@ -30,14 +30,18 @@ class OracleBeamformer:
 
     def __call__(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         """(batch, mic, time) and (batch, source, time) to estimates (batch, source, time)."""
-        observed = self.stft(mixture).to(torch.complex128).transpose(1, 2)  # (batch, frequency, mic, frame)
+        observed = (
+            self.stft(mixture).to(torch.complex128).transpose(1, 2)
+        )  # (batch, frequency, mic, frame)
         truth = self.stft(sources).to(torch.complex128)
         whole = observed @ observed.mH
         trace = whole.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
         identity = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)
         load = identity * torch.where(trace > 0, 1e-10 * trace, 1.0)
         estimates = []
-        for source, mask in zip(truth.unbind(1), self._masks(observed, truth).unbind(1), strict=True):
+        for source, mask in zip(
+            truth.unbind(1), self._masks(observed, truth).unbind(1), strict=True
+        ):
             if self.kind == "mwf":
                 filters = torch.linalg.solve(whole + load, observed @ source[:, :, None].mH)
             else:
@@ -54,4 +58,6 @@ class OracleBeamformer:
         noise = observed[:, :, 0] - truth.sum(1)
         powers = torch.cat([truth, noise[:, None]], 1).abs().square()
         total = powers.sum(1, keepdim=True)
-        return torch.where(total > 0, powers / torch.where(total > 0, total, 1.0), 1 / powers.shape[1])[:, :-1]
+        return torch.where(
+            total > 0, powers / torch.where(total > 0, total, 1.0), 1 / powers.shape[1]
+        )[:, :-1]

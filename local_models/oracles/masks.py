@@ -44,7 +44,9 @@ class StftOracle:
         window = torch.hann_window(self.size, dtype=signals.dtype, device=signals.device)
         flat = signals.reshape(-1, signals.shape[-1])
         # Zeros around the signal: the default, reflection, needs more samples than half a window.
-        spectrum = torch.stft(flat, self.size, self.hop, window=window, pad_mode="constant", return_complex=True)
+        spectrum = torch.stft(
+            flat, self.size, self.hop, window=window, pad_mode="constant", return_complex=True
+        )
         return spectrum.reshape(*signals.shape[:-1], *spectrum.shape[-2:])
 
     def istft(self, spectrum: torch.Tensor, length: int) -> torch.Tensor:

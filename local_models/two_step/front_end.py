@@ -38,7 +38,12 @@ class FrontEnd(nn.Module):
         geometry = dict(stride=self.hop, padding=kernel_size // 2)
         self.encoder = nn.Conv1d(1, n_basis, kernel_size, **geometry)
         self.decoder = nn.ConvTranspose1d(
-            groups * n_basis, groups, kernel_size, output_padding=self.hop - 1, groups=groups, **geometry
+            groups * n_basis,
+            groups,
+            kernel_size,
+            output_padding=self.hop - 1,
+            groups=groups,
+            **geometry,
         )
         nn.init.xavier_uniform_(self.encoder.weight)
         nn.init.xavier_uniform_(self.decoder.weight)
@@ -64,9 +69,13 @@ class FrontEnd(nn.Module):
         if self.decoder.groups > 1:
             signals = self.decoder(latents.reshape(batch, n_src * n_basis, frames))
         else:
-            signals = self.decoder(latents.reshape(batch * n_src, n_basis, frames)).reshape(batch, n_src, -1)
+            signals = self.decoder(latents.reshape(batch * n_src, n_basis, frames)).reshape(
+                batch, n_src, -1
+            )
         return signals[..., :length]
 
     def basis_energy(self) -> torch.Tensor:
         """Energy of each decoder basis, (decoders, n_basis): what a unit of latent is worth in the waveform."""
-        return self.decoder.weight.square().sum(dim=(1, 2)).reshape(self.decoder.groups, self.n_basis)
+        return (
+            self.decoder.weight.square().sum(dim=(1, 2)).reshape(self.decoder.groups, self.n_basis)
+        )

@@ -60,7 +60,9 @@ class TwoStep(System):
     ):
         super().__init__(n_src, sample_rate)
         if n_src < 2:
-            raise ValueError("n_src 1: masks that sum to one over a single source are one; add a source for the rest")
+            raise ValueError(
+                "n_src 1: masks that sum to one over a single source are one; add a source for the rest"
+            )
         self.target, self.latent_loss = target, latent_loss
         self.frontend = FrontEnd(n_src, n_basis, kernel_size, decoder, oracle_mask)
         self.separator = accelerate(separator(n_basis, n_src))
@@ -69,7 +71,9 @@ class TwoStep(System):
         self.register_buffer("gain_power", torch.zeros(n_src))
 
     def trained_parts(self, step):
-        return {"frontend": [self.frontend], "separator": [self.separator]}.get(step, [self.frontend, self.separator])
+        return {"frontend": [self.frontend], "separator": [self.separator]}.get(
+            step, [self.frontend, self.separator]
+        )
 
     def compiled_parts(self):
         return [] if self.step == "frontend" else [self.separator]
@@ -99,7 +103,9 @@ class TwoStep(System):
 
     def _calibrate(self, estimates, level):
         """Sign and level of the sources, and no offset: SI-SDR is blind to all three."""
-        gain = torch.where(self.gain_power > 0, self.gain_cross / self.gain_power.clamp(min=1e-12), 1.0)
+        gain = torch.where(
+            self.gain_power > 0, self.gain_cross / self.gain_power.clamp(min=1e-12), 1.0
+        )
         return (estimates - estimates.mean(-1, keepdim=True)) * gain[:, None] * level[:, None]
 
     # ---- training
@@ -139,7 +145,10 @@ class TwoStep(System):
             constant = torch.full_like(oracle, 1 / self.n_src)
             floor = self._latent_pairwise(constant, oracle, code, "si_sdr").diagonal(dim1=1, dim2=2)
             estimates = self.frontend.decode(masks * code[:, None], mixture.shape[-1])
-            values |= {"latent_si_sdr": -chosen.mean(), "constant_mask_latent_si_sdr": -floor.mean()}
+            values |= {
+                "latent_si_sdr": -chosen.mean(),
+                "constant_mask_latent_si_sdr": -floor.mean(),
+            }
             return values | self._validation(estimates, mixture, sources)
 
     def _latent_pairwise(self, masks, oracle, code, name):
@@ -149,7 +158,9 @@ class TwoStep(System):
             decode = [self.frontend.decode(m * code[:, None], length) for m in (masks, oracle)]
             return pairwise_neg_sisdr(*decode)
         estimates, targets = (
-            (masks, oracle) if self.target == "mask" else (masks * code[:, None], oracle * code[:, None])
+            (masks, oracle)
+            if self.target == "mask"
+            else (masks * code[:, None], oracle * code[:, None])
         )
         if name == "energy_weighted":
             return latent_losses.energy_weighted(estimates, targets, self.frontend.basis_energy())
@@ -180,7 +191,9 @@ class TwoStep(System):
         reached = -pairwise.gather(1, order[:, None]).mean()
         unprocessed = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)[:, 0].mean()
         estimates = estimates - estimates.mean(-1, keepdim=True)
-        matched = torch.empty_like(sources).scatter_(1, order[..., None].expand_as(sources), sources)
+        matched = torch.empty_like(sources).scatter_(
+            1, order[..., None].expand_as(sources), sources
+        )
         self.gain_cross += (estimates * matched).sum(dim=(0, 2))
         self.gain_power += estimates.square().sum(dim=(0, 2))
         return {"si_sdr": reached, "si_sdri": reached - unprocessed}

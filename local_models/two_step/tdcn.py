@@ -60,7 +60,13 @@ class TDCN(nn.Module):
         mask_head: Literal["basis", "pointwise"] = "basis",
     ) -> None:
         super().__init__()
-        sizes = dict(in_chan=in_chan, n_src=n_src, bn_chan=bn_chan, hid_chan=hid_chan, kernel_size=kernel_size)
+        sizes = dict(
+            in_chan=in_chan,
+            n_src=n_src,
+            bn_chan=bn_chan,
+            hid_chan=hid_chan,
+            kernel_size=kernel_size,
+        )
         _check_options({**sizes, "n_blocks": n_blocks, "n_repeats": n_repeats}, skip_chan, mask_act)
         self.in_chan, self.n_src, self.mask_act = in_chan, n_src, mask_act
         self.n_blocks, self.n_repeats = n_blocks, n_repeats
@@ -70,9 +76,15 @@ class TDCN(nn.Module):
         self.TCN = nn.ModuleList()
         for dilation in [2**x for x in range(n_blocks)] * n_repeats:
             padding = dilation * (kernel_size // 2)
-            self.TCN.append(FastConv1DBlock(bn_chan, hid_chan, skip_chan, kernel_size, padding, dilation, "gLN"))
+            self.TCN.append(
+                FastConv1DBlock(bn_chan, hid_chan, skip_chan, kernel_size, padding, dilation, "gLN")
+            )
         if skip_chan:
-            self.TCN[-1].res_conv = None  # nothing reads the last residual: without weights, DDP waits for no gradient
+            self.TCN[
+                -1
+            ].res_conv = (
+                None  # nothing reads the last residual: without weights, DDP waits for no gradient
+            )
         last = skip_chan or bn_chan
         if mask_head == "basis":
             self.mask_net: nn.Module = BasisHead(last, in_chan, n_src)
@@ -95,7 +107,11 @@ class TDCN(nn.Module):
         scores = scores.unflatten(1, (self.n_src, self.in_chan))
         if scores.dtype in (torch.bfloat16, torch.float16):
             scores = scores.float()
-        return scores.softmax(1) if self.mask_act == "softmax" else getattr(torch, self.mask_act)(scores)
+        return (
+            scores.softmax(1)
+            if self.mask_act == "softmax"
+            else getattr(torch, self.mask_act)(scores)
+        )
 
     def _with_long_skips(self, index: int, x: Tensor, sources: dict[int, Tensor]) -> Tensor:
         """Input of block `index`, given the output `x` of the block before; `sources` lives as long as one forward."""
@@ -119,9 +135,14 @@ class RTDCN(TDCN):
         super().__init__(in_chan, n_src, bn_chan=bn_chan, **options)
         self.table = long_skip_table(self.n_blocks, self.n_repeats)
         sources = sorted({source for row in self.table.values() for source in row})
-        self.skip_norms = nn.ModuleDict({str(source): FastFeatsGlobLN(bn_chan) for source in sources})
+        self.skip_norms = nn.ModuleDict(
+            {str(source): FastFeatsGlobLN(bn_chan) for source in sources}
+        )
         self.skip_convs = nn.ModuleDict(
-            {str(block): nn.Conv1d(len(row) * bn_chan, bn_chan, 1) for block, row in self.table.items()}
+            {
+                str(block): nn.Conv1d(len(row) * bn_chan, bn_chan, 1)
+                for block, row in self.table.items()
+            }
         )
 
     def _with_long_skips(self, index: int, x: Tensor, sources: dict[int, Tensor]) -> Tensor:
@@ -129,7 +150,9 @@ class RTDCN(TDCN):
             sources[index - 1] = self.skip_norms[str(index - 1)](x)
         if index not in self.table:
             return x
-        return x + self.skip_convs[str(index)](torch.cat([sources[source] for source in self.table[index]], dim=1))
+        return x + self.skip_convs[str(index)](
+            torch.cat([sources[source] for source in self.table[index]], dim=1)
+        )
 
 
 class BasisHead(nn.Module):
@@ -154,7 +177,9 @@ class BasisHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to scores (batch, n_src * in_chan, frames)."""
         x = F.relu(self.norm(self.expand(x)))
-        return self.conv(x.unsqueeze(1))[:, :, : x.shape[1]].flatten(1, 2)  # odd N gives a row too many
+        return self.conv(x.unsqueeze(1))[:, :, : x.shape[1]].flatten(
+            1, 2
+        )  # odd N gives a row too many
 
 
 def long_skip_table(n_blocks: int, n_repeats: int) -> dict[int, list[int]]:
@@ -187,7 +212,11 @@ def from_tdconvnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     last = max(int(name.split(".")[1]) for name in state if name.startswith("TCN."))
     unused = f"TCN.{last}.res_conv." if f"TCN.{last}.skip_conv.weight" in state else None
-    return {name: value for name, value in state.items() if unused is None or not name.startswith(unused)}
+    return {
+        name: value
+        for name, value in state.items()
+        if unused is None or not name.startswith(unused)
+    }
 
 
 def _check_options(sizes: dict[str, int], skip_chan: int, mask_act: str) -> None:
@@ -197,7 +226,9 @@ def _check_options(sizes: dict[str, int], skip_chan: int, mask_act: str) -> None
     if skip_chan < 0:
         raise ValueError(f"skip_chan is {skip_chan}; it must be 0 (no skip path) or more")
     if sizes["kernel_size"] % 2 == 0:
-        raise ValueError(f"kernel_size is {sizes['kernel_size']}; it must be odd to keep the number of frames")
+        raise ValueError(
+            f"kernel_size is {sizes['kernel_size']}; it must be odd to keep the number of frames"
+        )
     if mask_act == "softmax" and sizes["n_src"] == 1:
         raise ValueError(
             "a softmax over one source is 1 everywhere; set n_src to 2 (source and rest) or change mask_act"

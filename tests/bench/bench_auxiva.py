@@ -31,7 +31,9 @@ SAMPLES = 160000
 def mixture(batch, n_src, n_fft):
     torch.manual_seed(0)
     bins, frames = n_fft // 2 + 1, SAMPLES // (n_fft // 4) + 1
-    sources = torch.randn(batch, n_src, bins, frames, dtype=torch.complex64) * torch.rand(batch, n_src, 1, frames)
+    sources = torch.randn(batch, n_src, bins, frames, dtype=torch.complex64) * torch.rand(
+        batch, n_src, 1, frames
+    )
     mixing = torch.randn(bins, n_src, n_src, dtype=torch.complex64)
     return torch.einsum("fij,bjfn->bifn", mixing, sources)
 
@@ -48,8 +50,13 @@ def slopes(methods, rounds):
     for _ in range(rounds):
         for name, (function, more) in methods.items():
             for n_iter in (1, 1 + more):
-                best[name, n_iter] = min(cpu(function, n_iter), best.get((name, n_iter), float("inf")))
-    return {name: 1e3 * (best[name, 1 + more] - best[name, 1]) / more for name, (_, more) in methods.items()}
+                best[name, n_iter] = min(
+                    cpu(function, n_iter), best.get((name, n_iter), float("inf"))
+                )
+    return {
+        name: 1e3 * (best[name, 1 + more] - best[name, 1]) / more
+        for name, (_, more) in methods.items()
+    }
 
 
 def rivals(signals):
@@ -68,7 +75,9 @@ def rivals(signals):
 
 
 def iteration(rounds, batches):
-    print("n_fft  channels  batch      ISS      IP     IP2    ISS2  torchiva ISS   pra IP    torchiva/ours   (ms)")
+    print(
+        "n_fft  channels  batch      ISS      IP     IP2    ISS2  torchiva ISS   pra IP    torchiva/ours   (ms)"
+    )
     for n_fft in (2048, 4096):
         for batch in batches:
             for n_src in (2, 3, 4):
@@ -79,7 +88,10 @@ def iteration(rounds, batches):
                 numbers = "  ".join(f"{ms[update]:6.2f}" for update in ("iss", "ip", "ip2", "iss2"))
                 other = f"{ms['torchiva']:11.1f}  {ms.get('pra', float('nan')):9.1f}"
                 ratio = ms["torchiva"] / ms["iss"]
-                print(f"{n_fft:5d} {n_src:9d} {batch:6d}   {numbers} {other} {ratio:13.1f}", flush=True)
+                print(
+                    f"{n_fft:5d} {n_src:9d} {batch:6d}   {numbers} {other} {ratio:13.1f}",
+                    flush=True,
+                )
 
 
 def saved(function, signals):
@@ -108,7 +120,9 @@ def training(rounds, batches, n_iter=20):
     for batch in batches:
         signals = mixture(batch, 2, 2048)
         ours, plain = (kind(Surrogate(1025, 128, 3), "iss", n_iter) for kind in (AuxIVA, Plain))
-        theirs = torchiva.T_ISS(model=torchiva.models.GLUMask(1025, 128, n_sublayers=3), n_iter=n_iter)
+        theirs = torchiva.T_ISS(
+            model=torchiva.models.GLUMask(1025, 128, n_sublayers=3), n_iter=n_iter
+        )
         seconds, kept = {}, {}
         for _ in range(rounds):
             for name, method in (("ours", ours), ("plain", plain), ("torchiva", theirs)):
@@ -123,7 +137,9 @@ def training(rounds, batches, n_iter=20):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("what", choices=("iteration", "training"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])

@@ -40,7 +40,9 @@ def voices(seconds: float, pairs: int) -> np.ndarray:
 
 def mixed(references: np.ndarray) -> np.ndarray:
     """What a separator may give: other speaker at -15 dB, noise at -25 dB, a short filter."""
-    noise = np.random.default_rng(0).normal(size=references.shape) * references.std(axis=-1, keepdims=True)
+    noise = np.random.default_rng(0).normal(size=references.shape) * references.std(
+        axis=-1, keepdims=True
+    )
     return scipy.signal.lfilter([0.9, 0.3], 1, references) + 0.18 * references[::-1] + 0.056 * noise
 
 
@@ -53,13 +55,17 @@ def hard_cases(sources: np.ndarray) -> dict:
     sos = scipy.signal.butter(8, 0.1, output="sos")
     return {
         "int16": np.round(sources * 32767),
-        "zero-padded": np.pad(sources[:, length // 4 : -length // 4], ((0, 0), (length // 4, length // 4))),
+        "zero-padded": np.pad(
+            sources[:, length // 4 : -length // 4], ((0, 0), (length // 4, length // 4))
+        ),
         "upsampled x2": scipy.signal.resample_poly(sources[:, : length // 2], 2, 1, axis=-1),
         "upsampled x6": scipy.signal.resample_poly(sources[:, : length // 6], 6, 1, axis=-1),
         "low-passed at .1 Nyquist": scipy.signal.sosfilt(sos, sources),
         "two pure tones": tones,
         "upsampled x2, silent ends": np.stack([soxr.resample(x, 1, 2)[:length] for x in faded]),
-        "low-passed, float32, silent ends": scipy.signal.sosfiltfilt(sos, faded).astype(np.float32).astype(np.float64),
+        "low-passed, float32, silent ends": scipy.signal.sosfiltfilt(sos, faded)
+        .astype(np.float32)
+        .astype(np.float64),
         "two tones, Hann window": tones * scipy.signal.windows.hann(length),
     }
 
@@ -74,7 +80,9 @@ def timed(function, *args, **options):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=6.0, help="length of an utterance")
     parser.add_argument("--pairs", type=int, default=6, help="utterances")
     args = parser.parse_args()
@@ -96,12 +104,23 @@ def main() -> None:
     print(f"{'':34}{'ms':>8}{'ratio':>8}{'largest difference, dB':>25}")
     for name in list(rows)[:4]:
         rival = "mir_eval, order" if "order" in name else "mir_eval"
-        differences = [np.abs(run[name][1].reshape(-1, 2) - run[rival][1][: run[name][1].size // 2]) for run in runs]
-        print(f"{name:34}{cost[name]:8.2f}{cost[rival] / cost[name]:8.1f}{np.max(differences):25.1e}")
-    print("\nmir_eval takes " + " and ".join(f"{cost[name]:.0f} ms" for name in list(rows)[4:]) + " (order)\n")
+        differences = [
+            np.abs(run[name][1].reshape(-1, 2) - run[rival][1][: run[name][1].size // 2])
+            for run in runs
+        ]
+        print(
+            f"{name:34}{cost[name]:8.2f}{cost[rival] / cost[name]:8.1f}{np.max(differences):25.1e}"
+        )
+    print(
+        "\nmir_eval takes "
+        + " and ".join(f"{cost[name]:.0f} ms" for name in list(rows)[4:])
+        + " (order)\n"
+    )
     print(f"{'SDR':34}{'ms':>8}{'ratio':>8}{'largest difference, dB':>25}")
     for name, references in hard_cases(pairs[0]).items():
-        (ours, a), (rival, b) = (rows[k](mixed(references), references) for k in ("SDR", "mir_eval"))
+        (ours, a), (rival, b) = (
+            rows[k](mixed(references), references) for k in ("SDR", "mir_eval")
+        )
         print(f"{name:34}{1e3 * ours:8.2f}{rival / ours:8.1f}{np.abs(a - b[0]).max():25.1e}")
 
 

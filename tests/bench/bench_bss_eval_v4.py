@@ -27,7 +27,11 @@ from utils.evaluation.metrics.bss_eval_v4 import frame_scores, frame_sdr
 def museval_module(name: str):
     """A module of museval without the package's __init__, which raises an error where ffmpeg is missing."""
     known = sys.modules.get("museval")
-    package = importlib.util.module_from_spec(importlib.util.find_spec("museval")) if known is None else known
+    package = (
+        importlib.util.module_from_spec(importlib.util.find_spec("museval"))
+        if known is None
+        else known
+    )
     sys.modules["museval"] = package
     try:
         return importlib.import_module(f"museval.{name}")
@@ -59,7 +63,9 @@ def stems(n_src, seconds, sample_rate, n_channels=2, seed=0):
         for channel in reference:
             room = rng.normal(size=256) * np.exp(-np.arange(256) / 30)
             channel[:] = 0.02 * lfilter(room, 1, dry) + rng.normal(0, 1e-4, length)
-    estimates = 0.9 * lfilter([1, 0.1, -0.05], 1, references) + 0.2 * (references.sum(axis=0) - references)
+    estimates = 0.9 * lfilter([1, 0.1, -0.05], 1, references) + 0.2 * (
+        references.sum(axis=0) - references
+    )
     estimates += rng.normal(0, 0.003, references.shape)
     return estimates.astype(np.float32), references
 
@@ -79,7 +85,9 @@ def peak_megabytes(function, *args) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=30, help="length of the track")
     parser.add_argument("--sources", type=int, default=2, help="stereo sources")
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each rival")
@@ -102,7 +110,9 @@ def main() -> None:
     for name, values in ours.items():
         difference = np.nanmax(np.abs(values - theirs[name]))
         same = np.array_equal(np.isnan(values), np.isnan(theirs[name]))
-        print(f"largest difference of {name}: {difference:.1e} dB; the same frames without a score: {same}")
+        print(
+            f"largest difference of {name}: {difference:.1e} dB; the same frames without a score: {same}"
+        )
 
 
 if __name__ == "__main__":

@@ -34,12 +34,15 @@ def make_manifests(folder: Path) -> None:
     for index in range(100):
         sources = rng.uniform(-0.4, 0.4, (2, 8 * RATE)).astype(np.float32)
         row = {"mixture_ID": index, "length": 8 * RATE}
-        for name, signal in zip(("mixture", "source_1", "source_2"), (sources.sum(0), *sources), strict=True):
+        for name, signal in zip(
+            ("mixture", "source_1", "source_2"), (sources.sum(0), *sources), strict=True
+        ):
             row[f"{name}_path"] = f"{name}_{index}.wav"
             sf.write(folder / row[f"{name}_path"], signal, RATE)
         rows.append(row)
         recordings += [
-            {"speaker": f"{index % 10}{k}", "path": row[f"source_{k}_path"], "length": 8 * RATE} for k in (1, 2)
+            {"speaker": f"{index % 10}{k}", "path": row[f"source_{k}_path"], "length": 8 * RATE}
+            for k in (1, 2)
         ]
     for name in ("train", "valid"):
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
@@ -77,7 +80,9 @@ def training(model: torch.nn.Module, seconds: float, steps: int = 3) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a segment")
     parser.add_argument("--batches", type=int, default=100, help="batches to load")
     args = parser.parse_args()
@@ -88,14 +93,24 @@ def main() -> None:
         loads = {
             "mixtures of a manifest": loading(Path(name), args.seconds, args.batches),
             "dynamic mixing": loading(
-                Path(name), args.seconds, args.batches, dynamic_mixing=DynamicMixing(), epoch_size=400
+                Path(name),
+                args.seconds,
+                args.batches,
+                dynamic_mixing=DynamicMixing(),
+                epoch_size=400,
             ),
         }
     steps = {"Asteroid ConvTasNet": ConvTasNet(2), "accelerated": accelerate(ConvTasNet(2))}
     trains = {text: training(model, args.seconds) for text, model in steps.items()}
-    print(f"{'audio s per s':34}" + "".join(f"{text} {rate:.2f}".rjust(28) for text, rate in trains.items()))
+    print(
+        f"{'audio s per s':34}"
+        + "".join(f"{text} {rate:.2f}".rjust(28) for text, rate in trains.items())
+    )
     for text, load in loads.items():
-        print(f"{text} {load:.0f}".ljust(34) + "".join(f"{load / rate:.0f} x".rjust(28) for rate in trains.values()))
+        print(
+            f"{text} {load:.0f}".ljust(34)
+            + "".join(f"{load / rate:.0f} x".rjust(28) for rate in trains.values())
+        )
 
 
 if __name__ == "__main__":

@@ -34,10 +34,14 @@ SYSTEMS = {
 
 def options(heard: int, denoiser: int, mdl1: bool, passes: int) -> Network:
     residuals = ("output", "recurrent") if mdl1 else ("recurrent", "none")
-    return Network(heard, 60, 10, denoiser, *residuals, backward="reversed", iterations=passes, tolerance=0.0)
+    return Network(
+        heard, 60, 10, denoiser, *residuals, backward="reversed", iterations=passes, tolerance=0.0
+    )
 
 
-def make_step(network: nn.Module, inputs: torch.Tensor, target: torch.Tensor, dtype: torch.dtype, fused: bool):
+def make_step(
+    network: nn.Module, inputs: torch.Tensor, target: torch.Tensor, dtype: torch.dtype, fused: bool
+):
     """One training step as a function of nothing that returns the loss before the update."""
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4, fused=fused)
 
@@ -70,11 +74,15 @@ def bench_training(name: str, size: tuple, shrink: int, rounds: int) -> None:
         for _ in range(2)
     ]
     systems[1].load_state_dict(systems[0].state_dict())
-    published = CellByCell(n_bins, heard // shrink, denoiser // shrink, mdl1, iterations=passes, tolerance=0.0)
+    published = CellByCell(
+        n_bins, heard // shrink, denoiser // shrink, mdl1, iterations=passes, tolerance=0.0
+    )
     published.load(systems[0].network)
     steps = {
         "cell by cell": make_step(published, inputs, target, torch.float32, False),
-        "MaskerDenoiser, float32": make_step(systems[0].network, inputs, target, torch.float32, True),
+        "MaskerDenoiser, float32": make_step(
+            systems[0].network, inputs, target, torch.float32, True
+        ),
         "MaskerDenoiser, bf16": make_step(systems[1].network, inputs, target, torch.bfloat16, True),
     }
     seconds, first = {key: [] for key in steps}, {}
@@ -85,10 +93,14 @@ def bench_training(name: str, size: tuple, shrink: int, rounds: int) -> None:
             seconds[key].append((time.process_time() - start, time.monotonic() - clock))
             first.setdefault(key, loss)
     medians = {
-        key: [statistics.median(kind) for kind in zip(*values[1:], strict=True)] for key, values in seconds.items()
+        key: [statistics.median(kind) for kind in zip(*values[1:], strict=True)]
+        for key, values in seconds.items()
     }
     for key, (used, passed) in medians.items():
-        ratios = [theirs / ours for theirs, ours in zip(medians["cell by cell"], (used, passed), strict=True)]
+        ratios = [
+            theirs / ours
+            for theirs, ours in zip(medians["cell by cell"], (used, passed), strict=True)
+        ]
         by_both = f"{used:7.3f} s of processor {ratios[0]:5.2f} x  {passed:7.3f} s by the clock {ratios[1]:5.2f} x"
         print(f"{name:12s} {key:24s} {by_both}  first loss {first[key]:.5f}")
 
@@ -106,11 +118,15 @@ def bench_separation(name: str, size: tuple, seconds: float) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         speed = f"{seconds / passed:.1f} x real time, {seconds / used:.1f} x by processor time"
         kind = "bf16" if bfloat16 else "float32"
-        print(f"{name:12s} {kind:8s} {seconds:.0f} s of stereo in {passed:.1f} s: {speed}, peak memory {peak:.0f} MiB")
+        print(
+            f"{name:12s} {kind:8s} {seconds:.0f} s of stereo in {passed:.1f} s: {speed}, peak memory {peak:.0f} MiB"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)

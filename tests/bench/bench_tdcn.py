@@ -44,11 +44,22 @@ class BFloat16(nn.Module):
 def rival_maskers(plain: ConvTasNet) -> dict[str, Callable[[], nn.Module]]:
     """Makers of the rivals of an Asteroid Conv-TasNet, with its weights."""
     config = plain.masker.get_config()
-    taken = ("in_chan", "n_src", "bn_chan", "hid_chan", "skip_chan", "n_blocks", "n_repeats", "mask_act")
+    taken = (
+        "in_chan",
+        "n_src",
+        "bn_chan",
+        "hid_chan",
+        "skip_chan",
+        "n_blocks",
+        "n_repeats",
+        "mask_act",
+    )
 
     def with_tdcn(wrap: Callable[[nn.Module], nn.Module]) -> ConvTasNet:
         model = copy.deepcopy(plain)
-        model.masker = TDCN(**{key: config[key] for key in taken}, input_norm="global", mask_head="pointwise")
+        model.masker = TDCN(
+            **{key: config[key] for key in taken}, input_norm="global", mask_head="pointwise"
+        )
         model.masker.load_state_dict(from_tdconvnet(plain.masker.state_dict()))
         model.masker = wrap(model.masker)
         return model
@@ -126,13 +137,18 @@ def compare(makers: dict, mixture: Tensor, sources: Tensor, rounds: int) -> None
         for name, step in steps.items():
             times[name].append(seconds(step, device))
     first = next(iter(models))
-    print(f"{'':32}{'s/step':>8}{'faster':>8}{'MB kept':>9}{'share':>7}{'first loss - reference':>24}")
+    print(
+        f"{'':32}{'s/step':>8}{'faster':>8}{'MB kept':>9}{'share':>7}{'first loss - reference':>24}"
+    )
     for name in models:
         median, bytes_kept = statistics.median(times[name]), memory[name]
         faster = statistics.median(times[first]) / median
         difference = losses[name] - losses[first]
         share = f"{bytes_kept / memory[first]:6.0%}"
-        print(f"{name:32}{median:8.3f}{faster:7.2f}x{bytes_kept / 1e6:9.0f}{share:>7}{difference:24.1e}", flush=True)
+        print(
+            f"{name:32}{median:8.3f}{faster:7.2f}x{bytes_kept / 1e6:9.0f}{share:>7}{difference:24.1e}",
+            flush=True,
+        )
 
 
 def baseline_pairs(quick: bool) -> list[dict[str, Callable[[], nn.Module]]]:
@@ -143,13 +159,18 @@ def baseline_pairs(quick: bool) -> list[dict[str, Callable[[], nn.Module]]]:
         "DPRNNTasNet": DPRNNTasNet(2, n_repeats=depth),
     }
     return [
-        {f"asteroid {name}": lambda m=model: m, f"accelerate({name})": lambda m=model: accelerate(copy.deepcopy(m))}
+        {
+            f"asteroid {name}": lambda m=model: m,
+            f"accelerate({name})": lambda m=model: accelerate(copy.deepcopy(m)),
+        }
         for name, model in plain.items()
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a smaller size, under a minute")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
     parser.add_argument("--rounds", type=int, default=2, help="timed steps of each rival")
@@ -160,7 +181,9 @@ def main() -> None:
     batch, frames = (2, 8_000) if args.quick else (4, 24_000)
     sources = torch.randn(batch, 2, frames, device=args.device)
     mixture = sources.sum(1)
-    print(f"torch {torch.__version__}, {args.threads} thread(s), {args.device}, batch {batch} x {frames / 8000:g} s")
+    print(
+        f"torch {torch.__version__}, {args.threads} thread(s), {args.device}, batch {batch} x {frames / 8000:g} s"
+    )
     plain = ConvTasNet(n_src=2, n_blocks=4 if args.quick else 8)
     compare(rival_maskers(plain), mixture, sources, args.rounds)
     for pair in baseline_pairs(args.quick):

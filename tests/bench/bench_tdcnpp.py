@@ -55,7 +55,9 @@ class PlainBlock(nn.Module):
         super().__init__()
         self.dense1 = PlainDense(chan, hid_chan, bias=False)
         self.act1, self.norm1 = nn.PReLU(), PlainNorm((2,))
-        self.depthwise = nn.Conv1d(hid_chan, hid_chan, 3, padding=dilation, dilation=dilation, groups=hid_chan)
+        self.depthwise = nn.Conv1d(
+            hid_chan, hid_chan, 3, padding=dilation, dilation=dilation, groups=hid_chan
+        )
         self.act2, self.norm2 = nn.PReLU(), PlainNorm((2,))
         self.dense2 = PlainDense(hid_chan, chan, bias=False)
 
@@ -67,12 +69,22 @@ class PlainBlock(nn.Module):
 class PlainTDCNpp(nn.Module):
     """TDCN++ layer by layer, with the parameters of `TDCNpp` under the same names."""
 
-    def __init__(self, n_freq: int, n_src: int, bn_chan: int = 256, hid_chan: int = 512, n_blocks=8, n_repeats=4):
+    def __init__(
+        self,
+        n_freq: int,
+        n_src: int,
+        bn_chan: int = 256,
+        hid_chan: int = 512,
+        n_blocks=8,
+        n_repeats=4,
+    ):
         super().__init__()
         self.n_src, self.summary_chan = n_src, bn_chan
         self.norm, self.bottleneck = PlainNorm((1, 2)), PlainDense(n_freq, bn_chan)
         number = n_blocks * n_repeats
-        self.blocks = nn.ModuleList(PlainBlock(bn_chan, hid_chan, 2 ** (k % n_blocks)) for k in range(number))
+        self.blocks = nn.ModuleList(
+            PlainBlock(bn_chan, hid_chan, 2 ** (k % n_blocks)) for k in range(number)
+        )
         firsts = list(range(0, number, n_blocks))
         names = [f"{a}_{b}" for b in firsts for a in firsts if a < b]
         self.long_skips = nn.ModuleDict({name: PlainDense(bn_chan, bn_chan) for name in names})
@@ -106,7 +118,9 @@ def make_step(model: StftMasking, mixture: Tensor, sources: Tensor):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="2 s of audio instead of 10")
     parser.add_argument("--batch", type=int, default=1, help="examples a step")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each")
@@ -118,7 +132,10 @@ def main() -> None:
     sources = torch.randn(args.batch, 4, 16000 * seconds) * 0.05
     fast, plain = StftMasking(TDCNpp), StftMasking(PlainTDCNpp)
     plain.load_state_dict(copy.deepcopy(fast.state_dict()))
-    steps = {name: make_step(m, sources.sum(1), sources) for name, m in (("straightforward", plain), ("TDCNpp", fast))}
+    steps = {
+        name: make_step(m, sources.sum(1), sources)
+        for name, m in (("straightforward", plain), ("TDCNpp", fast))
+    }
     losses = {name: step() for name, step in steps.items()}  # also warms up
     spent: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(args.rounds):
@@ -127,7 +144,9 @@ def main() -> None:
             step()
             spent[name].append(time.process_time() - start)
     first = statistics.median(spent["straightforward"])
-    print(f"torch {torch.__version__}, {args.threads} thread(s), batch {args.batch} x {seconds} s, CPU time")
+    print(
+        f"torch {torch.__version__}, {args.threads} thread(s), batch {args.batch} x {seconds} s, CPU time"
+    )
     print(f"{'':16}{'s/step':>8}{'audio s/s':>11}{'faster':>8}{'first loss - reference':>24}")
     for name, times in spent.items():
         median = statistics.median(times)

@@ -48,7 +48,15 @@ def run(local, tmp_path, capsys):
 
     def run(corpus, *options, first=0):
         capsys.readouterr()
-        arguments = ["--corpus", str(corpus), "--nj", "1", "--out", str(tmp_path / "data"), *options]
+        arguments = [
+            "--corpus",
+            str(corpus),
+            "--nj",
+            "1",
+            "--out",
+            str(tmp_path / "data"),
+            *options,
+        ]
         try:
             for stage in (local.prepare_corpus, local.make_mixtures)[first:]:
                 stage.main(arguments)
@@ -71,7 +79,9 @@ def copy_of(tree, target):
 
 
 def lines_of(tree, split="train"):
-    return [line.split("\t") for line in (tree / f"{split}_example_list.txt").read_text().splitlines()]
+    return [
+        line.split("\t") for line in (tree / f"{split}_example_list.txt").read_text().splitlines()
+    ]
 
 
 # ---- sounds and clips
@@ -81,21 +91,34 @@ def test_sounds_are_audible_finite_different_and_the_same_each_time(local):
     for kind in (*local.sounds.LONG, *local.sounds.SHORT):
         one, again, other = (local.sounds.make_sound(kind, rng_of(seed), 5.0) for seed in (0, 0, 1))
         assert np.array_equal(one, again) and not np.array_equal(one[:8000], other[:8000])
-        assert np.abs(one).max() == pytest.approx(0.5) and np.isfinite(one).all() and one.dtype == np.float32
+        assert (
+            np.abs(one).max() == pytest.approx(0.5)
+            and np.isfinite(one).all()
+            and one.dtype == np.float32
+        )
         assert (len(one) == 5 * RATE) == (kind in local.sounds.LONG) and len(one) <= 5 * RATE
 
 
 def test_clips_are_found_by_split_and_class(local, clips, tmp_path):
     found = local.scenes.find_clips(clips)
-    assert {split: len(pool) for split, pool in found.items()} == {"train": 20, "validation": 10, "eval": 10}
+    assert {split: len(pool) for split, pool in found.items()} == {
+        "train": 20,
+        "validation": 10,
+        "eval": 10,
+    }
     assert {clip.kind for clip in found["eval"]} == {*local.sounds.LONG, *local.sounds.SHORT}
     assert all(clip.path.is_relative_to(clips / "eval") for clip in found["eval"])
     (tmp_path / "linked").symlink_to(clips / "train")
-    for _ in range(2):  # no splits: divided by name, each clip once, the same each time, through links too
+    for _ in range(
+        2
+    ):  # no splits: divided by name, each clip once, the same each time, through links too
         divided = local.scenes.find_clips(tmp_path / "linked")
         assert sorted(len(pool) for pool in divided.values())[-1] >= 12
         assert sum(len(pool) for pool in divided.values()) == 20
-        assert {clip.kind for pool in divided.values() for clip in pool} == {*local.sounds.LONG, *local.sounds.SHORT}
+        assert {clip.kind for pool in divided.values() for clip in pool} == {
+            *local.sounds.LONG,
+            *local.sounds.SHORT,
+        }
 
 
 # ---- mixtures
@@ -109,7 +132,9 @@ def test_mixtures_have_the_layout_of_fuss_and_are_sums_of_their_sources(tree):
             assert mixture == f"{split}/example{index:0{digits}d}.wav"
             names = ["background0", *(f"foreground{k}" for k in range(len(sources) - 1))]
             assert sources == [f"{mixture[:-4]}_sources/{name}_sound.wav" for name in names]
-            audio = [sf.read(tree / path, dtype="int16")[0].astype(int) for path in (mixture, *sources)]
+            audio = [
+                sf.read(tree / path, dtype="int16")[0].astype(int) for path in (mixture, *sources)
+            ]
             assert np.array_equal(audio[0], sum(audio[1:])) and len(audio[0]) == 3 * RATE
             events = (tree / mixture).with_suffix(".txt").read_text().splitlines()
             assert len(events) == len(sources)
@@ -130,7 +155,11 @@ def test_events_follow_the_rules_of_fuss(local, clips):
             starts.append(start)
         numbers.append(len(foregrounds))
     assert np.bincount(numbers).min() > 150 and len(np.bincount(numbers)) == 4
-    assert -5 <= min(levels) < -4 and 24 < max(levels) <= 25 and np.mean(levels) == pytest.approx(10, abs=1)
+    assert (
+        -5 <= min(levels) < -4
+        and 24 < max(levels) <= 25
+        and np.mean(levels) == pytest.approx(10, abs=1)
+    )
     assert np.max(starts) > 2
 
 
@@ -151,8 +180,12 @@ def test_sources_of_a_mixture_hear_one_room_each_their_own_response(local, clips
     response = np.zeros((4, 200), np.float32)
     response[np.arange(4), 50 * np.arange(4)] = 0.5
     for wet in (None, response):
-        local.scenes.make_example(pool, tmp_path / str(wet is None), "train/example0", (5,), wet, 3.0, RATE)
-    dry, wet = (sorted((tmp_path / name / "train").rglob("*_sound.wav")) for name in ("True", "False"))
+        local.scenes.make_example(
+            pool, tmp_path / str(wet is None), "train/example0", (5,), wet, 3.0, RATE
+        )
+    dry, wet = (
+        sorted((tmp_path / name / "train").rglob("*_sound.wav")) for name in ("True", "False")
+    )
     assert len(dry) == len(wet) > 1
     for k, pair in enumerate(zip(dry, wet, strict=True)):
         signals = [sf.read(path)[0] for path in pair]
@@ -164,7 +197,9 @@ def test_sources_of_a_mixture_hear_one_room_each_their_own_response(local, clips
 def test_rooms_are_shared_by_few_mixtures_in_ever_new_order(local, clips, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(local.scenes, "simulate", lambda split, index, rate: np.full((4, 1), index))
-    monkeypatch.setattr(local.scenes, "make_example", lambda *job: asked.append(int(job[4][0, 0])) or "a\tb")
+    monkeypatch.setattr(
+        local.scenes, "make_example", lambda *job: asked.append(int(job[4][0, 0])) or "a\tb"
+    )
     local.scenes.make_tree({"train": []}, tmp_path, {"train": 20}, 3.0, RATE, True, 1)
     assert [sorted(asked[k : k + 4]) for k in range(0, 20, 4)] == [[0, 1, 2, 3]] * 5
     assert len({tuple(asked[k : k + 4]) for k in range(0, 20, 4)}) > 1
@@ -174,13 +209,18 @@ def test_the_same_mixtures_are_made_each_time_and_finished_ones_kept(local, clip
     pools = local.scenes.find_clips(clips)
     local.scenes.make_tree(pools, tmp_path, {"eval": 4}, 3.0, RATE, False, 1)
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
-    assert all((tmp_path / name).read_bytes() == (tree / name).read_bytes() for name in files) and len(files) > 12
+    assert (
+        all((tmp_path / name).read_bytes() == (tree / name).read_bytes() for name in files)
+        and len(files) > 12
+    )
     times = {name: (tmp_path / name).stat().st_mtime_ns for name in files if name.suffix == ".wav"}
     lost = next(name for name in times if "sources" in str(name))
     (tmp_path / lost).unlink()
     local.scenes.make_tree(pools, tmp_path, {"eval": 4}, 3.0, RATE, False, 1)
     kept = [name for name, time in times.items() if (tmp_path / name).stat().st_mtime_ns == time]
-    assert (tmp_path / lost).read_bytes() == (tree / lost).read_bytes() and len(kept) > len(times) / 2
+    assert (tmp_path / lost).read_bytes() == (tree / lost).read_bytes() and len(kept) > len(
+        times
+    ) / 2
 
 
 def test_pools_without_backgrounds_or_classes_are_messages(run, local, clips, tmp_path):
@@ -195,7 +235,9 @@ def test_pools_without_backgrounds_or_classes_are_messages(run, local, clips, tm
 def test_a_silent_clip_is_a_message(local, tmp_path):
     sf.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
     with pytest.raises(UserError, match="a.wav: silent"):
-        local.scenes.place(local.scenes.Clip(tmp_path / "a.wav", "a", 1.0), 0.0, -20.0, RATE, RATE, rng_of(0))
+        local.scenes.place(
+            local.scenes.Clip(tmp_path / "a.wav", "a", 1.0), 0.0, -20.0, RATE, RATE, rng_of(0)
+        )
 
 
 def test_stretches_that_are_silent_are_drawn_again(local, tmp_path):
@@ -218,7 +260,9 @@ def test_a_tree_gives_manifests_with_empty_cells_for_what_is_not_there(run, tree
     assert len(frame) == 40
     columns = [f"source_{k}_path" for k in range(1, 5)]
     for row, line in zip(frame.to_dict("records"), lines_of(tree), strict=True):
-        assert [Path(row["mixture_path"]), *(Path(row[c]) for c in columns if row[c])] == [tree / name for name in line]
+        assert [Path(row["mixture_path"]), *(Path(row[c]) for c in columns if row[c])] == [
+            tree / name for name in line
+        ]
         assert row["length"] == 3 * RATE and row["n_active"] == len(line) - 1
     report = json.loads((manifests / "data_report.json").read_text())
     assert report["train"]["rows"] == 40 and report["test"]["not_additive"] == 0
@@ -228,12 +272,19 @@ def test_clips_are_mixed_reverberant_and_listed(run, clips, capsys):
     options = ("--mixtures", "3,1,2", "--seconds", "3")
     manifests = run(clips, *options)
     assert manifests.name == "reverb"
-    assert [len(read_manifest(manifests / f"{n}.csv", 4, absent=True)) for n in ("train", "valid", "test")] == [3, 1, 2]
+    assert [
+        len(read_manifest(manifests / f"{n}.csv", 4, absent=True))
+        for n in ("train", "valid", "test")
+    ] == [3, 1, 2]
     assert run(clips, *options, first=1) == manifests and "already made" in capsys.readouterr().out
-    assert "made with other settings" in run(clips, "--mixtures", "4,1,2", "--seconds", "3", first=1)
+    assert "made with other settings" in run(
+        clips, "--mixtures", "4,1,2", "--seconds", "3", first=1
+    )
 
 
-def test_silent_sources_are_slots_that_are_not_there_and_silent_mixtures_are_left_out(run, tree, tmp_path, capsys):
+def test_silent_sources_are_slots_that_are_not_there_and_silent_mixtures_are_left_out(
+    run, tree, tmp_path, capsys
+):
     damaged = copy_of(tree, tmp_path / "ssdata")
     full = next(index for index, line in enumerate(lines_of(tree)) if len(line) == 5)
     single = next(index for index, line in enumerate(lines_of(tree)) if len(line) == 2)
@@ -247,16 +298,27 @@ def test_silent_sources_are_slots_that_are_not_there_and_silent_mixtures_are_lef
     assert "1 mixtures have no active source and are left out, e.g. " in capsys.readouterr().out
     assert len(frame) == 39 and f"train_example{single:05d}" not in set(frame["mixture_ID"])
     row = frame[frame["mixture_ID"] == f"train_example{full:05d}"].iloc[0]
-    assert row["n_active"] == 3 and [bool(row[f"source_{k}_path"]) for k in range(1, 5)] == [True, False, True, True]
+    assert row["n_active"] == 3 and [bool(row[f"source_{k}_path"]) for k in range(1, 5)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda text: text.replace("\t", " "), ["40 problems", "line 1 has 1 fields", "separated by tabs", "30 more"]),
+        (
+            lambda text: text.replace("\t", " "),
+            ["40 problems", "line 1 has 1 fields", "separated by tabs", "30 more"],
+        ),
         (lambda text: text + "a\tb\tc\td\te\tf\n", ["1 problem", "line 41 has 6 fields"]),
         (lambda text: text + text.splitlines()[0] + "\n", ["line 41", "comes twice"]),
-        (lambda text: text + "x.wav\ty.wav\tz.wav\n", ["3 problems", "line 41: x.wav is not there", "z.wav"]),
+        (
+            lambda text: text + "x.wav\ty.wav\tz.wav\n",
+            ["3 problems", "line 41: x.wav is not there", "z.wav"],
+        ),
         (lambda text: "\n\n", ["is empty"]),
         (lambda text: None, ["lacks train_example_list.txt"]),
     ],
@@ -309,10 +371,17 @@ def test_the_archive_is_fetched_verified_and_unpacked_once(local, tree, tmp_path
     with tarfile.open(source, "w:gz") as tar:
         tar.add(tree, "fuss_dev/ssdata")
     asked = []
-    monkeypatch.setattr(local.prepare_corpus, "fetch", lambda *wanted: asked.append(wanted) or source)
+    monkeypatch.setattr(
+        local.prepare_corpus, "fetch", lambda *wanted: asked.append(wanted) or source
+    )
     for _ in range(2):
-        local.prepare_corpus.main(["--corpus", "download", "--room", "dry", "--out", str(tmp_path / "data")])
+        local.prepare_corpus.main(
+            ["--corpus", "download", "--room", "dry", "--out", str(tmp_path / "data")]
+        )
     folder = tmp_path / "data" / "fuss" / "corpus"
-    url, sha256 = "https://zenodo.org/record/3743844/files/FUSS_ssdata.tar.gz", local.prepare_corpus.ARCHIVES["dry"][1]
+    url, sha256 = (
+        "https://zenodo.org/record/3743844/files/FUSS_ssdata.tar.gz",
+        local.prepare_corpus.ARCHIVES["dry"][1],
+    )
     assert asked == [(url, folder, sha256)] and len(sha256) == 64
     assert len(lines_of(folder / "fuss_dev" / "ssdata")) == 40

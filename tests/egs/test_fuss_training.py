@@ -32,9 +32,16 @@ CONFIG = {
             ],
         },
     },
-    "data": {"segment": 0.25, "valid_segment": 0.5, "dataset": {"class_path": "utils.data.scenes.Scenes"}},
+    "data": {
+        "segment": 0.25,
+        "valid_segment": 0.5,
+        "dataset": {"class_path": "utils.data.scenes.Scenes"},
+    },
     "runtime": {"workers": 0, "accelerator": "cpu", "log_audio": 1, "log_audio_every": 1},
-    "steps": {"pit": {"epochs": 1, "ema": 0.5}, "adversarial": {"epochs": 3, "ema": 0.5, "monitor": "val_loss"}},
+    "steps": {
+        "pit": {"epochs": 1, "ema": 0.5},
+        "adversarial": {"epochs": 3, "ema": 0.5, "monitor": "val_loss"},
+    },
 }
 
 
@@ -45,7 +52,16 @@ class Killed(Exception):
 def arguments(tmp_path, manifests, name, steps="all", config=CONFIG):
     conf = tmp_path / f"{name}.yml"
     conf.write_text(yaml.safe_dump(config, sort_keys=False))
-    return ["--conf", str(conf), "--manifests", str(manifests), "--exp", str(tmp_path / name), "--steps", steps]
+    return [
+        "--conf",
+        str(conf),
+        "--manifests",
+        str(manifests),
+        "--exp",
+        str(tmp_path / name),
+        "--steps",
+        steps,
+    ]
 
 
 def run(tmp_path, manifests, name, *others):
@@ -114,10 +130,17 @@ def test_two_processes_play_as_one(exp, tone_manifests, tmp_path):
     config = copy.deepcopy(CONFIG)
     config["runtime"] |= {"devices": 2, "log_audio": 0}
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    called = [sys.executable, "-m", "utils.train", *arguments(tmp_path, tone_manifests, "double", "rest", config)]
+    called = [
+        sys.executable,
+        "-m",
+        "utils.train",
+        *arguments(tmp_path, tone_manifests, "double", "rest", config),
+    ]
     process = subprocess.run(called, env=environment, capture_output=True, text=True, timeout=120)
     assert process.returncode == 0, process.stderr
-    tables = [pd.read_csv(path / "adversarial" / "metrics.csv") for path in (exp, tmp_path / "double")]
+    tables = [
+        pd.read_csv(path / "adversarial" / "metrics.csv") for path in (exp, tmp_path / "double")
+    ]
     assert list(tables[0]) == list(tables[1])
     for name, tolerance in (("val_loss", 0.05), ("train_loss", 0.05), ("val_si_sdri", 0.2)):
         np.testing.assert_allclose(tables[0][name], tables[1][name], atol=tolerance)
@@ -131,7 +154,10 @@ BAND_SPLIT |= {"init_args": {"chan": 4, "hid_chan": 4, "n_layers": 1}}
     ("system", "step"),
     [
         ({}, {"precision": "bf16-mixed"}),
-        ({"game": {"loss": "least_squares", "silent": "dither", "single_source": True}}, {"accumulate": 2}),
+        (
+            {"game": {"loss": "least_squares", "silent": "dither", "single_source": True}},
+            {"accumulate": 2},
+        ),
         ({"network": BAND_SPLIT, "edges": "padded", "consistency": "power"}, {"gradient_clip": 0}),
     ],
 )
@@ -140,7 +166,9 @@ def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path,
     config["system"]["init_args"] |= system
     config["system"]["init_args"]["adversaries"][0]["with_mixture"] = True
     config["steps"]["adversarial"] |= step
-    table = pd.read_csv(run(tmp_path, tone_manifests, "other", "all", config) / "adversarial" / "metrics.csv")
+    table = pd.read_csv(
+        run(tmp_path, tone_manifests, "other", "all", config) / "adversarial" / "metrics.csv"
+    )
     assert table.val_loss.map(math.isfinite).all() and table.val_loss.nunique() == 3
     assert table.updates.iloc[-1] == 12 // step.get("accumulate", 1)
     assert table.filter(regex="_(share|accuracy)$").map(math.isfinite).all(axis=None)
@@ -148,7 +176,9 @@ def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path,
 
 def test_other_discriminators_start_from_the_same_pit_model(exp, tone_manifests, tmp_path):
     config = copy.deepcopy(CONFIG)
-    config["system"]["init_args"]["adversaries"] = [{"domain": "mask", "n_real": 0, "filters": 8, "windows": [128]}]
+    config["system"]["init_args"]["adversaries"] = [
+        {"domain": "mask", "n_real": 0, "filters": 8, "windows": [128]}
+    ]
     config["steps"]["adversarial"]["epochs"] = 1
     shutil.copytree(exp / "pit", tmp_path / "other" / "pit")
     other = run(tmp_path, tone_manifests, "other", "rest", config)
@@ -165,18 +195,37 @@ def test_the_control_goes_on_with_pit_alone(exp, tone_manifests, tmp_path):
     assert not [column for column in table.columns if "context" in column or "instance" in column]
 
 
-def test_an_adversarial_step_without_discriminators_is_a_message(exp, tone_manifests, tmp_path, capsys):
+def test_an_adversarial_step_without_discriminators_is_a_message(
+    exp, tone_manifests, tmp_path, capsys
+):
     config = copy.deepcopy(CONFIG)
     del config["system"]["init_args"]["adversaries"]
     shutil.copytree(exp / "pit", tmp_path / "none" / "pit")
     with pytest.raises(SystemExit):
         run(tmp_path, tone_manifests, "none", "rest", config)
-    assert "steps.adversarial: step `adversarial` needs system.init_args.adversaries" in capsys.readouterr().err
+    assert (
+        "steps.adversarial: step `adversarial` needs system.init_args.adversaries"
+        in capsys.readouterr().err
+    )
 
 
 def test_evaluation_reports_the_official_score_and_holes(exp, tone_manifests):
-    arguments = ["--exp", str(exp), "--manifest", str(tone_manifests / "test.csv"), "--suite", "fuss"]
+    arguments = [
+        "--exp",
+        str(exp),
+        "--manifest",
+        str(tone_manifests / "test.csv"),
+        "--suite",
+        "fuss",
+    ]
     evaluate.main([*arguments, "--nj", "1", "--device", "cpu", "--references", "no"])
     final = json.loads((exp / "eval" / "test" / "final_metrics.json").read_text())
-    assert {"msi", "msi_all", "under", "hole_rate_30", "leak_rate", "log_spectral_distance"} <= final.keys()
+    assert {
+        "msi",
+        "msi_all",
+        "under",
+        "hole_rate_30",
+        "leak_rate",
+        "log_spectral_distance",
+    } <= final.keys()
     assert 0 <= final["hole_rate_30"]["mean"] <= 1 and final["msi_2"]["clips"] <= 4

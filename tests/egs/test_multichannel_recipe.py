@@ -22,7 +22,15 @@ from utils.training import config
 from utils.training.model_files import load_system
 
 RECIPE = ROOT / "egs" / "multichannel"
-STAGES = ("prepare_corpus", "ready_sets", "make_mixtures", "evaluate_all", "convergence", "score_wer", "make_model")
+STAGES = (
+    "prepare_corpus",
+    "ready_sets",
+    "make_mixtures",
+    "evaluate_all",
+    "convergence",
+    "score_wer",
+    "make_model",
+)
 STAGES += ("breakdown",)
 RATE = 8000
 
@@ -43,7 +51,9 @@ def write_corpus(folder, texts=False):
             for number in range(3):
                 path = folder / part / speaker / f"{number}.wav"
                 audio.write(path, 0.3 * rng.uniform(-1, 1, RATE + 100 * number), RATE)
-                rows.append({"speaker": speaker, "path": str(path), "text": f"{speaker} says {number}"})
+                rows.append(
+                    {"speaker": speaker, "path": str(path), "text": f"{speaker} says {number}"}
+                )
         if texts:
             pd.DataFrame(rows).to_csv(folder / f"{part}.csv", index=False)
 
@@ -58,7 +68,16 @@ def made(local, tmp_path_factory):
 
 
 def run(local, folder, corpus, first=0):
-    options = ["--corpus", corpus, "--out", str(folder / "data"), "--nj", "1", "--sample_rate", str(RATE)]
+    options = [
+        "--corpus",
+        corpus,
+        "--out",
+        str(folder / "data"),
+        "--nj",
+        "1",
+        "--sample_rate",
+        str(RATE),
+    ]
     for stage in ("prepare_corpus", "make_mixtures")[first:]:
         local[stage].main([*options, "--n_rooms", "3", "--n_test", "2"])
 
@@ -69,7 +88,9 @@ def message(capsys, function, *args):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("conf", sorted((RECIPE / "conf").glob("*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "conf", sorted((RECIPE / "conf").glob("*.yml")), ids=lambda path: path.stem
+)
 def test_every_yaml_is_built(conf):
     parsed = config.parse(config.read_yaml(conf), conf)
     config.check_steps(parsed, conf)
@@ -78,16 +99,25 @@ def test_every_yaml_is_built(conf):
 
 def test_finished_sets_train_by_the_documented_option():
     for conf in sorted((RECIPE / "conf").glob("*.yml")):
-        values = config.override(config.read_yaml(conf), ["data.dataset.class_path=utils.data.spatial.ArrayMixtures"])
-        if conf.stem != "surrogate_tiss":  # its anechoic references are not in the manifests of finished sets
-            assert config.parse(values, conf).data.dataset.class_path == "utils.data.spatial.ArrayMixtures"
+        values = config.override(
+            config.read_yaml(conf), ["data.dataset.class_path=utils.data.spatial.ArrayMixtures"]
+        )
+        if (
+            conf.stem != "surrogate_tiss"
+        ):  # its anechoic references are not in the manifests of finished sets
+            assert (
+                config.parse(values, conf).data.dataset.class_path
+                == "utils.data.spatial.ArrayMixtures"
+            )
 
 
 @pytest.mark.parametrize("n_mics", [2, 4])
 def test_another_number_of_sources_than_microphones_is_told(tmp_path, n_mics):
     method = Method(tmp_path, model=surrogate(tmp_path) / "model.pth", model_sha256="")
     mixture, sources = (np.ones((n, 800), np.float32) for n in (n_mics, 3))
-    with pytest.raises(ValueError, match=f"as many sources as microphones, {n_mics}, but there are 3"):
+    with pytest.raises(
+        ValueError, match=f"as many sources as microphones, {n_mics}, but there are 3"
+    ):
         estimate(method, How(), mixture, sources, RATE)
 
 
@@ -122,10 +152,14 @@ def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path
     (tmp_path / "wsj" / "x" / "y.wv1").write_bytes(b"NIST_1A")
     text = message(capsys, run, local, tmp_path, str(tmp_path / "wsj"))
     assert "Accepted are" in text and "sph2pipe" in text
-    assert "run stage 0 first" in message(capsys, run, local, tmp_path / "new", str(tmp_path / "wsj"), 1)
+    assert "run stage 0 first" in message(
+        capsys, run, local, tmp_path / "new", str(tmp_path / "wsj"), 1
+    )
     audio.write(tmp_path / "train" / "a" / "0.wav", np.zeros(RATE), RATE)
     (tmp_path / "data" / "train-test" / "corpus.json").unlink()
-    assert "is silent" in message(capsys, run, local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}")
+    assert "is silent" in message(
+        capsys, run, local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}"
+    )
 
 
 def write_csvs(folder, **changed):
@@ -138,11 +172,21 @@ def write_csvs(folder, **changed):
 def test_texts_and_speakers_may_look_like_numbers_or_missing_values(local, tmp_path):
     write_corpus(tmp_path / "corpus")
     write_csvs(tmp_path / "corpus", text=lambda frame: (["07", "null", "NA"] * 4)[: len(frame)])
-    text = (tmp_path / "corpus" / "test.csv").read_text().replace("d,test", "NA,test").replace("e,test", "01,test")
+    text = (
+        (tmp_path / "corpus" / "test.csv")
+        .read_text()
+        .replace("d,test", "NA,test")
+        .replace("e,test", "01,test")
+    )
     (tmp_path / "corpus" / "test.csv").write_text(text)
     run(local, tmp_path, str(tmp_path / "corpus"))
     frame = read_manifest(tmp_path / "data" / "corpus" / "manifests" / "4spk_8k" / "test_4spk.csv")
-    assert {*frame[[f"speaker_{k}" for k in range(1, 5)]].to_numpy().ravel()} == {"NA", "01", "f", "g"}
+    assert {*frame[[f"speaker_{k}" for k in range(1, 5)]].to_numpy().ravel()} == {
+        "NA",
+        "01",
+        "f",
+        "g",
+    }
     assert {*frame[[f"text_{k}" for k in range(1, 5)]].to_numpy().ravel()} <= {"07", "null", "NA"}
 
 
@@ -163,7 +207,9 @@ def test_speakers_of_one_recording_are_split_too(local):
     frame = pd.DataFrame({"speaker": list(map(str, range(20))), "path": "x"})
     parts = local["prepare_corpus"].split(frame)
     assert len(parts["valid"]) == 3 and len(parts["train"]) == 17
-    parts = local["prepare_corpus"].split(pd.DataFrame({"speaker": ["a"] * 9 + ["b"] * 2, "path": "x"}))
+    parts = local["prepare_corpus"].split(
+        pd.DataFrame({"speaker": ["a"] * 9 + ["b"] * 2, "path": "x"})
+    )
     assert parts["valid"]["speaker"].tolist() == ["a", "a", "b"] and len(parts["train"]) == 8
 
 
@@ -179,20 +225,30 @@ def test_wsj1_2345_db_is_read_with_its_noise(local, tmp_path, noisy):
         for k in range(2):
             audio.write(place / f"s{k}.wav", images[k], RATE)
         relative = f"wsj1_2345_db/wsj1_2_mix_m2/{part}"  # the set's own name, wherever it lies
-        info = {"wav_dpath_mixed_reverberant": f"{relative}/wav_mixed_reverb/0.wav", "rir_info_t60": 0.3}
+        info = {
+            "wav_dpath_mixed_reverberant": f"{relative}/wav_mixed_reverb/0.wav",
+            "rir_info_t60": 0.3,
+        }
         info["wav_dpath_image_reverberant"] = [f"{relative}/s{k}.wav" for k in range(2)]
         info |= {"speaker_id": ["a", "b"], "transcript_espnet": ["ONE", "TWO"]}
         info |= {"rir_info_microphone_position": [[0, 0, 1], [0, 0.2, 1]]}
         info |= {"rir_info_speaker_position": [[3, 4, 1], [0, 0, 3]]}
         files.write_text(place / "mixinfo.json", json.dumps({"00000": info}))
         if noisy:
-            info |= {"wav_mixed_noise_reverb": f"{relative}/wav_mixed_noise_reverb/0.wav", "noise_snr": 12.5}
+            info |= {
+                "wav_mixed_noise_reverb": f"{relative}/wav_mixed_noise_reverb/0.wav",
+                "noise_snr": 12.5,
+            }
             files.write_text(place / "mixinfo_noise.json", json.dumps({"00000": info}))
     run(local, tmp_path, str(root))
-    frame = read_manifest(tmp_path / "data" / "renamed" / "manifests" / "2spk_8k" / "test_2spk.csv", 2)
+    frame = read_manifest(
+        tmp_path / "data" / "renamed" / "manifests" / "2spk_8k" / "test_2spk.csv", 2
+    )
     mixture = audio.read(frame["mixture_path"][0], channels=True)
     sources = sum(audio.read(frame[f"source_{k}_path"][0]) for k in (1, 2))
-    assert mixture.shape == (2, 4000) and np.abs(mixture[0] - sources - noisy * noise[0]).max() < 1e-3
+    assert (
+        mixture.shape == (2, 4000) and np.abs(mixture[0] - sources - noisy * noise[0]).max() < 1e-3
+    )
     described = frame[["t60", "distance_1", "distance_2", "speaker_2", "text_2"]].iloc[0].tolist()
     assert described == [0.3, 5.0, 2.0, "b", "TWO"] and (frame["noise"][0] == 12.5) == noisy
 
@@ -206,15 +262,28 @@ def test_sms_wsj_is_read_with_as_many_microphones_as_speakers(local, tmp_path):
         for k in range(2):
             audio.write(root / "early" / part / f"0_a_b_{k}.wav", early[k], RATE, "FLOAT")
             audio.write(root / "tail" / part / f"0_a_b_{k}.wav", tail[k], RATE, "FLOAT")
-        places = {"sensor_position": np.eye(3, 6).tolist(), "source_position": [[1, 1], [3, 0], [4, 2]]}
-        example = {"speaker_id": ["a", "b"], "sound_decay_time": 0.4, "kaldi_transcription": ["ONE", "TWO"], **places}
+        places = {
+            "sensor_position": np.eye(3, 6).tolist(),
+            "source_position": [[1, 1], [3, 0], [4, 2]],
+        }
+        example = {
+            "speaker_id": ["a", "b"],
+            "sound_decay_time": 0.4,
+            "kaldi_transcription": ["ONE", "TWO"],
+            **places,
+        }
         sets[part] = {"0_a_b": example}
     files.write_text(root / "sms_wsj.json", json.dumps({"datasets": sets}))
     run(local, tmp_path, str(root))
     manifests = tmp_path / "data" / "sms" / "manifests" / "2spk_8k"
     frame = read_manifest(manifests / "test_2spk.csv", 2)
     assert audio.info(frame["mixture_path"][0])[2] == 2
-    assert frame[["t60", "distance_1", "distance_2", "text_2"]].iloc[0].tolist() == [0.4, 5.0, 2.0, "TWO"]
+    assert frame[["t60", "distance_1", "distance_2", "text_2"]].iloc[0].tolist() == [
+        0.4,
+        5.0,
+        2.0,
+        "TWO",
+    ]
     assert np.allclose(audio.read(frame["source_2_path"][0]), (early + tail)[1, 0], atol=1e-5)
     assert audio.info(read_manifest(manifests / "train.csv", 2)["mixture_path"][0])[2] == 6
 
@@ -223,7 +292,9 @@ def test_a_classic_model_separates_files_by_the_command_line(local, tmp_path, ca
     options = ["--update", "iss", "--n_iter", "5", "--sample_rate", str(RATE)]
     local["make_model"].main(["--source", "gauss", *options, "--out", str(tmp_path / "gauss")])
     rng = np.random.default_rng(0)
-    sources = rng.normal(size=(3, 2 * RATE)) * (np.sin(np.arange(2 * RATE) / [[900], [1300], [2100]]) > 0)
+    sources = rng.normal(size=(3, 2 * RATE)) * (
+        np.sin(np.arange(2 * RATE) / [[900], [1300], [2100]]) > 0
+    )
     mixture = (0.1 * rng.normal(size=(3, 3)) @ sources).astype(np.float32)
     cases = {
         "plain": mixture,
@@ -236,7 +307,12 @@ def test_a_classic_model_separates_files_by_the_command_line(local, tmp_path, ca
     for name, signals in cases.items():
         sf.write(tmp_path / f"{name}.wav", signals.T, RATE, subtype="FLOAT")
     separate(
-        [str(tmp_path / "gauss"), *(str(tmp_path / f"{name}.wav") for name in cases), "--out", str(tmp_path / "out")]
+        [
+            str(tmp_path / "gauss"),
+            *(str(tmp_path / f"{name}.wav") for name in cases),
+            "--out",
+            str(tmp_path / "out"),
+        ]
     )
     for name, signals in cases.items():
         estimates = [audio.read(tmp_path / "out" / f"{name}_s{k}.wav") for k in (1, 2, 3)]
@@ -251,7 +327,14 @@ def surrogate(folder):
     """A trained surrogate, as far as the scripts can tell."""
     from utils.training.model_files import build_system, pack, save
 
-    arguments = {"sample_rate": RATE, "n_fft": 256, "hop": 64, "n_bottleneck": 4, "n_sublayers": 0, "prior": "student"}
+    arguments = {
+        "sample_rate": RATE,
+        "n_fft": 256,
+        "hop": 64,
+        "n_bottleneck": 4,
+        "n_sublayers": 0,
+        "prior": "student",
+    }
     described = {"class_path": "local_models.auxiva.SurrogateIVA", "init_args": arguments}
     save(pack(described, build_system(described).state_dict()), folder / "model.pth")
     files.write_text(folder / "config.yml", json.dumps({"system": described}))
@@ -261,7 +344,16 @@ def surrogate(folder):
 def test_a_trained_surrogate_is_put_into_another_update(local, tmp_path):
     trained = surrogate(tmp_path / "trained")
     local["make_model"].main(
-        ["--source", str(trained), "--update", "ip2", "--n_iter", "3", "--out", str(tmp_path / "other")]
+        [
+            "--source",
+            str(trained),
+            "--update",
+            "ip2",
+            "--n_iter",
+            "3",
+            "--out",
+            str(tmp_path / "other"),
+        ]
     )
     before, after = load_system(trained), load_system(tmp_path / "other")
     assert (after.separation.update, after.separation.n_iter) == ("ip2", 3)
@@ -273,7 +365,9 @@ def test_a_trained_surrogate_is_put_into_another_update(local, tmp_path):
 def test_convergence_curves(local, made, tmp_path):
     trained = surrogate(tmp_path / "learnt")
     options = ["--exp", str(trained), "--data", str(made), "--out", str(tmp_path / "curves")]
-    local["convergence"].main([*options, "--iterations", "1", "2", "--updates", "iss", "ip2", "--size", "1"])
+    local["convergence"].main(
+        [*options, "--iterations", "1", "2", "--updates", "iss", "ip2", "--size", "1"]
+    )
     table = pd.read_csv(tmp_path / "curves.csv")
     assert set(table["n_src"]) == {2, 3, 4} and set(table["model"]) == {
         "mixture",
@@ -290,7 +384,16 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
     exp = surrogate(tmp_path / "exp" / "learnt")
     references = "[{name: mixture, kind: mixture}]"
     files.write_text(tmp_path / "references.yml", references)
-    options = ["--exp", str(exp), "--data", str(made), "--nj", "1", "--references", str(tmp_path / "references.yml")]
+    options = [
+        "--exp",
+        str(exp),
+        "--data",
+        str(made),
+        "--nj",
+        "1",
+        "--references",
+        str(tmp_path / "references.yml"),
+    ]
     local["evaluate_all"].main([*options, "--device", "cpu"])
     mixture = tmp_path / "exp" / "reference-corpus-2spk_8k" / "mixture"
     out = ["--out", str(tmp_path / "breakdown"), "--parts", "2"]
@@ -300,17 +403,29 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
     assert list(whole["sources"]) == [4, 6, 8, 4] and set(whole["system"]) == {"learnt", "mixture"}
     for n_src in (2, 3, 4):
         final = json.loads((exp / "eval" / f"test_{n_src}spk" / "final_metrics.json").read_text())
-        row = whole[(whole["set"] == f"corpus-{n_src}spk_8k/test_{n_src}spk") & (whole["system"] == "learnt")].iloc[0]
-        assert all(row[name] == pytest.approx(final[name]["mean"], abs=1e-3) for name in ("si_sdr", "sdr", "sir"))
+        row = whole[
+            (whole["set"] == f"corpus-{n_src}spk_8k/test_{n_src}spk")
+            & (whole["system"] == "learnt")
+        ].iloc[0]
+        assert all(
+            row[name] == pytest.approx(final[name]["mean"], abs=1e-3)
+            for name in ("si_sdr", "sdr", "sir")
+        )
     scores = pd.read_csv(exp / "eval" / "test_2spk" / "all_metrics.csv")
     manifest = read_manifest(made / "manifests" / "2spk_8k" / "test_2spk.csv")
     by_t60 = table[
-        (table["condition"] == "t60 (s)") & table["set"].str.endswith("2spk") & (table["system"] == "learnt")
+        (table["condition"] == "t60 (s)")
+        & table["set"].str.endswith("2spk")
+        & (table["system"] == "learnt")
     ]
     expected = scores["si_sdr"][manifest["t60"].sort_values().index]  # a mixture in each half
     assert np.allclose(by_t60["si_sdr"], expected, atol=1e-3)  # parts in the order of the condition
-    assert {"all", "t60 (s)", "distance (m)", "noise (dB)", "input_si_sdr (dB)"} == set(table["condition"])
-    assert "nothing evaluated" in message(capsys, local["breakdown"].main, ["--exp", str(tmp_path), *out])
+    assert {"all", "t60 (s)", "distance (m)", "noise (dB)", "input_si_sdr (dB)"} == set(
+        table["condition"]
+    )
+    assert "nothing evaluated" in message(
+        capsys, local["breakdown"].main, ["--exp", str(tmp_path), *out]
+    )
 
 
 def stub(signal, sample_rate):
@@ -333,20 +448,30 @@ def test_word_error_rate_by_a_recogniser_of_the_user(local, made, tmp_path, caps
     texts = frame[["text_1", "text_2"]].to_numpy().ravel().tolist()
     expected = 100 * jiwer.wer(texts, ["d says 0"] * len(texts))
     assert f"estimates {expected:6.1f} %" in capsys.readouterr().out
-    assert "no_such_module" in message(capsys, local["score_wer"].main, [*options, "--recogniser", "no_such_module:f"])
-    assert "whisper:NAME" in message(capsys, local["score_wer"].main, [*options, "--recogniser", "whisper"])
+    assert "no_such_module" in message(
+        capsys, local["score_wer"].main, [*options, "--recogniser", "no_such_module:f"]
+    )
+    assert "whisper:NAME" in message(
+        capsys, local["score_wer"].main, [*options, "--recogniser", "whisper"]
+    )
     frame.assign(text_2="").to_csv(manifest.with_name("partly.csv"), index=False)
     options[3] = str(manifest.with_name("partly.csv"))
-    told = message(capsys, local["score_wer"].main, [*options, "--recogniser", "my_recogniser:stub"])
+    told = message(
+        capsys, local["score_wer"].main, [*options, "--recogniser", "my_recogniser:stub"]
+    )
     assert "2 mixtures lack a text" in told
 
 
 def test_word_errors_are_those_of_jiwer():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        reference, hypothesis = (" ".join(rng.choice(list("abcd"), rng.integers(1, 9))) for _ in range(2))
+        reference, hypothesis = (
+            " ".join(rng.choice(list("abcd"), rng.integers(1, 9))) for _ in range(2)
+        )
         result = jiwer.process_words(reference, hypothesis)
         errors = result.substitutions + result.deletions + result.insertions
         assert word_errors(hypothesis, reference) == (errors, len(reference.split()))
-    assert word_errors("", "Hello, it's me!") == (3, 3) and word_errors("hello IT'S me.", "Hello, it's me!") == (0, 3)
+    assert word_errors("", "Hello, it's me!") == (3, 3) and word_errors(
+        "hello IT'S me.", "Hello, it's me!"
+    ) == (0, 3)
     assert word_errors("anything", "") == (1, 0)

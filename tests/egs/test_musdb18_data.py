@@ -70,10 +70,15 @@ def change(path, edit, rate=44100):
 # ---- the mini corpus
 
 
-def test_synthetic_songs_have_the_real_layout_sum_up_and_are_the_same_each_time(local, hq, tmp_path):
+def test_synthetic_songs_have_the_real_layout_sum_up_and_are_the_same_each_time(
+    local, hq, tmp_path
+):
     for song in [*(hq / "train").iterdir(), *(hq / "test").iterdir()]:
         names = ("mixture", "vocals", "drums", "bass", "other")
-        parts = {name: audio.read(song / f"{name}.wav", sample_rate=44100, channels=True) for name in names}
+        parts = {
+            name: audio.read(song / f"{name}.wav", sample_rate=44100, channels=True)
+            for name in names
+        }
         assert {part.shape for part in parts.values()} == {(2, 66150)}
         mixture = parts.pop("mixture")
         np.testing.assert_allclose(mixture, sum(parts.values()), atol=1e-6)
@@ -91,7 +96,8 @@ def test_synthetic_songs_have_the_real_layout_sum_up_and_are_the_same_each_time(
 def test_tree_becomes_manifests_with_stems_and_accompaniment(hq, run):
     folder, printed = run(hq)
     frames = {
-        name: read_manifest(folder / "manifests" / "44k" / f"{name}.csv", 2) for name in ("train", "valid", "test")
+        name: read_manifest(folder / "manifests" / "44k" / f"{name}.csv", 2)
+        for name in ("train", "valid", "test")
     }
     assert {name: set(frame.mixture_ID) for name, frame in frames.items()} == {
         "train": set(SONGS[1:]),
@@ -99,10 +105,15 @@ def test_tree_becomes_manifests_with_stems_and_accompaniment(hq, run):
         "test": {SILENT},
     }
     row = frames["train"].iloc[0]
-    parts = [audio.read(row[f"{name}_path"], channels=True) for name in ("mixture", "source_1", "source_2")]
+    parts = [
+        audio.read(row[f"{name}_path"], channels=True)
+        for name in ("mixture", "source_1", "source_2")
+    ]
     np.testing.assert_allclose(parts[0], parts[1] + parts[2], atol=3e-5)
     assert row.length == 66150 and row.source_1_path.endswith("vocals.wav")
-    stems = [(folder / "manifests" / "44k" / row[f"stem_{k}_path"]).resolve().name for k in (1, 2, 3)]
+    stems = [
+        (folder / "manifests" / "44k" / row[f"stem_{k}_path"]).resolve().name for k in (1, 2, 3)
+    ]
     assert stems == ["drums.wav", "bass.wav", "other.wav"]
     assert "remarks" not in printed
     assert run(hq)[0] == folder  # again: nothing to do
@@ -172,9 +183,20 @@ def test_unusual_songs_are_kept_with_a_remark(tree, run, spoil, words):
     assert SONGS[1] in printed and all(word in printed for word in words)
     noted = (folder / "manifests" / "44k" / "remarks.txt").read_text()
     assert SONGS[1] in noted and all(word in noted for word in words)
-    frame = read_manifest(folder / "manifests" / "44k" / "train.csv", 2, absent=True).set_index("mixture_ID")
-    assert (frame.loc[SONGS[1], "source_1_path"] == "") == (spoil in (instrumental, silent_vocals, silent_song))
-    assert len(Songs(folder / "manifests" / "44k", "train", 2, 44100, 0.1, 0, segments=2, remix=0.5)[0, 0]) == 3
+    frame = read_manifest(folder / "manifests" / "44k" / "train.csv", 2, absent=True).set_index(
+        "mixture_ID"
+    )
+    assert (frame.loc[SONGS[1], "source_1_path"] == "") == (
+        spoil in (instrumental, silent_vocals, silent_song)
+    )
+    assert (
+        len(
+            Songs(folder / "manifests" / "44k", "train", 2, 44100, 0.1, 0, segments=2, remix=0.5)[
+                0, 0
+            ]
+        )
+        == 3
+    )
 
 
 def shorter_stem(song):
@@ -224,7 +246,10 @@ def test_a_mended_corpus_needs_no_deletion(tree, run):
     folder, _ = run(tree)
     frame = read_manifest(folder / "manifests" / "44k" / "train.csv").set_index("mixture_ID")
     rest = audio.read(frame.loc[SONGS[1], "source_2_path"], channels=True)
-    others = [audio.read(tree / "train" / SONGS[1] / f"{name}.wav", channels=True) for name in ("bass", "other")]
+    others = [
+        audio.read(tree / "train" / SONGS[1] / f"{name}.wav", channels=True)
+        for name in ("bass", "other")
+    ]
     np.testing.assert_allclose(rest, 0.1 + sum(others), atol=3e-5)
 
 
@@ -260,11 +285,16 @@ def test_stems_are_decoded_once_to_the_layout_of_hq(hq, run, tmp_path, monkeypat
             inputs = [x for stream in streams for x in ("-i", hq / part / name / f"{stream}.wav")]
             maps = [x for k in range(5) for x in ("-map", str(k))]
             target = stems / part / f"{name}.stem.mp4"
-            subprocess.run(["ffmpeg", "-v", "error", *inputs, *maps, "-c:a", "aac", "-b:a", "256k", target], check=True)
+            subprocess.run(
+                ["ffmpeg", "-v", "error", *inputs, *maps, "-c:a", "aac", "-b:a", "256k", target],
+                check=True,
+            )
     folder, printed = run(stems)
     frame = read_manifest(folder / "manifests" / "44k" / "train.csv", 2)
     decoded = audio.read(frame.source_1_path[0], channels=True)[:, : 1 << 16]
-    original = audio.read(hq / "train" / frame.mixture_ID[0] / "vocals.wav", channels=True)[:, : 1 << 16]
+    original = audio.read(hq / "train" / frame.mixture_ID[0] / "vocals.wav", channels=True)[
+        :, : 1 << 16
+    ]
     n = min(decoded.shape[1], original.shape[1])
     assert np.corrcoef(decoded[0, :n], original[0, :n])[0, 1] > 0.98
     assert "do not sum" in printed  # each stream was coded by itself
@@ -319,7 +349,10 @@ def clips(tmp_path):
 
 def test_mir1k_is_split_by_singer_and_mixed_at_0_db(clips, run):
     folder, _ = run(clips)
-    frames = {n: read_manifest(folder / "manifests" / "16k" / f"{n}.csv", 2) for n in ("train", "valid", "test")}
+    frames = {
+        n: read_manifest(folder / "manifests" / "16k" / f"{n}.csv", 2)
+        for n in ("train", "valid", "test")
+    }
     assert {name: sorted(frame.mixture_ID) for name, frame in frames.items()} == {
         "train": ["abjones_1_01", "amy_2_03"],
         "valid": ["abjones_5_08", "amy_9_09"],
@@ -327,7 +360,9 @@ def test_mir1k_is_split_by_singer_and_mixed_at_0_db(clips, run):
     }
     row = frames["test"].iloc[0]
     columns = ("mixture_path", "source_1_path", "source_2_path")
-    mixture, voice, accompaniment = (audio.read(row[column], sample_rate=16000) for column in columns)
+    mixture, voice, accompaniment = (
+        audio.read(row[column], sample_rate=16000) for column in columns
+    )
     original, _ = sf.read(clips / "Wavfile" / f"{row.mixture_ID}.wav")
     assert np.corrcoef(voice, original[:, 1])[0, 1] > 0.999  # right: voice
     assert abs(10 * np.log10(np.mean(voice**2) / np.mean(accompaniment**2))) < 0.01
@@ -335,10 +370,16 @@ def test_mir1k_is_split_by_singer_and_mixed_at_0_db(clips, run):
 
 
 def test_lists_beside_the_clips_decide(clips, run):
-    for part, names in (("train", "Ani_1_01"), ("valid", "amy_2_03"), ("test", "abjones_1_01\nbobon_1_01")):
+    for part, names in (
+        ("train", "Ani_1_01"),
+        ("valid", "amy_2_03"),
+        ("test", "abjones_1_01\nbobon_1_01"),
+    ):
         (clips / f"{part}.txt").write_text(names + "\n")
     folder, _ = run(clips)
-    assert list(read_manifest(folder / "manifests" / "16k" / "train.csv", 2).mixture_ID) == ["Ani_1_01"]
+    assert list(read_manifest(folder / "manifests" / "16k" / "train.csv", 2).mixture_ID) == [
+        "Ani_1_01"
+    ]
 
 
 def test_mono_clip_and_missing_clip_are_messages(clips, run):
@@ -377,8 +418,12 @@ def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
     lines = (tmp_path / "exp" / "sisec18.md").read_text().split("\n")
     order = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:33]
     assert order.index("TAK1") < order.index("**mine**") < order.index("MDL1")  # 6.60, 5.00, 4.02
-    assert {"STL1 (more training songs)", "STL2", "UHL3 (more training songs)", "IRM2 (oracle)", "MIX (mixture)"} <= {
-        *order
-    }
+    assert {
+        "STL1 (more training songs)",
+        "STL2",
+        "UHL3 (more training songs)",
+        "IRM2 (oracle)",
+        "MIX (mixture)",
+    } <= {*order}
     assert any(line.startswith("| MDL1 | 4.02 | 7.85 | 9.38 | 4.53 | 2.47 |") for line in lines)
     assert (tmp_path / "exp" / "sisec18.png").stat().st_size > 1000

@@ -27,9 +27,16 @@ def evaluated(exp, name, kind="system", msi=1.0, manifest="a", date="2026-01-01"
         path = folder / "examples" / "ex_m0" / f"s{slot}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         sf.write(path, signal, RATE)
-        sf.write(path.with_name(f"s{slot}_estimate.wav"), np.convolve(signal, np.ones(8) / 8, "same"), RATE)
+        sf.write(
+            path.with_name(f"s{slot}_estimate.wav"),
+            np.convolve(signal, np.ones(8) / 8, "same"),
+            RATE,
+        )
     final = {"name": Path(name).name, "kind": kind, "manifest_sha256": manifest, "date": date}
-    final |= {key: {"mean": value} for key, value in (("msi", msi), ("hole_rate_30", rate), ("leak_rate", rate))}
+    final |= {
+        key: {"mean": value}
+        for key, value in (("msi", msi), ("hole_rate_30", rate), ("leak_rate", rate))
+    }
     (folder / "final_metrics.json").write_text(json.dumps(final))
 
 
@@ -37,7 +44,9 @@ def test_the_figure_shows_masks_and_the_best_systems_of_the_last_set(plot_holes,
     for index in range(5):
         evaluated(tmp_path, f"system{index}", msi=float(index), date=f"2026-01-0{index + 1}")
     for corpus in "ab":
-        evaluated(tmp_path, f"reference-{corpus}/stft_ibm_32ms", "oracle", 9.0, corpus, "2026-03-01")
+        evaluated(
+            tmp_path, f"reference-{corpus}/stft_ibm_32ms", "oracle", 9.0, corpus, "2026-03-01"
+        )
         evaluated(tmp_path, f"reference-{corpus}/mixture", "mixture", 0.0, corpus, "2026-03-01")
     evaluated(tmp_path, "other", msi=20.0, manifest="b", date="2025-12-31")
     results = plot_holes.find_results(tmp_path, "test")
@@ -46,7 +55,10 @@ def test_the_figure_shows_masks_and_the_best_systems_of_the_last_set(plot_holes,
     assert len(results) == 7 and not any("reference-b" in folder.parts for folder in results)
     out = tmp_path / "holes.png"
     plot_holes.main(["--exp", str(tmp_path), "--out", str(out)])
-    assert out.read_bytes().startswith(b"\x89PNG") and "7 methods, ex_m0, source 1" in capsys.readouterr().out
+    assert (
+        out.read_bytes().startswith(b"\x89PNG")
+        and "7 methods, ex_m0, source 1" in capsys.readouterr().out
+    )
 
 
 def test_without_a_system_or_examples_it_says_what_to_do(plot_holes, tmp_path, capsys):

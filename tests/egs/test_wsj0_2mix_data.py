@@ -19,7 +19,13 @@ from utils.data import audio
 from utils.data.manifest import read_manifest
 
 LOCAL = ROOT / "egs" / "wsj0-2mix" / "local"
-TINY = {"speakers": 4, "utterances": 4, "valid_utterances": 1, "test_speakers": 4, "test_utterances": 2}
+TINY = {
+    "speakers": 4,
+    "utterances": 4,
+    "valid_utterances": 1,
+    "test_speakers": 4,
+    "test_utterances": 2,
+}
 TINY |= {"tr": 12, "cv": 3, "tt": 3}
 
 
@@ -43,7 +49,15 @@ def run(stages, tmp_path, capsys):
 
     def run(corpus, *options, first=0):
         capsys.readouterr()
-        arguments = ["--corpus", str(corpus), "--nj", "1", "--out", str(tmp_path / "data"), *options]
+        arguments = [
+            "--corpus",
+            str(corpus),
+            "--nj",
+            "1",
+            "--out",
+            str(tmp_path / "data"),
+            *options,
+        ]
         try:
             for stage in stages[first:]:
                 stage.main(arguments)
@@ -56,7 +70,9 @@ def run(stages, tmp_path, capsys):
 
 
 def sets(manifests, n_src=2):
-    return {name: read_manifest(manifests / f"{name}.csv", n_src) for name in ("train", "valid", "test")}
+    return {
+        name: read_manifest(manifests / f"{name}.csv", n_src) for name in ("train", "valid", "test")
+    }
 
 
 def test_the_mini_corpus_has_the_layout_of_wsj0_and_unseen_test_speakers(tiny):
@@ -67,7 +83,9 @@ def test_the_mini_corpus_has_the_layout_of_wsj0_and_unseen_test_speakers(tiny):
         files[part] = set(fields[::2])
         speakers[part] = {Path(name).parent.name for name in files[part]}
         assert all(sf.info(tiny / name).samplerate == 16000 for name in files[part])
-    assert not speakers["tt"] & (speakers["tr"] | speakers["cv"]) and speakers["cv"] <= speakers["tr"]
+    assert (
+        not speakers["tt"] & (speakers["tr"] | speakers["cv"]) and speakers["cv"] <= speakers["tr"]
+    )
     assert not files["tr"] & files["cv"]
 
 
@@ -75,17 +93,25 @@ def test_the_mini_corpus_is_the_same_each_time(stages, tiny, tmp_path):
     stages[0].make_mini(tmp_path / "again", 1, TINY)
     files = [path.relative_to(tiny) for path in tiny.rglob("*") if path.is_file()]
     assert len(files) == 6 + 4 * 4 + 4 * 2
-    assert all((tmp_path / "again" / name).read_bytes() == (tiny / name).read_bytes() for name in files)
+    assert all(
+        (tmp_path / "again" / name).read_bytes() == (tiny / name).read_bytes() for name in files
+    )
 
 
 def test_lists_are_mixed_and_reported(run, tiny):
     manifests = run(tiny)
     assert manifests.name == "2spk_8k_min"
-    assert {name: len(frame) for name, frame in sets(manifests).items()} == {"train": 12, "valid": 3, "test": 3}
+    assert {name: len(frame) for name, frame in sets(manifests).items()} == {
+        "train": 12,
+        "valid": 3,
+        "test": 3,
+    }
     report = json.loads((manifests / "data_report.json").read_text())
     assert report["train"]["rows"] == 12 and report["test"]["not_additive"] == 0
     sources = pd.read_csv(manifests / "train_sources.csv", dtype=str)
-    assert list(sources.columns) == ["speaker", "path", "length"] and sources["speaker"].nunique() == 4
+    assert (
+        list(sources.columns) == ["speaker", "path", "length"] and sources["speaker"].nunique() == 4
+    )
     for path, length in zip(sources["path"], sources["length"], strict=True):
         assert audio.info(manifests / path) == (int(length), 8000, 1)
 
@@ -135,19 +161,34 @@ def make_csvs(folder, names):
     for name in names:
         rows = []
         for index in range(2):
-            row = {"mixture_ID": f"1{index}-2-3_4{index}-5-6", "mixture_path": f"{name}{index}_mix.wav"}
+            row = {
+                "mixture_ID": f"1{index}-2-3_4{index}-5-6",
+                "mixture_path": f"{name}{index}_mix.wav",
+            }
             sources = 0.1 * rng.standard_normal((2, 800))
-            for column, samples in zip(("s1", "s2", "mix"), [*sources, sources.sum(0)], strict=True):
+            for column, samples in zip(
+                ("s1", "s2", "mix"), [*sources, sources.sum(0)], strict=True
+            ):
                 audio.write(folder / f"{name}{index}_{column}.wav", samples, 8000)
-            rows.append(row | {f"source_{i}_path": f"{name}{index}_s{i}.wav" for i in (1, 2)} | {"noise_path": "n.wav"})
+            rows.append(
+                row
+                | {f"source_{i}_path": f"{name}{index}_s{i}.wav" for i in (1, 2)}
+                | {"noise_path": "n.wav"}
+            )
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
 
 
 @pytest.mark.parametrize(
     "place, names",
     [
-        ("metadata", ("mixture_train-100_mix_clean", "mixture_dev_mix_clean", "mixture_test_mix_clean")),
-        ("wav8k/min/metadata", ("mixture_train-360_mix_clean", "mixture_dev_mix_clean", "mixture_test_mix_clean")),
+        (
+            "metadata",
+            ("mixture_train-100_mix_clean", "mixture_dev_mix_clean", "mixture_test_mix_clean"),
+        ),
+        (
+            "wav8k/min/metadata",
+            ("mixture_train-360_mix_clean", "mixture_dev_mix_clean", "mixture_test_mix_clean"),
+        ),
         (".", ("train", "valid", "test")),
     ],
 )
@@ -172,7 +213,11 @@ def make_recordings(folder, n_speakers, n_files, rate=22050):
 def test_two_directories_of_recordings_are_mixed_on_the_fly(run, tmp_path):
     make_recordings(tmp_path / "mine", 4, 10)
     make_recordings(tmp_path / "theirs", 2, 2)
-    sf.write(tmp_path / "theirs" / "alone.wav", 0.1 * np.random.default_rng(1).standard_normal(8000), 8000)
+    sf.write(
+        tmp_path / "theirs" / "alone.wav",
+        0.1 * np.random.default_rng(1).standard_normal(8000),
+        8000,
+    )
     manifests = run(f"{tmp_path / 'mine'},{tmp_path / 'theirs'}")
     assert manifests.parent.parent.name == "mine-theirs" and not (manifests / "train.csv").exists()
     sources = pd.read_csv(manifests / "train_sources.csv", dtype=str)
@@ -180,7 +225,11 @@ def test_two_directories_of_recordings_are_mixed_on_the_fly(run, tmp_path):
     trained = {tuple(Path(path).parts[-2:]) for path in sources["path"]}
     listed = (manifests.parent.parent / "mix_lists" / "mix_2_spk_cv.txt").read_text().split()[::2]
     assert not trained & {tuple(Path(path).parts[-2:]) for path in listed}
-    assert len(read_manifest(manifests / "valid.csv", 2)) == len(read_manifest(manifests / "test.csv", 2)) == 20
+    assert (
+        len(read_manifest(manifests / "valid.csv", 2))
+        == len(read_manifest(manifests / "test.csv", 2))
+        == 20
+    )
     assert "alone" in (manifests / "test.csv").read_text()
     assert not run(f"{tmp_path / 'mine'},{tmp_path / 'theirs'}").joinpath("train.csv").exists()
 
@@ -241,7 +290,9 @@ def test_a_killed_stage_1_continues_where_it_was(stages, tiny, tmp_path, run):
     options = ["--corpus", str(corpus), "--out", str(tmp_path / "data"), "--nj", "1"]
     stages[0].main(options)
     command = [sys.executable, str(LOCAL / "make_mixtures.py"), *options]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+    )
     made = tmp_path / "data" / "copy" / "2speakers" / "wav8k" / "min" / "tr"
     while len(list(made.glob("mix/*.wav"))) < 20:
         assert process.poll() is None

@@ -24,10 +24,16 @@ CONVTASNET = dict(n_filters=16, bn_chan=8, hid_chan=12, skip_chan=8, n_blocks=3,
 MODELS = {
     "ConvTasNet": lambda: models.ConvTasNet(2, **CONVTASNET),
     "ConvTasNet without skips": lambda: models.ConvTasNet(2, **{**CONVTASNET, "skip_chan": 0}),
-    "DPRNNTasNet": lambda: models.DPRNNTasNet(2, n_filters=16, bn_chan=8, hid_size=8, chunk_size=20, n_repeats=2),
-    "DPTNet": lambda: models.DPTNet(2, n_heads=2, ff_hid=8, n_filters=16, chunk_size=20, n_repeats=2),
+    "DPRNNTasNet": lambda: models.DPRNNTasNet(
+        2, n_filters=16, bn_chan=8, hid_size=8, chunk_size=20, n_repeats=2
+    ),
+    "DPTNet": lambda: models.DPTNet(
+        2, n_heads=2, ff_hid=8, n_filters=16, chunk_size=20, n_repeats=2
+    ),
     "SuDORMRFNet": lambda: models.SuDORMRFNet(2, bn_chan=8, num_blocks=2, n_filters=34),
-    "SuDORMRFImprovedNet": lambda: models.SuDORMRFImprovedNet(2, bn_chan=8, num_blocks=2, n_filters=16),
+    "SuDORMRFImprovedNet": lambda: models.SuDORMRFImprovedNet(
+        2, bn_chan=8, num_blocks=2, n_filters=16
+    ),
 }
 
 
@@ -110,16 +116,31 @@ def test_norms_follow_their_definition(shape):
 
 def block_inputs(frames, heads, taps=3):
     chan, hidden = 3, 4
-    shapes = [(2, chan, frames), (hidden, chan, 1), hidden, 1, hidden, hidden, (hidden, 1, taps), hidden, 1, hidden]
+    shapes = [
+        (2, chan, frames),
+        (hidden, chan, 1),
+        hidden,
+        1,
+        hidden,
+        hidden,
+        (hidden, 1, taps),
+        hidden,
+        1,
+        hidden,
+    ]
     shapes += [hidden] + [(chan, hidden, 1), chan] * heads
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("frames, dilation, heads, taps", [(6, 2, 2, 3), (6, 1, 1, 5), (3, 4, 2, 3), (1, 1, 1, 3)])
+@pytest.mark.parametrize(
+    "frames, dilation, heads, taps", [(6, 2, 2, 3), (6, 1, 1, 5), (3, 4, 2, 3), (1, 1, 1, 3)]
+)
 def test_block_gradients_are_exact(frames, dilation, heads, taps):
     torch.manual_seed(0)
     x, *params = block_inputs(frames, heads, taps)
-    assert torch.autograd.gradcheck(lambda x, *params: BlockFunction.apply(x, dilation, 1, EPS, *params), (x, *params))
+    assert torch.autograd.gradcheck(
+        lambda x, *params: BlockFunction.apply(x, dilation, 1, EPS, *params), (x, *params)
+    )
 
 
 def test_prelu_gradient_is_exact_and_that_of_zero_is_torchs():
@@ -223,4 +244,6 @@ def test_small_convolutions_are_not_taken_for_mask_filters():
     for padding in (0, 16, 32, 40):
         plain = nn.Conv2d(1, 3, (33, 1), padding=(padding, 0))
         x = torch.randn(2, 1, 40, 5)
-        torch.testing.assert_close(accelerate(copy.deepcopy(plain))(x), plain(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            accelerate(copy.deepcopy(plain))(x), plain(x), atol=1e-5, rtol=1e-5
+        )

@@ -19,7 +19,9 @@ def naive(estimates, sources, mixture, weight=1.0):
         if np.sqrt((s**2).mean()) > 1e-8:
             total += 10 * np.log10(1e-3 * (s**2).sum() + ((s - estimates[j]) ** 2).sum() + 1e-8)
         else:
-            total += weight * 10 * np.log10(1e-2 * (mixture**2).sum() + (estimates[j] ** 2).sum() + 1e-8)
+            total += (
+                weight * 10 * np.log10(1e-2 * (mixture**2).sum() + (estimates[j] ** 2).sum() + 1e-8)
+            )
     return total / len(sources), order
 
 
@@ -38,12 +40,14 @@ def example(seed=0, batch=3, n_src=4, time=400, silent=(1, 3)):
 def test_loss_and_order_are_those_of_the_definition(weight, scale):
     estimates, sources, mixture = (scale * x for x in example())
     loss, order = LogMSE(silent_weight=weight)(estimates, sources, mixture)
-    expected = [naive(*(x[k].numpy() for x in (estimates, sources, mixture)), weight) for k in range(3)]
+    expected = [
+        naive(*(x[k].numpy() for x in (estimates, sources, mixture)), weight) for k in range(3)
+    ]
     assert loss.item() == pytest.approx(np.mean([value for value, _ in expected]), abs=1e-9)
     assert order.tolist() == [list(order) for _, order in expected]
-    assert LogMSE(silent_weight=weight)(estimates.float(), sources.float(), mixture.float())[0].item() == pytest.approx(
-        loss.item(), abs=1e-4
-    )
+    assert LogMSE(silent_weight=weight)(estimates.float(), sources.float(), mixture.float())[
+        0
+    ].item() == pytest.approx(loss.item(), abs=1e-4)
 
 
 def test_perfect_estimates_reach_the_thresholds():
@@ -52,7 +56,9 @@ def test_perfect_estimates_reach_the_thresholds():
     mixture = sources.sum(1)
     loss, _ = LogMSE()(sources.clone(), sources, mixture)
     energy = 10 * torch.log10(sources.square().sum(-1))
-    expected = (energy[0, 0] - 30 + energy[0, 2] - 30 + 2 * (10 * torch.log10(mixture.square().sum()) - 20)) / 4
+    expected = (
+        energy[0, 0] - 30 + energy[0, 2] - 30 + 2 * (10 * torch.log10(mixture.square().sum()) - 20)
+    ) / 4
     assert loss.item() == pytest.approx(expected.item(), abs=1e-3)
 
 

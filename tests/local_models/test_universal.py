@@ -13,7 +13,14 @@ class Logged(UniversalAsteroid):
     def __init__(self):
         super().__init__(
             lambda n_src, **options: ConvTasNet(
-                n_src, n_filters=8, bn_chan=4, hid_chan=4, skip_chan=4, n_blocks=1, n_repeats=1, **options
+                n_src,
+                n_filters=8,
+                bn_chan=4,
+                hid_chan=4,
+                skip_chan=4,
+                n_blocks=1,
+                n_repeats=1,
+                **options,
             )
         )
         self.logged, self.weights = {}, {}
@@ -34,16 +41,20 @@ def validate(model, *examples):
 
 def tones():
     time = torch.arange(16000, dtype=torch.float64) / 16000
-    return torch.sin(2 * torch.pi * 440 * time), 0.5 * torch.sin(2 * torch.pi * 1000 * time), torch.zeros(16000)
+    return (
+        torch.sin(2 * torch.pi * 440 * time),
+        0.5 * torch.sin(2 * torch.pi * 1000 * time),
+        torch.zeros(16000),
+    )
 
 
 def test_si_snr_has_the_golden_values():
     a, b, silence = tones()
     assert si_snr(a, a).item() == pytest.approx(80, abs=1e-3)
     assert si_snr(-3 * a, a).item() == pytest.approx(80, abs=1e-3)
-    assert [si_snr(*pair).item() for pair in ((a, silence), (silence, a), (silence, silence))] == pytest.approx(
-        [-80] * 3
-    )
+    assert [
+        si_snr(*pair).item() for pair in ((a, silence), (silence, a), (silence, silence))
+    ] == pytest.approx([-80] * 3)
     assert si_snr(a + b, a).item() == pytest.approx(6.021, abs=1e-3)
     assert si_snr(32768 * (a + b).float(), a.float()).item() == pytest.approx(6.021, abs=1e-3)
 
@@ -52,35 +63,55 @@ def test_validation_scores_are_the_official_ones():
     a, b, silence = tones()
     sources = torch.stack([a, b, silence, silence])[None]
     logged = validate(Logged(), (torch.stack([silence, b, silence, a])[None], sources))
-    assert logged["val_msi"] == logged["val_si_sdri"] == pytest.approx((73.979 + 86.021) / 2, abs=1e-2)
+    assert (
+        logged["val_msi"] == logged["val_si_sdri"] == pytest.approx((73.979 + 86.021) / 2, abs=1e-2)
+    )
     logged = validate(Logged(), (torch.stack([a + b, silence, silence, silence])[None], sources))
-    assert logged["val_msi"] == pytest.approx(0, abs=1e-3)  # the pair of the silent estimate is left out
+    assert logged["val_msi"] == pytest.approx(
+        0, abs=1e-3
+    )  # the pair of the silent estimate is left out
     assert logged["val_si_sdri"] < -30
 
 
 def test_single_sources_are_scored_apart_and_batches_together():
     a, b, silence = tones()
-    pair, single = torch.stack([a, b, silence, silence])[None], torch.stack([silence, a, silence, silence])[None]
+    pair, single = (
+        torch.stack([a, b, silence, silence])[None],
+        torch.stack([silence, a, silence, silence])[None],
+    )
     logged = validate(Logged(), (pair, pair), (single, single))
     assert logged["val_si_sdr_single"] == pytest.approx(80, abs=1e-2)
     assert logged["val_msi"] == pytest.approx(80, abs=1e-2)
     assert validate(Logged(), (single, single))["val_msi"] == 0
     nothing = torch.zeros(1, 4, 100)
-    assert validate(Logged(), (nothing, nothing)) == {"val_si_sdri": 0, "val_msi": 0, "val_si_sdr_single": 0}
+    assert validate(Logged(), (nothing, nothing)) == {
+        "val_si_sdri": 0,
+        "val_msi": 0,
+        "val_si_sdr_single": 0,
+    }
 
 
 def test_devices_weigh_in_by_the_number_of_their_sources():
     """The scores of a set must not depend on how its mixtures are dealt out."""
     a, b, silence = tones()
-    pair, single = torch.stack([a, b, silence, silence])[None], torch.stack([silence, a, silence, silence])[None]
-    examples = [(pair, pair), (single, single), (torch.stack([a + b, silence, silence, silence])[None], pair)]
+    pair, single = (
+        torch.stack([a, b, silence, silence])[None],
+        torch.stack([silence, a, silence, silence])[None],
+    )
+    examples = [
+        (pair, pair),
+        (single, single),
+        (torch.stack([a + b, silence, silence, silence])[None], pair),
+    ]
     devices = [Logged(), Logged()]
     validate(devices[0], examples[0], examples[2])
     validate(devices[1], examples[1])
     for name, value in validate(Logged(), *examples).items():
         weights = [device.weights[name] for device in devices]
         assert all(isinstance(weight, float) for weight in weights)
-        mean = sum(device.logged[name] * weight for device, weight in zip(devices, weights, strict=True)) / sum(weights)
+        mean = sum(
+            device.logged[name] * weight for device, weight in zip(devices, weights, strict=True)
+        ) / sum(weights)
         assert mean == pytest.approx(value, abs=1e-4)
 
 

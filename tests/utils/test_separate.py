@@ -35,7 +35,9 @@ class Parts(System):
         low = torch.nn.functional.avg_pool1d(signal, 2 * self.width + 1, 1, self.width)
         rows = torch.stack([low, signal - low], dim=1)
         if self.shuffle:
-            rows = torch.stack([row.flip(0) if (self.calls + i) % 2 else row for i, row in enumerate(rows)])
+            rows = torch.stack(
+                [row.flip(0) if (self.calls + i) % 2 else row for i, row in enumerate(rows)]
+            )
             self.calls += len(rows)
         return rows
 
@@ -49,13 +51,20 @@ class Images(Parts):
         super().__init__(width, n_mics=2)
 
     def separate(self, mixture):
-        parts = Parts(self.width).separate(mixture.flatten(0, 1)).unflatten(0, mixture.shape[:2]).transpose(1, 2)
+        parts = (
+            Parts(self.width)
+            .separate(mixture.flatten(0, 1))
+            .unflatten(0, mixture.shape[:2])
+            .transpose(1, 2)
+        )
         self.calls += 1
         return parts if self.calls % 2 else parts.flip(1)
 
 
 def noise(seconds, channels=1, rate=RATE, seed=0):
-    return 0.1 * np.random.default_rng(seed).standard_normal((round(seconds * rate), channels)).astype(np.float32)
+    return 0.1 * np.random.default_rng(seed).standard_normal(
+        (round(seconds * rate), channels)
+    ).astype(np.float32)
 
 
 def save(path, signal, rate=RATE, subtype="FLOAT"):
@@ -66,7 +75,9 @@ def save(path, signal, rate=RATE, subtype="FLOAT"):
 def network():
     torch.manual_seed(0)
     tiny = dict(n_filters=16, n_blocks=2, n_repeats=1, bn_chan=8, hid_chan=8, skip_chan=8)
-    return AsteroidSystem(lambda n_src, sample_rate: ConvTasNet(n_src, **tiny, sample_rate=sample_rate)).eval()
+    return AsteroidSystem(
+        lambda n_src, sample_rate: ConvTasNet(n_src, **tiny, sample_rate=sample_rate)
+    ).eval()
 
 
 @pytest.fixture
@@ -81,7 +92,9 @@ def model_file(tmp_path):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 1.001, 1.3, 1.75, 4.0, 4.111])
-def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(seconds, batch, shuffle):
+def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(
+    seconds, batch, shuffle
+):
     mixture = torch.from_numpy(noise(seconds, 2)).T
     whole = Parts(width=400).separate(mixture)
     system = Parts(width=400, shuffle=shuffle)
@@ -90,18 +103,26 @@ def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(s
     for one, other in zip(joined, whole, strict=True):
         one = one.flip(0) if (one[0] - other[0]).norm() > (one[1] - other[0]).norm() else one
         assert torch.allclose(one, other, atol=1e-6)
-    assert max(shape[-1] for shape in system.seen) <= RATE and max(shape[0] for shape in system.seen) <= batch
+    assert (
+        max(shape[-1] for shape in system.seen) <= RATE
+        and max(shape[0] for shape in system.seen) <= batch
+    )
 
 
 def test_a_signal_of_one_segment_is_separated_whole():
     system, mixture = network(), torch.from_numpy(noise(1.0)).T
-    assert torch.equal(separate_long(system, mixture, segment=1.0, overlap=0.5), system.separate(mixture))
+    assert torch.equal(
+        separate_long(system, mixture, segment=1.0, overlap=0.5), system.separate(mixture)
+    )
 
 
 def test_sources_that_have_names_are_never_reordered():
     system, mixture = Parts(shuffle=True), torch.from_numpy(noise(2.0)).T
     system.ordered = True
-    whole, joined = Parts().separate(mixture), separate_long(system, mixture, segment=1.0, overlap=0.25, batch=1)
+    whole, joined = (
+        Parts().separate(mixture),
+        separate_long(system, mixture, segment=1.0, overlap=0.25, batch=1),
+    )
     assert torch.allclose(joined[..., :6000], whole[..., :6000], atol=1e-6)
     assert torch.allclose(joined[..., 8000:11500], whole.flip(1)[..., 8000:11500], atol=1e-6)
 
@@ -109,7 +130,9 @@ def test_sources_that_have_names_are_never_reordered():
 @pytest.mark.parametrize("channels", [1, 2], ids=["mono song", "stereo"])
 def test_a_system_that_makes_images_gives_each_source_at_every_channel(tmp_path, channels):
     signal = noise(3.0, channels)
-    paths = separate_file(Images(400), save(tmp_path / "mix.wav", signal), tmp_path / "out", Blocks(1.0, 0.25))
+    paths = separate_file(
+        Images(400), save(tmp_path / "mix.wav", signal), tmp_path / "out", Blocks(1.0, 0.25)
+    )
     whole = Parts(400).separate(torch.from_numpy(signal.T)).numpy()  # (channel, source, time)
     for path, source in zip(paths, whole.swapaxes(0, 1), strict=True):
         assert np.allclose(sf.read(path, dtype="float32", always_2d=True)[0].T, source, atol=1e-6)
@@ -123,7 +146,9 @@ def test_several_microphones_go_through_together():
     assert all(shape[1] == 3 for shape in system.seen)
 
 
-@pytest.mark.parametrize("wrong", [dict(segment=0), dict(segment=1, overlap=0.6), dict(overlap=-1), dict(batch=0)])
+@pytest.mark.parametrize(
+    "wrong", [dict(segment=0), dict(segment=1, overlap=0.6), dict(overlap=-1), dict(batch=0)]
+)
 def test_impossible_segments_are_refused(wrong):
     with pytest.raises(UserError, match=f"--{list(wrong)[-1]}"):
         Blocks(**wrong)
@@ -145,9 +170,13 @@ def test_a_short_file_gives_exactly_what_the_system_gives(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
 @pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44100, 2), (16000, 5), (6000, 1)])
-def test_rate_length_and_channels_are_kept_and_estimates_stay_in_time(suffix, rate, channels, tmp_path):
+def test_rate_length_and_channels_are_kept_and_estimates_stay_in_time(
+    suffix, rate, channels, tmp_path
+):
     time = np.arange(round(2.345 * rate)) / rate
-    tones = np.stack([0.1 * np.sin(2 * np.pi * (300 + 50 * c) * time + c) for c in range(channels)], axis=1)
+    tones = np.stack(
+        [0.1 * np.sin(2 * np.pi * (300 + 50 * c) * time + c) for c in range(channels)], axis=1
+    )
     path = tmp_path / f"mix.{suffix}"
     sf.write(path, tones, rate)
     paths = separate_file(Parts(), path, tmp_path / "out", Blocks(0.7, 0.2))
@@ -162,7 +191,9 @@ def test_a_long_file_of_several_channels_equals_the_whole_with_one_order_of_sour
     signal = np.concatenate([noise(3), 0.5 * noise(3)], axis=1) + low
     path = save(tmp_path / "mix.wav", signal)
     for shuffle in (False, True):
-        paths = separate_file(Parts(400, shuffle), path, tmp_path / "out", Blocks(1.0, 0.25, batch=4))
+        paths = separate_file(
+            Parts(400, shuffle), path, tmp_path / "out", Blocks(1.0, 0.25, batch=4)
+        )
         estimates = np.stack([sf.read(p, dtype="float32")[0].T for p in paths], axis=1)
         whole = Parts(400).separate(torch.from_numpy(signal.T)).numpy()
         assert np.allclose(estimates, whole, atol=1e-6)
@@ -196,7 +227,9 @@ def test_memory_does_not_grow_with_the_length_of_the_file(tmp_path):
                 file.write(noise(60, rate=rate))
     files = [str(tmp_path / name) for name in ("short.wav", "long.wav", "out")]
     subprocess.run([sys.executable, "-c", MEMORY, *files], cwd=ROOT, check=True)
-    assert sf.info(tmp_path / "out" / "long_s2.wav").frames == 600 * rate  # 38 MB each; resampled for the model 58 MB
+    assert (
+        sf.info(tmp_path / "out" / "long_s2.wav").frames == 600 * rate
+    )  # 38 MB each; resampled for the model 58 MB
 
 
 def test_a_silent_file_gives_silence(tmp_path):
@@ -213,7 +246,9 @@ def test_a_file_of_one_sample_works(tmp_path):
 def test_integer_files_are_scaled_by_one_gain_only_if_they_would_clip(tmp_path):
     time = np.arange(20000) / RATE
     for peak in (0.5, 4.0):
-        path = save(tmp_path / "mix.wav", (peak * np.sin(2 * np.pi * 200 * time)).astype(np.float32))
+        path = save(
+            tmp_path / "mix.wav", (peak * np.sin(2 * np.pi * 200 * time)).astype(np.float32)
+        )
         exact = [sf.read(p)[0] for p in separate_file(Parts(), path, tmp_path / "float")]
         largest = max(np.abs(signal).max() for signal in exact)
         gain = 0.99 / largest if peak > 1 else 1.0
@@ -265,7 +300,11 @@ def test_a_bad_file_is_explained_and_leaves_nothing_behind(words, tmp_path):
 
 def test_less_than_one_sample_at_the_rate_of_the_model_is_explained(tmp_path):
     with pytest.raises(UserError, match="too short, 1 samples at 48000 Hz"):
-        separate_file(Parts(), save(tmp_path / "mix.wav", noise(1 / 48000, rate=48000), 48000), tmp_path / "out")
+        separate_file(
+            Parts(),
+            save(tmp_path / "mix.wav", noise(1 / 48000, rate=48000), 48000),
+            tmp_path / "out",
+        )
     assert not os.listdir(tmp_path / "out")
 
 
@@ -297,7 +336,12 @@ def test_a_dead_microphone_is_pointed_out(tmp_path, capsys):
 
 def test_a_system_of_several_microphones_gives_one_channel_for_each_source(tmp_path):
     signal = noise(3.0, 3)
-    paths = separate_file(Parts(400, n_mics=3), save(tmp_path / "mix.wav", signal), tmp_path / "out", Blocks(1.0, 0.25))
+    paths = separate_file(
+        Parts(400, n_mics=3),
+        save(tmp_path / "mix.wav", signal),
+        tmp_path / "out",
+        Blocks(1.0, 0.25),
+    )
     whole = Parts(400).separate(torch.from_numpy(signal.T)[None])[0].numpy()
     assert np.allclose(np.stack([sf.read(p, dtype="float32")[0] for p in paths]), whole, atol=1e-6)
 
@@ -328,7 +372,18 @@ def test_a_disk_that_fills_leaves_earlier_estimates_alone(tmp_path):
 
 def test_the_command_separates_files_with_a_model_file(model_file, tmp_path, capsys):
     files = [str(save(tmp_path / f"{name}.wav", noise(1.2))) for name in "ab"]
-    separate.main([str(model_file), *files, "--out", str(tmp_path / "out"), "--segment", "1", "--overlap", "0.25"])
+    separate.main(
+        [
+            str(model_file),
+            *files,
+            "--out",
+            str(tmp_path / "out"),
+            "--segment",
+            "1",
+            "--overlap",
+            "0.25",
+        ]
+    )
     assert sorted(os.listdir(tmp_path / "out")) == ["a_s1.wav", "a_s2.wav", "b_s1.wav", "b_s2.wav"]
     assert "a_s1.wav" in capsys.readouterr().out
 
@@ -344,15 +399,20 @@ def test_a_bad_file_does_not_cost_the_others(model_file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("names", "words"), [(["x/a.wav", "y/a.wav"], "two files of the same"), (["a.wav", "a_s1.wav"], "input")]
+    ("names", "words"),
+    [(["x/a.wav", "y/a.wav"], "two files of the same"), (["a.wav", "a_s1.wav"], "input")],
 )
-def test_no_estimate_overwrites_an_input_or_another_estimate(names, words, model_file, tmp_path, capsys):
+def test_no_estimate_overwrites_an_input_or_another_estimate(
+    names, words, model_file, tmp_path, capsys
+):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save(tmp_path / name, noise(0.1))
     before = {name: (tmp_path / name).read_bytes() for name in names}
     with pytest.raises(SystemExit):
-        separate.main([str(model_file), *(str(tmp_path / name) for name in names), "--out", str(tmp_path)])
+        separate.main(
+            [str(model_file), *(str(tmp_path / name) for name in names), "--out", str(tmp_path)]
+        )
     assert words in capsys.readouterr().err
     assert before == {name: (tmp_path / name).read_bytes() for name in names}
 
@@ -360,5 +420,7 @@ def test_no_estimate_overwrites_an_input_or_another_estimate(names, words, model
 def test_a_gpu_that_is_not_there_is_explained(model_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
-        separate.main([str(model_file), str(save(tmp_path / "a.wav", noise(0.1))), "--device", "cuda"])
+        separate.main(
+            [str(model_file), str(save(tmp_path / "a.wav", noise(0.1))), "--device", "cuda"]
+        )
     assert "use --device cpu" in capsys.readouterr().err

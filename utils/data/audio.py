@@ -42,16 +42,24 @@ def read(path, start=0, frames=-1, sample_rate=None, channels=False):
             )
         end = file.frames if frames < 0 else start + frames
         if start < 0 or start >= end or end > file.frames:
-            raise UserError(f"{path}: samples {start} to {end} were asked for, but it has {file.frames}")
+            raise UserError(
+                f"{path}: samples {start} to {end} were asked for, but it has {file.frames}"
+            )
         try:
             file.seek(start)
             audio = file.read(end - start, dtype="float32", always_2d=channels)
         except sf.LibsndfileError as error:
-            raise UserError(f"{path}: damaged audio file ({error.error_string}). Restore it from its source") from None
+            raise UserError(
+                f"{path}: damaged audio file ({error.error_string}). Restore it from its source"
+            ) from None
     if len(audio) != end - start:
-        raise UserError(f"{path}: cut off: its header says {file.frames} samples. Restore it from its source")
+        raise UserError(
+            f"{path}: cut off: its header says {file.frames} samples. Restore it from its source"
+        )
     if not np.isfinite(audio).all():
-        raise UserError(f"{path}: contains NaN or infinite samples. Restore it from its source, or leave it out")
+        raise UserError(
+            f"{path}: contains NaN or infinite samples. Restore it from its source, or leave it out"
+        )
     return np.ascontiguousarray(audio.T)
 
 
@@ -112,7 +120,9 @@ def write(path, audio, sample_rate, subtype="PCM_16"):
         raise ValueError(f"{path}: refusing to write NaN or infinite samples")
     if subtype == "PCM_16":
         if np.max(np.abs(audio), initial=0.0) > 1.0:
-            raise ValueError(f"{path}: refusing to clip: peak {np.max(np.abs(audio)):.3f} is beyond 1")
+            raise ValueError(
+                f"{path}: refusing to clip: peak {np.max(np.abs(audio)):.3f} is beyond 1"
+            )
         audio = np.minimum(np.rint(audio.astype(np.float64) / LSB), 32767).astype(np.int16)
     # libsndfile hides a full disk behind "System error", so it encodes in memory and Python writes.
     encoded = io.BytesIO()

@@ -15,10 +15,14 @@ def corpus_folders(corpus: str, accepted: str) -> list[Path]:
     folders = [Path(name).expanduser().resolve() for name in names]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"--corpus: {folder} is not a directory. Give `mini`, or one of these forms:\n{accepted}")
+            raise UserError(
+                f"--corpus: {folder} is not a directory. Give `mini`, or one of these forms:\n{accepted}"
+            )
     return folders
 
 
 def data_folder(corpus: str, out: Path, accepted: str) -> Path:
     """`out/mini`, `out/<name of the directory>` or `out/<train>-<test>`."""
-    return out / ("mini" if corpus == "mini" else "-".join(f.name for f in corpus_folders(corpus, accepted)))
+    return out / (
+        "mini" if corpus == "mini" else "-".join(f.name for f in corpus_folders(corpus, accepted))
+    )

@@ -23,7 +23,9 @@ def rng_of(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def segment_of(path: str, length: int, frames: int, position: float, sample_rate: int, channels=1) -> np.ndarray:
+def segment_of(
+    path: str, length: int, frames: int, position: float, sample_rate: int, channels=1
+) -> np.ndarray:
     """(frames,), or (channels, frames), of a recording of `length` samples.
 
     From `position` in [0, 1) of its slack, padded with zeros; all zeros if there is no path.
@@ -32,7 +34,9 @@ def segment_of(path: str, length: int, frames: int, position: float, sample_rate
     if not path:
         return np.zeros(shape, np.float32)
     start = int(position * (max(length - frames, 0) + 1))
-    signal = audio.read(path, start, min(frames, length - start), sample_rate, channels=channels > 1)
+    signal = audio.read(
+        path, start, min(frames, length - start), sample_rate, channels=channels > 1
+    )
     if signal.shape[:-1] != shape[:-1]:
         raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
     padding = frames - signal.shape[-1]
@@ -65,7 +69,10 @@ class Mixtures(Dataset):
         channels: int = 1,
     ):
         frame = read_manifest(manifests / f"{split}.csv", n_src, absent=True)[:size]
-        self.rows, self.columns = frame.to_dict("records"), ["mixture_path", *source_columns(frame)[:n_src]]
+        self.rows, self.columns = (
+            frame.to_dict("records"),
+            ["mixture_path", *source_columns(frame)[:n_src]],
+        )
         self.sample_rate, self.seed, self.channels = sample_rate, seed, channels
         self.frames = round(seconds * sample_rate)
 
@@ -105,12 +112,16 @@ class DynamicMixtures(Dataset):
     ):
         recordings = Path(recordings)
         if not recordings.is_file():
-            raise UserError(f"dynamic mixing needs {recordings}, a list of single-speaker recordings; stage 1 makes it")
+            raise UserError(
+                f"dynamic mixing needs {recordings}, a list of single-speaker recordings; stage 1 makes it"
+            )
         frame = pd.read_csv(recordings, dtype={"speaker": str, "path": str})
         frame["path"] = [str(recordings.parent / path) for path in frame["path"]]
         self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
         if len(self.speakers) < n_src:
-            raise UserError(f"{recordings} has {len(self.speakers)} speakers; a mixture needs {n_src}")
+            raise UserError(
+                f"{recordings} has {len(self.speakers)} speakers; a mixture needs {n_src}"
+            )
         self.n_src, self.sample_rate, self.seed = n_src, sample_rate, seed
         self.size, self.options = size or len(frame), options
         self.frames = round(seconds * sample_rate)
@@ -128,7 +139,9 @@ class DynamicMixtures(Dataset):
         sources = sources.astype(np.float32)
         return {"mixture": sources.sum(0), "sources": sources, "id": f"epoch{key[0]}_{key[1]}"}
 
-    def _source(self, recordings: list[dict], rng: np.random.Generator, tries: int = 20) -> np.ndarray:
+    def _source(
+        self, recordings: list[dict], rng: np.random.Generator, tries: int = 20
+    ) -> np.ndarray:
         """A random segment of unit power, not silent."""
         for _ in range(tries):
             row = recordings[rng.integers(len(recordings))]
@@ -165,7 +178,11 @@ class EpochSampler(Sampler):
 
     def __iter__(self):
         epoch = self.epoch if self.shuffle else 0
-        order = rng_of(self.seed, epoch).permutation(self.n_items) if self.shuffle else np.arange(self.n_items)
+        order = (
+            rng_of(self.seed, epoch).permutation(self.n_items)
+            if self.shuffle
+            else np.arange(self.n_items)
+        )
         order = np.resize(order, max(self.size, len(self) * self.world))
         yield from ((epoch, int(index)) for index in order[self.rank :: self.world][: len(self)])
 
@@ -185,7 +202,9 @@ def loaders(
     if batch_size % world:
         raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
     dataset = data.dataset or Mixtures
-    valid = dataset(manifests, "valid", n_src, sample_rate, data.valid_segment, seed, data.valid_size)
+    valid = dataset(
+        manifests, "valid", n_src, sample_rate, data.valid_segment, seed, data.valid_size
+    )
     fixed, singles = manifests / "train.csv", manifests / "train_sources.csv"
     if data.dynamic_mixing is None and (data.dataset or fixed.exists() or not singles.exists()):
         train = dataset(manifests, "train", n_src, sample_rate, data.segment, seed, None)
@@ -201,6 +220,14 @@ def loaders(
             raise UserError(
                 f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
             )
-        options = {"persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available(), "drop_last": shuffle}
-        made.append(DataLoader(dataset, batch_size // world, sampler=sampler, num_workers=workers, **options))
+        options = {
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "drop_last": shuffle,
+        }
+        made.append(
+            DataLoader(
+                dataset, batch_size // world, sampler=sampler, num_workers=workers, **options
+            )
+        )
     return made[0], made[1]

@@ -36,7 +36,9 @@ def fetch(url: str, folder: str | Path, sha256: str) -> Path:
     except ValueError as error:  # pooch's, about a checksum
         if "SHA256" not in str(error):
             raise
-        raise UserError(f"{folder / name}: what came from {url} has another checksum; get it again") from None
+        raise UserError(
+            f"{folder / name}: what came from {url} has another checksum; get it again"
+        ) from None
 
 
 class _Resuming:
@@ -54,7 +56,9 @@ class _Resuming:
                 whole = int(size) == start
                 if not whole:
                     self.part.unlink(missing_ok=True)
-                    raise requests.ConnectionError(f"the {start} bytes that are here are not of this file")
+                    raise requests.ConnectionError(
+                        f"the {start} bytes that are here are not of this file"
+                    )
             else:
                 response.raise_for_status()
                 start = start if response.status_code == requests.codes.partial_content else 0
@@ -62,14 +66,27 @@ class _Resuming:
         self.part.replace(output_file)
 
     def _write(self, response, start):
-        expected = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
+        expected = (
+            int(response.headers["Content-Length"])
+            if "Content-Length" in response.headers
+            else None
+        )
         total = None if expected is None else start + expected
         with (
             open(self.part, "ab" if start else "wb") as file,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=self.part.stem, disable=None) as bar,
+            tqdm(
+                total=total,
+                initial=start,
+                unit="B",
+                unit_scale=True,
+                desc=self.part.stem,
+                disable=None,
+            ) as bar,
         ):
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
             if total is not None and file.tell() != total:
-                raise requests.ConnectionError(f"the connection ended after {file.tell()} of {total} bytes")
+                raise requests.ConnectionError(
+                    f"the connection ended after {file.tell()} of {total} bytes"
+                )

@@ -46,7 +46,9 @@ def read_manifest(csv, n_src=None, absent=False):
     needed = ["mixture_ID", "mixture_path", *(f"source_{i + 1}_path" for i in range(n_src or 1))]
     missing = [column for column in needed if column not in frame.columns]
     if missing:
-        raise UserError(f"{csv}: lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+        raise UserError(
+            f"{csv}: lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}"
+        )
     paths = ["mixture_path", *source_columns(frame)]
     if frame.empty:
         raise UserError(f"{csv}: has no rows, only a header")
@@ -69,22 +71,30 @@ def _check_cells(csv, frame, paths, absent):
         raise UserError(f"{csv}, line {int(none.idxmax()) + 2}: the mixture has no source")
     for column in ["mixture_ID", *(paths[:1] if absent else paths)]:
         if frame[column].isna().any():
-            raise UserError(f"{csv}, line {int(frame[column].isna().idxmax()) + 2}: the cell of {column} is empty")
+            raise UserError(
+                f"{csv}, line {int(frame[column].isna().idxmax()) + 2}: the cell of {column} is empty"
+            )
     repeated = frame["mixture_ID"][frame["mixture_ID"].duplicated()].unique()
     if len(repeated):
-        raise UserError(f"{csv}: {len(repeated)} mixture_ID occur more than once, e.g. {', '.join(repeated[:3])}")
+        raise UserError(
+            f"{csv}: {len(repeated)} mixture_ID occur more than once, e.g. {', '.join(repeated[:3])}"
+        )
 
 
 def _read_csv(csv):
     if not csv.is_file():
         raise UserError(f"{csv}: no such manifest. Stage 1 makes it")
-    numbered = [name.format(i) for name in ("source_{}_path", "speaker_{}", "text_{}") for i in range(1, 20)]
+    numbered = [
+        name.format(i) for name in ("source_{}_path", "speaker_{}", "text_{}") for i in range(1, 20)
+    ]
     strings = dict.fromkeys(("mixture_ID", "mixture_path", *numbered), str)
     try:
         frame = pd.read_csv(csv, dtype=strings, keep_default_na=False, na_values=[""])
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{csv}: is not a CSV file that can be read ({error})") from None
-    return frame.drop(columns=[column for column in frame.columns if str(column).startswith("Unnamed:")])
+    return frame.drop(
+        columns=[column for column in frame.columns if str(column).startswith("Unnamed:")]
+    )
 
 
 def write_manifest(frame, csv):
@@ -94,7 +104,9 @@ def write_manifest(frame, csv):
     frame = frame.copy()
     for column in frame.columns:
         if column == "path" or str(column).endswith("_path"):
-            frame[column] = [os.path.relpath(path, folder) if path else "" for path in frame[column]]
+            frame[column] = [
+                os.path.relpath(path, folder) if path else "" for path in frame[column]
+            ]
     files.write_text(csv, frame.to_csv(index=False))
 
 
@@ -114,13 +126,22 @@ def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channe
     """
     frame = read_manifest(csv, absent=absent)
     sources = source_columns(frame)
-    rows = zip(frame["mixture_path"], frame[sources].itertuples(index=False, name=None), frame["length"], strict=True)
+    rows = zip(
+        frame["mixture_path"],
+        frame[sources].itertuples(index=False, name=None),
+        frame["length"],
+        strict=True,
+    )
     jobs = [(*row, sample_rate, channels) for row in rows]
     results = files.parallel(_check_row, jobs, n_jobs, f"checking {Path(csv).stem}")
     problems = [problem for found, _ in results for problem in found]
     warnings = []
     numbers = pd.DataFrame([row for _, row in results if row])
-    wrong = numbers[numbers["difference"] > (len(sources) + 1.1) / 2 * audio.LSB] if len(numbers) else numbers
+    wrong = (
+        numbers[numbers["difference"] > (len(sources) + 1.1) / 2 * audio.LSB]
+        if len(numbers)
+        else numbers
+    )
     if additive and len(wrong):
         text = f"{csv}: in {len(wrong)} of {len(frame)} rows the mixture is not the sum of its sources (greatest "
         text += f"difference {wrong['difference'].max():.2g} of full scale, {frame['mixture_path'][wrong.index[0]]})"
@@ -134,7 +155,10 @@ def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channe
         raise UserError(
             f"{csv}: {len(problems)} problem{'s' * (len(problems) > 1)} in {len(frame)} rows:\n{shown}{more}"
         )
-    return _report(numbers, len(sources), sample_rate) | {"not_additive": len(wrong), "warnings": warnings}
+    return _report(numbers, len(sources), sample_rate) | {
+        "not_additive": len(wrong),
+        "warnings": warnings,
+    }
 
 
 def _check_row(mixture_path, source_paths, length, sample_rate, channels):
@@ -197,12 +221,21 @@ def _si_sdr(estimate, source):
 
 def _report(numbers, n_src, sample_rate):
     seconds = numbers["length"] / sample_rate
-    report = {"rows": len(numbers), "n_src": n_src, "sample_rate": sample_rate, "hours": round(seconds.sum() / 3600, 4)}
-    report["seconds"] = {name: round(float(getattr(seconds, name)()), 3) for name in ("min", "median", "max")}
+    report = {
+        "rows": len(numbers),
+        "n_src": n_src,
+        "sample_rate": sample_rate,
+        "hours": round(seconds.sum() / 3600, 4),
+    }
+    report["seconds"] = {
+        name: round(float(getattr(seconds, name)()), 3) for name in ("min", "median", "max")
+    }
     for name, values in (
         ("mixture_db", numbers["mixture_db"]),
         ("source_db", numbers["source_db"].explode().astype(float)),
     ):
-        report[name] = {kind: round(float(getattr(values, kind)()), 2) for kind in ("min", "mean", "max")}
+        report[name] = {
+            kind: round(float(getattr(values, kind)()), 2) for kind in ("min", "mean", "max")
+        }
     report["input_si_sdr"] = round(float(numbers["si_sdr"].mean()), 2)
     return report

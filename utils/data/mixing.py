@@ -41,12 +41,16 @@ def active_speech_level(signal, sample_rate):
     Raises:
         UserError: a silent signal has no level.
     """
-    signal = np.concatenate([np.asarray(signal, dtype=np.float64), np.zeros(math.ceil(0.35 * sample_rate))])
+    signal = np.concatenate(
+        [np.asarray(signal, dtype=np.float64), np.zeros(math.ceil(0.35 * sample_rate))]
+    )
     for sections in _band_limits(sample_rate):
         signal = sosfilt(sections, signal)
     energy = np.sum(signal**2)
     if not energy > 0:
-        raise UserError("the signal is silent, so that it has no speech level; take it out of the list")
+        raise UserError(
+            "the signal is silent, so that it has no speech level; take it out of the list"
+        )
     pole = math.exp(-1 / (0.03 * sample_rate))
     envelope = lfilter([(1 - pole) ** 2], [1, -2 * pole, pole**2], np.abs(signal))
     mantissa, exponent = np.frexp(envelope**2)
@@ -83,7 +87,9 @@ def _band_limits(sample_rate):
         limits.append((5500, ratio, "lowpass"))
     filters = []
     for frequency, factor, kind in limits:
-        stop = math.atan(factor * math.tan(math.pi * frequency / sample_rate)) / math.pi * sample_rate
+        stop = (
+            math.atan(factor * math.tan(math.pi * frequency / sample_rate)) / math.pi * sample_rate
+        )
         filters.append(cheby2(5, 50, stop, kind, fs=sample_rate, output="sos"))
     return filters
 
@@ -117,7 +123,9 @@ def mix_utterances(utterances, levels, gains_db, mode):
     mixture = sources.sum(axis=0)
     peak = max(np.abs(sources).max(), np.abs(mixture).max())
     if not peak > 0:
-        raise UserError("all sources are silent over the length of the mixture; take it out of the list")
+        raise UserError(
+            "all sources are silent over the length of the mixture; take it out of the list"
+        )
     return mixture * (PEAK / peak), sources * (PEAK / peak)
 
 
@@ -190,7 +198,9 @@ def _find(root, name):
 
 
 def _missing_message(path, root, missing):
-    lines = [f"  line {number}: {name}" for number, name in missing[:5]] + ["  ..."] * (len(missing) > 5)
+    lines = [f"  line {number}: {name}" for number, name in missing[:5]] + ["  ..."] * (
+        len(missing) > 5
+    )
     message = f"{path}: {len(missing)} of its files are not in {root}:\n" + "\n".join(lines)
     if any(_find(root, str(Path(name).with_suffix(".wv1"))) for _, name in missing[:5]):
         message += "\nThere are .wv1 files instead (NIST SPHERE). Convert each with `sph2pipe -f wav in.wv1 out.wav`"
@@ -211,7 +221,10 @@ def draw_list(recordings, n_src, n_mixtures, seed):
         half = draw.uniform(0.0, 2.5)
         gains = [half, -half] + [0.0] * (n_src - 2)
         chosen = draw.sample(speakers, n_src)
-        fields = [f"{draw.choice(recordings[name])} {gain:.5g}" for name, gain in zip(chosen, gains, strict=True)]
+        fields = [
+            f"{draw.choice(recordings[name])} {gain:.5g}"
+            for name, gain in zip(chosen, gains, strict=True)
+        ]
         lines.append(" ".join(fields) + "\n")
     return "".join(lines)
 
@@ -247,7 +260,9 @@ def mix_list(entries, folder, sample_rate, mode, n_jobs):
     jobs = [(entry, str(folder), sample_rate, mode) for entry in entries]
     lengths = files.parallel(_mix_entry, jobs, n_jobs, f"mixing {folder.name}")
     frame = pd.DataFrame({"mixture_ID": [entry.name for entry in entries]})
-    for column, part in zip(_columns(len(entries[0].paths)), _parts(len(entries[0].paths)), strict=True):
+    for column, part in zip(
+        _columns(len(entries[0].paths)), _parts(len(entries[0].paths)), strict=True
+    ):
         frame[column] = [f"{folder}/{part}/{entry.name}.wav" for entry in entries]
     frame["length"] = lengths
     return frame

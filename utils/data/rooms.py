@@ -89,7 +89,9 @@ def draw_room(rules: RoomRules, n_src: int, rng: np.random.Generator) -> Room:
         UserError: no such room was found in `TRIES` draws.
     """
     for _ in range(TRIES):
-        size = np.array([rng.uniform(*getattr(rules, name)) for name in ("length", "width", "height")])
+        size = np.array(
+            [rng.uniform(*getattr(rules, name)) for name in ("length", "width", "height")]
+        )
         t60 = rng.uniform(*rules.t60)
         jitter = rng.uniform(-rules.array_jitter, rules.array_jitter, 2)
         centre = np.array([*(size[:2] / 2 + jitter), rng.uniform(*rules.array_height)])
@@ -161,12 +163,19 @@ def simulate(room: Room, sample_rate: int) -> Responses:
     walls = _absorption(room.size, room.t60)
     if walls is None:
         size = " x ".join(f"{side:.2f}" for side in room.size)
-        raise UserError(f"a room of {size} m cannot have a T60 of {room.t60:.3f} s: make it smaller, or T60 longer")
+        raise UserError(
+            f"a room of {size} m cannot have a T60 of {room.t60:.3f} s: make it smaller, or T60 longer"
+        )
     arrival = np.rint(room.distances() / pra.constants.get("c") * sample_rate).astype(int) + DELAY
     anechoic = _image_method(room, sample_rate, 1.0, 0, int(arrival.max()) + DELAY + 1)
     full = anechoic
     if room.t60:
-        full = _image_method(room, sample_rate, *walls, int(arrival.max()) + max(round(room.t60 * sample_rate), DELAY))
+        full = _image_method(
+            room,
+            sample_rate,
+            *walls,
+            int(arrival.max()) + max(round(room.t60 * sample_rate), DELAY),
+        )
     return Responses(full, anechoic, arrival)
 
 
@@ -174,7 +183,9 @@ def _image_method(room, sample_rate, absorption, order, taps):
     """float32 (mic, source, taps)."""
     with _constants(rir_hpf_enable=False, num_threads=1):
         # A fixed number of threads, for the sum is not associative; no high-pass filter, which would smear the onset.
-        box = pra.ShoeBox(room.size, fs=sample_rate, materials=pra.Material(absorption), max_order=order)
+        box = pra.ShoeBox(
+            room.size, fs=sample_rate, materials=pra.Material(absorption), max_order=order
+        )
         box.add_microphone_array(room.mics.T)
         for position in room.sources:
             box.add_source(position)

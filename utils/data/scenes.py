@@ -57,7 +57,11 @@ class Scenes(Dataset):
         epoch, index = key
         rng = rng_of(self.seed, epoch, index)
         for _ in range(TRIES):
-            sources = self._remixed(rng) if rng.random() < self.remix else self._stretch(index, rng.random())
+            sources = (
+                self._remixed(rng)
+                if rng.random() < self.remix
+                else self._stretch(index, rng.random())
+            )
             if np.sqrt((sources**2).mean(1)).max() > SILENCE:
                 break
         return {"mixture": sources.sum(0), "sources": sources, "id": str(self.names[index])}
@@ -68,7 +72,11 @@ class Scenes(Dataset):
         return np.stack(slots) * rng.uniform(*self.gain, (len(slots), 1)).astype(np.float32)
 
     def _stretch(self, index, position):
-        return np.stack([self._slot(index, slot, position) for slot in range(len(self.paths[index]))])
+        return np.stack(
+            [self._slot(index, slot, position) for slot in range(len(self.paths[index]))]
+        )
 
     def _slot(self, index, slot, position):
-        return segment_of(self.paths[index][slot], self.lengths[index], self.frames, position, self.sample_rate)
+        return segment_of(
+            self.paths[index][slot], self.lengths[index], self.frames, position, self.sample_rate
+        )

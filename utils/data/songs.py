@@ -51,16 +51,24 @@ class Songs(Dataset):
         folder = manifests.resolve()
         stems = [column for column in frame.columns if str(column).startswith("stem_")]
         for column in stems:
-            frame[column] = [str(folder / path) if isinstance(path, str) and path else "" for path in frame[column]]
+            frame[column] = [
+                str(folder / path) if isinstance(path, str) and path else ""
+                for path in frame[column]
+            ]
         if channels not in (1, 2) or segments < 1 or not 0 <= remix <= 1:
             raise UserError(
                 f"data.dataset: channels is {channels} (1, 2), segments {segments} (1 or more), remix {remix} (0 to 1)"
             )
-        self.rows, self.parts = frame.to_dict("records"), ["source_1_path", *(stems or ["source_2_path"])]
+        self.rows, self.parts = (
+            frame.to_dict("records"),
+            ["source_1_path", *(stems or ["source_2_path"])],
+        )
         self.sample_rate, self.seed, self.channels = sample_rate, seed, channels
         self.frames = round(seconds * sample_rate)
         self.segments = segments if split == "train" else 1
-        self.remix, self.gain, self.swap = (remix, gain, swap) if split == "train" else (0.0, None, False)
+        self.remix, self.gain, self.swap = (
+            (remix, gain, swap) if split == "train" else (0.0, None, False)
+        )
 
     def __len__(self) -> int:
         return len(self.rows) * self.segments
@@ -71,12 +79,17 @@ class Songs(Dataset):
         row = self.rows[index % len(self.rows)]
         position, name = rng.random(), str(row["mixture_ID"])
         if rng.random() < self.remix:
-            parts = [self._augmented(self._other(column, rng), column, rng.random(), rng) for column in self.parts]
+            parts = [
+                self._augmented(self._other(column, rng), column, rng.random(), rng)
+                for column in self.parts
+            ]
             return self._example(None, parts[0], sum(parts[1:]), f"remix{epoch}_{index}")
         if self.gain or self.swap:
             parts = [self._augmented(row, column, position, rng) for column in self.parts]
             return self._example(None, parts[0], sum(parts[1:]), name)
-        signals = [self._read(row, c, position) for c in ("mixture_path", "source_1_path", "source_2_path")]
+        signals = [
+            self._read(row, c, position) for c in ("mixture_path", "source_1_path", "source_2_path")
+        ]
         return self._example(*signals, name)
 
     def _example(self, mixture, voice, accompaniment, name: str) -> dict:
@@ -91,7 +104,9 @@ class Songs(Dataset):
         having = [row for row in self.rows if row[column]] or self.rows
         return having[rng.integers(len(having))]
 
-    def _augmented(self, row: dict, column: str, position: float, rng: np.random.Generator) -> np.ndarray:
+    def _augmented(
+        self, row: dict, column: str, position: float, rng: np.random.Generator
+    ) -> np.ndarray:
         factor, swapped = rng.uniform(*(self.gain or (1.0, 1.0))), self.swap and rng.random() < 0.5
         return np.float32(factor) * self._read(row, column, position)[:: -1 if swapped else 1]
 
@@ -101,8 +116,16 @@ class Songs(Dataset):
         if row[column]:
             length = int(row["length"])
             start = int(position * (max(length - self.frames, 0) + 1))
-            heard = audio.read(row[column], start, min(self.frames, length - start), self.sample_rate, channels=True)
+            heard = audio.read(
+                row[column],
+                start,
+                min(self.frames, length - start),
+                self.sample_rate,
+                channels=True,
+            )
             if len(heard) > 2:
-                raise UserError(f"{row[column]}: has {len(heard)} channels; songs are mono or stereo")
+                raise UserError(
+                    f"{row[column]}: has {len(heard)} channels; songs are mono or stereo"
+                )
             signal[:, : heard.shape[1]] = heard
         return signal

@@ -43,7 +43,13 @@ class MixingRules:
 
 
 def make_rooms(
-    folder: Path, rules: RoomRules, n_rooms: int, n_src: int, sample_rate: int, seed: int, n_jobs: int
+    folder: Path,
+    rules: RoomRules,
+    n_rooms: int,
+    n_src: int,
+    sample_rate: int,
+    seed: int,
+    n_jobs: int,
 ) -> pd.DataFrame:
     """Draw and simulate rooms 0 ... n_rooms - 1 of a seed, and store them below `folder`; what is there is kept.
 
@@ -54,9 +60,16 @@ def make_rooms(
         UserError: the folder holds rooms of other rules, another seed or version; no room keeps the rules.
     """
     settings = {"version": VERSION, "seed": seed, "n_src": n_src, "sample_rate": sample_rate}
-    claim(folder, settings | {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(rules).items()})
+    claim(
+        folder,
+        settings
+        | {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(rules).items()},
+    )
     files.remove_leftovers(folder)
-    jobs = [(folder / f"{index:05d}.npz", rules, n_src, sample_rate, (seed, index)) for index in range(n_rooms)]
+    jobs = [
+        (folder / f"{index:05d}.npz", rules, n_src, sample_rate, (seed, index))
+        for index in range(n_rooms)
+    ]
     rows = files.parallel(_make_room, jobs, n_jobs, f"rooms {folder.name}")
     return pd.DataFrame(rows)
 
@@ -71,7 +84,11 @@ def _make_room(path, rules, n_src, sample_rate, key):
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         files.write_bytes(path, buffer.getbuffer())
-    return {"path": str(path), "t60": round(room.t60, 4), "size": " ".join(f"{side:.3f}" for side in room.size)}
+    return {
+        "path": str(path),
+        "t60": round(room.t60, 4),
+        "size": " ".join(f"{side:.3f}" for side in room.size),
+    }
 
 
 def load_room(path: str | Path) -> tuple[Room, Responses]:
@@ -80,7 +97,9 @@ def load_room(path: str | Path) -> tuple[Room, Responses]:
         with np.load(path) as stored:
             arrays = dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: is not a stored room ({error}). Delete its folder and run stage 1 again") from None
+        raise UserError(
+            f"{path}: is not a stored room ({error}). Delete its folder and run stage 1 again"
+        ) from None
     room = Room(arrays["size"], float(arrays["t60"]), arrays["mics"], arrays["sources"])
     return room, Responses(arrays["full"], arrays["anechoic"], arrays["arrival"])
 
@@ -137,7 +156,9 @@ def _convolve(signals, responses, frames):
     return fftconvolve(signals, responses, axes=-1)[..., :frames]
 
 
-def read_recording(row: dict, sample_rate: int, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
+def read_recording(
+    row: dict, sample_rate: int, start: float = 0.0, seconds: float | None = None
+) -> np.ndarray:
     """(time,) of a recording (a dict of path, length, rate), from `start` in [0, 1) of what `seconds` leave over."""
     rate, length = int(row["rate"]), int(row["length"])
     frames = length if seconds is None else min(length, round(seconds * rate))
@@ -178,7 +199,9 @@ class SpatialMixtures(Dataset):
         noise: tuple[float, float] = (10.0, 30.0),
         shuffle_mics: bool = True,
     ):
-        sources, rooms = (read_table(manifests / f"{split}_{name}.csv") for name in ("sources", "rooms"))
+        sources, rooms = (
+            read_table(manifests / f"{split}_{name}.csv") for name in ("sources", "rooms")
+        )
         self.speakers = [rows.to_dict("records") for _, rows in sources.groupby("speaker")]
         self.rooms = rooms["path"].tolist()
         self.n_src = n_src or load_room(self.rooms[0])[1].full.shape[1]
@@ -186,7 +209,12 @@ class SpatialMixtures(Dataset):
             raise UserError(
                 f"{manifests / split}_sources.csv has {len(self.speakers)} speakers; a mixture needs {self.n_src}"
             )
-        self.sample_rate, self.seconds, self.seed, self.size = sample_rate, seconds, seed, size or len(sources)
+        self.sample_rate, self.seconds, self.seed, self.size = (
+            sample_rate,
+            seconds,
+            seed,
+            size or len(sources),
+        )
         self.split, self.reference, self.shuffle_mics = split, reference, shuffle_mics
         self.rules = MixingRules(level, noise)
 
@@ -198,26 +226,40 @@ class SpatialMixtures(Dataset):
         _, responses = load_room(self.rooms[rng.integers(len(self.rooms))])
         if self.shuffle_mics:
             order = rng.permutation(len(responses.full))
-            responses = Responses(*(part[order] for part in (responses.full, responses.anechoic, responses.arrival)))
+            responses = Responses(
+                *(part[order] for part in (responses.full, responses.anechoic, responses.arrival))
+            )
         chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
         frames = round(self.seconds * self.sample_rate)
         dry = [self._recording(self.speakers[speaker], rng, frames) for speaker in chosen]
-        mixture, images, _ = mix_in_room(dry, responses, self.sample_rate, rng, self.rules, (self.reference,))
-        return {"mixture": mixture, "sources": images[self.reference], "id": f"{self.split}{key[0]}_{key[1]}"}
+        mixture, images, _ = mix_in_room(
+            dry, responses, self.sample_rate, rng, self.rules, (self.reference,)
+        )
+        return {
+            "mixture": mixture,
+            "sources": images[self.reference],
+            "id": f"{self.split}{key[0]}_{key[1]}",
+        }
 
-    def _recording(self, recordings: list[dict], rng: np.random.Generator, frames: int, tries: int = 20) -> np.ndarray:
+    def _recording(
+        self, recordings: list[dict], rng: np.random.Generator, frames: int, tries: int = 20
+    ) -> np.ndarray:
         """(frames,) of a speaker: one recording after the other, so that all of it is speech."""
         parts, missing = [], frames
         for _ in range(tries):
             row = recordings[rng.integers(len(recordings))]
-            signal = read_recording(row, self.sample_rate, rng.random(), missing / self.sample_rate)[:missing]
+            signal = read_recording(
+                row, self.sample_rate, rng.random(), missing / self.sample_rate
+            )[:missing]
             if np.ptp(signal) > 1e-4:
                 parts.append(signal)
                 missing -= len(signal)
             if missing <= 0:
                 break
         if not parts:
-            raise UserError(f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them")
+            raise UserError(
+                f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them"
+            )
         return np.pad(np.concatenate(parts), (0, max(missing, 0)))
 
 
@@ -250,7 +292,9 @@ class ArrayMixtures(Mixtures):
         where = (int(row["length"]), self.frames, position, self.sample_rate)
         channels = audio.info(row["mixture_path"])[2]
         if channels < self.n_mics:
-            raise UserError(f"{row['mixture_path']}: has {channels} channels, but {self.n_mics} are needed")
+            raise UserError(
+                f"{row['mixture_path']}: has {channels} channels, but {self.n_mics} are needed"
+            )
         mixture = segment_of(row["mixture_path"], *where, channels)[: self.n_mics]
         sources = np.stack([segment_of(row[column], *where) for column in self.columns[1:]])
         return {"mixture": mixture, "sources": sources, "id": str(row["mixture_ID"])}
@@ -293,9 +337,12 @@ def write_test_set(
     """
     by_speaker = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
     if len(by_speaker) < n_src:
-        raise UserError(f"the test set has {len(by_speaker)} speakers; mixtures of {n_src} need as many")
+        raise UserError(
+            f"the test set has {len(by_speaker)} speakers; mixtures of {n_src} need as many"
+        )
     jobs = [
-        (folder, f"{i:04d}", by_speaker, path, n_src, sample_rate, (seed, i)) for i, path in enumerate(rooms["path"])
+        (folder, f"{i:04d}", by_speaker, path, n_src, sample_rate, (seed, i))
+        for i, path in enumerate(rooms["path"])
     ]
     rows = files.parallel(_write_mixture, jobs, n_jobs, f"test set {folder.name}")
     for reference in REFERENCES:
@@ -313,14 +360,22 @@ def _write_mixture(folder, name, by_speaker, room_path, n_src, sample_rate, key)
     chosen = [by_speaker[k] for k in rng.choice(len(by_speaker), n_src, replace=False)]
     rows = [recordings[rng.integers(len(recordings))] for recordings in chosen]
     dry = [read_recording(row, sample_rate) for row in rows]
-    mixture, images, drawn = mix_in_room(dry, responses, sample_rate, rng, MixingRules(), REFERENCES)
+    mixture, images, drawn = mix_in_room(
+        dry, responses, sample_rate, rng, MixingRules(), REFERENCES
+    )
     files = {folder / "mix" / f"{name}.wav": mixture}
     for reference, signals in images.items():
-        files |= {folder / reference / f"{name}_s{k}.wav": signal for k, signal in enumerate(signals, 1)}
+        files |= {
+            folder / reference / f"{name}_s{k}.wav": signal for k, signal in enumerate(signals, 1)
+        }
     for path, signal in files.items():
         if not path.is_file():
             audio.write(path, signal, sample_rate)
-    described = {"mixture_ID": name, "mixture_path": str(folder / "mix" / f"{name}.wav"), "length": mixture.shape[1]}
+    described = {
+        "mixture_ID": name,
+        "mixture_path": str(folder / "mix" / f"{name}.wav"),
+        "length": mixture.shape[1],
+    }
     described |= {"t60": round(room.t60, 4)} | drawn
     for k, (row, distance) in enumerate(zip(rows, room.distances()[0], strict=True), 1):
         described |= {f"distance_{k}": round(float(distance), 3), f"speaker_{k}": row["speaker"]}

@@ -16,7 +16,10 @@ _CHARS_UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 
 _ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan")
-_VARIANTS = {"m": ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8"), "f": ("f1", "f2", "f3", "f4", "f5")}
+_VARIANTS = {
+    "m": ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8"),
+    "f": ("f1", "f2", "f3", "f4", "f5"),
+}
 _PITCHES = {"m": (18, 50), "f": (50, 90)}
 
 _ADJECTIVES, _NOUNS, _VERBS, _ENDS = (
@@ -77,7 +80,11 @@ def synthesise(text, speaker, sample_rate):
     with _espeak() as (espeak, espeak_rate, chunks):
         if espeak.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {speaker.voice!r}")
-        for parameter, value in ((_RATE, speaker.rate), (_PITCH, speaker.pitch), (_RANGE, speaker.pitch_range)):
+        for parameter, value in (
+            (_RATE, speaker.rate),
+            (_PITCH, speaker.pitch),
+            (_RANGE, speaker.pitch_range),
+        ):
             espeak.espeak_SetParameter(parameter, value, 0)
         data = text.encode()
         espeak.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _CHARS_UTF8, None, None)

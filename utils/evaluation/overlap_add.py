@@ -28,13 +28,19 @@ class Blocks:
         if not 0 < self.segment < float("inf"):
             raise UserError(f"--segment {self.segment}: give a length in seconds")
         if not 0 <= self.overlap <= self.segment / 2:
-            raise UserError(f"--overlap {self.overlap}: at least 0 and at most half of --segment, {self.segment / 2}")
+            raise UserError(
+                f"--overlap {self.overlap}: at least 0 and at most half of --segment, {self.segment / 2}"
+            )
         if self.batch < 1:
             raise UserError(f"--batch {self.batch}: at least 1")
 
 
 def separate_long(
-    system: System, mixture: torch.Tensor, segment: float = 20.0, overlap: float = 4.0, batch: int = 2
+    system: System,
+    mixture: torch.Tensor,
+    segment: float = 20.0,
+    overlap: float = 4.0,
+    batch: int = 2,
 ) -> torch.Tensor:
     """Separate a signal of any length in overlapping segments, a few of them at a time on the system's device.
 
@@ -64,10 +70,14 @@ class Stitcher:
         self.length = max(round(blocks.segment * system.sample_rate), 1)
         self.overlap = min(round(blocks.overlap * system.sample_rate), self.length // 2)
         self.step = self.length - self.overlap
-        self.fade = ((torch.arange(self.overlap) + 0.5) / max(self.overlap, 1) * 2 - 0.5).clamp(0, 1)
+        self.fade = ((torch.arange(self.overlap) + 0.5) / max(self.overlap, 1) * 2 - 0.5).clamp(
+            0, 1
+        )
         self.signal = None  # input from (at most) one step before the next segment
         self.begin = 0  # of the next segment, in self.signal
-        self.tail = None  # what the segment before says about the first `overlap` samples of the next one
+        self.tail = (
+            None  # what the segment before says about the first `overlap` samples of the next one
+        )
 
     def push(self, signal: torch.Tensor) -> Iterator[torch.Tensor]:
         """Take (stream, time) or (stream, mic, time)."""
@@ -92,7 +102,9 @@ class Stitcher:
     def _segments(self, count: int, at_once: int) -> Iterator[torch.Tensor]:
         for first in range(0, count, at_once):
             starts = [self.begin + i * self.step for i in range(min(at_once, count - first))]
-            for estimates in self._estimate(torch.stack([self.signal[..., s : s + self.length] for s in starts])):
+            for estimates in self._estimate(
+                torch.stack([self.signal[..., s : s + self.length] for s in starts])
+            ):
                 joined = self._join(estimates)
                 self.tail = joined[..., self.step :]
                 yield joined[..., : self.step]
@@ -105,9 +117,13 @@ class Stitcher:
     def _estimate(self, segments: torch.Tensor) -> torch.Tensor:
         """(segment, stream, [mic,] time) to (segment, stream, source, [channel,] time)."""
         rows = segments.flatten(0, 1).split(self.batch)
-        estimates = torch.cat([self.system.separate(r.to(self.system.device)).float().cpu() for r in rows])
+        estimates = torch.cat(
+            [self.system.separate(r.to(self.system.device)).float().cpu() for r in rows]
+        )
         if not estimates.isfinite().all():
-            raise UserError("the model's estimates are not finite numbers: its training has gone wrong")
+            raise UserError(
+                "the model's estimates are not finite numbers: its training has gone wrong"
+            )
         return estimates.unflatten(0, segments.shape[:2])
 
     def _join(self, estimates: torch.Tensor) -> torch.Tensor:
@@ -120,14 +136,18 @@ class Stitcher:
             return estimates
         if not self.system.ordered:
             pairs = zip(self.tail, estimates, strict=True)
-            estimates = torch.stack([new[_order(old, new[..., : self.overlap])] for old, new in pairs])
+            estimates = torch.stack(
+                [new[_order(old, new[..., : self.overlap])] for old, new in pairs]
+            )
         faded = torch.lerp(self.tail, estimates[..., : self.overlap], self.fade)
         return torch.cat([faded, estimates[..., self.overlap :]], dim=-1)
 
 
 def _order(wanted: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """The order of the rows of `given` (source, ...) that fits `wanted` best, by the sum of their inner products."""
-    return torch.as_tensor(linear_sum_assignment(-(wanted.flatten(1) @ given.flatten(1).T).numpy())[1])
+    return torch.as_tensor(
+        linear_sum_assignment(-(wanted.flatten(1) @ given.flatten(1).T).numpy())[1]
+    )
 
 
 def _envelopes(estimates: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,11 @@ class Method:
 
     def sample_rate(self, mixture_path: str, device: str) -> int:
         """In Hz: that of a trained system; a method without training takes any."""
-        return _separator(self, device, None).sample_rate if self.model else audio.info(mixture_path)[1]
+        return (
+            _separator(self, device, None).sample_rate
+            if self.model
+            else audio.info(mixture_path)[1]
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ class How:
     """Longer mixtures are separated in overlapping segments of so many seconds."""
 
 
-@functools.lru_cache(maxsize=1)  # keyed on the hash of the file too; a process works on one model at a time
+@functools.lru_cache(
+    maxsize=1
+)  # keyed on the hash of the file too; a process works on one model at a time
 def _separator(method: Method, device: str, sample_rate: int | None):
     """The object that separates; of an oracle or a classic method, at the given rate."""
     if method.model:
@@ -118,7 +124,9 @@ def estimate(method: Method, how: How, mixture: np.ndarray, sources: np.ndarray,
     elif method.kind == "oracle":
         return separator(rows, truth[None])[0].numpy(), None
     if rows.shape[-1] > how.segment * sample_rate:
-        estimates = separate_long(separator, rows, how.segment, min(Blocks.overlap, how.segment / 4))
+        estimates = separate_long(
+            separator, rows, how.segment, min(Blocks.overlap, how.segment / 4)
+        )
     else:
         estimates = separator.separate(rows.to(separator.device)).float().cpu()
     estimates = estimates[0] if len(rows) == 1 else estimates.transpose(0, 1)
@@ -134,12 +142,17 @@ def _all_microphones(separator, mixture: torch.Tensor, n_src: int) -> torch.Tens
     """(1, mic, time); a ValueError if they are not as many as the sources where they must be."""
     mixture = mixture.reshape(1, -1, mixture.shape[-1])
     found = mixture.shape[1]
-    if getattr(separator, "n_src", n_src) is None and found not in (1, n_src):  # of one, the system itself says so
+    if getattr(separator, "n_src", n_src) is None and found not in (
+        1,
+        n_src,
+    ):  # of one, the system itself says so
         raise ValueError(f"it finds as many sources as microphones, {found}, but there are {n_src}")
     return mixture
 
 
-def score(method: Method, how: How, row: dict, source_paths: list[str], folder: Path, keep: bool) -> dict:
+def score(
+    method: Method, how: How, row: dict, source_paths: list[str], folder: Path, keep: bool
+) -> dict:
     """Separate one utterance and score it.
 
     Args:
@@ -166,18 +179,33 @@ def score(method: Method, how: How, row: dict, source_paths: list[str], folder: 
             f"{row['mixture_path']} ({seconds:.0f} s) does not fit the memory of {how.device}: use --device cpu"
         ) from None
     except ValueError as error:
-        raise UserError(f"{row['mixture_path']} cannot be separated by {method.folder.name}: {error}") from None
+        raise UserError(
+            f"{row['mixture_path']} cannot be separated by {method.folder.name}: {error}"
+        ) from None
     try:
         scored = SUITES[how.suite].score(mixture, sources, estimates, rate, how.extra, oracle)
     except ValueError as error:
-        raise UserError(f"{row['mixture_path']} cannot be scored by the suite {how.suite}: {error}") from None
-    named = {"mixture_ID": row["mixture_ID"], "mixture_path": row["mixture_path"], "length": mixture.shape[-1]}
+        raise UserError(
+            f"{row['mixture_path']} cannot be scored by the suite {how.suite}: {error}"
+        ) from None
+    named = {
+        "mixture_ID": row["mixture_ID"],
+        "mixture_path": row["mixture_path"],
+        "length": mixture.shape[-1],
+    }
     result = named | scored.row
     for name, text in scored.files.items():
         # The whole name: museval joins its files with those of others by it.
         files.write_text(folder / name / f"{str(row['mixture_ID']).replace('/', '_')}.json", text)
     if keep:
-        write_example(folder / example_name(row["mixture_ID"]), rate, mixture, sources, scored.estimates, result)
+        write_example(
+            folder / example_name(row["mixture_ID"]),
+            rate,
+            mixture,
+            sources,
+            scored.estimates,
+            result,
+        )
     return result
 
 
@@ -194,7 +222,9 @@ def numbered_score(number: int, *job) -> tuple[int, dict]:
         torch.set_num_threads(threads)
 
 
-def read_example(mixture_path: str, source_paths: list[str], sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+def read_example(
+    mixture_path: str, source_paths: list[str], sample_rate: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Mixture (time,) or (mic, time), and sources (source, [channel,] time), float32; zeros for what is not there.
 
     The sources are mono, or have the channels of the mixture.
@@ -215,7 +245,9 @@ def read_example(mixture_path: str, source_paths: list[str], sample_rate: int) -
         raise UserError(f"{path} has {len(source)} channels, but the sources before it {shape[0]}")
     if shape[0] not in (1, len(mixture)):
         raise UserError(f"{mixture_path} has {len(mixture)} channels, but its sources {shape[0]}")
-    sources = np.stack([np.zeros(shape, np.float32) if source is None else source for source in sources])
+    sources = np.stack(
+        [np.zeros(shape, np.float32) if source is None else source for source in sources]
+    )
     return mixture[0] if len(mixture) == 1 else mixture, sources[:, 0] if shape[0] == 1 else sources
 
 
@@ -228,11 +260,16 @@ def example_name(mixture_id) -> str:
     return f"examples/ex_{_file_name(mixture_id)}"
 
 
-def write_example(folder: Path, sample_rate: int, mixture, sources, estimates, result: dict) -> None:
+def write_example(
+    folder: Path, sample_rate: int, mixture, sources, estimates, result: dict
+) -> None:
     """Wav files in float, as they are: in 16 bits they would clip. metrics.json comes last."""
     signals = {"mixture": mixture}
     for k, (source, signal) in enumerate(zip(sources, estimates, strict=True), 1):
-        signals |= {f"s{k}": source, f"s{k}_estimate": np.nan_to_num(signal, nan=0.0, posinf=0.0, neginf=0.0)}
+        signals |= {
+            f"s{k}": source,
+            f"s{k}_estimate": np.nan_to_num(signal, nan=0.0, posinf=0.0, neginf=0.0),
+        }
     for name, signal in signals.items():
         audio.write(folder / f"{name}.wav", signal, sample_rate, subtype="FLOAT")
     files.write_text(folder / "metrics.json", dumps(result, indent=1))

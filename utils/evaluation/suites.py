@@ -74,7 +74,9 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
     order = match(estimates, sources)
     estimates, mixture = estimates[order], mixture if mixture.ndim == 1 else mixture[0]
     by_source = {
-        "input_si_sdr": si_sdr(mixture[None], sources) if np.ptp(mixture) > 0 else np.full(len(sources), np.nan),
+        "input_si_sdr": si_sdr(mixture[None], sources)
+        if np.ptp(mixture) > 0
+        else np.full(len(sources), np.nan),
         "si_sdr": si_sdr(estimates, sources),
         "snr": snr(estimates, sources),
     }
@@ -92,7 +94,11 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
         "silent_mixture": int(np.ptp(mixture) == 0),
         "failed_estimates": int((by_source["si_sdr"] <= -LIMIT).sum()),
     }
-    row |= {f"{name}_{k}": float(x) for name, values in by_source.items() for k, x in enumerate(values, 1)}
+    row |= {
+        f"{name}_{k}": float(x)
+        for name, values in by_source.items()
+        for k, x in enumerate(values, 1)
+    }
     return Scored(row | {"permutation": " ".join(str(k + 1) for k in order)}, estimates)
 
 
@@ -100,7 +106,9 @@ def _speech_extra(mixture, sources, estimates, sample_rate, extra) -> dict[str, 
     found = {}
     if "sdr" in extra or "bss_eval" in extra:
         if "bss_eval" in extra:
-            found["sdr"], found["sir"], found["sar"], _ = bss_eval(estimates, sources, permute=False)
+            found["sdr"], found["sir"], found["sar"], _ = bss_eval(
+                estimates, sources, permute=False
+            )
         else:
             found["sdr"] = sdr(estimates, sources)
         found["sdri"] = found["sdr"] - sdr(np.broadcast_to(mixture, sources.shape), sources)
@@ -120,7 +128,10 @@ def mean(values: np.ndarray) -> float:
 def statistics(scores: pd.DataFrame, names) -> dict:
     """{mean, median, standard_error} of the columns that are there."""
     present = {name: scores[name].dropna() for name in names if name in scores}
-    return {n: {"mean": v.mean(), "median": v.median(), "standard_error": v.sem()} for n, v in present.items()}
+    return {
+        n: {"mean": v.mean(), "median": v.median(), "standard_error": v.sem()}
+        for n, v in present.items()
+    }
 
 
 def _speech_summary(scores: pd.DataFrame) -> dict:
@@ -129,7 +140,10 @@ def _speech_summary(scores: pd.DataFrame) -> dict:
     scored = (scores.sources - scores.silent_sources).sum()
     result["share_below_0_db"] = float((scores.si_sdr.dropna() < 0).mean())
     result["inverted_share"] = float(scores.inverted.sum() / scored) if scored else float("nan")
-    return result | {name: int(scores[name].sum()) for name in ("silent_sources", "silent_mixture", "failed_estimates")}
+    return result | {
+        name: int(scores[name].sum())
+        for name in ("silent_sources", "silent_mixture", "failed_estimates")
+    }
 
 
 # ---- universal sounds: the official score of FUSS
@@ -138,13 +152,23 @@ def _speech_summary(scores: pd.DataFrame) -> dict:
 def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
     """Slots (source, time), silent ones being all zeros; the mixture that counts is their sum, as officially."""
     clip = fuss.clip_score(estimates, sources, sources.sum(axis=0))
-    silent = np.zeros((max(len(clip.order) - len(estimates), 0), estimates.shape[-1]), estimates.dtype)
+    silent = np.zeros(
+        (max(len(clip.order) - len(estimates), 0), estimates.shape[-1]), estimates.dtype
+    )
     ordered = np.concatenate([estimates, silent])[clip.order][: len(sources)]
     rates = pd.DataFrame(
-        [spectral_holes(*pair) for *pair, counts in zip(ordered, sources, clip.pairs, strict=False) if counts],
+        [
+            spectral_holes(*pair)
+            for *pair, counts in zip(ordered, sources, clip.pairs, strict=False)
+            if counts
+        ],
         columns=HOLES,
     )
-    row = fuss.row(clip) | rates.mean().to_dict() | {"permutation": " ".join(str(k + 1) for k in clip.order)}
+    row = (
+        fuss.row(clip)
+        | rates.mean().to_dict()
+        | {"permutation": " ".join(str(k + 1) for k in clip.order)}
+    )
     return Scored(row, ordered)
 
 
@@ -152,7 +176,10 @@ def _fuss_summary(scores: pd.DataFrame) -> dict:
     result = fuss.summary(scores) | statistics(scores, HOLES)
     improvement = scores.msi[scores.pairs > 0]
     result["msi"] |= {"median": improvement.median(), "standard_error": improvement.sem()}
-    return result | {"share_below_0_db": float((improvement < 0).mean()), "silent_mixture": result["skipped"]}
+    return result | {
+        "share_below_0_db": float((improvement < 0).mean()),
+        "silent_mixture": result["skipped"],
+    }
 
 
 # ---- music: BSS Eval v4 of stems that have names
@@ -174,9 +201,19 @@ def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> S
     if "gnsdr" in extra:
         by_source |= _karaoke(mixture, sources, estimates)
     row = {"nan_share": float(share[0])}
-    row |= {f"{name}_{k}": float(x) for name, values in by_source.items() for k, x in enumerate(values, 1)}
-    names = ["vocals", "accompaniment"] if len(sources) == 2 else [f"source {k + 1}" for k in range(len(sources))]
-    return Scored(row, estimates, {"museval/test": json.dumps(bss_eval_v4.museval_json(frames, names))})
+    row |= {
+        f"{name}_{k}": float(x)
+        for name, values in by_source.items()
+        for k, x in enumerate(values, 1)
+    }
+    names = (
+        ["vocals", "accompaniment"]
+        if len(sources) == 2
+        else [f"source {k + 1}" for k in range(len(sources))]
+    )
+    return Scored(
+        row, estimates, {"museval/test": json.dumps(bss_eval_v4.museval_json(frames, names))}
+    )
 
 
 def _row_means(frames: np.ndarray) -> np.ndarray:
@@ -187,17 +224,38 @@ def _karaoke(mixture, sources, estimates) -> dict[str, np.ndarray]:
     """BSS Eval v3 of mono clips; NSDR is the improvement of the SDR over the mixture's."""
     if sources.ndim == 3:
         raise ValueError("GNSDR, GSIR and GSAR are defined for mono")
-    found = dict(zip(("v3_sdr", "v3_sir", "v3_sar"), bss_eval(estimates, sources, permute=False)[:3], strict=True))
-    return found | {"v3_nsdr": found["v3_sdr"] - sdr(np.broadcast_to(mixture, sources.shape), sources)}
+    found = dict(
+        zip(
+            ("v3_sdr", "v3_sir", "v3_sar"),
+            bss_eval(estimates, sources, permute=False)[:3],
+            strict=True,
+        )
+    )
+    return found | {
+        "v3_nsdr": found["v3_sdr"] - sdr(np.broadcast_to(mixture, sources.shape), sources)
+    }
 
 
 def _music_summary(scores: pd.DataFrame) -> dict:
-    kinds = ("sdr", "isr", "sir", "sar", "usdr", "sdr_mean", "input_sdr", "v3_sdr", "v3_sir", "v3_sar")
+    kinds = (
+        "sdr",
+        "isr",
+        "sir",
+        "sar",
+        "usdr",
+        "sdr_mean",
+        "input_sdr",
+        "v3_sdr",
+        "v3_sir",
+        "v3_sar",
+    )
     result = statistics(scores, [name for name in scores if name.rpartition("_")[0] in kinds])
     for k in (1, 2):  # means weighted by length: GNSDR, GSIR, GSAR
         for name in [name for name in ("nsdr", "sir", "sar") if f"v3_{name}_{k}" in scores]:
             known = scores[scores[f"v3_{name}_{k}"].notna()]
-            result[f"g{name}_{k}"] = float((known[f"v3_{name}_{k}"] * known.length).sum() / known.length.sum())
+            result[f"g{name}_{k}"] = float(
+                (known[f"v3_{name}_{k}"] * known.length).sum() / known.length.sum()
+            )
     result["nan_share"] = float(scores.nan_share.mean())
     return result | {"share_below_0_db": float((scores.sdr_1.dropna() < 0).mean())}
 

@@ -21,10 +21,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--exp", type=Path, default=Path("exp"), help="folder of the experiments")
     parser.add_argument(
-        "--data-set", default="test", help="name of the evaluated set: the manifest's file name without .csv"
+        "--data-set",
+        default="test",
+        help="name of the evaluated set: the manifest's file name without .csv",
     )
-    parser.add_argument("--out", type=Path, default=Path("RESULTS.md"), help="Markdown file to write")
-    parser.add_argument("--html", type=Path, help="page to write; default: report.html beside --out")
+    parser.add_argument(
+        "--out", type=Path, default=Path("RESULTS.md"), help="Markdown file to write"
+    )
+    parser.add_argument(
+        "--html", type=Path, help="page to write; default: report.html beside --out"
+    )
     parser.add_argument(
         "--baseline",
         metavar="NAME",
@@ -40,7 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     names = sorted({entry.name for entry in entries})
     if args.baseline not in (None, *names):
-        raise UserError(f"--baseline {args.baseline}: no such experiment on '{args.data_set}'; {', '.join(names)}")
+        raise UserError(
+            f"--baseline {args.baseline}: no such experiment on '{args.data_set}'; {', '.join(names)}"
+        )
     text = markdown(entries, args.data_set)
     write_text(args.out, text)
     write_text(html, page(entries, others, args.data_set, args.baseline))

@@ -86,7 +86,11 @@ class Gallery:
     @property
     def size(self) -> int:
         """Bytes of its audio in the page."""
-        clips = [clip for e in self.examples for clip in (e.mixture, *e.references, *sum(e.estimates.values(), []))]
+        clips = [
+            clip
+            for e in self.examples
+            for clip in (e.mixture, *e.references, *sum(e.estimates.values(), []))
+        ]
         return sum(len(clip.audio) for clip in clips)
 
 
@@ -120,7 +124,9 @@ def gallery(entries: list[Entry], budget: float) -> Gallery | None:
         chosen.problems.append(f"examples of {chosen.name}: {error}")
         return None
     left_out = [e for e in columns if all(e is not s for s in shown)]
-    return Gallery(chosen, len(metrics[chosen.folder]), shown, left_out, plan, rate, channels, examples)
+    return Gallery(
+        chosen, len(metrics[chosen.folder]), shown, left_out, plan, rate, channels, examples
+    )
 
 
 def _metrics(entry: Entry) -> dict[str, dict]:
@@ -130,13 +136,17 @@ def _metrics(entry: Entry) -> dict[str, dict]:
         try:
             found[path.parent.name] = json.loads(path.read_text())
         except ValueError as error:
-            entry.problems.append(f"{entry.name}: example {path.parent.name} cannot be used ({error})")
+            entry.problems.append(
+                f"{entry.name}: example {path.parent.name} cannot be used ({error})"
+            )
     return found
 
 
 def _ranked(metrics: dict[str, dict], primary: str) -> list[tuple[str, str]]:
     """(rank, name) of the best, the median and the worst; fewer if there are fewer."""
-    known = {name: values[primary] for name, values in metrics.items() if values.get(primary) is not None}
+    known = {
+        name: values[primary] for name, values in metrics.items() if values.get(primary) is not None
+    }
     names = sorted(known, key=lambda name: -known[name]) or sorted(metrics)
     places = {"best": 0, "median": len(names) // 2, "worst": len(names) - 1}
     if len(names) < 3:
@@ -163,7 +173,9 @@ def _first(columns: list[Entry], chosen: Entry, number: int) -> list[Entry]:
 # ---- size
 
 
-def make_plan(lengths: list[float], n_src: int, rate: int, channels: int, systems: int, budget: float) -> Plan:
+def make_plan(
+    lengths: list[float], n_src: int, rate: int, channels: int, systems: int, budget: float
+) -> Plan:
     """Mono, a lower rate, shorter stretches, fewer systems, in this order, until the audio fits into the budget.
 
     Args:
@@ -191,14 +203,23 @@ def make_plan(lengths: list[float], n_src: int, rate: int, channels: int, system
 
 
 def _example(
-    rank: str, name: str, chosen: Entry, shown: list[Entry], metrics: dict[Path, dict[str, dict]], plan: Plan
+    rank: str,
+    name: str,
+    chosen: Entry,
+    shown: list[Entry],
+    metrics: dict[Path, dict[str, dict]],
+    plan: Plan,
 ) -> Example:
     """Clips of one example."""
     folder, own = chosen.evaluation / "examples" / name, metrics[chosen.folder][name]
     frames, n_src, rate, _ = _header(folder)
     numbers = range(1, n_src + 1)
     length = min(frames, round(plan.seconds * rate))
-    start = loudest([audio.read(folder / f"s{k}.wav", channels=True) for k in numbers], length) if n_src else 0
+    start = (
+        loudest([audio.read(folder / f"s{k}.wav", channels=True) for k in numbers], length)
+        if n_src
+        else 0
+    )
 
     def load(path):
         return _playable(audio.read(path, start, length, channels=True), rate, plan)
@@ -217,13 +238,16 @@ def _example(
             continue
         try:
             signals = [
-                levelled(load(place / f"s{k}_estimate.wav"), s, gain) for k, s in zip(numbers, sources, strict=True)
+                levelled(load(place / f"s{k}_estimate.wav"), s, gain)
+                for k, s in zip(numbers, sources, strict=True)
             ]
         except UserError as error:
             entry.problems.append(f"{entry.name}: example {name} cannot be used: {error}")
             continue
         scores = [_score_of(values, entry.suite.primary, k) for k in numbers]
-        estimates[entry.folder] = [clip(f"source {k}", signals[k - 1], scores[k - 1]) for k in numbers]
+        estimates[entry.folder] = [
+            clip(f"source {k}", signals[k - 1], scores[k - 1]) for k in numbers
+        ]
     scores = {e.folder: metrics[e.folder].get(name, {}).get(e.suite.primary) for e in shown}
     references = [clip(f"source {k}", gain * source) for k, source in enumerate(sources, 1)]
     return Example(
@@ -248,7 +272,9 @@ def _playable(signal: np.ndarray, rate: int, plan: Plan) -> np.ndarray:
     """(time, channel) at the rate of the plan. Stereo becomes mono by its mean; of microphones the first is taken."""
     if plan.channels == 1:
         signal = signal.mean(axis=0, keepdims=True) if len(signal) == 2 else signal[:1]
-    signal = np.broadcast_to(signal[: plan.channels], (plan.channels, signal.shape[1])).T.astype(np.float64)
+    signal = np.broadcast_to(signal[: plan.channels], (plan.channels, signal.shape[1])).T.astype(
+        np.float64
+    )
     return signal if plan.rate == rate else soxr.resample(signal, rate, plan.rate)
 
 
@@ -262,7 +288,9 @@ def levelled(estimate: np.ndarray, reference: np.ndarray, gain: float) -> np.nda
 def flac(signal: np.ndarray, rate: int) -> str:
     """data: URI of a signal (time, channel), full scale 1, in 16 bits."""
     file = io.BytesIO()
-    sf.write(file, np.clip(np.rint(signal * 32767), -32768, 32767).astype(np.int16), rate, format="FLAC")
+    sf.write(
+        file, np.clip(np.rint(signal * 32767), -32768, 32767).astype(np.int16), rate, format="FLAC"
+    )
     return f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

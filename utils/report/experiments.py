@@ -19,7 +19,11 @@ from utils.report.significance import Interval, interval, statistic
 ORDER = {"mixture": 0, "oracle": 1, "classic": 2, "system": 3}
 ASTEROID = "local_models.asteroid."
 TOLERANCE = 0.01  # dB, between a score and what its rows give
-NOT_LEARNT = ("seed", "runtime", "description")  # keys of a configuration in which repetitions may differ
+NOT_LEARNT = (
+    "seed",
+    "runtime",
+    "description",
+)  # keys of a configuration in which repetitions may differ
 
 
 @dataclass
@@ -45,7 +49,9 @@ class Training:
 
     def names(self, key: str) -> str | None:
         """What the steps and the run say, each once."""
-        values = dict.fromkeys(str(note[key]) for note in (*self.done, self.run) if note.get(key) is not None)
+        values = dict.fromkeys(
+            str(note[key]) for note in (*self.done, self.run) if note.get(key) is not None
+        )
         return ", ".join(values) or None
 
     @cached_property
@@ -56,7 +62,9 @@ class Training:
             try:
                 table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
             except ValueError as error:
-                self.problems.append(f"{self.name}: {path.parent.name}/{path.name} cannot be read ({error})")
+                self.problems.append(
+                    f"{self.name}: {path.parent.name}/{path.name} cannot be read ({error})"
+                )
                 continue
             if len(table):
                 found[path.parent.name] = table
@@ -79,7 +87,12 @@ class Entry(Training):
 
     @property
     def description(self) -> str:
-        return self.config.get("description") or self.run.get("description") or self.final.get("description") or ""
+        return (
+            self.config.get("description")
+            or self.run.get("description")
+            or self.final.get("description")
+            or ""
+        )
 
     @property
     def seed(self):
@@ -104,15 +117,27 @@ class Entry(Training):
         """all_metrics.csv by mixture_ID; None, with a problem noted, unless it is what final_metrics.json sums up."""
         path = self.evaluation / "all_metrics.csv"
         try:
-            table = pd.read_csv(path, dtype={"mixture_ID": str}, keep_default_na=False, na_values=[""])
-            table = table.drop_duplicates("mixture_ID").set_index("mixture_ID").apply(pd.to_numeric, errors="coerce")
+            table = pd.read_csv(
+                path, dtype={"mixture_ID": str}, keep_default_na=False, na_values=[""]
+            )
+            table = (
+                table.drop_duplicates("mixture_ID")
+                .set_index("mixture_ID")
+                .apply(pd.to_numeric, errors="coerce")
+            )
             table = table.replace([np.inf, -np.inf], np.nan)
             value = self._statistic_of(table)
         except (OSError, ValueError, KeyError) as error:
-            self.problems.append(f"{self.name}: {path.name} cannot be used ({error}); its scores have no interval")
+            self.problems.append(
+                f"{self.name}: {path.name} cannot be used ({error}); its scores have no interval"
+            )
             return None
         expected = self.score
-        same = abs(value - expected) < TOLERANCE if expected is not None and value is not None else value is expected
+        same = (
+            abs(value - expected) < TOLERANCE
+            if expected is not None and value is not None
+            else value is expected
+        )
         if not same or len(table) != self.final["n"]:
             self.problems.append(
                 f"{self.name}: {path.name} holds other rows than those that final_metrics.json sums up: evaluate again"
@@ -123,13 +148,17 @@ class Entry(Training):
     @property
     def scores(self) -> pd.Series:
         """Primary score by utterance; empty if not known."""
-        return pd.Series(dtype=float) if self.rows is None else self.rows[self.suite.primary].dropna()
+        return (
+            pd.Series(dtype=float) if self.rows is None else self.rows[self.suite.primary].dropna()
+        )
 
     @property
     def weights(self) -> pd.Series | None:
         """Of the scores in their mean, by utterance."""
         weight = self.suite.weight
-        return self.rows[weight].loc[self.scores.index] if weight and self.rows is not None else None
+        return (
+            self.rows[weight].loc[self.scores.index] if weight and self.rows is not None else None
+        )
 
     @cached_property
     def interval(self) -> Interval:
@@ -138,14 +167,18 @@ class Entry(Training):
     def _statistic_of(self, table: pd.DataFrame) -> float | None:
         columns = [self.suite.primary, *([self.suite.weight] if self.suite.weight else [])]
         known = table[columns].dropna()
-        return float(statistic(*known.to_numpy().T, kind=self.suite.statistic)) if len(known) else None
+        return (
+            float(statistic(*known.to_numpy().T, kind=self.suite.statistic)) if len(known) else None
+        )
 
     @property
     def same_but_seed(self) -> str:
         """Equal for experiments whose configurations differ in their seed only."""
         if not self.config:
             return self.name
-        return json.dumps({k: v for k, v in self.config.items() if k not in NOT_LEARNT}, sort_keys=True)
+        return json.dumps(
+            {k: v for k, v in self.config.items() if k not in NOT_LEARNT}, sort_keys=True
+        )
 
 
 # ---- reading
@@ -165,9 +198,13 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
             raise UserError(
                 f"{path}: scored with the suite '{final['suite']}', but there are {', '.join(SUITES)}: evaluate again"
             )
-        entries.append(Entry(*_trained(path.parents[2]), final=final, suite=suite, evaluation=path.parent))
+        entries.append(
+            Entry(*_trained(path.parents[2]), final=final, suite=suite, evaluation=path.parent)
+        )
     evaluated = {entry.folder for entry in entries}
-    others = [path.parent for path in sorted(exp.rglob("config.yml")) if path.parent not in evaluated]
+    others = [
+        path.parent for path in sorted(exp.rglob("config.yml")) if path.parent not in evaluated
+    ]
     return entries, [Training(*_trained(folder)) for folder in others]
 
 
@@ -184,7 +221,10 @@ def _trained(folder: Path) -> tuple[Path, dict, dict, list[dict]]:
 def _in_order(paths, config: dict) -> list[Path]:
     """Files of the training steps, in the order of the steps."""
     names = list(config.get("steps") or {})
-    return sorted(paths, key=lambda p: (names.index(p.parent.name) if p.parent.name in names else len(names), p))
+    return sorted(
+        paths,
+        key=lambda p: (names.index(p.parent.name) if p.parent.name in names else len(names), p),
+    )
 
 
 def _json(path: Path) -> dict:
@@ -193,7 +233,9 @@ def _json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and repeat the stage that writes it") from None
+        raise UserError(
+            f"{path} is damaged ({error}): delete it and repeat the stage that writes it"
+        ) from None
 
 
 # ---- order
@@ -205,7 +247,9 @@ def by_data(entries: list[Entry]) -> list[list[Entry]]:
     for entry in entries:
         key = (str(entry.final["corpus"]), entry.final["manifest_sha256"], entry.suite.name)
         groups.setdefault(key, []).append(entry)
-    return [[entry for family in families(groups[key]) for entry in family] for key in sorted(groups)]
+    return [
+        [entry for family in families(groups[key]) for entry in family] for key in sorted(groups)
+    ]
 
 
 def families(entries: list[Entry]) -> list[list[Entry]]:
@@ -218,7 +262,10 @@ def families(entries: list[Entry]) -> list[list[Entry]]:
         known = [entry.score for entry in group if entry.score is not None]
         return ORDER[group[0].kind], -np.mean(known) if known else np.inf, group[0].name
 
-    return [sorted(group, key=lambda e: (str(e.seed), e.name)) for group in sorted(groups.values(), key=place)]
+    return [
+        sorted(group, key=lambda e: (str(e.seed), e.name))
+        for group in sorted(groups.values(), key=place)
+    ]
 
 
 def best(entries: list[Entry]) -> Entry | None:
@@ -229,7 +276,11 @@ def best(entries: list[Entry]) -> Entry | None:
 
 def baseline(entries: list[Entry], name: str | None = None) -> Entry | None:
     """What the others are compared with: the one of that name, else the best network of Asteroid, else the mixture."""
-    for wanted in (lambda e: e.name == name, lambda e: e.is_asteroid, lambda e: e.kind == "mixture"):
+    for wanted in (
+        lambda e: e.name == name,
+        lambda e: e.is_asteroid,
+        lambda e: e.kind == "mixture",
+    ):
         found = [entry for entry in entries if wanted(entry)]
         if found:
             return best(found) or found[0]

@@ -80,7 +80,8 @@ def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = (
-        re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", text[: text.index(">")]) + text[text.index(">") :]
+        re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", text[: text.index(">")])
+        + text[text.index(">") :]
     )
     text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # of groups that nothing refers to
     text = text.replace(INK, "currentColor").replace(RULE, "var(--rule)")
@@ -111,8 +112,19 @@ def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Pictu
         for k, (entry, place) in enumerate(zip(shown, places, strict=True)):
             _dress(boxes, k, look[entry.folder].colour)
             estimate = entry.interval
-            reach = np.nan_to_num([[estimate.value - estimate.low], [estimate.high - estimate.value]])
-            axes.errorbar(estimate.value, place, xerr=np.maximum(reach, 0), color=INK, fmt="D", ms=3.5, capsize=3, lw=1)
+            reach = np.nan_to_num(
+                [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+            )
+            axes.errorbar(
+                estimate.value,
+                place,
+                xerr=np.maximum(reach, 0),
+                color=INK,
+                fmt="D",
+                ms=3.5,
+                capsize=3,
+                lw=1,
+            )
         axes.set(yticks=places, yticklabels=[short(e.name) for e in shown], xlabel=suite.label)
         axes.set_ylim(0.4, len(shown) + 0.6)
         axes.grid(axis="y", visible=False)
@@ -124,9 +136,13 @@ def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Pictu
 
 
 def _dress(boxes: dict, k: int, colour: str) -> None:
-    boxes["boxes"][k].set(facecolor=matplotlib.colors.to_rgba(colour, 0.3), edgecolor=colour, linewidth=1.2)
+    boxes["boxes"][k].set(
+        facecolor=matplotlib.colors.to_rgba(colour, 0.3), edgecolor=colour, linewidth=1.2
+    )
     boxes["medians"][k].set(color=colour, linewidth=2)
-    boxes["fliers"][k].set(marker=".", markersize=3, markerfacecolor=colour, markeredgecolor="none", alpha=0.6)
+    boxes["fliers"][k].set(
+        marker=".", markersize=3, markerfacecolor=colour, markeredgecolor="none", alpha=0.6
+    )
     for part in (*boxes["whiskers"][2 * k : 2 * k + 2], *boxes["caps"][2 * k : 2 * k + 2]):
         part.set(color=colour, linewidth=1.2)
 
@@ -148,7 +164,9 @@ def binned(x: np.ndarray, y: np.ndarray, kind: str = "mean") -> tuple[np.ndarray
     """Mean (or median) of y, and mean x, of at most BINS bins of equally many points."""
     order = np.argsort(x, kind="stable")
     parts = [part for part in np.array_split(order, min(BINS, max(len(x) // 4, 1))) if len(part)]
-    return np.array([x[p].mean() for p in parts]), np.array([statistic(y[p], None, kind) for p in parts])
+    return np.array([x[p].mean() for p in parts]), np.array(
+        [statistic(y[p], None, kind) for p in parts]
+    )
 
 
 def score_by_input(
@@ -173,26 +191,51 @@ def score_by_input(
             if folder in dotted:
                 some = np.random.default_rng(0).permutation(len(x))[:DOTS]
                 size = 7 if len(some) > 300 else 16
-                axes.scatter(x[some], y[some], s=size, color=style.colour, alpha=0.35, linewidths=0, rasterized=True)
+                axes.scatter(
+                    x[some],
+                    y[some],
+                    s=size,
+                    color=style.colour,
+                    alpha=0.35,
+                    linewidths=0,
+                    rasterized=True,
+                )
         for folder, (x, y, _) in points.items():
             style = look[folder]
-            axes.plot(*binned(x, y, suite.statistic), color=style.colour, ls=style.dash, marker=style.marker)
-        axes.set(xlabel=f"unprocessed mixture: {suite.input.removeprefix('input_')} (dB)", ylabel=suite.label)
+            axes.plot(
+                *binned(x, y, suite.statistic),
+                color=style.colour,
+                ls=style.dash,
+                marker=style.marker,
+            )
+        axes.set(
+            xlabel=f"unprocessed mixture: {suite.input.removeprefix('input_')} (dB)",
+            ylabel=suite.label,
+        )
 
     svg = _render(f"{name}-input", (WIDTH, 4.8), draw)
     what = "source" if by_source else "mixture"
-    crowd = "" if len(dotted) == len(points) else "; points of the best system and the baseline only"
+    crowd = (
+        "" if len(dotted) == len(points) else "; points of the best system and the baseline only"
+    )
     alt = f"{suite.label} against the score of the unprocessed mixture: a point a {what}, lines through the "
-    return Picture(svg, f"{alt}{suite.statistic}s of {BINS} bins of equally many points{crowd}.", tuple(points))
+    return Picture(
+        svg, f"{alt}{suite.statistic}s of {BINS} bins of equally many points{crowd}.", tuple(points)
+    )
 
 
 # ---- training
 
 
-def training_curves(name: str, experiments: list[Training], look: dict[Path, Style]) -> list[tuple[str, Picture]]:
+def training_curves(
+    name: str, experiments: list[Training], look: dict[Path, Style]
+) -> list[tuple[str, Picture]]:
     """A figure for each training step, by its name."""
     steps = dict.fromkeys(step for e in experiments for step in e.curves)
-    return [(step, _curves(name, step, [e for e in experiments if step in e.curves], look)) for step in steps]
+    return [
+        (step, _curves(name, step, [e for e in experiments if step in e.curves], look))
+        for step in steps
+    ]
 
 
 def _curves(name: str, step: str, experiments: list[Training], look: dict[Path, Style]) -> Picture:

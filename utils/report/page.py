@@ -50,7 +50,9 @@ class Section:
     problems: list[str]
 
 
-def page(entries: list[Entry], others: list[Training], data_set: str, baseline: str | None = None) -> str:
+def page(
+    entries: list[Entry], others: list[Training], data_set: str, baseline: str | None = None
+) -> str:
     """The page.
 
     Args:
@@ -60,10 +62,16 @@ def page(entries: list[Entry], others: list[Training], data_set: str, baseline: 
         baseline: name of the experiment that the others are compared with; None chooses.
     """
     groups = experiments.by_data(entries)
-    look = {folder: style for group in (*groups, others) for folder, style in figures.styles(group).items()}
+    look = {
+        folder: style
+        for group in (*groups, others)
+        for folder, style in figures.styles(group).items()
+    }
     sections, left = [], AUDIO_BYTES
     for number, group in enumerate(groups):
-        sections.append(_section(f"s{number}", group, look, baseline, left / (len(groups) - number)))
+        sections.append(
+            _section(f"s{number}", group, look, baseline, left / (len(groups) - number))
+        )
         left -= sections[-1].gallery.size if sections[-1].gallery else 0
     unfinished = [training for training in others if training.curves]
     environment = jinja2.Environment(
@@ -102,7 +110,9 @@ def _section(
         legend=_code(table.legend(suite).replace("+-", "±")),
         facts=_facts(final),
         commands=_commands(entries),
-        problems=[problem for entry in entries for problem in entry.problems],  # last: what is above notes them
+        problems=[
+            problem for entry in entries for problem in entry.problems
+        ],  # last: what is above notes them
     )
 
 
@@ -123,9 +133,14 @@ def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]
             cells[suite.label] = replace(cells[suite.label], spread=_ends(entry.interval))
         kind = entry.kind if entry is not None else "seeds"
         style = look[entry.folder] if kind == "system" else None
-        texts = [replace(c, text=_minus(c.text), spread=_minus(c.spread)) for c in map(cells.get, _columns(entries))]
+        texts = [
+            replace(c, text=_minus(c.text), spread=_minus(c.spread))
+            for c in map(cells.get, _columns(entries))
+        ]
         is_baseline = entry is not None and entry is reference
-        found.append(Row(kind, cells["system"].text, cells["description"].text, style, is_baseline, texts))
+        found.append(
+            Row(kind, cells["system"].text, cells["description"].text, style, is_baseline, texts)
+        )
     return sorted(found, key=lambda row: row.kind in ("mixture", "oracle", "classic"))
 
 
@@ -143,13 +158,20 @@ def _difference(entry: Entry | None, reference: Entry | None) -> dict[str, Cell]
         return {"difference": Cell(), "p": Cell()}
     if entry is reference:
         return {"difference": Cell("baseline", 0.0), "p": Cell()}
-    weights = None if entry.weights is None or reference.weights is None else (entry.weights, reference.weights)
+    weights = (
+        None
+        if entry.weights is None or reference.weights is None
+        else (entry.weights, reference.weights)
+    )
     result = compare(entry.scores, reference.scores, weights, entry.suite.statistic)
     if math.isnan(result.value):
         return {"difference": Cell(), "p": Cell()}
     pairs = "" if result.n == len(entry.scores) == len(reference.scores) else f"\n(n = {result.n})"
     probability = Cell("< 0.001" if result.p < 0.001 else f"{result.p:.3f}", result.p)
-    return {"difference": Cell(f"{result.value:+.2f}", result.value, _ends(result, "+") + pairs), "p": probability}
+    return {
+        "difference": Cell(f"{result.value:+.2f}", result.value, _ends(result, "+") + pairs),
+        "p": probability,
+    }
 
 
 def _ends(result: Interval, sign: str = "") -> str:

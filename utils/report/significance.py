@@ -46,7 +46,9 @@ def statistic(values, weights=None, kind: str = "mean", axis: int = -1):
     if kind == "median" and weights is None:
         return np.median(values, axis=axis)
     if kind != "mean":
-        raise ValueError(f"no statistic '{kind}'" + (" with weights" if weights is not None else ""))
+        raise ValueError(
+            f"no statistic '{kind}'" + (" with weights" if weights is not None else "")
+        )
     if weights is None:
         return np.mean(values, axis=axis)
     return (values * weights).sum(axis=axis) / weights.sum(axis=axis)
@@ -89,7 +91,9 @@ def compare(
         return statistic(a, weights_a, kind, axis) - statistic(b, weights_b, kind, axis)
 
     data = _known(joined[:2], joined[2:])
-    return Comparison(*_bootstrap(data, difference), p=_signed_rank(data[0] - data[1]), n=len(data[0]))
+    return Comparison(
+        *_bootstrap(data, difference), p=_signed_rank(data[0] - data[1]), n=len(data[0])
+    )
 
 
 def _known(values, weights) -> list[np.ndarray]:

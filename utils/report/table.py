@@ -24,7 +24,11 @@ class Cell:
 def columns(entries: list[Entry]) -> list[str]:
     """Of the table of experiments on the same data; scores that none of them has are left out."""
     suite = entries[0].suite
-    used = [name for name, (key, *_) in _measures(suite) if any(e.summary(key) is not None for e in entries)]
+    used = [
+        name
+        for name, (key, *_) in _measures(suite)
+        if any(e.summary(key) is not None for e in entries)
+    ]
     required = [name for name, _ in _measures(suite)][:2]
     scores = [suite.label, *dict.fromkeys([*required, *used])]
     facts = ["parameters (M)", "GMAC/s", "training (h)", "updates", "device", "seed", "commit"]
@@ -36,13 +40,18 @@ def _measures(suite: Suite) -> list[tuple[str, tuple]]:
     other = "median" if suite.statistic == "mean" else "mean"
     found = [(other, (suite.primary, other, "", 2)), ("< 0 dB", ("share_below_0_db", None, "%", 1))]
     return found + [
-        (metric.label, (metric.key, metric.statistic, metric.unit, metric.digits)) for metric in suite.columns
+        (metric.label, (metric.key, metric.statistic, metric.unit, metric.digits))
+        for metric in suite.columns
     ]
 
 
 def row(entry: Entry) -> dict[str, Cell]:
     """Cells of one experiment, by column."""
-    error = entry.summary(entry.suite.primary, "standard_error") if entry.suite.statistic == "mean" else None
+    error = (
+        entry.summary(entry.suite.primary, "standard_error")
+        if entry.suite.statistic == "mean"
+        else None
+    )
     cells = {
         "system": Cell(entry.name),
         "description": _text(entry.description),
@@ -66,7 +75,9 @@ def _scores(entries: list[Entry], suite: Suite) -> dict[str, Cell]:
     for label, (key, which, unit, digits) in _measures(suite):
         values = [entry.summary(key, which) for entry in entries]
         factor, text = UNITS.get(unit, (1, ""))
-        cells[label] = _number(None if None in values else statistics.fmean(values), digits, factor, text)
+        cells[label] = _number(
+            None if None in values else statistics.fmean(values), digits, factor, text
+        )
     return cells
 
 
@@ -101,10 +112,16 @@ def _text(value) -> Cell:
     return Cell(str(value), value if isinstance(value, int | float) else None)
 
 
-def _number(value, digits: int, factor: float = 1, unit: str = "", spread: float | None = None) -> Cell:
+def _number(
+    value, digits: int, factor: float = 1, unit: str = "", spread: float | None = None
+) -> Cell:
     if value is None:
         return Cell()
-    return Cell(f"{value * factor:.{digits}f}{unit}", value, "" if spread is None else f" +- {spread:.{digits}f}")
+    return Cell(
+        f"{value * factor:.{digits}f}{unit}",
+        value,
+        "" if spread is None else f" +- {spread:.{digits}f}",
+    )
 
 
 # ---- words
@@ -128,7 +145,10 @@ def legend(suite: Suite) -> str:
 
 def silence(final: dict) -> list[str]:
     """What is silent in the set, in words."""
-    notes = (("silent_sources", "silent sources have no score"), ("silent_mixture", "mixtures are silent"))
+    notes = (
+        ("silent_sources", "silent sources have no score"),
+        ("silent_mixture", "mixtures are silent"),
+    )
     return [f"{final[key]} {text}." for key, text in notes if final.get(key)]
 
 
@@ -153,7 +173,9 @@ def markdown(entries: list[Entry], data_set: str) -> str:
             lines.append(texts if entry else [f"**{texts[0]}**", *texts[1:]])
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
         notes = "".join(f" {note}" for note in silence(final))
-        parts.append(f"Manifest {final['manifest']}, sha256 {final['manifest_sha256'][:12]}.{notes}")
+        parts.append(
+            f"Manifest {final['manifest']}, sha256 {final['manifest_sha256'][:12]}.{notes}"
+        )
         parts.append(legend(suite))
     return "\n\n".join([*parts, written_by()]) + "\n"
 

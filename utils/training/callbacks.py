@@ -34,7 +34,11 @@ class Bookkeeping(pl.Callback):
         }
 
     def load_state_dict(self, state):
-        self.rows, self.seconds, self.peak_memory = state["rows"], state["seconds"], state["peak_memory"]
+        self.rows, self.seconds, self.peak_memory = (
+            state["rows"],
+            state["seconds"],
+            state["peak_memory"],
+        )
         self._rng = state["rng"]
 
     def on_train_start(self, trainer, system):
@@ -106,7 +110,11 @@ class Examples(pl.Callback):
     @torch.no_grad()
     def on_validation_end(self, trainer, system):
         epoch = trainer.current_epoch
-        if trainer.sanity_checking or not trainer.is_global_zero or (epoch and (epoch + 1) % self.every):
+        if (
+            trainer.sanity_checking
+            or not trainer.is_global_zero
+            or (epoch and (epoch + 1) % self.every)
+        ):
             return
         board, dataset = trainer.logger.experiment, trainer.val_dataloaders.dataset
         for index in range(min(self.number, len(dataset))):
@@ -117,12 +125,20 @@ class Examples(pl.Callback):
             signals = {f"estimate{i + 1}": signal for i, signal in enumerate(estimates)}
             if epoch == 0:
                 signals |= {"mixture": torch.as_tensor(example["mixture"])}
-                signals |= {f"source{i + 1}": torch.as_tensor(s) for i, s in enumerate(example["sources"])}
+                signals |= {
+                    f"source{i + 1}": torch.as_tensor(s) for i, s in enumerate(example["sources"])
+                }
             for name, signal in signals.items():
                 signal = signal if signal.ndim == 1 else signal[0]
                 audible = signal / signal.abs().max().clamp(min=1e-8)
-                board.add_audio(f"example{index}/{name}", audible, trainer.global_step, system.sample_rate)
-            board.add_image(f"example{index}/spectrograms", spectrograms(list(signals.values())), trainer.global_step)
+                board.add_audio(
+                    f"example{index}/{name}", audible, trainer.global_step, system.sample_rate
+                )
+            board.add_image(
+                f"example{index}/spectrograms",
+                spectrograms(list(signals.values())),
+                trainer.global_step,
+            )
 
 
 def spectrograms(signals: list[torch.Tensor]) -> torch.Tensor:
@@ -130,7 +146,9 @@ def spectrograms(signals: list[torch.Tensor]) -> torch.Tensor:
     images = []
     for signal in signals:
         signal = signal if signal.ndim == 1 else signal[0]
-        magnitude = torch.stft(signal, 256, 128, window=torch.hann_window(256), return_complex=True).abs()
+        magnitude = torch.stft(
+            signal, 256, 128, window=torch.hann_window(256), return_complex=True
+        ).abs()
         level = 20 * torch.log10(magnitude / magnitude.max().clamp(min=1e-8) + 1e-8)
         images.append((level.clamp(min=-60) / 60 + 1).flip(0))
     return torch.cat(images, dim=1)[None]

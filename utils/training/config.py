@@ -109,7 +109,9 @@ def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"there is no configuration {path}; --conf names a YAML file, e.g. conf/*.yml") from None
+        raise UserError(
+            f"there is no configuration {path}; --conf names a YAML file, e.g. conf/*.yml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(values, dict):
@@ -121,7 +123,9 @@ def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
         raise UserError(f"{path}: extends is {base!r}; it must be the name of one YAML file")
     base = Path(path).parent / base
     if base.resolve() in (origins := (*origins, Path(path).resolve())):
-        raise UserError(f"{path}: extends {base}, which extends this file in turn: take one of them out")
+        raise UserError(
+            f"{path}: extends {base}, which extends this file in turn: take one of them out"
+        )
     if not base.is_file():
         raise UserError(f"{path}: extends {base}, which is not there")
     return _merge(read_yaml(base, origins), values)
@@ -159,7 +163,9 @@ def override(values: dict, assignments: list[str]) -> dict:
         try:
             place[last] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UserError(f"'{assignment}': {text} is not a value in YAML; is a bracket or quote missing?") from None
+            raise UserError(
+                f"'{assignment}': {text} is not a value in YAML; is a bracket or quote missing?"
+            ) from None
     return values
 
 
@@ -179,7 +185,9 @@ def _explain(error: Exception) -> str:
     if unknown:
         key = next(group for group in unknown.groups() if group).split(".")[-1]
         classes = (Experiment, Data, DynamicMixing, Step, Optimisation, Runtime)
-        near = difflib.get_close_matches(key, {name for cls in classes for name in cls.__annotations__}, n=1)
+        near = difflib.get_close_matches(
+            key, {name for cls in classes for name in cls.__annotations__}, n=1
+        )
         text += f" (did you mean `{near[0]}`?)" if near else ""
     return text
 
@@ -205,7 +213,9 @@ def check_steps(config: Namespace, where: str) -> None:
     """Stop at a training step that the system does not have."""
     known = pydoc.locate(config.system.class_path).step_names
     if not config.steps:
-        raise UserError(f"{where}: steps is empty; {config.system.class_path} has {', '.join(known)}")
+        raise UserError(
+            f"{where}: steps is empty; {config.system.class_path} has {', '.join(known)}"
+        )
     for name, step in config.steps.items():
         if name not in known:
             raise UserError(
@@ -213,7 +223,9 @@ def check_steps(config: Namespace, where: str) -> None:
             )
         for key in ("epochs", "batch_size", "accumulate"):
             if getattr(step, key) < 1:
-                raise UserError(f"{where}: steps.{name}.{key} is {getattr(step, key)}; it must be 1 at least")
+                raise UserError(
+                    f"{where}: steps.{name}.{key} is {getattr(step, key)}; it must be 1 at least"
+                )
 
 
 def check_data(config: Namespace, where: str) -> None:

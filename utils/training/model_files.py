@@ -70,7 +70,11 @@ def export(checkpoint: str | Path, target: str | Path) -> None:
     """
     path, content = _read(checkpoint)
     system = _system_of(path, content)
-    packed = system.pack() if isinstance(system, AsteroidSystem) else pack(content[KEY], system.state_dict())
+    packed = (
+        system.pack()
+        if isinstance(system, AsteroidSystem)
+        else pack(content[KEY], system.state_dict())
+    )
     save(packed, target)
 
 
@@ -86,7 +90,9 @@ def _read(path: str | Path) -> tuple[Path, dict]:
     if path.is_dir():
         path = path / "model.pth"
     if not path.is_file():
-        raise UserError(f"there is no model file {path}; give a model.pth, a *.ckpt or the folder of an experiment")
+        raise UserError(
+            f"there is no model file {path}; give a model.pth, a *.ckpt or the folder of an experiment"
+        )
     try:
         with torch.serialization.safe_globals(ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -101,13 +107,21 @@ def _why_unreadable(message: str) -> str:
         return f"is refused: it asks for {code[1]}, and a model holds weights, not code"
     # torch's own text advises to load such files with weights_only=False, which would run what is in them
     detail = re.search(r"WeightsUnpickler error: (.*)", message)
-    reason = detail[1] if detail else "" if message.startswith("Weights only") else message.split("\n")[0]
+    reason = (
+        detail[1]
+        if detail
+        else ""
+        if message.startswith("Weights only")
+        else message.split("\n")[0]
+    )
     return f"is not a model file, or is damaged: give a model.pth or a *.ckpt ({reason or 'no tensors in it'})"
 
 
 def _system_of(path: Path, content: dict) -> System:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"{path} is neither a model of these recipes nor one packed by Asteroid: it has no state_dict")
+        raise UserError(
+            f"{path} is neither a model of these recipes nor one packed by Asteroid: it has no state_dict"
+        )
     try:
         if KEY in content:
             _check_classes(path, content[KEY])
@@ -116,9 +130,13 @@ def _system_of(path: Path, content: dict) -> System:
         elif {"model_name", "model_args"} <= content.keys():
             system = AsteroidSystem.from_packed(content)
         else:
-            raise UserError(f"{path} holds weights without a configuration: neither of these recipes nor of Asteroid")
+            raise UserError(
+                f"{path} holds weights without a configuration: neither of these recipes nor of Asteroid"
+            )
     except (ArgumentError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path}: the model cannot be built as the file describes it: {error}") from None
+        raise UserError(
+            f"{path}: the model cannot be built as the file describes it: {error}"
+        ) from None
     return system.eval().requires_grad_(False)
 
 
@@ -127,8 +145,12 @@ def _check_classes(path: Path, config) -> None:
     if isinstance(config, dict):
         config = config.values()
     elif isinstance(config, str):
-        if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", config) and not config.startswith(TRUSTED_PACKAGES):
-            raise UserError(f"{path} is refused: it names {config}, which is not of {', '.join(TRUSTED_PACKAGES)}")
+        if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", config) and not config.startswith(
+            TRUSTED_PACKAGES
+        ):
+            raise UserError(
+                f"{path} is refused: it names {config}, which is not of {', '.join(TRUSTED_PACKAGES)}"
+            )
         return
     elif not isinstance(config, list | tuple):
         return

@@ -40,7 +40,9 @@ class _Clock(pl.Callback):
         self.valid = time.monotonic() - self._start
 
 
-def self_test(system: System, system_config: dict, step: Step, runtime: Runtime, train, valid) -> dict[str, float]:
+def self_test(
+    system: System, system_config: dict, step: Step, runtime: Runtime, train, valid
+) -> dict[str, float]:
     """Three updates and one validation batch on a copy of `system`.
 
     Returns:
@@ -53,7 +55,12 @@ def self_test(system: System, system_config: dict, step: Step, runtime: Runtime,
     rehearsal = copy.deepcopy(system)
     before = {name: value.clone() for name, value in rehearsal.state_dict().items()}
     clock = _Clock()
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = dict(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     limits = dict(max_epochs=1, limit_train_batches=3, limit_val_batches=1, num_sanity_val_steps=0)
     trainer = pl.Trainer(
         **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision, callbacks=[clock],
@@ -65,7 +72,9 @@ def self_test(system: System, system_config: dict, step: Step, runtime: Runtime,
     _check_learning(rehearsal, before, step, trainer)
     results = [trainer.validate(rehearsal, valid, verbose=False)[0] for _ in range(2)]
     if results[0] != results[1]:
-        raise UserError(f"self-test: validation differs from run to run ({results[0]} and {results[1]})")
+        raise UserError(
+            f"self-test: validation differs from run to run ({results[0]} and {results[1]})"
+        )
     _check_saving(rehearsal.cpu().eval(), system_config)
     seconds = min(clock.batches) * len(train) + clock.valid * len(valid)
     return {"epoch_seconds": seconds, "memory_mib": memory}
@@ -74,18 +83,26 @@ def self_test(system: System, system_config: dict, step: Step, runtime: Runtime,
 def _check_learning(rehearsal, before, step, trainer) -> None:
     trained = {name for name, parameter in rehearsal.named_parameters() if parameter.requires_grad}
     after = rehearsal.state_dict()
-    moved = {name for name, value in before.items() if not torch.equal(value, after[name].to(value.device))}
+    moved = {
+        name
+        for name, value in before.items()
+        if not torch.equal(value, after[name].to(value.device))
+    }
     if not trained & moved:
         raise UserError(
             f"self-test: three updates of step `{rehearsal.step}` changed no weight; is steps.*.optim.lr zero?"
         )
-    frozen = {name for name, parameter in rehearsal.named_parameters() if not parameter.requires_grad}
+    frozen = {
+        name for name, parameter in rehearsal.named_parameters() if not parameter.requires_grad
+    }
     if frozen & moved:
         raise UserError(
             f"self-test: step `{rehearsal.step}` changed what it should leave alone: {sorted(frozen & moved)[:3]}"
         )
     if step.monitor not in trainer.callback_metrics:
-        logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val_")))
+        logged = ", ".join(
+            sorted(name for name in trainer.callback_metrics if name.startswith("val_"))
+        )
         raise UserError(f"steps.*.monitor: `{step.monitor}` is not logged; choose from {logged}")
 
 

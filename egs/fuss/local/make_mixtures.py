@@ -53,7 +53,9 @@ def read_list(path: Path) -> list[list[Path]]:
     if problems:
         more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         shown = "\n  ".join(problems[:SHOWN])
-        raise UserError(f"{path}: {len(problems)} problem{'s' * (len(problems) > 1)}:\n  {shown}{more}")
+        raise UserError(
+            f"{path}: {len(problems)} problem{'s' * (len(problems) > 1)}:\n  {shown}{more}"
+        )
     if not rows:
         raise UserError(f"{path}: is empty")
     return rows
@@ -61,7 +63,10 @@ def read_list(path: Path) -> list[list[Path]]:
 
 def levels(paths: list[Path]) -> list[float]:
     """RMS of files at the corpus's rate, full scale 1."""
-    return [float(np.sqrt(np.mean(audio.read(path, sample_rate=RATE).astype(np.float64) ** 2))) for path in paths]
+    return [
+        float(np.sqrt(np.mean(audio.read(path, sample_rate=RATE).astype(np.float64) ** 2)))
+        for path in paths
+    ]
 
 
 def manifest_of(rows: list[list[Path]], n_jobs: int, name: str) -> tuple[pd.DataFrame, list[str]]:
@@ -69,13 +74,23 @@ def manifest_of(rows: list[list[Path]], n_jobs: int, name: str) -> tuple[pd.Data
     loud = files.parallel(levels, [(row[1:],) for row in rows], n_jobs, f"levels {name}")
     records, skipped = [], []
     for (mixture, *sources), rms in zip(rows, loud, strict=True):
-        present = [str(path) if level > SILENCE else "" for path, level in zip(sources, rms, strict=True)]
+        present = [
+            str(path) if level > SILENCE else "" for path, level in zip(sources, rms, strict=True)
+        ]
         if not any(present):
             skipped.append(mixture.name)
             continue
-        record = {"mixture_ID": f"{mixture.parent.name}_{mixture.stem}", "mixture_path": str(mixture)}
-        record |= {f"source_{k + 1}_path": path for k, path in enumerate(present + [""] * (N_SLOTS - len(present)))}
-        records.append(record | {"length": audio.info(mixture)[0], "n_active": sum(map(bool, present))})
+        record = {
+            "mixture_ID": f"{mixture.parent.name}_{mixture.stem}",
+            "mixture_path": str(mixture),
+        }
+        record |= {
+            f"source_{k + 1}_path": path
+            for k, path in enumerate(present + [""] * (N_SLOTS - len(present)))
+        }
+        records.append(
+            record | {"length": audio.info(mixture)[0], "n_active": sum(map(bool, present))}
+        )
     return pd.DataFrame(records), skipped
 
 
@@ -100,7 +115,9 @@ def report(name: str, frame: pd.DataFrame, skipped: list[str], checked: dict) ->
         f"mixture {checked['mixture_db']['mean']:.1f} dB, sources {checked['source_db']['mean']:.1f} dB"
     )
     if skipped:
-        print(f"warning: {name}: {len(skipped)} mixtures have no active source and are left out, e.g. {skipped[0]}")
+        print(
+            f"warning: {name}: {len(skipped)} mixtures have no active source and are left out, e.g. {skipped[0]}"
+        )
     for warning in checked["warnings"]:
         print(f"warning: {warning}")
     return checked | {"by_number_of_sources": counts, "skipped": skipped}
@@ -119,7 +136,9 @@ def main(argv=None):
     lists = {split: tree / f"{split}_example_list.txt" for split in SPLITS}
     rows = {split: read_list(path) for split, path in lists.items()}
     done = manifests / "data_report.json"
-    if not done.is_file():  # nothing is finished, so a list mended after an error may be another one
+    if (
+        not done.is_file()
+    ):  # nothing is finished, so a list mended after an error may be another one
         (manifests / "stamp.json").unlink(missing_ok=True)
     claim(manifests, {"tree": str(tree), **{split: sha256(path) for split, path in lists.items()}})
     if done.is_file():

@@ -25,12 +25,17 @@ STEP = 4  # one frame in so many is drawn
 
 def find_results(exp: Path, name: str) -> dict[Path, dict]:
     """final_metrics.json of what has been evaluated with hole rates, the best first."""
-    paths = [*exp.glob(f"*/eval/{name}/final_metrics.json"), *exp.glob(f"*/*/eval/{name}/final_metrics.json")]
+    paths = [
+        *exp.glob(f"*/eval/{name}/final_metrics.json"),
+        *exp.glob(f"*/*/eval/{name}/final_metrics.json"),
+    ]
     results = {path.parent: json.loads(path.read_text()) for path in sorted(paths)}
     rated = {folder: result for folder, result in results.items() if result.get("hole_rate_30")}
     systems = [result for result in rated.values() if result["kind"] == "system"]
     if not systems:
-        raise UserError(f"{exp}: no system has been evaluated on {name} with --suite fuss; run stage 4 first")
+        raise UserError(
+            f"{exp}: no system has been evaluated on {name} with --suite fuss; run stage 4 first"
+        )
     last = max(systems, key=lambda result: result["date"])["manifest_sha256"]
     same = {folder: result for folder, result in rated.items() if result["manifest_sha256"] == last}
     return dict(sorted(same.items(), key=lambda item: -score_of(item[1])))
@@ -38,8 +43,12 @@ def find_results(exp: Path, name: str) -> dict[Path, dict]:
 
 def to_show(results: dict[Path, dict]) -> list[Path]:
     """The oracle masks of `FIRST`, then the best systems."""
-    masks = [folder for first in FIRST for folder, result in results.items() if result["name"] == first]
-    return (masks + [folder for folder, result in results.items() if result["kind"] == "system"])[: SHOWN - 1]
+    masks = [
+        folder for first in FIRST for folder, result in results.items() if result["name"] == first
+    ]
+    return (masks + [folder for folder, result in results.items() if result["kind"] == "system"])[
+        : SHOWN - 1
+    ]
 
 
 def score_of(result: dict) -> float:
@@ -51,17 +60,28 @@ def choose_source(folder: Path) -> tuple[str, int]:
     rates = {}
     for path in sorted(folder.glob("examples/*/s*_estimate.wav")):
         number = int(path.stem.removeprefix("s").removesuffix("_estimate"))
-        rate = spectral_holes(audio.read(path), audio.read(path.with_name(f"s{number}.wav")))["hole_rate_30"]
+        rate = spectral_holes(audio.read(path), audio.read(path.with_name(f"s{number}.wav")))[
+            "hole_rate_30"
+        ]
         if np.isfinite(rate) and rate < 1:
             rates[path.parent.name, number] = rate
     if not rates:
-        raise UserError(f"{folder}: keeps no examples of active sources; evaluate again with --n_examples 5")
+        raise UserError(
+            f"{folder}: keeps no examples of active sources; evaluate again with --n_examples 5"
+        )
     return max(rates, key=rates.get)
 
 
 def draw_spectrogram(axes, signal: np.ndarray, title: str) -> None:
     level = 20 * np.log10(spectrogram(signal)[::STEP].T + 1e-9)
-    axes.imshow(level, origin="lower", aspect="auto", cmap="magma", vmin=level.max() - RANGE, vmax=level.max())
+    axes.imshow(
+        level,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=level.max() - RANGE,
+        vmax=level.max(),
+    )
     axes.set_title(title, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -86,9 +106,15 @@ def main(argv=None):
     results = find_results(args.exp, args.data_set)
     shown = to_show(results)
     example, number = choose_source(shown[0])
-    figure, axes = plt.subplots(1, SHOWN + 1, figsize=(18, 3.2), width_ratios=[1] * SHOWN + [2], layout="constrained")
+    figure, axes = plt.subplots(
+        1, SHOWN + 1, figsize=(18, 3.2), width_ratios=[1] * SHOWN + [2], layout="constrained"
+    )
     place = shown[0] / "examples" / example
-    draw_spectrogram(axes[0], audio.read(place / f"s{number}.wav"), f"source {number} of {example.removeprefix('ex_')}")
+    draw_spectrogram(
+        axes[0],
+        audio.read(place / f"s{number}.wav"),
+        f"source {number} of {example.removeprefix('ex_')}",
+    )
     for axis, folder in zip(axes[1:], shown, strict=False):
         path = folder / "examples" / example / f"s{number}_estimate.wav"
         if path.is_file():

@@ -16,8 +16,14 @@ from utils.errors import UserError, command
 
 URL = "https://zenodo.org/record/3743844/files/"
 ARCHIVES = {  # SHA-256 as in tensorflow_datasets/url_checksums/fuss.txt
-    "dry": ("FUSS_ssdata.tar.gz", "7f51e4231661aa99150c51d42d3fad30a381a38416dba02c3b81fe217188d005"),
-    "reverb": ("FUSS_ssdata_reverb.tar.gz", "474012562eb7539f8d90acb759584907119606ac396b588d4c99822b73a86b67"),
+    "dry": (
+        "FUSS_ssdata.tar.gz",
+        "7f51e4231661aa99150c51d42d3fad30a381a38416dba02c3b81fe217188d005",
+    ),
+    "reverb": (
+        "FUSS_ssdata_reverb.tar.gz",
+        "474012562eb7539f8d90acb759584907119606ac396b588d4c99822b73a86b67",
+    ),
 }
 TREES = {"dry": "ssdata", "reverb": "ssdata_reverb"}
 RATE = 16000
@@ -33,17 +39,25 @@ ACCEPTED = """  1. FUSS, or a tree like it: {train,validation,eval}_example_list
 def parse_arguments(argv, description):
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--corpus", default="mini", help="mini, download, or a directory")
-    parser.add_argument("--room", default="reverb", choices=sorted(TREES), help="mixtures with or without rooms")
     parser.add_argument(
-        "--mixtures", default="20000,1000,1000", help="how many to make of clips: train,validation,eval"
+        "--room", default="reverb", choices=sorted(TREES), help="mixtures with or without rooms"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of mixtures made of clips")
+    parser.add_argument(
+        "--mixtures",
+        default="20000,1000,1000",
+        help="how many to make of clips: train,validation,eval",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="length of mixtures made of clips"
+    )
     parser.add_argument("--nj", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder for the data")
     args = parser.parse_args(argv)
     numbers = args.mixtures.split(",")
     if len(numbers) != 3 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
-        raise UserError(f"--mixtures {args.mixtures}: give three numbers, TRAIN,VALIDATION,EVAL, e.g. 20000,1000,1000")
+        raise UserError(
+            f"--mixtures {args.mixtures}: give three numbers, TRAIN,VALIDATION,EVAL, e.g. 20000,1000,1000"
+        )
     if not args.seconds > 0:
         raise UserError(f"--seconds {args.seconds:g}: must be greater than 0")
     args.mixtures = dict(zip(SPLITS, map(int, numbers), strict=True))
@@ -59,7 +73,9 @@ def data_folder(corpus: str, out: Path) -> Path:
 def corpus_folder(corpus: str) -> Path:
     folder = Path(corpus).expanduser().resolve()
     if not folder.is_dir():
-        raise UserError(f"--corpus: {folder} is not a directory. Give `mini` or one of these forms:\n{ACCEPTED}")
+        raise UserError(
+            f"--corpus: {folder} is not a directory. Give `mini` or one of these forms:\n{ACCEPTED}"
+        )
     return folder
 
 
@@ -72,14 +88,20 @@ def detect(folder: Path, room: str) -> dict:
         if len(present) == len(lists):
             return {"form": "tree", "root": place}
         if present:
-            raise UserError(f"{place}: has {', '.join(present)}, but lacks {', '.join({*lists} - {*present})}")
+            raise UserError(
+                f"{place}: has {', '.join(present)}, but lacks {', '.join({*lists} - {*present})}"
+            )
     other = next((path.parent for path in folder.rglob(lists[0])), None)
     if other:
-        raise UserError(f"{folder}: its lists are in {other}; with --room {room} they are looked for in {places[0]}")
+        raise UserError(
+            f"{folder}: its lists are in {other}; with --room {room} they are looked for in {places[0]}"
+        )
     if any(find_clips(folder).values()):
         return {"form": "clips", "root": folder}
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-    raise UserError(f"{folder}: no lists and no audio files. Accepted are\n{ACCEPTED}\nThe directory holds: {found}")
+    raise UserError(
+        f"{folder}: no lists and no audio files. Accepted are\n{ACCEPTED}\nThe directory holds: {found}"
+    )
 
 
 def make_mini(folder: Path, n_jobs: int, numbers=MINI) -> int:
@@ -124,11 +146,16 @@ def main(argv=None):
         note = {"corpus": "download"}
     else:
         note = {"corpus": str(corpus_folder(args.corpus))}
-    found = detect(folder / "corpus" if args.corpus in ("mini", "download") else corpus_folder(args.corpus), args.room)
+    found = detect(
+        folder / "corpus" if args.corpus in ("mini", "download") else corpus_folder(args.corpus),
+        args.room,
+    )
     path = folder / "corpus.json"
     old = json.loads(path.read_text()) if path.is_file() else note
     if old != note:
-        raise UserError(f"{folder} already holds {old}, now asked for is {note}. Rename one, or delete {folder}")
+        raise UserError(
+            f"{folder} already holds {old}, now asked for is {note}. Rename one, or delete {folder}"
+        )
     files.write_text(path, json.dumps(note, indent=1) + "\n")
     print(f"corpus {folder.name}: {found['form']}, {found['root']}")
 

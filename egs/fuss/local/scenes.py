@@ -26,7 +26,12 @@ SNR = (-5.0, 25.0)  # dB, of a foreground re the background
 MAX_FOREGROUNDS = 3
 PEAK = 0.9
 ROOM = rooms.RoomRules(
-    length=(3.0, 8.0), width=(3.0, 8.0), height=(2.4, 3.5), n_mics=1, source_height=(0.5, 2.0), source_square=0.0
+    length=(3.0, 8.0),
+    width=(3.0, 8.0),
+    height=(2.4, 3.5),
+    n_mics=1,
+    source_height=(0.5, 2.0),
+    source_square=0.0,
 )
 TRIES = 20  # of stretches of a long clip, until one sounds
 MIXTURES_PER_ROOM = 5  # rooms come again in another order when they are used up, as in FUSS
@@ -46,7 +51,9 @@ def find_clips(folder: Path) -> dict[str, list[Clip]]:
     """
     found = {split: [] for split in SPLITS}
     divided = all((folder / split).is_dir() for split in SPLITS)
-    names = glob.glob("**", root_dir=folder, recursive=True)  # unlike rglob, through links to folders too
+    names = glob.glob(
+        "**", root_dir=folder, recursive=True
+    )  # unlike rglob, through links to folders too
     for name in sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES):
         path = folder / name
         split, *inner = Path(name).parts if divided else ("", *Path(name).parts)
@@ -77,7 +84,9 @@ def check_pools(clips: dict[str, list[Clip]], folder: Path, seconds: float) -> N
             )
 
 
-def make_tree(clips, tree: Path, numbers: dict[str, int], seconds: float, rate: int, reverb: bool, n_jobs: int):
+def make_tree(
+    clips, tree: Path, numbers: dict[str, int], seconds: float, rate: int, reverb: bool, n_jobs: int
+):
     """Write the examples of all splits and their lists; examples that exist are kept."""
     for split, number in numbers.items():
         pool, n_rooms = clips[split], -(-number // MIXTURES_PER_ROOM)
@@ -91,7 +100,17 @@ def make_tree(clips, tree: Path, numbers: dict[str, int], seconds: float, rate: 
             round_, place = divmod(index, n_rooms)
             order = rng_of(SPLITS.index(split), 1, round_).permutation(n_rooms)
             name = f"{split}/example{index:0{digits}d}"
-            jobs.append((pool, tree, name, (SPLITS.index(split), 2, index), responses[order[place]], seconds, rate))
+            jobs.append(
+                (
+                    pool,
+                    tree,
+                    name,
+                    (SPLITS.index(split), 2, index),
+                    responses[order[place]],
+                    seconds,
+                    rate,
+                )
+            )
         lines = files.parallel(make_example, jobs, n_jobs, f"{split}: mixtures")
         files.write_text(tree / f"{split}_example_list.txt", "".join(f"{line}\n" for line in lines))
 
@@ -102,7 +121,9 @@ def simulate(split: int, index: int, rate: int) -> np.ndarray:
     return rooms.simulate(room, rate).full[0]
 
 
-def make_example(pool, tree: Path, name: str, key: tuple, responses, seconds: float, rate: int) -> str:
+def make_example(
+    pool, tree: Path, name: str, key: tuple, responses, seconds: float, rate: int
+) -> str:
     """Write one mixture, its sources and its events; returns its line of the list."""
     rng = rng_of(*key)
     frames = round(seconds * rate)
@@ -113,18 +134,26 @@ def make_example(pool, tree: Path, name: str, key: tuple, responses, seconds: fl
         return "\t".join(fields)
     sources = np.stack([place(clip, at, level, frames, rate, rng) for clip, at, level in events])
     if responses is not None:
-        sources = np.stack([fftconvolve(s, h)[:frames] for s, h in zip(sources, responses, strict=False)])
+        sources = np.stack(
+            [fftconvolve(s, h)[:frames] for s, h in zip(sources, responses, strict=False)]
+        )
     sources *= min(1.0, PEAK / max(np.abs(sources).max(), np.abs(sources.sum(0)).max()))
-    sources = np.rint(sources / audio.LSB) * audio.LSB  # so that the mixture is their sum to the bit
+    sources = (
+        np.rint(sources / audio.LSB) * audio.LSB
+    )  # so that the mixture is their sum to the bit
     for field, signal in zip(fields[1:], sources, strict=True):
         audio.write(tree / field, signal, rate)
-    lines = [f"{at:.6f}\t{min(at + clip.seconds, seconds):.6f}\t{clip.kind}\n" for clip, at, _ in events]
+    lines = [
+        f"{at:.6f}\t{min(at + clip.seconds, seconds):.6f}\t{clip.kind}\n" for clip, at, _ in events
+    ]
     files.write_text(tree / f"{name}.txt", "".join(lines))
     audio.write(tree / fields[0], sources.sum(0), rate)
     return "\t".join(fields)
 
 
-def draw_events(pool: list[Clip], seconds: float, rng: np.random.Generator) -> list[tuple[Clip, float, float]]:
+def draw_events(
+    pool: list[Clip], seconds: float, rng: np.random.Generator
+) -> list[tuple[Clip, float, float]]:
     """A background and foregrounds of different classes: clip, start in s, RMS in dB re full scale."""
     backgrounds = [clip for clip in pool if clip.seconds > seconds]
     background = backgrounds[rng.integers(len(backgrounds))]
@@ -151,7 +180,9 @@ def place(clip: Clip, start: float, level: float, frames: int, rate: int, rng) -
         if power >= audio.LSB**2:
             break
     else:
-        raise UserError(f"{clip.path}: silent, at least where it was tried. Leave it out, or cut its silence")
+        raise UserError(
+            f"{clip.path}: silent, at least where it was tried. Leave it out, or cut its silence"
+        )
     first = round(start * rate)
     out = np.zeros(frames)
     part = signal[: frames - first]

@@ -18,7 +18,9 @@ def make_sound(kind: str, rng: np.random.Generator, seconds: float) -> np.ndarra
 
 def _resonance(signal, frequency, bandwidth):
     radius = np.exp(-np.pi * bandwidth / RATE)
-    return lfilter([1 - radius], [1, -2 * radius * np.cos(2 * np.pi * frequency / RATE), radius**2], signal)
+    return lfilter(
+        [1 - radius], [1, -2 * radius * np.cos(2 * np.pi * frequency / RATE), radius**2], signal
+    )
 
 
 def _slow(rng, frames, hertz):
@@ -35,7 +37,9 @@ def _tone(frequency):
 def _spaced(rng, events, gap):
     """Short sounds with pauses between them."""
     pause = np.zeros(round(gap * RATE))
-    return np.concatenate([part for event in events for part in (event, pause * rng.uniform(0.6, 1))])
+    return np.concatenate(
+        [part for event in events for part in (event, pause * rng.uniform(0.6, 1))]
+    )
 
 
 # ---- long ones: backgrounds
@@ -48,7 +52,9 @@ def rain(rng, frames):
 
 def wind(rng, frames):
     gusts = 0.2 + _slow(rng, frames, 1.0)
-    return gusts * _resonance(_resonance(rng.normal(size=frames), rng.uniform(200, 400), 120), 300, 300)
+    return gusts * _resonance(
+        _resonance(rng.normal(size=frames), rng.uniform(200, 400), 120), 300, 300
+    )
 
 
 def engine(rng, frames):
@@ -59,7 +65,9 @@ def engine(rng, frames):
 def crickets(rng, frames):
     time = np.arange(frames) / RATE
     chirps = np.sin(2 * np.pi * rng.uniform(12, 25) * time) > 0.2
-    return _tone(np.full(frames, rng.uniform(3800, 5200))) * chirps * (_slow(rng, frames, 1.5) > 0.25)
+    return (
+        _tone(np.full(frames, rng.uniform(3800, 5200))) * chirps * (_slow(rng, frames, 1.5) > 0.25)
+    )
 
 
 # ---- short ones: foregrounds of 0.5 to 2.5 s
@@ -69,7 +77,10 @@ def bell(rng, _):
     time = np.arange(round(rng.uniform(1.0, 2.0) * RATE)) / RATE
     pitch = rng.uniform(400, 900)
     partials = ((1, 1), (2.0, 0.7), (2.41, 0.5), (3.0, 0.4), (4.53, 0.3))
-    return sum(gain * np.sin(2 * np.pi * pitch * k * time) * np.exp(-2.5 * k**0.5 * time) for k, gain in partials)
+    return sum(
+        gain * np.sin(2 * np.pi * pitch * k * time) * np.exp(-2.5 * k**0.5 * time)
+        for k, gain in partials
+    )
 
 
 def bird(rng, _):
@@ -95,7 +106,9 @@ def drum(rng, _):
     events, pitch = [], rng.uniform(60, 150)
     for _ in range(rng.integers(3, 7)):
         skin = np.sin(2 * np.pi * pitch * time * (1 + 0.5 * np.exp(-30 * time)))
-        events.append((skin + 0.3 * rng.normal(size=len(time)) * np.exp(-40 * time)) * np.exp(-15 * time))
+        events.append(
+            (skin + 0.3 * rng.normal(size=len(time)) * np.exp(-40 * time)) * np.exp(-15 * time)
+        )
     return _spaced(rng, events, 0.15)
 
 
@@ -103,12 +116,16 @@ def siren(rng, _):
     frames = round(rng.uniform(1.2, 2.5) * RATE)
     time = np.arange(frames) / RATE
     pitch = rng.uniform(600, 1000) * (1 + 0.3 * np.sin(2 * np.pi * rng.uniform(1, 3) * time))
-    return (_tone(pitch) + 0.4 * _tone(2 * pitch)) * np.minimum(1, 10 * np.minimum(time, time[::-1]))
+    return (_tone(pitch) + 0.4 * _tone(2 * pitch)) * np.minimum(
+        1, 10 * np.minimum(time, time[::-1])
+    )
 
 
 def talk(rng, _):
     speaker = speech.make_speakers(8, seed=int(rng.integers(4)))[rng.integers(8)]
-    return speech.synthesise(speech.make_sentence(random.Random(int(rng.integers(2**31)))), speaker, RATE)
+    return speech.synthesise(
+        speech.make_sentence(random.Random(int(rng.integers(2**31)))), speaker, RATE
+    )
 
 
 LONG = {"rain": rain, "wind": wind, "engine": engine, "crickets": crickets}

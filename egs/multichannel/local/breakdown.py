@@ -24,13 +24,17 @@ def by_source(evaluation):
     final = json.loads((evaluation / "final_metrics.json").read_text())
     manifest = Path(final["manifest"])
     if not manifest.is_file() or sha256(manifest) != final["manifest_sha256"]:
-        raise UserError(f"{evaluation} is of {manifest}, which is not there or has changed: run stage 4 again")
+        raise UserError(
+            f"{evaluation} is of {manifest}, which is not there or has changed: run stage 4 again"
+        )
     scores = pd.read_csv(evaluation / "all_metrics.csv", dtype={"mixture_ID": str})
     table = pd.merge(scores, read_manifest(manifest), on="mixture_ID", suffixes=("", "_"))
     rows = []
     for k in range(1, int(table["sources"].max()) + 1):
         names = {name: f"{name}_{k}" for name in (*SCORES, *CONDITIONS) if f"{name}_{k}" in table}
-        names |= {name: name for name in CONDITIONS if name not in names and name in table}  # one for all sources
+        names |= {
+            name: name for name in CONDITIONS if name not in names and name in table
+        }  # one for all sources
         rows.append(pd.DataFrame({name: table[column] for name, column in names.items()}))
     return pd.concat(rows).assign(set=f"{final['corpus']}/{final['set']}", system=final["name"])
 
@@ -42,7 +46,9 @@ def parts(sources, n_parts):
         if name not in sources or sources[name].nunique() < 2:
             continue
         known = sources.dropna(subset=name).sort_values(["set", "system", name])
-        cuts = known.groupby("set")[name].transform(lambda x: pd.qcut(x, n_parts, duplicates="drop").astype(str))
+        cuts = known.groupby("set")[name].transform(
+            lambda x: pd.qcut(x, n_parts, duplicates="drop").astype(str)
+        )
         groups.append(known.assign(condition=f"{name} ({unit})", part=cuts))
     table = pd.concat(groups)
     means = table.groupby(["set", "system", "condition", "part"], sort=False)
@@ -53,13 +59,23 @@ def parts(sources, n_parts):
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--exp", type=Path, nargs="+", required=True, help="experiments, exp/reference-*/* among them")
+    parser.add_argument(
+        "--exp",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="experiments, exp/reference-*/* among them",
+    )
     parser.add_argument("--out", type=Path, required=True, help="name of the table, without ending")
     parser.add_argument("--parts", type=int, default=3, help="of the range of a condition")
     args = parser.parse_args(argv)
-    evaluations = [path.parent for exp in args.exp for path in sorted(exp.glob("eval/*/final_metrics.json"))]
+    evaluations = [
+        path.parent for exp in args.exp for path in sorted(exp.glob("eval/*/final_metrics.json"))
+    ]
     if not evaluations or args.parts < 1:
-        raise UserError(f"--exp {' '.join(map(str, args.exp))}: nothing evaluated there (stage 4), or --parts below 1")
+        raise UserError(
+            f"--exp {' '.join(map(str, args.exp))}: nothing evaluated there (stage 4), or --parts below 1"
+        )
     table = parts(pd.concat(map(by_source, evaluations)), args.parts)
     files.write_text(args.out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f"))
     whole = table[table["condition"] == "all"].drop(columns=["condition", "part"])

@@ -34,7 +34,9 @@ def scores_of(row, sources, models, updates, iterations, sample_rate):
     torch.set_num_threads(1)
     mixture, sources = read_example(row["mixture_path"], sources, sample_rate)
     heard = np.repeat(mixture[:1], len(sources), 0)
-    rows = [{"model": "mixture", "update": "-", "n_iter": 0, "si_sdr": si_sdr(heard, sources).mean()}]
+    rows = [
+        {"model": "mixture", "update": "-", "n_iter": 0, "si_sdr": si_sdr(heard, sources).mean()}
+    ]
     for name, where in models.items():
         system = load_system(where) if where else None
         stft = system.stft if system else Stft(sample_rate * 128 // 1000, sample_rate * 32 // 1000)
@@ -57,14 +59,18 @@ def figure(table, path):
     numbers = sorted(means["n_src"].unique())
     updates = [update for update in UPDATES if update in set(means["update"])]
     shape = (len(numbers), len(updates))
-    drawn, axes = plt.subplots(*shape, figsize=(4 * shape[1], 3 * shape[0]), sharex=True, sharey="row", squeeze=False)
+    drawn, axes = plt.subplots(
+        *shape, figsize=(4 * shape[1], 3 * shape[0]), sharex=True, sharey="row", squeeze=False
+    )
     for i, n_src in enumerate(numbers):
         for j, update in enumerate(updates):
             part = means[(means["n_src"] == n_src) & (means["update"] == update)]
             for name in sorted(part["model"].unique()):
                 curve = part[part["model"] == name].sort_values("n_iter")
                 axes[i, j].plot(curve["n_iter"], curve["si_sdr"], marker="o", label=name)
-            axes[i, j].set(title=f"{n_src} speakers, {update.upper()}", xscale="log", xlabel="iterations")
+            axes[i, j].set(
+                title=f"{n_src} speakers, {update.upper()}", xscale="log", xlabel="iterations"
+            )
             axes[i, j].grid(alpha=0.3)
         axes[i, 0].set_ylabel("SI-SDR (dB)")
     axes[0, 0].legend()
@@ -78,17 +84,31 @@ def figure(table, path):
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--exp", type=Path, nargs="+", required=True, help="experiments with a learnt surrogate")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the corpus, data/<name>")
-    parser.add_argument("--out", type=Path, required=True, help="name of the table and the figure, without ending")
+    parser.add_argument(
+        "--exp", type=Path, nargs="+", required=True, help="experiments with a learnt surrogate"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the corpus, data/<name>"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="name of the table and the figure, without ending"
+    )
     parser.add_argument("--iterations", type=int, nargs="+", default=[1, 3, 5, 10, 20, 50])
     parser.add_argument("--updates", nargs="+", default=["iss", "ip", "ip2"])
-    parser.add_argument("--classic", nargs="*", default=list(CLASSIC), help="source models without training")
-    parser.add_argument("--size", type=int, default=None, help="only the first so many mixtures of each set")
+    parser.add_argument(
+        "--classic", nargs="*", default=list(CLASSIC), help="source models without training"
+    )
+    parser.add_argument(
+        "--size", type=int, default=None, help="only the first so many mixtures of each set"
+    )
     parser.add_argument("--nj", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
     systems = {exp.name: load_system(exp) for exp in args.exp}
-    models = {name: exp for name, exp in zip(systems, args.exp, strict=True) if isinstance(systems[name], SurrogateIVA)}
+    models = {
+        name: exp
+        for name, exp in zip(systems, args.exp, strict=True)
+        if isinstance(systems[name], SurrogateIVA)
+    }
     unknown = {*args.classic} - {*CLASSIC}
     if unknown:
         raise UserError(f"--classic {', '.join(unknown)}: choose of {', '.join(CLASSIC)}")
@@ -98,7 +118,10 @@ def main(argv=None):
         frame = read_manifest(manifest)[: args.size]
         columns = source_columns(frame)
         options = dict.fromkeys(args.classic) | models, args.updates, args.iterations, rate
-        jobs = (joblib.delayed(scores_of)(row, [row[c] for c in columns], *options) for row in frame.to_dict("records"))
+        jobs = (
+            joblib.delayed(scores_of)(row, [row[c] for c in columns], *options)
+            for row in frame.to_dict("records")
+        )
         found = joblib.Parallel(n_jobs=args.nj)(jobs)
         tables.append(pd.DataFrame([row for rows in found for row in rows]).assign(n_src=n_src))
         means = tables[-1].groupby(["model", "update", "n_iter"])["si_sdr"].mean().unstack()

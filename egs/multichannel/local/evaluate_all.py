@@ -33,19 +33,39 @@ def fixed_number(exp):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--exp", type=Path, required=True, help="folder of the experiment")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the corpus, data/<name>")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the corpus, data/<name>"
+    )
     parser.add_argument("--nj", default="1", help="processes")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--references", default=str(Path(__file__).parents[1] / "references.yml"), help="list, or no")
     parser.add_argument(
-        "--extra", nargs="*", default=["bss_eval"], help="further metrics: bss_eval (SDR, SIR, SAR) stoi estoi pesq"
+        "--references",
+        default=str(Path(__file__).parents[1] / "references.yml"),
+        help="list, or no",
+    )
+    parser.add_argument(
+        "--extra",
+        nargs="*",
+        default=["bss_eval"],
+        help="further metrics: bss_eval (SDR, SIR, SAR) stoi estoi pesq",
     )
     args = parser.parse_args(argv)
     number = fixed_number(args.exp)
     for n_src, manifest in test_sets(args.data).items():
         references = args.references if number in (None, n_src) else f"only:{args.references}"
-        options = ["--exp", str(args.exp), "--manifest", str(manifest), "--nj", args.nj, "--device", args.device]
-        evaluate([*options, "--references", references, "--n_examples", "2", "--extra", *args.extra])
+        options = [
+            "--exp",
+            str(args.exp),
+            "--manifest",
+            str(manifest),
+            "--nj",
+            args.nj,
+            "--device",
+            args.device,
+        ]
+        evaluate(
+            [*options, "--references", references, "--n_examples", "2", "--extra", *args.extra]
+        )
 
 
 if __name__ == "__main__":

@@ -28,15 +28,24 @@ def make(folder, args):
     n_test, n_rooms = args.n_test or N_TEST[size], args.n_rooms or N_ROOMS[size]
     kilohertz = f"{args.sample_rate // 1000}k"
     numbers = sorted({*TEST_SOURCES, args.n_src})
-    recordings = {part: read_table(folder / f"{part}_recordings.csv") for part in ("train", "valid", "test")}
-    numbers = [n for n in numbers if n <= recordings["test"]["speaker"].nunique() or n == args.n_src]
+    recordings = {
+        part: read_table(folder / f"{part}_recordings.csv") for part in ("train", "valid", "test")
+    }
+    numbers = [
+        n for n in numbers if n <= recordings["test"]["speaker"].nunique() or n == args.n_src
+    ]
 
     def rooms(part, number, n_src, seed):
         place = folder / "rooms" / f"{part}_{n_src}spk_{kilohertz}"
-        return make_rooms(place, replace(rules, n_mics=n_src), number, n_src, args.sample_rate, seed, args.nj)
+        return make_rooms(
+            place, replace(rules, n_mics=n_src), number, n_src, args.sample_rate, seed, args.nj
+        )
 
     trained = folder / "manifests" / f"{args.n_src}spk_{kilohertz}"
-    for part, number, seed in (("train", n_rooms, 3 * args.seed), ("valid", N_VALID[size], 3 * args.seed + 1)):
+    for part, number, seed in (
+        ("train", n_rooms, 3 * args.seed),
+        ("valid", N_VALID[size], 3 * args.seed + 1),
+    ):
         write_manifest(rooms(part, number, args.n_src, seed), trained / f"{part}_rooms.csv")
         write_manifest(recordings[part], trained / f"{part}_sources.csv")
     for n_src in numbers:
@@ -44,21 +53,31 @@ def make(folder, args):
         manifests = folder / "manifests" / f"{n_src}spk_{kilohertz}"
         claim(manifests / "test", {"seed": args.seed, "n_test": n_test})
         target = folder / "test" / f"{n_src}spk_{kilohertz}"
-        write_test_set(target, manifests, recordings["test"], made, n_src, args.sample_rate, args.seed, args.nj)
+        write_test_set(
+            target, manifests, recordings["test"], made, n_src, args.sample_rate, args.seed, args.nj
+        )
     return [folder / "manifests" / f"{n_src}spk_{kilohertz}" for n_src in numbers]
 
 
 def check(manifests, args):
     """Check the test manifests, and report."""
-    print("set              mixtures   hours   seconds min/median/max   mixture dB   input SI-SDR dB")
+    print(
+        "set              mixtures   hours   seconds min/median/max   mixture dB   input SI-SDR dB"
+    )
     for folder in manifests:
         n_src = int(folder.name.split("spk")[0])
         report = check_manifest(
-            folder / f"test_{n_src}spk.csv", args.sample_rate, args.nj, additive=False, channels=n_src
+            folder / f"test_{n_src}spk.csv",
+            args.sample_rate,
+            args.nj,
+            additive=False,
+            channels=n_src,
         )
         seconds = "/".join(f"{report['seconds'][key]:.1f}" for key in ("min", "median", "max"))
         numbers = f"{report['mixture_db']['mean']:10.1f}   {report['input_si_sdr']:15.2f}"
-        print(f"test {folder.name:10} {report['rows']:9d} {report['hours']:7.2f}   {seconds:>22}   {numbers}")
+        print(
+            f"test {folder.name:10} {report['rows']:9d} {report['hours']:7.2f}   {seconds:>22}   {numbers}"
+        )
         files.write_text(folder / "data_report.json", json.dumps(report, indent=1) + "\n")
 
 
@@ -70,8 +89,12 @@ def main(argv=None):
     if not note.is_file():
         raise UserError(f"{note} is not there: run stage 0 first")
     found = json.loads(note.read_text())
-    if args.corpus != "mini" and found["corpus"] != ",".join(map(str, corpus_folders(args.corpus, ACCEPTED))):
-        raise UserError(f"{folder} belongs to another corpus, see {note}. Rename the directory, or delete {folder}")
+    if args.corpus != "mini" and found["corpus"] != ",".join(
+        map(str, corpus_folders(args.corpus, ACCEPTED))
+    ):
+        raise UserError(
+            f"{folder} belongs to another corpus, see {note}. Rename the directory, or delete {folder}"
+        )
     if found["ready"]:
         manifests = read_ready_set(found["ready"], Path(found["corpus"]), folder, args)
     else:

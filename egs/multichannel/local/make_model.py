@@ -23,11 +23,15 @@ CLASSIC = ("laplace", "gauss", "nmf")
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--source", required=True, help=f"{', '.join(CLASSIC)}, or an experiment")
     parser.add_argument("--update", choices=UPDATES, default="iss")
     parser.add_argument("--n_iter", type=int, default=20)
-    parser.add_argument("--sample_rate", type=int, default=16000, help="Hz, of a model without training")
+    parser.add_argument(
+        "--sample_rate", type=int, default=16000, help="Hz, of a model without training"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for model.pth")
     args = parser.parse_args(argv)
     changed = {"update": args.update, "n_iter": args.n_iter}
@@ -39,12 +43,18 @@ def main(argv=None):
         load_system(args.source)  # says what is wrong with it, if anything is
         config = yaml.safe_load((Path(args.source) / "config.yml").read_text())["system"]
         if not config["class_path"].endswith(".SurrogateIVA"):
-            raise UserError(f"{args.source} is a {config['class_path']}; only a surrogate fits other updates")
+            raise UserError(
+                f"{args.source} is a {config['class_path']}; only a surrogate fits other updates"
+            )
         config = config | {"init_args": config["init_args"] | changed}
-        weights = torch.load(Path(args.source) / "model.pth", map_location="cpu", weights_only=True)["state_dict"]
+        weights = torch.load(
+            Path(args.source) / "model.pth", map_location="cpu", weights_only=True
+        )["state_dict"]
     description = f"{Path(args.source).name}, {args.update.upper()}, {args.n_iter} iterations"
     save(pack(config, weights), args.out / "model.pth")
-    write_text(args.out / "config.yml", yaml.safe_dump({"system": config, "description": description}))
+    write_text(
+        args.out / "config.yml", yaml.safe_dump({"system": config, "description": description})
+    )
     print(json.dumps({"model": str(args.out / "model.pth"), "description": description}))
 
 

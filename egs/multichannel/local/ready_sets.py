@@ -34,9 +34,14 @@ def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
         manifests = folder / "manifests" / f"{n_src}spk_{args.sample_rate // 1000}k"
         for name, rows in parts.items():
             # Of the many mixtures of training, channels beyond the first n_src are left out when they are read.
-            jobs = [(row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows]
+            jobs = [
+                (row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows
+            ]
             made = files.parallel(_first_microphone, jobs, args.nj, f"{kind} {n_src} {name}")
-            write_manifest(pd.DataFrame(made), manifests / f"{name if name != 'test' else f'test_{n_src}spk'}.csv")
+            write_manifest(
+                pd.DataFrame(made),
+                manifests / f"{name if name != 'test' else f'test_{n_src}spk'}.csv",
+            )
         folders.append(manifests)
     return folders
 
@@ -56,8 +61,15 @@ def _mixinfo(folder, root):
     mixture = "wav_mixed_noise_reverb" if noisy.is_file() else "wav_dpath_mixed_reverberant"
     rows = []
     for name, info in _read_json(noisy if noisy.is_file() else folder / "mixinfo.json").items():
-        paths = [root.joinpath(*Path(p).parts[1:]) for p in (info[mixture], *info["wav_dpath_image_reverberant"])]
-        row = {"mixture_ID": name, "mixture_path": paths[0], "images": [[path] for path in paths[1:]]}
+        paths = [
+            root.joinpath(*Path(p).parts[1:])
+            for p in (info[mixture], *info["wav_dpath_image_reverberant"])
+        ]
+        row = {
+            "mixture_ID": name,
+            "mixture_path": paths[0],
+            "images": [[path] for path in paths[1:]],
+        }
         row |= {"t60": info["rir_info_t60"], "noise": info.get("noise_snr", np.nan)}
         places = [info.get(f"rir_info_{kind}_position") for kind in ("microphone", "speaker")]
         rows.append(row | _of_speakers(info, *places, info.get("transcript_espnet")))
@@ -73,10 +85,18 @@ def sms_wsj(root):
         for identity, example in sets[part].items():
             files = {kind: root / kind / part for kind in ("observation", "early", "tail")}
             row = {"mixture_ID": identity, "mixture_path": files["observation"] / f"{identity}.wav"}
-            row |= {"t60": example.get("sound_decay_time", np.nan), "noise": example.get("snr", np.nan)}
+            row |= {
+                "t60": example.get("sound_decay_time", np.nan),
+                "noise": example.get("snr", np.nan),
+            }
             speakers = range(len(example["speaker_id"]))
-            row["images"] = [[files[kind] / f"{identity}_{k}.wav" for kind in ("early", "tail")] for k in speakers]
-            places = [np.transpose(example.get(f"{kind}_position", [])) for kind in ("sensor", "source")]
+            row["images"] = [
+                [files[kind] / f"{identity}_{k}.wav" for kind in ("early", "tail")]
+                for k in speakers
+            ]
+            places = [
+                np.transpose(example.get(f"{kind}_position", [])) for kind in ("sensor", "source")
+            ]
             rows.append(row | _of_speakers(example, *places, example.get("kaldi_transcription")))
         parts[name] = rows
     return {len(parts["test"][0]["images"]): parts}
@@ -85,9 +105,13 @@ def sms_wsj(root):
 def _of_speakers(info, mics, sources, texts):
     """Columns distance_<k> (m, to the first microphone), speaker_<k> and text_<k>, as far as the set has them."""
     known = mics is not None and len(mics) and sources is not None
-    found = {"distance": np.linalg.norm(np.subtract(sources, mics[0]), axis=-1).round(3) if known else ()}
+    found = {
+        "distance": np.linalg.norm(np.subtract(sources, mics[0]), axis=-1).round(3) if known else ()
+    }
     found |= {"speaker": info.get("speaker_id") or (), "text": texts or ()}
-    return {f"{name}_{k}": value for name, values in found.items() for k, value in enumerate(values, 1)}
+    return {
+        f"{name}_{k}": value for name, values in found.items() for k, value in enumerate(values, 1)
+    }
 
 
 def _read_json(path):
@@ -105,7 +129,9 @@ def _first_microphone(row, folder, cut):
     frames, rate, channels = audio.info(row["mixture_path"])
     made = {"mixture_ID": row["mixture_ID"], "mixture_path": str(row["mixture_path"])}
     if channels < len(row["images"]):
-        raise UserError(f"{row['mixture_path']}: {channels} microphones for {len(row['images'])} sources are too few")
+        raise UserError(
+            f"{row['mixture_path']}: {channels} microphones for {len(row['images'])} sources are too few"
+        )
     if cut and channels > len(row["images"]):
         target = folder / f"{row['mixture_ID']}_mix.wav"
         if not target.is_file():
@@ -116,6 +142,12 @@ def _first_microphone(row, folder, cut):
         target = folder / f"{row['mixture_ID']}_s{k}.wav"
         if not target.is_file():
             image = sum(audio.read(part, channels=True)[0] for part in parts)
-            audio.write(target, np.pad(image, (0, max(frames - len(image), 0)))[:frames], rate, "FLOAT")
+            audio.write(
+                target, np.pad(image, (0, max(frames - len(image), 0)))[:frames], rate, "FLOAT"
+            )
         made[f"source_{k}_path"] = str(target)
-    return made | {"length": frames} | {key: value for key, value in row.items() if key not in (*made, "images")}
+    return (
+        made
+        | {"length": frames}
+        | {key: value for key, value in row.items() if key not in (*made, "images")}
+    )

@@ -29,19 +29,25 @@ def recogniser(name):
     """A function of (signal, sample_rate) that returns the text."""
     kind, _, model = name.partition(":")
     if not model:
-        raise UserError(f"--recogniser {name}: give whisper:NAME, transformers:NAME or MODULE:FUNCTION")
+        raise UserError(
+            f"--recogniser {name}: give whisper:NAME, transformers:NAME or MODULE:FUNCTION"
+        )
     try:
         if kind == "whisper":
             heard = importlib.import_module("whisper").load_model(model)
-            return lambda signal, rate: heard.transcribe(soxr.resample(signal, rate, WHISPER_RATE), language="en")[
-                "text"
-            ]
+            return lambda signal, rate: heard.transcribe(
+                soxr.resample(signal, rate, WHISPER_RATE), language="en"
+            )["text"]
         if kind == "transformers":
-            pipe = importlib.import_module("transformers").pipeline("automatic-speech-recognition", model=model)
+            pipe = importlib.import_module("transformers").pipeline(
+                "automatic-speech-recognition", model=model
+            )
             return lambda signal, rate: pipe({"raw": signal, "sampling_rate": rate})["text"]
         return getattr(importlib.import_module(kind), model)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"--recogniser {name}: {error}. Is the package installed, and the name right?") from None
+        raise UserError(
+            f"--recogniser {name}: {error}. Is the package installed, and the name right?"
+        ) from None
 
 
 def transcribe(row, sources, system, recognise):
@@ -54,36 +60,57 @@ def transcribe(row, sources, system, recognise):
     heard = recognise(mixture[0], rate)
     totals = {}
     for k, (estimate, source) in enumerate(zip(estimates, sources, strict=True), 1):
-        texts = {"mixture": heard, "estimates": recognise(estimate, rate), "sources": recognise(source, rate)}
+        texts = {
+            "mixture": heard,
+            "estimates": recognise(estimate, rate),
+            "sources": recognise(source, rate),
+        }
         for name, text in texts.items():
             errors, spoken = word_errors(text, row[f"text_{k}"])
             old = totals.get(name, (0, 0))
             totals[name] = old[0] + errors, old[1] + spoken
     return {
-        f"{name}_{kind}": n for name, pair in totals.items() for kind, n in zip(("errors", "words"), pair, strict=True)
+        f"{name}_{kind}": n
+        for name, pair in totals.items()
+        for kind, n in zip(("errors", "words"), pair, strict=True)
     }
 
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--exp", type=Path, required=True, help="folder of the experiment, or a model file")
-    parser.add_argument("--manifest", type=Path, required=True, help="CSV of the test set, with columns text_<k>")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--exp", type=Path, required=True, help="folder of the experiment, or a model file"
+    )
+    parser.add_argument(
+        "--manifest", type=Path, required=True, help="CSV of the test set, with columns text_<k>"
+    )
     parser.add_argument("--recogniser", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="CSV of the errors, a row a mixture")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="CSV of the errors, a row a mixture"
+    )
     args = parser.parse_args(argv)
     frame = read_manifest(args.manifest)
     columns = source_columns(frame)
     texts = [f"text_{k}" for k in range(1, len(columns) + 1)]
     absent = [text for text in texts if text not in frame]
     if absent:
-        raise UserError(f"{args.manifest}: lacks {', '.join(absent)}: give stage 0 a train.csv and test.csv with texts")
+        raise UserError(
+            f"{args.manifest}: lacks {', '.join(absent)}: give stage 0 a train.csv and test.csv with texts"
+        )
     if (empty := frame[texts].isna().any(axis=1)).any():
         example = frame["mixture_ID"][empty.idxmax()]
-        raise UserError(f"{args.manifest}: {empty.sum()} mixtures lack a text, e.g. {example}: leave them out")
+        raise UserError(
+            f"{args.manifest}: {empty.sum()} mixtures lack a text, e.g. {example}: leave them out"
+        )
     system, recognise = load_system(args.exp), recogniser(args.recogniser)
     rows = [
-        {"mixture_ID": row["mixture_ID"], **transcribe(row, [row[c] for c in columns], system, recognise)}
+        {
+            "mixture_ID": row["mixture_ID"],
+            **transcribe(row, [row[c] for c in columns], system, recognise),
+        }
         for row in frame.to_dict("records")
     ]
     table = pd.DataFrame(rows)

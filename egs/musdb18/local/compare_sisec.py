@@ -42,7 +42,8 @@ def table(found, target, number):
     published = published[published.target == target].set_index("method")
     origin = "SiSEC 2018"
     rows = {
-        labelled(name): [*row[list(COLUMNS)], row.SDR_mean_over_tracks, origin] for name, row in published.iterrows()
+        labelled(name): [*row[list(COLUMNS)], row.SDR_mean_over_tracks, origin]
+        for name, row in published.iterrows()
     }
     for name, scores in found.items():
         medians = [scores[f"{column.lower()}_{number}"].median() for column in COLUMNS]
@@ -66,13 +67,23 @@ def box_plot(found):
     published = pd.read_csv(PUBLISHED)
     published = published[published.target == "vocals"].set_index("method").SDR.rename(labelled)
     ours = {name: rows.sdr_1.dropna() for name, rows in found.items()}
-    names = sorted([*ours, *published.index], key=lambda n: ours[n].median() if n in ours else published[n])
+    names = sorted(
+        [*ours, *published.index], key=lambda n: ours[n].median() if n in ours else published[n]
+    )
     figure, axes = plt.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")
     for place, name in enumerate(names):
         if name in ours:
-            axes.boxplot(ours[name], positions=[place], orientation="horizontal", widths=0.6, tick_labels=[name])
+            axes.boxplot(
+                ours[name],
+                positions=[place],
+                orientation="horizontal",
+                widths=0.6,
+                tick_labels=[name],
+            )
         else:
-            axes.plot([published[name]] * 2, [place - 0.3, place + 0.3], color="tab:blue", linewidth=2)
+            axes.plot(
+                [published[name]] * 2, [place - 0.3, place + 0.3], color="tab:blue", linewidth=2
+            )
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("SDR of the vocals (dB): boxes are songs, blue lines medians of SiSEC 2018")
     axes.set_xlim(-10, 15)
@@ -85,14 +96,18 @@ def box_plot(found):
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--exp", type=Path, required=True, help="folder with the experiments")
     exp = parser.parse_args(argv).exp
     found = scored(exp)
     if not found:
         return
     note = "Medians over songs of medians over frames of 1 s (BSS Eval v4), in dB; oracles see the true sources.\n\n"
-    text = "\n\n".join(table(found, target, k) for k, target in ((1, "vocals"), (2, "accompaniment")))
+    text = "\n\n".join(
+        table(found, target, k) for k, target in ((1, "vocals"), (2, "accompaniment"))
+    )
     files.write_text(exp / "sisec18.md", f"# Beside SiSEC 2018\n\n{note}{text}\n")
     files.write_bytes(exp / "sisec18.png", box_plot(found))
     print(f"{exp / 'sisec18.md'}, {exp / 'sisec18.png'}: {len(found)} systems beside SiSEC 2018")

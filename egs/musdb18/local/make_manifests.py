@@ -35,14 +35,20 @@ def split_songs(names):
 
 def musdb_jobs(root, folder):
     """`{set: [job of make_song]}` of a tree in the layout of MUSDB18-HQ."""
-    songs = {part: sorted(p.name for p in (root / part).glob("*") if p.is_dir()) for part in ("train", "test")}
+    songs = {
+        part: sorted(p.name for p in (root / part).glob("*") if p.is_dir())
+        for part in ("train", "test")
+    }
     if len(songs["train"]) < 2 or not songs["test"]:
         counts = " and ".join(f"{len(names)} in {part}/" for part, names in songs.items())
-        raise UserError(f"{root}: needs two songs at least in train/ and one in test/; there are {counts}")
+        raise UserError(
+            f"{root}: needs two songs at least in train/ and one in test/; there are {counts}"
+        )
     sets = split_songs(songs["train"]) | {"test": songs["test"]}
     return {
         name: [
-            (root / ("test" if name == "test" else "train") / song, folder / "accompaniment" / song) for song in part
+            (root / ("test" if name == "test" else "train") / song, folder / "accompaniment" / song)
+            for song in part
         ]
         for name, part in sets.items()
     }
@@ -69,31 +75,54 @@ def make_song(song, target):
         if s.shape != mixture.shape
     ]
     if problems or len(mixture) > 2:
-        return None, problems or [f"{song}/mixture.wav: has {len(mixture)} channels; songs are mono or stereo"], []
+        return (
+            None,
+            problems
+            or [f"{song}/mixture.wav: has {len(mixture)} channels; songs are mono or stereo"],
+            [],
+        )
     accompaniment = sum(others[-len(stems) :])
     path = target / "accompaniment.wav"
     if not fresh(path, stems):
-        audio.write(path, accompaniment, RATES["hq"], "PCM_16" if np.abs(accompaniment).max() <= 1 else "FLOAT")
+        audio.write(
+            path,
+            accompaniment,
+            RATES["hq"],
+            "PCM_16" if np.abs(accompaniment).max() <= 1 else "FLOAT",
+        )
     voice = others[0] if not absent and others[0].any() else None
     row = {"mixture_ID": song.name, "mixture_path": song / "mixture.wav"}
     row |= {"source_1_path": "" if voice is None else song / "vocals.wav", "source_2_path": path}
-    row |= {f"stem_{k}_path": stem for k, stem in enumerate(stems, 1)} | {"length": mixture.shape[1]}
-    return row | levels(mixture, voice, accompaniment), [], remarks(song, mixture, voice, accompaniment)
+    row |= {f"stem_{k}_path": stem for k, stem in enumerate(stems, 1)} | {
+        "length": mixture.shape[1]
+    }
+    return (
+        row | levels(mixture, voice, accompaniment),
+        [],
+        remarks(song, mixture, voice, accompaniment),
+    )
 
 
 def fresh(path, origins):
     """Whether a file is there and not older than those it was made of."""
-    return path.is_file() and path.stat().st_mtime >= max(origin.stat().st_mtime for origin in origins)
+    return path.is_file() and path.stat().st_mtime >= max(
+        origin.stat().st_mtime for origin in origins
+    )
 
 
 def levels(mixture, voice, accompaniment):
-    powers = [0.0 if signal is None else np.mean(signal.astype(np.float64) ** 2) for signal in (voice, accompaniment)]
+    powers = [
+        0.0 if signal is None else np.mean(signal.astype(np.float64) ** 2)
+        for signal in (voice, accompaniment)
+    ]
     with np.errstate(divide="ignore", invalid="ignore"):
         return {"voice_to_accompaniment_db": round(float(10 * np.log10(np.divide(*powers))), 2)}
 
 
 def remarks(song, mixture, voice, accompaniment):
-    found = [f"{song.name}: lacks {stem}.wav" for stem in STEMS if not (song / f"{stem}.wav").is_file()]
+    found = [
+        f"{song.name}: lacks {stem}.wav" for stem in STEMS if not (song / f"{stem}.wav").is_file()
+    ]
     if voice is None:
         found.append(f"{song.name}: no vocals (silent or no file): kept as an instrumental")
     if not np.any(accompaniment):
@@ -103,7 +132,9 @@ def remarks(song, mixture, voice, accompaniment):
     if not np.any(mixture):
         found.append(f"{song.name}: the mixture is silent")
     elif ratio > ADDITIVE:
-        found.append(f"{song.name}: its stems do not sum to its mixture: what is left over has {ratio:.1f} dB of it")
+        found.append(
+            f"{song.name}: its stems do not sum to its mixture: what is left over has {ratio:.1f} dB of it"
+        )
     if len(mixture) == 1:
         found.append(f"{song.name}: is mono; heard on both channels")
     if mixture.shape[1] < RATES["hq"]:
@@ -115,7 +146,9 @@ def mir1k_jobs(root, folder):
     """`{set: [job of make_clip]}` by the lists beside Wavfile/, or by the usual division of the singers."""
     names = sorted(path.stem for path in (root / "Wavfile").glob("*.wav"))
     if all((root / f"{part}.txt").is_file() for part in ("train", "valid", "test")):
-        sets = {part: (root / f"{part}.txt").read_text().split() for part in ("train", "valid", "test")}
+        sets = {
+            part: (root / f"{part}.txt").read_text().split() for part in ("train", "valid", "test")
+        }
     else:
         heard = [name for name in names if name.split("_")[0] in SINGERS]
         valid = [name for name in heard if name in DEVELOPMENT]
@@ -132,9 +165,16 @@ def mir1k_jobs(root, folder):
             raise UserError(
                 f"{root}: {len(absent)} of {len(listed)} clips for {part} are not in Wavfile/: {', '.join(absent[:3])}"
             )
-    if twice := sorted({name for name in names if sum(name in listed for listed in sets.values()) > 1}):
-        raise UserError(f"{root}: {len(twice)} clips are in two lists, e.g. {twice[0]}: give each to one set")
-    return {part: [(root / "Wavfile" / f"{name}.wav", folder / "clips") for name in sets[part]] for part in sets}
+    if twice := sorted(
+        {name for name in names if sum(name in listed for listed in sets.values()) > 1}
+    ):
+        raise UserError(
+            f"{root}: {len(twice)} clips are in two lists, e.g. {twice[0]}: give each to one set"
+        )
+    return {
+        part: [(root / "Wavfile" / f"{name}.wav", folder / "clips") for name in sets[part]]
+        for part in sets
+    }
 
 
 def make_clip(path, target):
@@ -144,7 +184,11 @@ def make_clip(path, target):
     except UserError as error:
         return None, [str(error)], []
     if len(signal) != 2 or not signal.any(axis=1).all():
-        return None, [f"{path}: needs accompaniment and voice as its two channels, neither of them silent"], []
+        return (
+            None,
+            [f"{path}: needs accompaniment and voice as its two channels, neither of them silent"],
+            [],
+        )
     accompaniment, voice = signal / np.sqrt(np.mean(signal**2, axis=1, keepdims=True))
     peak = max(np.abs(part).max() for part in (accompaniment, voice, accompaniment + voice)) / 0.9
     row = {"mixture_ID": path.stem, "length": signal.shape[1]}
@@ -152,7 +196,9 @@ def make_clip(path, target):
     parts = {"source_1": voice / peak, "source_2": accompaniment / peak}
     parts = {name: np.rint(part / audio.LSB) * audio.LSB for name, part in parts.items()}
     for name, part in {"mixture": parts["source_1"] + parts["source_2"], **parts}.items():
-        row[f"{name}_path"] = target / {"source_1": "voice", "source_2": "accompaniment"}.get(name, name) / path.name
+        row[f"{name}_path"] = (
+            target / {"source_1": "voice", "source_2": "accompaniment"}.get(name, name) / path.name
+        )
         if not fresh(row[f"{name}_path"], [path]):
             audio.write(row[f"{name}_path"], part, RATES["mir1k"])
     return row | {"voice_to_accompaniment_db": 0.0}, [], []
@@ -195,7 +241,9 @@ def main(argv=None):
         raise UserError(show(problems, f"{root}: {len(problems)} files cannot be used:"))
     if not frames["train"]["source_1_path"].astype(str).any():
         raise UserError(f"{root}: no song in train/ has vocals: they are in <song>/vocals.wav")
-    claim(manifests, settings)  # only now: a corpus with faults can be mended without deleting anything
+    claim(
+        manifests, settings
+    )  # only now: a corpus with faults can be mended without deleting anything
     files.write_text(manifests / "remarks.txt", "".join(f"{text}\n" for text in warnings))
     if warnings:
         print(show(warnings, f"{len(warnings)} remarks, all in {manifests / 'remarks.txt'}:"))
@@ -203,9 +251,13 @@ def main(argv=None):
     for name, frame in frames.items():
         columns = ["mixture_ID", "mixture_path", "source_1_path", "source_2_path"]
         frame = frame[columns + [column for column in frame if column not in columns]]
-        write_manifest(frame.map(lambda cell: "" if pd.isna(cell) else cell), manifests / f"{name}.csv")
+        write_manifest(
+            frame.map(lambda cell: "" if pd.isna(cell) else cell), manifests / f"{name}.csv"
+        )
         ratio = frame["voice_to_accompaniment_db"].replace([-np.inf, np.inf], np.nan).median()
-        print(f"{name:7s} {len(frame):5d} {frame['length'].sum() / RATES[form] / 3600:7.3f}   {ratio:.1f}")
+        print(
+            f"{name:7s} {len(frame):5d} {frame['length'].sum() / RATES[form] / 3600:7.3f}   {ratio:.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,17 @@ MAJOR, MINOR = np.array([0, 2, 4, 5, 7, 9, 11]), np.array([0, 2, 3, 5, 7, 8, 10]
 
 def make_mini(folder, n_jobs, seconds=SECONDS, train=TRAIN, test=TEST):
     """Write the songs that are not there; the same each time."""
-    named = [(folder / part / name, name) for part, names in (("train", train), ("test", test)) for name in names]
-    files.parallel(_write, [(*job, seed, seconds) for seed, job in enumerate(named)], n_jobs, "synthesising songs")
+    named = [
+        (folder / part / name, name)
+        for part, names in (("train", train), ("test", test))
+        for name in names
+    ]
+    files.parallel(
+        _write,
+        [(*job, seed, seconds) for seed, job in enumerate(named)],
+        n_jobs,
+        "synthesising songs",
+    )
 
 
 def _write(folder, name, seed, seconds):
@@ -99,7 +108,13 @@ def _drums(rng, n, beat):
     for eighth in range(int(n / RATE / beat * 2)):
         noise = rng.normal(size=length)
         hat = np.diff(noise, prepend=0) * np.exp(-time * 70) * 0.25
-        drum = kick if eighth % 4 == 0 else noise * np.exp(-time * 22) * 0.5 if eighth % 4 == 2 else 0 * noise
+        drum = (
+            kick
+            if eighth % 4 == 0
+            else noise * np.exp(-time * 22) * 0.5
+            if eighth % 4 == 2
+            else 0 * noise
+        )
         start = round(eighth * beat / 2 * RATE)
         end = min(start + length, n)
         out[:, start:end] += (_pan(drum, 0.5) + _pan(hat, 0.65))[:, : end - start]
@@ -123,7 +138,8 @@ def _chords(rng, n, chords, root, beat):
         for k, note in enumerate(chords[index // 4 % len(chords)]):
             frequency = 440 * 2 ** ((root + note - 69) / 12)
             string = sum(
-                np.sin(2 * np.pi * h * frequency * time + h) * np.exp(-time * (2 + h)) / h for h in range(1, 9)
+                np.sin(2 * np.pi * h * frequency * time + h) * np.exp(-time * (2 + h)) / h
+                for h in range(1, 9)
             )
             end = min(start + length, n)
             out[:, start:end] += _pan(string, (0.2, 0.5, 0.8)[k])[:, : max(end - start, 0)]
@@ -138,4 +154,6 @@ def _pan(signal, place):
 def _smooth(signal, seconds):
     width = max(1, round(seconds * RATE))
     total = np.cumsum(np.pad(signal, (width // 2 + 1, width - width // 2 - 1), mode="edge"))
-    return (total[width - 1 :] - np.concatenate([[0], total[:-width]])[: len(total) - width + 1])[: len(signal)] / width
+    return (total[width - 1 :] - np.concatenate([[0], total[:-width]])[: len(total) - width + 1])[
+        : len(signal)
+    ] / width

@@ -47,14 +47,19 @@ def detect(folder):
         if any(root.glob("Wavfile/*.wav")):
             return "mir1k", root
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-    raise UserError(f"{folder}: no songs were found there. Accepted are\n{ACCEPTED}\nThe directory holds: {found}")
+    raise UserError(
+        f"{folder}: no songs were found there. Accepted are\n{ACCEPTED}\nThe directory holds: {found}"
+    )
 
 
 def download(folder, url=URL, sha256=SHA256):
     """Fetch and unpack MUSDB18-HQ. A file whose checksum is wrong is not kept; what is there is not fetched again."""
     if (folder / "corpus" / "unpacked").is_file():
         return
-    print("MUSDB18-HQ is for academic use only, see https://sigsep.github.io/datasets/musdb.html", flush=True)
+    print(
+        "MUSDB18-HQ is for academic use only, see https://sigsep.github.io/datasets/musdb.html",
+        flush=True,
+    )
     archive = fetch(url, folder, sha256)
     with zipfile.ZipFile(archive) as content:
         content.extractall(folder / "corpus")
@@ -64,8 +69,14 @@ def download(folder, url=URL, sha256=SHA256):
 
 def decode(root, target, n_jobs):
     """Decode MUSDB18's stems to the layout of MUSDB18-HQ, but for those that are there."""
-    jobs = [(path, target) for part in ("train", "test") for path in sorted(root.glob(f"{part}/*.stem.mp4"))]
-    jobs = [job for job in jobs if not all((_song(*job) / f"{name}.wav").is_file() for name in STREAMS)]
+    jobs = [
+        (path, target)
+        for part in ("train", "test")
+        for path in sorted(root.glob(f"{part}/*.stem.mp4"))
+    ]
+    jobs = [
+        job for job in jobs if not all((_song(*job) / f"{name}.wav").is_file() for name in STREAMS)
+    ]
     if jobs and shutil.which("ffmpeg") is None:
         raise UserError(
             f"{root} holds .stem.mp4 files, which only ffmpeg reads, and there is no ffmpeg here. Install it (for "
@@ -86,11 +97,24 @@ def _decode(path, target):
             continue
         song.mkdir(parents=True, exist_ok=True)
         temporary = song / f".{name}.tmp.wav"
-        call = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", str(path), "-map", f"0:a:{number}", str(temporary)]
+        call = [
+            "ffmpeg",
+            "-nostdin",
+            "-v",
+            "error",
+            "-y",
+            "-i",
+            str(path),
+            "-map",
+            f"0:a:{number}",
+            str(temporary),
+        ]
         run = subprocess.run(call, capture_output=True, text=True)
         if run.returncode:
             temporary.unlink(missing_ok=True)
-            raise UserError(f"{path}: ffmpeg cannot decode stream {number} ({name}): {run.stderr.strip()[-300:]}")
+            raise UserError(
+                f"{path}: ffmpeg cannot decode stream {number} ({name}): {run.stderr.strip()[-300:]}"
+            )
         temporary.rename(wav)
 
 
@@ -102,7 +126,9 @@ def main(argv=None):
         make_mini(folder / "corpus", args.nj)
     elif args.corpus == "download":
         download(folder)
-    form, root = detect(folder / "corpus" if args.corpus in ("mini", "download") else Path(args.corpus).resolve())
+    form, root = detect(
+        folder / "corpus" if args.corpus in ("mini", "download") else Path(args.corpus).resolve()
+    )
     if form == "stems":
         decode(root, folder / "decoded", args.nj)
         form, root = "hq", (folder / "decoded").resolve()

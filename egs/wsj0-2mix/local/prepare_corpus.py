@@ -11,7 +11,13 @@ from utils.data.corpus import corpus_folders, data_folder
 from utils.errors import UserError, command
 
 PARTS = {"train": "tr", "valid": "cv", "test": "tt"}
-MINI = {"speakers": 12, "utterances": 16, "valid_utterances": 3, "test_speakers": 6, "test_utterances": 8}
+MINI = {
+    "speakers": 12,
+    "utterances": 16,
+    "valid_utterances": 3,
+    "test_speakers": 6,
+    "test_utterances": 8,
+}
 MINI |= {"tr": 200, "cv": 20, "tt": 20}
 
 ACCEPTED = """  1. a finished wsj0-2mix tree: wav8k/min/{tr,cv,tt}/{mix,s1,s2}/*.wav (also wav16k, max)
@@ -23,10 +29,15 @@ ACCEPTED = """  1. a finished wsj0-2mix tree: wav8k/min/{tr,cv,tt}/{mix,s1,s2}/*
 def parse_arguments(argv, description):
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--corpus", default="mini", help="mini, a directory, or TRAIN_DIR,TEST_DIR")
-    parser.add_argument("--n_src", type=int, default=2, choices=(2, 3), help="speakers in a mixture")
+    parser.add_argument(
+        "--n_src", type=int, default=2, choices=(2, 3), help="speakers in a mixture"
+    )
     parser.add_argument("--sample_rate", type=int, default=8000, choices=(8000, 16000), help="Hz")
     parser.add_argument(
-        "--mode", default="min", choices=("min", "max"), help="cut to the shortest, or pad to the longest"
+        "--mode",
+        default="min",
+        choices=("min", "max"),
+        help="cut to the shortest, or pad to the longest",
     )
     parser.add_argument("--nj", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder for the data")
@@ -45,20 +56,27 @@ def detect(corpus, n_src, sample_rate, mode):
             return {"form": "tree", "root": root / wav / mode}
     for pattern in ("", "*/", "*/*/"):
         for path in sorted(folder.glob(f"{pattern}mix_{n_src}_spk_tr.txt")):
-            lists = {name: path.with_name(f"mix_{n_src}_spk_{part}.txt") for name, part in PARTS.items()}
+            lists = {
+                name: path.with_name(f"mix_{n_src}_spk_{part}.txt") for name, part in PARTS.items()
+            }
             return {"form": "lists", "root": folder, "lists": lists}
     for place in (folder / "metadata", folder / wav / mode / "metadata", folder):
         csvs = {
-            name: sorted(place.glob(f"mixture_{part}_mix_clean.csv")) or sorted(place.glob(f"{name}.csv"))
+            name: sorted(place.glob(f"mixture_{part}_mix_clean.csv"))
+            or sorted(place.glob(f"{name}.csv"))
             for name, part in {"train": "train-*", "valid": "dev", "test": "test"}.items()
         }
         if all(csvs.values()):
             return {"form": "csv", "csvs": csvs}
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-    message = f"{folder}: no corpus of {n_src} speakers at {sample_rate} Hz, {mode}, was found there. "
+    message = (
+        f"{folder}: no corpus of {n_src} speakers at {sample_rate} Hz, {mode}, was found there. "
+    )
     message += f"Accepted are\n{ACCEPTED}\nThe directory holds: {found}"
     if any(any(folder.glob(f"{depth}*.wv1")) for depth in ("", "*/", "*/*/", "*/*/*/")):
-        message += "\nIts .wv1 files are NIST SPHERE; convert each with `sph2pipe -f wav in.wv1 out.wav`"
+        message += (
+            "\nIts .wv1 files are NIST SPHERE; convert each with `sph2pipe -f wav in.wv1 out.wav`"
+        )
     raise UserError(message)
 
 
@@ -111,7 +129,9 @@ def main(argv=None):
             f"{folder} already holds {old}, now asked for is {note}. Rename the directory, or delete {folder}"
         )
     if args.corpus == "mini" and not path.is_file():
-        print(f"{make_mini(folder / 'corpus', args.nj)} sentences synthesised in {folder / 'corpus'}")
+        print(
+            f"{make_mini(folder / 'corpus', args.nj)} sentences synthesised in {folder / 'corpus'}"
+        )
     files.write_text(path, json.dumps(note, indent=1) + "\n")
     print(f"corpus {folder.name}: {note['form']}, {note['corpus']}")
 

@@ -78,9 +78,13 @@ class Fixed(torch.nn.Module):
 @pytest.mark.parametrize("loss", ["hinge", "least_squares"])
 @pytest.mark.parametrize("adversary", ALL, ids=lambda a: a.name)
 @pytest.mark.parametrize("with_mixture", [False, True])
-def test_every_discriminator_learns_and_sends_a_gradient_to_estimates_only(adversary, loss, with_mixture):
+def test_every_discriminator_learns_and_sends_a_gradient_to_estimates_only(
+    adversary, loss, with_mixture
+):
     torch.manual_seed(0)
-    opponent = Opponent(dataclasses.replace(adversary, with_mixture=with_mixture), Game(loss=loss), 4)
+    opponent = Opponent(
+        dataclasses.replace(adversary, with_mixture=with_mixture), Game(loss=loss), 4
+    )
     data = batch(time=1500)
     optimizer = torch.optim.Adam(opponent.parameters(), lr=5e-3)
     losses = []
@@ -110,7 +114,9 @@ def test_scores_and_losses_are_those_of_the_definitions():
         pairs = Pairs(torch.ones(1, 1, 5), -torch.ones(1, 1, 5), torch.ones(1, 5))
         own, theirs, seen = opponent.meet(pairs)
         assert (own.item(), theirs.item(), seen["accuracy"].item()) == pytest.approx(expected[name])
-        assert seen["real"].item() == pytest.approx(1.25) and seen["fake"].item() == pytest.approx(-1.0)
+        assert seen["real"].item() == pytest.approx(1.25) and seen["fake"].item() == pytest.approx(
+            -1.0
+        )
 
 
 def test_scales_count_alike_whatever_their_size():
@@ -130,13 +136,17 @@ def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator()
     pit = torch.autograd.grad(loss, leaf)[0]
     pushes = []
     for name, opponent in copy.deepcopy(model.opponents).items():
-        _, theirs, _ = opponent.meet(opponent.pairs(data["sources"], align(leaf, order), data["mixture"]))
+        _, theirs, _ = opponent.meet(
+            opponent.pairs(data["sources"], align(leaf, order), data["mixture"])
+        )
         push = torch.autograd.grad(theirs, leaf)[0]
         norms = push.flatten(1).norm(dim=1), pit.flatten(1).norm(dim=1)
         judged = norms[0] > 0
         ratio = (norms[1][judged] / norms[0][judged]).log().mean().exp()
         pushes.append(model.opponents[name].options.share * ratio * push)
-    values, gradient, _ = model._play(model.separate(data["mixture"]), data["sources"], data["mixture"])
+    values, gradient, _ = model._play(
+        model.separate(data["mixture"]), data["sources"], data["mixture"]
+    )
     torch.testing.assert_close(gradient, pit + sum(pushes), rtol=1e-4, atol=1e-7)
     assert values["waveform_instance_share"].item() == pytest.approx(0.3, rel=1e-4)
     assert values["loss"].item() == pytest.approx(loss.item())
@@ -148,7 +158,9 @@ def test_one_backward_pass_gives_every_weight_its_own_gradient():
     fresh, (name,) = system(ALL[3]), model.opponents
     estimates = fresh.separate(data["mixture"])
     _, gradient, their_loss = fresh._play(estimates, data["sources"], data["mixture"])
-    mine = torch.autograd.grad(estimates, list(fresh.masking.parameters()), gradient, allow_unused=True)
+    mine = torch.autograd.grad(
+        estimates, list(fresh.masking.parameters()), gradient, allow_unused=True
+    )
     for parameter, expected in zip(model.masking.parameters(), mine, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
     theirs = torch.autograd.grad(their_loss, list(fresh.opponents[name].parameters()))
@@ -158,7 +170,11 @@ def test_one_backward_pass_gives_every_weight_its_own_gradient():
 
 def test_warm_up_leaves_the_separator_to_the_pit_loss():
     data, states = batch(), []
-    for adversaries, game in ((ALL[3:4], Game(warm_up=3)), (ALL[:1], Game(warm_up=3)), (ALL[3:4], Game())):
+    for adversaries, game in (
+        (ALL[3:4], Game(warm_up=3)),
+        (ALL[:1], Game(warm_up=3)),
+        (ALL[3:4], Game()),
+    ):
         model = system(*adversaries, game=game)
         optimizer = model.configure_optimizers()
         for _ in range(3):
@@ -178,13 +194,17 @@ def test_a_saturated_discriminator_rests_until_the_separator_has_caught_up():
     opponent.accuracy.fill_(0.99)
     update(model, optimizer, data)
     assert all(torch.equal(value, before[name]) for name, value in opponent.named_parameters())
-    assert any(not torch.equal(a, b) for a, b in zip(separator, model.masking.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(separator, model.masking.parameters(), strict=True)
+    )
     opponent.accuracy.fill_(0.5)
     update(model, optimizer, data)
     assert any(not torch.equal(value, before[name]) for name, value in opponent.named_parameters())
 
 
-@pytest.mark.parametrize(("devices", "own", "trained"), [(IN_DOUBT, 0.99, True), (SURE, 0.5, False)])
+@pytest.mark.parametrize(
+    ("devices", "own", "trained"), [(IN_DOUBT, 0.99, True), (SURE, 0.5, False)]
+)
 def test_devices_decide_together_who_rests(devices, own, trained):
     """Else the weights of a discriminator would be other ones on each device."""
     model, data = system(ALL[3]), batch()
@@ -193,7 +213,10 @@ def test_devices_decide_together_who_rests(devices, own, trained):
     model.trainer = devices
     opponent.accuracy.fill_(own)
     update(model, model.configure_optimizers(), data)
-    assert any(not torch.equal(a, b) for a, b in zip(before, opponent.parameters(), strict=True)) == trained
+    assert (
+        any(not torch.equal(a, b) for a, b in zip(before, opponent.parameters(), strict=True))
+        == trained
+    )
     assert opponent.accuracy.item() == pytest.approx(devices.mean)
 
 
@@ -243,7 +266,9 @@ def test_each_part_is_clipped_by_itself():
 
 
 def test_the_gradient_of_magnitudes_is_that_of_the_discrete_fourier_transform():
-    signals = torch.randn(2, 3, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    signals = torch.randn(
+        2, 3, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     shape = torch.hann_window(16, dtype=torch.float64)
     padded = torch.nn.functional.pad(signals, (8, 8))
     times, bins = torch.arange(16, dtype=torch.float64), torch.arange(9, dtype=torch.float64)
@@ -251,7 +276,9 @@ def test_the_gradient_of_magnitudes_is_that_of_the_discrete_fourier_transform():
     leaf = padded.requires_grad_()
     frames = leaf.unfold(-1, 16, 4) * (shape / shape.square().sum().sqrt())
     expected = ((frames.to(turns.dtype) @ turns.T).abs().square() + 1e-10).sqrt()
-    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(
+        expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     ours = signals.detach().float().requires_grad_()
     (magnitude(ours, 16) * weights.float()).sum().backward()
     (expected * weights).sum().backward()
@@ -263,13 +290,17 @@ def test_the_pit_steps_leave_discriminators_alone_and_out_of_checkpoints():
     model, data = system(*ALL, step="pit"), batch()
     before = {name: value.clone() for name, value in model.opponents.state_dict().items()}
     update(model, model.configure_optimizers(), data)
-    assert all(torch.equal(value, before[name]) for name, value in model.opponents.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.opponents.state_dict().items()
+    )
     state = model.state_dict()
     assert not any(name.startswith("opponents.") for name in state)
     other = system(ALL[0], seed=7)
     own = {name: value.clone() for name, value in other.opponents.state_dict().items()}
     other.load_state_dict(state)
-    assert all(torch.equal(value, own[name]) for name, value in other.opponents.state_dict().items())
+    assert all(
+        torch.equal(value, own[name]) for name, value in other.opponents.state_dict().items()
+    )
     assert torch.equal(other.separate(data["mixture"]), model.separate(data["mixture"]))
 
 
@@ -284,7 +315,10 @@ def test_checkpoints_of_the_adversarial_step_hold_the_discriminators():
 
 def test_the_optimiser_has_its_own_settings_for_discriminators():
     groups = system(*ALL, game=Game(lr=7e-4, betas=(0.1, 0.2))).configure_optimizers().param_groups
-    assert [(g["lr"], tuple(g["betas"])) for g in groups] == [(1e-3, (0.9, 0.999)), (7e-4, (0.1, 0.2))]
+    assert [(g["lr"], tuple(g["betas"])) for g in groups] == [
+        (1e-3, (0.9, 0.999)),
+        (7e-4, (0.1, 0.2)),
+    ]
     counted = sum(p.numel() for group in groups for p in group["params"])
     assert counted == sum(p.numel() for p in system(*ALL).parameters())
 
@@ -292,7 +326,9 @@ def test_the_optimiser_has_its_own_settings_for_discriminators():
 def test_mixed_precision_trains_and_keeps_the_loss_in_float32():
     model, data = system(*ALL), batch()
     with torch.autocast("cpu", torch.bfloat16):
-        values, gradient, their_loss = model._play(model.separate(data["mixture"]), data["sources"], data["mixture"])
+        values, gradient, their_loss = model._play(
+            model.separate(data["mixture"]), data["sources"], data["mixture"]
+        )
     assert values["loss"].dtype == gradient.dtype == their_loss.dtype == torch.float32
     plain = model.losses(data)["loss"]
     assert values["loss"].item() == pytest.approx(plain.item(), abs=0.1)
@@ -326,7 +362,9 @@ def test_magnitudes_are_those_of_the_definition_and_have_a_gradient_at_zero():
     signals = torch.randn(2, 3, 1000)
     ours = magnitude(signals, 128)
     window = torch.hann_window(128)
-    spectrum = torch.stft(signals.flatten(0, 1), 128, 32, window=window, pad_mode="constant", return_complex=True)
+    spectrum = torch.stft(
+        signals.flatten(0, 1), 128, 32, window=window, pad_mode="constant", return_complex=True
+    )
     expected = (spectrum.abs() / window.square().sum().sqrt()).transpose(1, 2).unflatten(0, (2, 3))
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
     silence = torch.zeros(1, 1, 500, requires_grad=True)
@@ -340,7 +378,10 @@ def test_masks_mean_nothing_where_the_mixture_is_silent():
     mixture[:, :1000] = torch.randn(1, 1000)
     quiet, loud = 0.5 * mixture[:, None], (0.5 * mixture[:, None]).clone()
     loud[..., 1300:] = 5.0
-    assert torch.equal(*(model(x, mixture)[0] for x in (quiet, loud))) and model(quiet, mixture)[0].abs().max() > 0
+    assert (
+        torch.equal(*(model(x, mixture)[0] for x in (quiet, loud)))
+        and model(quiet, mixture)[0].abs().max() > 0
+    )
 
 
 def test_a_discriminator_with_the_mixture_hears_it():
@@ -358,9 +399,15 @@ def test_a_discriminator_with_the_mixture_hears_it():
         ({"adversaries": [Adversary(n_real=4)]}, "n_real is 4"),
         ({"adversaries": [Adversary(family="instance", n_real=1)]}, "n_real is 1"),
         ({"adversaries": [Adversary(), Adversary()]}, "two are alike"),
-        ({"adversaries": [Adversary("waveform", filters=12)]}, "filters is 12; it must be a multiple of 8"),
+        (
+            {"adversaries": [Adversary("waveform", filters=12)]},
+            "filters is 12; it must be a multiple of 8",
+        ),
         ({"adversaries": [Adversary(windows=())]}, r"windows is \[\]"),
-        ({"adversaries": [Adversary(windows=(512, 511))]}, r"windows is \[512, 511\]; give .* multiples of 4"),
+        (
+            {"adversaries": [Adversary(windows=(512, 511))]},
+            r"windows is \[512, 511\]; give .* multiples of 4",
+        ),
         ({"adversaries": [Adversary(share=-0.1)]}, "share is -0.1"),
         ({"hop": 100}, "100 samples does not divide"),
         ({"hop": 0}, "hop of 0"),

@@ -15,7 +15,10 @@ from local_models.adversarial_pit.i_replacement import (
 def scene(active=((1, 1, 1, 1), (1, 0, 1, 0), (0, 1, 0, 0)), time=200, seed=0):
     """Sources of which some are silent, and estimates that differ from them by 1000, so that they are told apart."""
     draw = torch.Generator().manual_seed(seed)
-    sources = torch.randn(len(active), len(active[0]), time, generator=draw) * torch.tensor(active)[..., None]
+    sources = (
+        torch.randn(len(active), len(active[0]), time, generator=draw)
+        * torch.tensor(active)[..., None]
+    )
     estimates = (sources + 1000 * torch.arange(1, 5)[:, None]).requires_grad_()
     return sources, estimates, sources.sum(1)
 
@@ -34,7 +37,9 @@ def test_every_allowed_subset_is_drawn_equally_often_and_leaves_something_to_jud
     assert (drawn.sum(1) == n_real).all()
     assert (is_active & ~drawn).any(1).all()
     allowed = [c for c in itertools.combinations(range(4), n_real) if not {0, 2} <= set(c)]
-    counts = {c: int((drawn == torch.tensor([k in c for k in range(4)])).all(1).sum()) for c in allowed}
+    counts = {
+        c: int((drawn == torch.tensor([k in c for k in range(4)])).all(1).sum()) for c in allowed
+    }
     assert sum(counts.values()) == 6000
     assert min(counts.values()) > 0.9 * 6000 / len(allowed)
 
@@ -86,7 +91,9 @@ def test_real_and_fake_are_shuffled_alike_and_differently_from_update_to_update(
 def test_the_same_seed_gives_the_same_tuples():
     runs = []
     for _ in range(2):
-        runs.append(context_pairs(*scene(), 2, "dither", generator=torch.Generator().manual_seed(3)))
+        runs.append(
+            context_pairs(*scene(), 2, "dither", generator=torch.Generator().manual_seed(3))
+        )
         torch.rand(5)  # the global generator does not matter
     assert torch.equal(runs[0].fake, runs[1].fake) and torch.equal(runs[0].real, runs[1].real)
 

@@ -32,7 +32,9 @@ def test_the_published_size_has_the_published_number_of_parameters():
     assert sum(parameter.numel() for parameter in model.parameters()) == 9_179_401
     assert sum(parameter.numel() for parameter in model.network.blocks[0].parameters()) == 264_200
     assert model.network.receptive_field == 2041
-    scales = [block.dense2.scale for block in StftMasking(lambda f, n: TDCNpp(f, n, 2, 2)).network.blocks]
+    scales = [
+        block.dense2.scale for block in StftMasking(lambda f, n: TDCNpp(f, n, 2, 2)).network.blocks
+    ]
     assert [scale.item() for scale in scales] == pytest.approx([0.9**k for k in range(32)])
     assert [block.dilation for block in model.network.blocks] == [1, 2, 4, 8, 16, 32, 64, 128] * 4
     assert set(model.network.long_skips) == {"0_8", "0_16", "0_24", "8_16", "8_24", "16_24"}
@@ -52,7 +54,9 @@ def test_outputs_and_gradients_are_those_of_the_straightforward_port(frames):
         results.append((masks, summary, [p.grad for p in network.parameters()]))
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-9, rtol=1e-7)
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-9, rtol=1e-7)
-    for (name, _), mine, reference in zip(fast.named_parameters(), results[0][2], results[1][2], strict=True):
+    for (name, _), mine, reference in zip(
+        fast.named_parameters(), results[0][2], results[1][2], strict=True
+    ):
         torch.testing.assert_close(mine, reference, atol=1e-7, rtol=1e-6, msg=name)
 
 
@@ -81,7 +85,10 @@ def naive_stft(signal, size=512, hop=128):
     window = np.sqrt(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size))
     frames = -(-len(signal) // hop)
     padded = np.pad(signal, (0, size))
-    return np.stack([np.fft.rfft(window * np.pad(padded[k * hop :], (0, size))[:size]) for k in range(frames)], 1)
+    return np.stack(
+        [np.fft.rfft(window * np.pad(padded[k * hop :], (0, size))[:size]) for k in range(frames)],
+        1,
+    )
 
 
 @pytest.mark.parametrize("length", [1, 100, 512, 5000])
@@ -99,7 +106,9 @@ def test_the_published_edges_fade_in_and_padded_ones_do_not():
         model = StftMasking(NETWORKS["tdcnpp"], edges=edges).double()
         gains[edges] = model.istft(model.stft(ones)[:, None], 3000)[0, 0]
     expected = {0: 0.0, 64: 0.0732, 128: 0.25, 256: 0.75, 383: 1.0, 2999: 1.0}
-    assert {k: round(gains["published"][k].item(), 4) for k in expected} == pytest.approx(expected, abs=1e-3)
+    assert {k: round(gains["published"][k].item(), 4) for k in expected} == pytest.approx(
+        expected, abs=1e-3
+    )
     torch.testing.assert_close(gains["padded"], ones[0])
 
 
@@ -119,7 +128,10 @@ def test_estimates_sum_to_the_mixture(network, consistency, length):
 def test_consistency_shares_the_error_as_it_says():
     torch.manual_seed(0)
     mixture = torch.randn(2, 2000)
-    models = {name: StftMasking(NETWORKS["tdcnpp"], consistency=name) for name in ("none", "uniform", "power")}
+    models = {
+        name: StftMasking(NETWORKS["tdcnpp"], consistency=name)
+        for name in ("none", "uniform", "power")
+    }
     models["predicted"] = StftMasking(NETWORKS["tdcnpp"])
     for model in models.values():
         model.network.load_state_dict(models["none"].network.state_dict())
@@ -130,7 +142,9 @@ def test_consistency_shares_the_error_as_it_says():
     shares = {"uniform": torch.full((2, 4), 0.25), "power": power / power.sum(1, keepdim=True)}
     shares["predicted"] = models["predicted"].weights(summary).softmax(-1)
     for name, share in shares.items():
-        torch.testing.assert_close(models[name](mixture)[0], raw + share[..., None] * error[:, None], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            models[name](mixture)[0], raw + share[..., None] * error[:, None], atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -149,7 +163,9 @@ def test_examples_of_a_batch_do_not_touch_each_other():
         model, mixture = StftMasking(network).eval(), torch.randn(3, 2500)
         together = model(mixture)[0]
         for k in range(3):
-            torch.testing.assert_close(model(mixture[k : k + 1])[0][0], together[k], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                model(mixture[k : k + 1])[0][0], together[k], atol=1e-5, rtol=1e-4
+            )
 
 
 @pytest.mark.parametrize("n_freq", [1, 5, 129, 257, 513])

@@ -16,25 +16,46 @@ from utils.training import config
 CONF = ROOT / "egs" / "wsj0-2mix" / "conf"
 FRONT = {"n_filters": 16, "kernel_size": 16, "stride": 8}
 MODELS = {
-    "ConvTasNet": FRONT | {"n_blocks": 2, "n_repeats": 2, "bn_chan": 8, "hid_chan": 12, "skip_chan": 8},
+    "ConvTasNet": FRONT
+    | {"n_blocks": 2, "n_repeats": 2, "bn_chan": 8, "hid_chan": 12, "skip_chan": 8},
     "DPRNNTasNet": FRONT | {"bn_chan": 8, "hid_size": 6, "chunk_size": 10, "n_repeats": 1},
     "DPTNet": FRONT | {"ff_hid": 8, "chunk_size": 10, "n_repeats": 1},
     "LSTMTasNet": FRONT | {"n_layers": 1, "hid_size": 6},
-    "SuDORMRFNet": {"n_filters": 16, "kernel_size": 21, "bn_chan": 8, "num_blocks": 2, "upsampling_depth": 3},
-    "SuDORMRFImprovedNet": {"n_filters": 16, "kernel_size": 21, "bn_chan": 8, "num_blocks": 2, "upsampling_depth": 3},
+    "SuDORMRFNet": {
+        "n_filters": 16,
+        "kernel_size": 21,
+        "bn_chan": 8,
+        "num_blocks": 2,
+        "upsampling_depth": 3,
+    },
+    "SuDORMRFImprovedNet": {
+        "n_filters": 16,
+        "kernel_size": 21,
+        "bn_chan": 8,
+        "num_blocks": 2,
+        "upsampling_depth": 3,
+    },
 }
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
 def settings(name, model_args=None, **system_args):
-    model = {"class_path": f"asteroid.models.{name}", "init_args": MODELS[name] | (model_args or {})}
-    system = {"class_path": "local_models.asteroid.AsteroidSystem", "init_args": {"model": model} | system_args}
+    model = {
+        "class_path": f"asteroid.models.{name}",
+        "init_args": MODELS[name] | (model_args or {}),
+    }
+    system = {
+        "class_path": "local_models.asteroid.AsteroidSystem",
+        "init_args": {"model": model} | system_args,
+    }
     return {"system": system, "steps": {"joint": {"epochs": 1}}}
 
 
 def build(name, model_args=None, **system_args):
     torch.manual_seed(0)
-    return config.build(config.parse(settings(name, model_args, **system_args), "x.yml")).system.eval()
+    return config.build(
+        config.parse(settings(name, model_args, **system_args), "x.yml")
+    ).system.eval()
 
 
 def plain_twin(system, name, **args):
@@ -96,7 +117,11 @@ def test_number_of_sources_and_rate_of_the_system_reach_the_network():
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [({"n_filterz": 8}, "n_filterz"), ({"n_src": 3}, "n_src"), ({"n_blocks": "many"}, "many|str|int")],
+    [
+        ({"n_filterz": 8}, "n_filterz"),
+        ({"n_src": 3}, "n_src"),
+        ({"n_blocks": "many"}, "many|str|int"),
+    ],
 )
 def test_a_wrong_argument_of_the_network_is_named(args, words):
     with pytest.raises(UserError, match=words):
@@ -109,7 +134,9 @@ def test_an_argument_that_asteroid_would_swallow_is_refused():
 
 
 def test_arguments_of_the_filter_bank_are_accepted():
-    model = functools.partial(ConvTasNet, n_blocks=1, n_repeats=1, fb_name="param_sinc", kernel_size=17, min_low_hz=30)
+    model = functools.partial(
+        ConvTasNet, n_blocks=1, n_repeats=1, fb_name="param_sinc", kernel_size=17, min_low_hz=30
+    )
     assert AsteroidSystem(model).model.encoder.filterbank.min_low_hz == 30
 
 
@@ -131,7 +158,10 @@ def test_validation_values_are_si_sdr_of_the_best_order_and_its_improvement(n_sr
         estimates = system.separate(data["mixture"]).double().numpy()
     mixtures, sources = data["mixture"].double().numpy(), data["sources"].double().numpy()
     reached = [
-        max(np.mean([si_sdr(e[p], s[i]) for i, p in enumerate(order)]) for order in permutations(range(n_src)))
+        max(
+            np.mean([si_sdr(e[p], s[i]) for i, p in enumerate(order)])
+            for order in permutations(range(n_src))
+        )
         for e, s in zip(estimates, sources, strict=True)
     ]
     start = np.mean([si_sdr(m, one) for m, s in zip(mixtures, sources, strict=True) for one in s])
@@ -173,7 +203,9 @@ def test_in_bfloat16_only_the_mask_network_has_low_precision(name):
     system, seen = build(name), {}
     for part in ("encoder", "masker", "decoder"):
         module = getattr(system.model, part)
-        module.register_forward_hook(lambda m, i, out, part=part: seen.update({part: (i[0].dtype, out.dtype)}))
+        module.register_forward_hook(
+            lambda m, i, out, part=part: seen.update({part: (i[0].dtype, out.dtype)})
+        )
     data = batch()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         values = system.losses(data)

@@ -16,7 +16,16 @@ RATE = 8000
 
 def convtasnet():
     torch.manual_seed(0)
-    size = dict(n_filters=16, kernel_size=16, stride=8, bn_chan=8, hid_chan=8, skip_chan=8, n_blocks=2, n_repeats=1)
+    size = dict(
+        n_filters=16,
+        kernel_size=16,
+        stride=8,
+        bn_chan=8,
+        hid_chan=8,
+        skip_chan=8,
+        n_blocks=2,
+        n_repeats=1,
+    )
     return NamedSources(functools.partial(ConvTasNet, **size), 2, RATE)
 
 
@@ -49,7 +58,10 @@ def test_it_learns_which_source_is_which_and_how_loud(make):
 
 def test_stereo_examples_are_two_mono_ones():
     system, stereo = convtasnet(), batch()
-    mono = {"mixture": stereo["mixture"].flatten(0, 1), "sources": stereo["sources"].transpose(1, 2).flatten(0, 1)}
+    mono = {
+        "mixture": stereo["mixture"].flatten(0, 1),
+        "sources": stereo["sources"].transpose(1, 2).flatten(0, 1),
+    }
     torch.testing.assert_close(system.losses(stereo)["loss"], system.losses(mono)["loss"])
 
 
@@ -68,13 +80,24 @@ def test_xumx_separates_stereo_of_any_length(length):
 def test_xumx_masks_are_those_of_asteroids_network():
     system, mixture = xumx().eval(), batch()["mixture"]
     spectrum = torch.stft(
-        mixture.flatten(0, 1), 256, 64, window=torch.hann_window(256), pad_mode="constant", return_complex=True
+        mixture.flatten(0, 1),
+        256,
+        64,
+        window=torch.hann_window(256),
+        pad_mode="constant",
+        return_complex=True,
     )
     with torch.no_grad():
-        magnitudes = spectrum.unflatten(0, (2, 2)).abs().permute(3, 0, 1, 2)  # frame, batch, channel, bin
-        expected = system.network.apply_masks(magnitudes, system.network.forward_masker(magnitudes.clone()))
+        magnitudes = (
+            spectrum.unflatten(0, (2, 2)).abs().permute(3, 0, 1, 2)
+        )  # frame, batch, channel, bin
+        expected = system.network.apply_masks(
+            magnitudes, system.network.forward_masker(magnitudes.clone())
+        )
         estimates = system._masks(system._stft(mixture)) * system._stft(mixture)[:, None]
-    torch.testing.assert_close(estimates.abs(), expected.permute(2, 0, 3, 4, 1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        estimates.abs(), expected.permute(2, 0, 3, 4, 1), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_gradient_reaches_all_of_xumx_and_silence_gives_no_nan():
@@ -106,4 +129,6 @@ def test_shares_of_the_mixture_are_the_row_mix_of_sisec():
 def test_sdr_of_a_batch():
     source = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     estimate = source + torch.tensor([[0.0, 0.0], [0.3, 0.4]])
-    torch.testing.assert_close(sdr_of_batch(estimate, source), torch.tensor(20.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        sdr_of_batch(estimate, source), torch.tensor(20.0), atol=1e-4, rtol=0
+    )

@@ -84,12 +84,16 @@ def test_single_precision_stays_within_a_ten_thousandth(ssspy_results, taken):
     for (n_src, name, update, n_iter), reference in ssspy_results.items():
         if name == "gauss" and n_src > 2 and n_iter > 5:
             continue  # weights of nearly silent frames, in these few frames, make it chaotic
-        estimates = separate(spectrogram(n_src), MODELS[name], update, n_iter, torch.complex64, taken)
+        estimates = separate(
+            spectrogram(n_src), MODELS[name], update, n_iter, torch.complex64, taken
+        )
         assert error(estimates, reference) < 3e-4, (n_src, name, update, n_iter)
 
 
 @pytest.mark.parametrize("n_src", [3, 4])
-def test_ip2_of_more_than_two_sources_equals_the_update_of_ssspy_with_weights_once_an_iteration(n_src):
+def test_ip2_of_more_than_two_sources_equals_the_update_of_ssspy_with_weights_once_an_iteration(
+    n_src,
+):
     mixture = spectrogram(n_src)
     normal = (mixture / np.sqrt((np.abs(mixture) ** 2).mean())).transpose(1, 0, 2)
     demixing = np.tile(np.eye(n_src, dtype=complex), (len(normal), 1, 1))
@@ -118,13 +122,18 @@ def test_ip_equals_pyroomacoustics_after_each_iteration(n_src, name):
 @pytest.mark.parametrize("name", MODELS)
 def test_iss_equals_torchiva_after_each_iteration(torchiva, n_src, name):
     mixture = spectrogram(n_src)
-    model = {"laplace": torchiva.models.LaplaceModel, "gauss": torchiva.models.GaussModel}[name](eps=1e-12)
+    model = {"laplace": torchiva.models.LaplaceModel, "gauss": torchiva.models.GaussModel}[name](
+        eps=1e-12
+    )
     for n_iter in ITERATIONS:
         theirs = torchiva.T_ISS(n_iter=n_iter, model=model, proj_back_mic=None, eps=1e-12)
         with torch.no_grad():
             theirs(torch.from_numpy(mixture)[None])
         demixing = theirs.W[0].transpose(0, 1).numpy()  # its projection back is not exact
-        assert error(separate(mixture, MODELS[name], "iss", n_iter), projected(demixing, mixture)) < 1e-9
+        assert (
+            error(separate(mixture, MODELS[name], "iss", n_iter), projected(demixing, mixture))
+            < 1e-9
+        )
 
 
 @pytest.mark.parametrize("n_src, taps, delay", [(2, 1, 1), (2, 5, 2), (3, 2, 3)])
@@ -139,7 +148,9 @@ def test_dereverberation_taps_equal_torchiva(torchiva, n_src, taps, delay):
         scale = np.linalg.inv(theirs.W[0].transpose(0, 1).numpy())[:, 0].T[..., None]
         estimates = separate(mixture, MODELS["laplace"], "iss", n_iter, taps=taps, delay=delay)
         assert error(estimates, scale * unscaled) < 1e-8
-        single = separate(mixture, MODELS["laplace"], "iss", n_iter, torch.complex64, taps=taps, delay=delay)
+        single = separate(
+            mixture, MODELS["laplace"], "iss", n_iter, torch.complex64, taps=taps, delay=delay
+        )
         assert error(single, scale * unscaled) < 1e-3
 
 
@@ -150,13 +161,18 @@ def test_nmf_is_the_ilrma_of_ssspy(update):
     rng = np.random.default_rng(5)
     bases, activations = rng.uniform(0.1, 1, (2, bins, 3)), rng.uniform(0.1, 1, (2, 3, frames))
     level = (np.abs(mixture) ** 2).mean()
-    start = [torch.from_numpy(factor)[None] for factor in (bases / level, activations.transpose(0, 2, 1).copy())]
+    start = [
+        torch.from_numpy(factor)[None]
+        for factor in (bases / level, activations.transpose(0, 2, 1).copy())
+    ]
     options = {"pair_selector": pairs} if update in ("ip2", "iss2") else {}
     for n_iter in (1, 2, 5, 12):
         theirs = GaussILRMA(3, spatial_algorithm=SSSPY[update], record_loss=False, **options)
         reference = theirs(mixture, n_iter=n_iter, basis=bases, activation=activations)
         separation = AuxIVA(NMF(3), update)
-        demixing = separation.demix(torch.from_numpy(mixture / np.sqrt(level))[None], n_iter, tuple(start))
+        demixing = separation.demix(
+            torch.from_numpy(mixture / np.sqrt(level))[None], n_iter, tuple(start)
+        )
         assert error(projected(demixing[0].numpy(), mixture), reference) < 1e-6
 
 
@@ -173,7 +189,9 @@ def test_the_surrogate_cost_never_grows(update, n_src):
     from local_models.auxiva.demixing_updates import UPDATES as RULES
 
     weights = torch.from_numpy(np.random.default_rng(1).gamma(1, 1, (1, 17, n_src, 50)))
-    weighted = covariances(torch.from_numpy(spectrogram(n_src))[None].transpose(1, 2).contiguous(), weights)
+    weighted = covariances(
+        torch.from_numpy(spectrogram(n_src))[None].transpose(1, 2).contiguous(), weights
+    )
     before = None
     for _ in range(4):
         demixing = RULES[update](weighted, 1e-14)
@@ -193,14 +211,22 @@ def test_level_of_the_input_does_not_matter(update):
     mixture = spectrogram(2)
     reference = separate(mixture, MODELS["gauss"], update, 5, torch.complex64)
     for gain in (1e-6, 1e-3, 32768.0, 1e6):
-        assert error(separate(gain * mixture, MODELS["gauss"], update, 5, torch.complex64) / gain, reference) < 1e-4
+        assert (
+            error(
+                separate(gain * mixture, MODELS["gauss"], update, 5, torch.complex64) / gain,
+                reference,
+            )
+            < 1e-4
+        )
 
 
 @pytest.mark.parametrize("update", UPDATES)
 def test_swapped_and_inverted_channels_give_the_same_sources(update):
     mixture = spectrogram(3)
     reference = separate(mixture, MODELS["laplace"], update, 30)
-    inverted = separate(mixture * np.array([1, -1, 1])[:, None, None], MODELS["laplace"], update, 30)
+    inverted = separate(
+        mixture * np.array([1, -1, 1])[:, None, None], MODELS["laplace"], update, 30
+    )
     swapped = separate(mixture[[1, 0, 2]], MODELS["laplace"], update, 30, reference=1)
     for estimates in (inverted, swapped):
         # The order of sources may differ: compare by the best match.
@@ -244,7 +270,9 @@ def test_projection_back_is_exact_for_nearly_coherent_microphones():
     rng = np.random.default_rng(0)
     mixing = np.ones((5, 2, 2)) + 1e-3 * rng.normal(size=(5, 2, 2)) + 0j
     demixing = np.array([[[1e-6], [1e5]]]) * np.linalg.inv(mixing)  # any scale of the rows
-    scaled = projection_back(torch.from_numpy(demixing).to(torch.complex64).to(torch.complex128), 1).numpy()
+    scaled = projection_back(
+        torch.from_numpy(demixing).to(torch.complex64).to(torch.complex128), 1
+    ).numpy()
     images = np.einsum("fki,fij->fkj", scaled, mixing)
     assert np.abs(images - np.einsum("fk,kj->fkj", mixing[:, 1], np.eye(2))).max() < 1e-2
     assert np.abs(np.einsum("fki,fij->fkj", projection_back(torch.from_numpy(demixing), 1).numpy(), mixing)[:, 0, 0]
@@ -252,7 +280,9 @@ def test_projection_back_is_exact_for_nearly_coherent_microphones():
 
 
 def test_projection_back_has_exact_gradients():
-    demixing = torch.randn(2, 3, 4, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    demixing = torch.randn(
+        2, 3, 4, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)
+    )
     assert torch.autograd.gradcheck(lambda w: projection_back(w, 1), demixing.requires_grad_())
 
 
@@ -264,13 +294,20 @@ def test_covariances_and_their_gradients(monkeypatch, taken, size, n_src, bins):
     draw = torch.Generator().manual_seed(0)
     signals = torch.randn(2, 3, size, 7, dtype=torch.complex128, generator=draw).requires_grad_()
     weights = torch.rand(2, bins, n_src, 7, dtype=torch.float64, generator=draw).requires_grad_()
-    expected = torch.einsum("bfkn,bfin,bfjn->bfkij", weights.expand(2, 3, -1, -1) + 0j, signals, signals.conj()) / 7
+    expected = (
+        torch.einsum(
+            "bfkn,bfin,bfjn->bfkij", weights.expand(2, 3, -1, -1) + 0j, signals, signals.conj()
+        )
+        / 7
+    )
     assert torch.allclose(covariances(signals, weights), expected)
     assert torch.autograd.gradcheck(covariances, (signals, weights))
 
 
 def test_arguments_that_make_no_sense_are_told():
-    with pytest.raises(ValueError, match="there is no update rule 'ipa'; choose one of iss, ip, ip2, iss2"):
+    with pytest.raises(
+        ValueError, match="there is no update rule 'ipa'; choose one of iss, ip, ip2, iss2"
+    ):
         AuxIVA(Laplace(), "ipa")
     with pytest.raises(ValueError, match="delay 0"):
         AuxIVA(Laplace(), taps=2, delay=0)

@@ -17,8 +17,15 @@ def example():
     rng = np.random.default_rng(0)
     responses = simulate(draw_room(RULES, 2, rng), RATE).full
     time = np.arange(4 * RATE) / RATE
-    dry = rng.normal(size=(2, len(time))) * (np.sin(2 * np.pi * np.array([[1.7], [2.9]]) * time) > 0)
-    images = np.stack([[np.convolve(s, h)[: len(time)] for s, h in zip(dry, row, strict=True)] for row in responses])
+    dry = rng.normal(size=(2, len(time))) * (
+        np.sin(2 * np.pi * np.array([[1.7], [2.9]]) * time) > 0
+    )
+    images = np.stack(
+        [
+            [np.convolve(s, h)[: len(time)] for s, h in zip(dry, row, strict=True)]
+            for row in responses
+        ]
+    )
     images /= np.abs(images).max()
     return torch.from_numpy(images.sum(1))[None].float(), torch.from_numpy(images[0])[None].float()
 
@@ -30,11 +37,15 @@ def si_sdr(estimates, sources):
         e = estimates[0, order]
         scale = (e * sources[0]).sum(-1, keepdim=True) / sources[0].square().sum(-1, keepdim=True)
         target = scale * sources[0]
-        values.append((10 * (target.square().sum(-1) / (e - target).square().sum(-1)).log10()).mean().item())
+        values.append(
+            (10 * (target.square().sum(-1) / (e - target).square().sum(-1)).log10()).mean().item()
+        )
     return max(values)
 
 
-@pytest.mark.parametrize("model, update, least", [("laplace", "iss", 6), ("gauss", "ip2", 8), ("nmf", "ip", 6)])
+@pytest.mark.parametrize(
+    "model, update, least", [("laplace", "iss", 6), ("gauss", "ip2", 8), ("nmf", "ip", 6)]
+)
 def test_reverberant_mixtures_are_separated(example, model, update, least):
     mixture, images = example
     unprocessed = si_sdr(mixture[:, :1].expand(-1, 2, -1), images)

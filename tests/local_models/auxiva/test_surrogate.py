@@ -7,14 +7,24 @@ from local_models.auxiva.source_models import Laplace
 from local_models.auxiva.surrogate import Surrogate, SurrogateIVA, coherence
 
 UPDATES = ("iss", "ip", "ip2", "iss2")
-SMALL = {"n_fft": 32, "hop": 8, "n_bottleneck": 4, "n_sublayers": 1, "dropout": 0.0, "n_iter": 3, "train_iter": (3, 3)}
+SMALL = {
+    "n_fft": 32,
+    "hop": 8,
+    "n_bottleneck": 4,
+    "n_sublayers": 1,
+    "dropout": 0.0,
+    "n_iter": 3,
+    "train_iter": (3, 3),
+}
 
 
 def mixtures(n_src, bins=9, frames=30, dtype=torch.complex128):
     draw = torch.Generator().manual_seed(n_src)
     sources = torch.randn(2, n_src, bins, frames, dtype=dtype, generator=draw)
     sources = sources * torch.rand(2, n_src, 1, frames, generator=draw, dtype=sources.real.dtype)
-    return torch.einsum("fij,bjfn->bifn", torch.randn(bins, n_src, n_src, dtype=dtype, generator=draw), sources)
+    return torch.einsum(
+        "fij,bjfn->bifn", torch.randn(bins, n_src, n_src, dtype=dtype, generator=draw), sources
+    )
 
 
 def network(dropout=0.0, **options):
@@ -30,7 +40,9 @@ def plain(separation, mixture):
     """As `separation`, by ordinary back-propagation through all iterations."""
     level = mixture.abs().square().mean((1, 2, 3), keepdim=True).sqrt()
     observations = separation.observations(mixture / level)
-    demixing = torch.eye(mixture.shape[1], observations.shape[2], dtype=mixture.dtype).expand(2, 9, -1, -1)
+    demixing = torch.eye(mixture.shape[1], observations.shape[2], dtype=mixture.dtype).expand(
+        2, 9, -1, -1
+    )
     for _ in range(separation.n_iter):
         demixing, _ = separation.iterate(demixing, observations)
     scaled = projection_back(demixing, separation.reference)
@@ -45,7 +57,8 @@ def test_gradients_are_those_of_plain_back_propagation(update, n_src, taps):
     separation = AuxIVA(net, update, 3, taps=taps)
     assert torch.allclose(separation(mixture), plain(separation, mixture), rtol=1e-6)
     ours, theirs = (
-        gradients(f(mixture).abs().square().sum(), net) for f in (separation, lambda x: plain(separation, x))
+        gradients(f(mixture).abs().square().sum(), net)
+        for f in (separation, lambda x: plain(separation, x))
     )
     assert (ours - theirs).norm() < 1e-6 * theirs.norm() and theirs.norm() > 0
 
@@ -65,7 +78,9 @@ def test_gradients_are_exact(monkeypatch, update, taken):
         last.grad = None
         return separation(mixture)
 
-    target = torch.randn(2, 2, 9, 30, dtype=torch.complex128, generator=torch.Generator().manual_seed(9))
+    target = torch.randn(
+        2, 2, 9, 30, dtype=torch.complex128, generator=torch.Generator().manual_seed(9)
+    )
     start = last.detach().clone()
     value = (separated(start) * target).real.sum()
     (gradient,) = torch.autograd.grad(value, [last])
@@ -74,13 +89,18 @@ def test_gradients_are_exact(monkeypatch, update, taken):
         step[k] = 1e-5
         with torch.no_grad():
             ends = [(separated(start + sign * step) * target).real.sum() for sign in (1, -1)]
-        assert gradient[k].item() == pytest.approx((ends[0] - ends[1]).item() / 2e-5, rel=1e-4, abs=1e-6)
+        assert gradient[k].item() == pytest.approx(
+            (ends[0] - ends[1]).item() / 2e-5, rel=1e-4, abs=1e-6
+        )
 
 
 def test_dropout_and_running_statistics_are_those_of_one_pass():
     mixture = mixtures(2)
     results = []
-    for function in (lambda separation: separation(mixture), lambda separation: plain(separation, mixture)):
+    for function in (
+        lambda separation: separation(mixture),
+        lambda separation: plain(separation, mixture),
+    ):
         net = network(dropout=0.5)
         separation = AuxIVA(net, "iss", 3)
         torch.manual_seed(1)
@@ -152,13 +172,22 @@ def test_the_network_is_the_published_one(torchiva, n_sublayers):
     ours = Surrogate(9, 4, n_sublayers)
     gated = [layer for layer in ours.layers if hasattr(layer, "convolution")]
     published = [
-        (group, k) for group in theirs.layers if hasattr(group, "lin_layers") for k in range(len(group.lin_layers))
+        (group, k)
+        for group in theirs.layers
+        if hasattr(group, "lin_layers")
+        for k in range(len(group.lin_layers))
     ]
     for layer, (group, k) in zip(gated, published, strict=True):
         half = layer.convolution.out_channels // 2
         for kind, part in (("lin", slice(None, half)), ("gate", slice(half, None))):
-            source, norm = getattr(group, f"{kind}_layers")[k], getattr(group, f"{kind}_bn_layers")[k]
-            layer.convolution.weight.data[part], layer.convolution.bias.data[part] = source.weight, source.bias
+            source, norm = (
+                getattr(group, f"{kind}_layers")[k],
+                getattr(group, f"{kind}_bn_layers")[k],
+            )
+            layer.convolution.weight.data[part], layer.convolution.bias.data[part] = (
+                source.weight,
+                source.bias,
+            )
             for name in ("weight", "bias", "running_mean", "running_var"):
                 getattr(layer.normalisation, name).data[part] = getattr(norm, name)
     ours.layers[-1].weight.data = theirs.layers[-1].weight.data.transpose(0, 1).flip(-1).clone()
@@ -196,7 +225,9 @@ def test_an_untrained_student_prior_is_a_heavy_tailed_spherical_model():
 def test_coherence_is_blind_to_factors_of_frequencies_only():
     sources = mixtures(3)
     factors = torch.randn(2, 3, 9, 1, dtype=torch.complex128)
-    assert torch.allclose(coherence(factors * sources, sources).diagonal(dim1=1, dim2=2), torch.ones(2, 3).double())
+    assert torch.allclose(
+        coherence(factors * sources, sources).diagonal(dim1=1, dim2=2), torch.ones(2, 3).double()
+    )
     noise = torch.randn_like(sources)
     between = coherence(sources + noise * sources.abs().mean(), sources).diagonal(dim1=1, dim2=2)
     assert (between < 1).all() and (between > 0.05).all()
@@ -254,7 +285,9 @@ def test_training_makes_separation_better():
 
 def test_bad_arguments_are_told():
     with pytest.raises(ValueError, match="2 microphones and 3 sources: there must be as many"):
-        SurrogateIVA(None, 8000, **SMALL).losses({"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 3, 400)})
+        SurrogateIVA(None, 8000, **SMALL).losses(
+            {"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 3, 400)}
+        )
     with pytest.raises(ValueError, match="train_iter"):
         SurrogateIVA(train_iter=(5, 2))
     with pytest.raises(ValueError, match="hop"):

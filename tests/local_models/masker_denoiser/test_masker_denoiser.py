@@ -42,7 +42,9 @@ def test_network_is_the_published_loop_over_cells(mdl1):
     torch.manual_seed(0)
     residuals = ("output", "recurrent") if mdl1 else ("recurrent", "none")
     iterations = 0 if mdl1 else 4
-    options = Network(20, 60, 10, 9, *residuals, backward="reversed", iterations=iterations, tolerance=0.0)
+    options = Network(
+        20, 60, 10, 9, *residuals, backward="reversed", iterations=iterations, tolerance=0.0
+    )
     network = MaskerDenoiser(65, options)
     published = CellByCell(65, 20, 9, mdl1, iterations=iterations, tolerance=0.0).load(network)
     inputs = torch.rand(3, 60, 65, requires_grad=True)
@@ -53,7 +55,9 @@ def test_network_is_the_published_loop_over_cells(mdl1):
     expected[1].square().mean().backward()
     gradients = {name: parameter.grad for name, parameter in published.named_parameters()}
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name.removesuffix("_l0")], atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(
+            parameter.grad, gradients[name.removesuffix("_l0")], atol=1e-5, rtol=1e-3
+        )
 
 
 def test_of_one_sequence_recurrent_inference_stops_where_the_published_one_does():
@@ -111,7 +115,10 @@ def test_published_sizes():
     with torch.device("meta"):
         sizes = {
             name: sum(p.numel() for p in MaskerDenoiser(2049, options).parameters())
-            for name, options in {"mad": Network(), "mdl1": Network(n_heard=1025, denoiser_size=2049)}.items()
+            for name, options in {
+                "mad": Network(),
+                "mdl1": Network(n_heard=1025, denoiser_size=2049),
+            }.items()
         }
     assert sizes == {"mad": 27_195_538, "mdl1": 50_450_499}
 
@@ -141,13 +148,17 @@ def test_every_sample_is_there_once_up_to_the_last(length):
     torch.testing.assert_close(estimates[:, 0], mixture, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("network", [SMALL, variant(iterations=10, tolerance=1e-2)], ids=["plain", "recurrent"])
+@pytest.mark.parametrize(
+    "network", [SMALL, variant(iterations=10, tolerance=1e-2)], ids=["plain", "recurrent"]
+)
 def test_output_does_not_depend_on_the_rest_of_the_batch(network):
     made, mixtures = system(network), 0.3 * torch.randn(6, 3000) * torch.rand(6, 1)
     together = made.separate(mixtures)
     assert together[:, 0].std() > 1e-3
     for k in range(6):
-        torch.testing.assert_close(made.separate(mixtures[k : k + 1])[0], together[k], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            made.separate(mixtures[k : k + 1])[0], together[k], atol=1e-5, rtol=0
+        )
 
 
 def test_output_does_not_depend_on_how_sequences_are_put_into_blocks(monkeypatch):
@@ -181,17 +192,27 @@ def test_stereo_channels_are_separated_alike_and_wiener_filter_keeps_the_sum():
     torch.testing.assert_close(stereo.separate(mixture), expected, atol=1e-6, rtol=0)
     estimates = filtered.separate(mixture)
     torch.testing.assert_close(estimates.sum(1), mixture, atol=1e-5, rtol=0)
-    for odd in (mixture[:, :1].expand(-1, 2, -1), mixture[:, :1], mixture[..., :9], 0 * mixture, 32768 * mixture):
+    for odd in (
+        mixture[:, :1].expand(-1, 2, -1),
+        mixture[:, :1],
+        mixture[..., :9],
+        0 * mixture,
+        32768 * mixture,
+    ):
         assert filtered.separate(odd).isfinite().all()
     assert (estimates - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("shapes", [((2, 900), (2, 2, 900)), ((900,), (2, 900))], ids=["stereo", "mono"])
+@pytest.mark.parametrize(
+    "shapes", [((2, 900), (2, 2, 900)), ((900,), (2, 900))], ids=["stereo", "mono"]
+)
 @pytest.mark.parametrize("n_mics", [1, 2])
 def test_evaluation_takes_stereo_and_mono_songs(shapes, n_mics, monkeypatch):
     monkeypatch.setattr(scoring, "_separator", lambda *_: system(n_mics=n_mics))
     mixture, sources = (np.ones(shape, np.float32) for shape in shapes)
-    estimates, _ = scoring.estimate(scoring.Method(None), scoring.How(suite="music"), mixture, sources, RATE)
+    estimates, _ = scoring.estimate(
+        scoring.Method(None), scoring.How(suite="music"), mixture, sources, RATE
+    )
     assert estimates.shape == sources.shape
 
 
@@ -211,7 +232,9 @@ def test_divergence_is_the_published_formula_and_zero_for_equals():
     for x, y in zip(target.flatten().tolist(), estimate.flatten().tolist(), strict=True):
         x, y = torch.tensor(x).double(), torch.tensor(y).double()
         expected += x * (torch.log(x + 1e-6) - torch.log(y + 1e-6)) + y - x
-    torch.testing.assert_close(divergence(target, estimate).double(), expected / 6, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        divergence(target, estimate).double(), expected / 6, atol=1e-5, rtol=0
+    )
     assert divergence(target, target) == 0
     assert divergence(target, torch.zeros_like(target)).isfinite()
 
@@ -235,7 +258,9 @@ def test_every_penalty_has_a_gradient(penalty, touched):
 
 def test_norm_penalty_is_that_of_sixteen_sequences_whatever_the_batch():
     made = system(objective=Objective(hidden_norm=2e-7))
-    one = {name: value[:1].expand(16, *value.shape[1:]) for name, value in batch(seconds=0.126).items()}
+    one = {
+        name: value[:1].expand(16, *value.shape[1:]) for name, value in batch(seconds=0.126).items()
+    }
     few = {name: value[:4] for name, value in one.items()}
     hidden = made.network(made._training_spectra(one["mixture"][:, None])).hidden
     assert len(hidden) == 16
@@ -246,12 +271,18 @@ def test_norm_penalty_is_that_of_sixteen_sequences_whatever_the_batch():
 
 @pytest.mark.parametrize(
     ("target", "expected"),
-    [("ratio", [0.8 * 0.3 / (0.3 + 0.6)]), ("harmonic", [2 * 0.8 * 0.3 / 1.1]), ("magnitude", [0.3])],
+    [
+        ("ratio", [0.8 * 0.3 / (0.3 + 0.6)]),
+        ("harmonic", [2 * 0.8 * 0.3 / 1.1]),
+        ("magnitude", [0.3]),
+    ],
 )
 def test_targets(target, expected):
     found = _target(Objective(target=target), *(torch.tensor([x]) for x in (0.8, 0.3, 0.6)))
     torch.testing.assert_close(found, torch.tensor(expected))
-    assert not _target(Objective(target=target), torch.zeros(1), torch.zeros(1), torch.zeros(1)).any()
+    assert not _target(
+        Objective(target=target), torch.zeros(1), torch.zeros(1), torch.zeros(1)
+    ).any()
 
 
 def test_gate_drops_the_masked_divergence_once_it_is_small():
@@ -266,7 +297,10 @@ def test_gate_drops_the_masked_divergence_once_it_is_small():
 
 @pytest.mark.parametrize("clip", [0.5, None])
 def test_what_is_seen_and_the_target_of_whole_spectra_are_cut_in_training_only(clip, monkeypatch):
-    made, loud = system(objective=Objective(clip=clip)), {name: 30 * value for name, value in batch().items()}
+    made, loud = (
+        system(objective=Objective(clip=clip)),
+        {name: 30 * value for name, value in batch().items()},
+    )
     seen = []
     made.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     monkeypatch.setattr(made, "_objective", lambda found, target: seen.append(target) or {})
@@ -275,13 +309,18 @@ def test_what_is_seen_and_the_target_of_whole_spectra_are_cut_in_training_only(c
     m, v, b = (made._training_spectra(signal[:, None]) for signal in (voice + rest, voice, rest))
     most = clip or float("inf")
     torch.testing.assert_close(seen[0], m.clamp(max=most))
-    torch.testing.assert_close(seen[1], (m * v / (v + b))[:, 10:-10].clamp(max=most), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        seen[1], (m * v / (v + b))[:, 10:-10].clamp(max=most), atol=1e-5, rtol=1e-4
+    )
     assert m.max() > 1 and made.eval().separate(loud["mixture"]).abs().max() > 1
 
 
 def test_stereo_examples_are_two_mono_ones():
     made, stereo = system().train(), batch(channels=2)
-    mono = {"mixture": stereo["mixture"].flatten(0, 1), "sources": stereo["sources"].transpose(1, 2).flatten(0, 1)}
+    mono = {
+        "mixture": stereo["mixture"].flatten(0, 1),
+        "sources": stereo["sources"].transpose(1, 2).flatten(0, 1),
+    }
     torch.testing.assert_close(made.losses(stereo)["loss"], made.losses(mono)["loss"])
 
 

@@ -41,10 +41,15 @@ def pair(request):
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_states_and_all_gradients_are_those_of_the_cell(pair, with_residual):
     cell, layer, inputs = pair
-    residual = torch.randn(6, 3, 7, dtype=inputs.dtype, requires_grad=True) if with_residual else None
+    residual = (
+        torch.randn(6, 3, 7, dtype=inputs.dtype, requires_grad=True) if with_residual else None
+    )
     weights = torch.randn(6, 3, 7, dtype=inputs.dtype)
     gradients, found = [], []
-    for module, call in ((cell, lambda: states(cell, inputs, residual)), (layer, lambda: layer(inputs, residual))):
+    for module, call in (
+        (cell, lambda: states(cell, inputs, residual)),
+        (layer, lambda: layer(inputs, residual)),
+    ):
         found.append(call())
         wanted = [inputs, *module.parameters(), *([residual] if with_residual else [])]
         gradients.append(torch.autograd.grad((found[-1] * weights).square().sum(), wanted))
@@ -55,7 +60,9 @@ def test_states_and_all_gradients_are_those_of_the_cell(pair, with_residual):
 
 def test_without_residual_it_is_pytorchs_layer(pair):
     _, layer, inputs = pair
-    torch.testing.assert_close(layer(inputs), nn.GRU.forward(layer, inputs)[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        layer(inputs), nn.GRU.forward(layer, inputs)[0], atol=1e-6, rtol=1e-5
+    )
 
 
 def test_products_in_bfloat16_stay_near_and_states_stay_float32(pair):
@@ -67,6 +74,8 @@ def test_products_in_bfloat16_stay_near_and_states_stay_float32(pair):
     assert not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
     products = types_of_products(lambda: layer(inputs.float()))
-    assert products and all(dtype == torch.bfloat16 for dtype in products)  # of all steps, not of the inputs alone
+    assert products and all(
+        dtype == torch.bfloat16 for dtype in products
+    )  # of all steps, not of the inputs alone
     found.sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())

@@ -15,7 +15,8 @@ def by_the_equations(estimates, mixture, passes):
         out = np.empty_like(y)
         for f in range(n_bins):
             spatial = [
-                sum(np.outer(y[j, :, t, f], y[j, :, t, f].conj()) for t in range(n_frames)) / power[j, :, f].sum()
+                sum(np.outer(y[j, :, t, f], y[j, :, t, f].conj()) for t in range(n_frames))
+                / power[j, :, f].sum()
                 for j in range(n_src)
             ]
             for t in range(n_frames):
@@ -29,7 +30,9 @@ def by_the_equations(estimates, mixture, passes):
 
 def spectra(n_src, seed=0, shape=(7, 3)):
     rng = np.random.default_rng(seed)
-    steering = rng.normal(size=(n_src, 2, 1, shape[1])) + 1j * rng.normal(size=(n_src, 2, 1, shape[1]))
+    steering = rng.normal(size=(n_src, 2, 1, shape[1])) + 1j * rng.normal(
+        size=(n_src, 2, 1, shape[1])
+    )
     dry = rng.normal(size=(n_src, 1, *shape)) + 1j * rng.normal(size=(n_src, 1, *shape))
     sources = steering * dry + 0.1 * rng.normal(size=(n_src, 2, *shape))
     return sources, sources.sum(0)
@@ -47,7 +50,9 @@ def test_it_is_expectation_maximisation_bin_by_bin(n_src, passes):
 
 def test_sources_from_different_places_come_closer_to_the_truth():
     sources, mixture = spectra(2, shape=(200, 3))
-    blurred = np.abs(sources) * np.exp(1j * np.angle(mixture))  # right magnitudes, the mixture's phase
+    blurred = np.abs(sources) * np.exp(
+        1j * np.angle(mixture)
+    )  # right magnitudes, the mixture's phase
     found = wiener(torch.from_numpy(blurred), torch.from_numpy(mixture)).numpy()
     assert np.mean(np.abs(found - sources) ** 2) < 0.5 * np.mean(np.abs(blurred - sources) ** 2)
 
@@ -62,10 +67,14 @@ def test_silence_and_extreme_levels_stay_finite():
             assert not found.abs().any()
         elif scale > 1:
             expected = by_the_equations(sources, mixture, 1)
-            np.testing.assert_allclose(found.numpy() / scale, expected, atol=2e-3 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                found.numpy() / scale, expected, atol=2e-3 * np.abs(expected).max()
+            )
 
 
-@pytest.mark.parametrize("kind", ["same channels", "one channel silent", "one frame", "one microphone"])
+@pytest.mark.parametrize(
+    "kind", ["same channels", "one channel silent", "one frame", "one microphone"]
+)
 def test_covariances_without_full_rank_keep_the_mixture(kind):
     sources, _ = spectra(2, shape=(1, 3) if kind == "one frame" else (7, 3))
     if kind == "same channels":
@@ -82,7 +91,10 @@ def test_covariances_without_full_rank_keep_the_mixture(kind):
 
 def test_three_microphones_are_refused():
     with pytest.raises(ValueError, match="3 microphones"):
-        wiener(torch.zeros(2, 3, 4, 5, dtype=torch.complex64), torch.zeros(3, 4, 5, dtype=torch.complex64))
+        wiener(
+            torch.zeros(2, 3, 4, 5, dtype=torch.complex64),
+            torch.zeros(3, 4, 5, dtype=torch.complex64),
+        )
 
 
 @pytest.mark.parametrize(("window", "n_fft", "hop"), [(65, 128, 16), (64, 64, 24), (31, 40, 31)])
@@ -91,5 +103,9 @@ def test_spectra_are_those_of_numpy_and_overlap_add_inverts_them(window, n_fft, 
     signal = torch.randn(2, 3, 5 * hop + window)
     found = frames.spectra(signal)
     part = signal[1, 2, 2 * hop : 2 * hop + window].numpy() * np.hamming(window)
-    np.testing.assert_allclose(found[1, 2, 2].numpy(), np.fft.rfft(part, n_fft) / np.sqrt(n_fft), atol=1e-5)
-    torch.testing.assert_close(frames.overlap_add(found) / frames.weight(6), signal, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        found[1, 2, 2].numpy(), np.fft.rfft(part, n_fft) / np.sqrt(n_fft), atol=1e-5
+    )
+    torch.testing.assert_close(
+        frames.overlap_add(found) / frames.weight(6), signal, atol=1e-4, rtol=0
+    )

@@ -8,14 +8,18 @@ from utils.evaluation.metrics.si_sdr import si_sdr
 
 
 def mixture_of(n_src, length, batch=1, seed=0):
-    sources = torch.randn(batch, n_src, length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    sources = torch.randn(
+        batch, n_src, length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     return sources.sum(1), sources
 
 
 def speech_like(length=16000):
     """Sources that overlap little in time and frequency: harmonic tones with envelopes."""
     time = np.arange(length) / 8000
-    tones = [sum(np.sin(2 * np.pi * f * k * time) / k for k in range(1, 20)) for f in (113.0, 191.0)]
+    tones = [
+        sum(np.sin(2 * np.pi * f * k * time) / k for k in range(1, 20)) for f in (113.0, 191.0)
+    ]
     envelopes = [1 + np.sin(2 * np.pi * f * time) for f in (2.3, 3.7)]
     sources = np.stack(tones) * np.stack(envelopes)
     return torch.from_numpy(sources.sum(0))[None], torch.from_numpy(sources)[None]
@@ -33,7 +37,9 @@ def test_windows_are_given_in_ms_and_scale_with_the_rate(window, size, hop):
 def test_any_length_is_restored_exactly(length, window):
     oracle = StftOracle("wiener", window, 8000)
     signal = mixture_of(2, length)[1]
-    torch.testing.assert_close(oracle.istft(oracle.stft(signal), length), signal, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        oracle.istft(oracle.stft(signal), length), signal, atol=1e-12, rtol=0
+    )
     for kind in MASKS:
         mixture, sources = mixture_of(3, length)
         assert StftOracle(kind, window, 8000)(mixture, sources).shape == sources.shape
@@ -50,7 +56,9 @@ def test_masks_share_the_mixture_out_and_estimates_sum_to_it(kind, n_src):
 
 
 def test_masks_have_the_values_of_their_definitions():
-    sources = torch.tensor([[3.0 + 0j, 4j, 0], [1.0, -3.0, 0]])[None, :, None]  # one frequency, three frames
+    sources = torch.tensor([[3.0 + 0j, 4j, 0], [1.0, -3.0, 0]])[
+        None, :, None
+    ]  # one frequency, three frames
     mixture = sources.sum(1, keepdim=True)
 
     def values(kind):
@@ -58,13 +66,19 @@ def test_masks_have_the_values_of_their_definitions():
 
     assert values("ibm") == [[1, 1, 1], [0, 0, 0]]
     np.testing.assert_allclose(values("irm"), [[3 / 4, 4 / 7, 1 / 2], [1 / 4, 3 / 7, 1 / 2]])
-    np.testing.assert_allclose(values("wiener"), [[9 / 10, 16 / 25, 1 / 2], [1 / 10, 9 / 25, 1 / 2]])
+    np.testing.assert_allclose(
+        values("wiener"), [[9 / 10, 16 / 25, 1 / 2], [1 / 10, 9 / 25, 1 / 2]]
+    )
     np.testing.assert_allclose(values("psm"), [[3 / 4, 16 / 25, 0], [1 / 4, 9 / 25, 0]])
 
 
 def test_the_phase_sensitive_mask_is_cut_to_zero_and_one():
-    sources = torch.tensor([[3.0 + 0j], [-1.0]])[None, :, None]  # opposite phases: ratios 1.5 and -0.5
-    np.testing.assert_array_equal(masks("psm", sources.sum(1, keepdim=True), sources).flatten(), [1, 0])
+    sources = torch.tensor([[3.0 + 0j], [-1.0]])[
+        None, :, None
+    ]  # opposite phases: ratios 1.5 and -0.5
+    np.testing.assert_array_equal(
+        masks("psm", sources.sum(1, keepdim=True), sources).flatten(), [1, 0]
+    )
 
 
 def test_estimates_are_those_of_scipys_stft():
@@ -72,13 +86,18 @@ def test_estimates_are_those_of_scipys_stft():
     options = {"fs": 8000, "window": "hann", "nperseg": 256, "noverlap": 192}
     x, s = (scipy.signal.stft(signal.numpy()[0], **options)[2] for signal in (mixture, sources))
     expected = scipy.signal.istft(np.abs(s) / np.abs(s).sum(0) * x, **options)[1][..., :8000]
-    np.testing.assert_allclose(StftOracle("irm", 32, 8000)(mixture, sources)[0], expected, atol=1e-9)
+    np.testing.assert_allclose(
+        StftOracle("irm", 32, 8000)(mixture, sources)[0], expected, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_every_oracle_separates_and_the_phase_sensitive_mask_is_best(window):
     mixture, sources = speech_like()
-    scores = {kind: si_sdr(StftOracle(kind, window, 8000)(mixture, sources)[0], sources[0]).mean() for kind in MASKS}
+    scores = {
+        kind: si_sdr(StftOracle(kind, window, 8000)(mixture, sources)[0], sources[0]).mean()
+        for kind in MASKS
+    }
     assert min(scores.values()) > si_sdr(mixture, sources[0]).mean() + 8
     assert max(scores, key=scores.get) == "psm"
 

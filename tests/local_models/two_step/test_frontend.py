@@ -10,7 +10,10 @@ from local_models.two_step.front_end import FrontEnd
 def test_length_is_restored_exactly(n_basis, kernel_size, decoder):
     frontend = FrontEnd(3, n_basis, kernel_size, decoder)
     for time in (1, 7, 160, 161):
-        latents = frontend.oracle_masks(torch.randn(2, 3, time)) * frontend.encode(torch.randn(2, time))[:, None]
+        latents = (
+            frontend.oracle_masks(torch.randn(2, 3, time))
+            * frontend.encode(torch.randn(2, time))[:, None]
+        )
         assert frontend.decode(latents, time).shape == (2, 3, time)
 
 
@@ -40,7 +43,9 @@ def test_decoding_is_the_sum_of_shifted_bases():
         expected = torch.zeros(4 * 3 + 6) + bias[source]
         for frame in range(5):
             for basis in range(4):
-                expected[frame * 3 : frame * 3 + 6] += latents[0, source, basis, frame] * weight[source * 4 + basis, 0]
+                expected[frame * 3 : frame * 3 + 6] += (
+                    latents[0, source, basis, frame] * weight[source * 4 + basis, 0]
+                )
         torch.testing.assert_close(frontend.decode(latents, 12)[0, source], expected[3:15])
 
 

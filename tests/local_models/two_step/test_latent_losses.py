@@ -35,13 +35,17 @@ def test_pairwise_losses_equal_the_textbook(name, n_src):
     estimates, targets = latents(0, 4, n_src, 5, 7), latents(1, 4, n_src, 5, 7)
     computed = getattr(latent_losses, name)(estimates, targets)
     for b in range(4):
-        np.testing.assert_allclose(computed[b], reference(name, estimates[b], targets[b]), atol=1e-3)
+        np.testing.assert_allclose(
+            computed[b], reference(name, estimates[b], targets[b]), atol=1e-3
+        )
 
 
 def test_equal_weights_leave_the_weighted_loss_as_it_is():
     estimates, targets = latents(0, 2, 2, 5, 7), latents(1, 2, 2, 5, 7)
     weighted = latent_losses.energy_weighted(estimates, targets, torch.full((1, 5), 3.0))
-    torch.testing.assert_close(weighted, latent_losses.zero_mean(estimates, targets), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        weighted, latent_losses.zero_mean(estimates, targets), atol=1e-3, rtol=0
+    )
 
 
 def test_weights_favour_the_bases_that_are_heard():

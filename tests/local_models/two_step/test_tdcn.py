@@ -70,7 +70,9 @@ def test_papers_receptive_field_is_2041_frames(monkeypatch):
     net = TDCN(3, 2, bn_chan=2, hid_chan=2, mask_act="relu", mask_head="pointwise").double().eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            parameter.zero_() if name.endswith(("bias", "beta")) else parameter.abs_().clamp_(min=0.1)
+            parameter.zero_() if name.endswith(("bias", "beta")) else parameter.abs_().clamp_(
+                min=0.1
+            )
         latent = torch.zeros(1, 3, 2300, dtype=torch.float64)
         latent[..., 1100] = 1
         touched = net(latent).sum((0, 1, 2)).nonzero().flatten()
@@ -84,7 +86,12 @@ def test_parameter_counts_are_those_of_the_authors_networks():
     front_end = {128: 8_194, 256: 16_386}  # encoder and private decoders with 21 taps and biases
     assert round(sizes[TDCN, 256] / 1e6, 3) == 8.612
     totals = {key: round((size + front_end[key[1]]) / 1e6, 3) for key, size in sizes.items()}
-    assert totals == {(TDCN, 128): 8.619, (TDCN, 256): 8.628, (RTDCN, 128): 9.410, (RTDCN, 256): 9.419}
+    assert totals == {
+        (TDCN, 128): 8.619,
+        (TDCN, 256): 8.628,
+        (RTDCN, 128): 9.410,
+        (RTDCN, 256): 9.419,
+    }
 
 
 @pytest.mark.parametrize("cls", [TDCN, RTDCN])
@@ -92,13 +99,17 @@ def test_parameter_counts_are_those_of_the_authors_networks():
 @pytest.mark.parametrize("n_src", [2, 3])
 @pytest.mark.parametrize("n_blocks, n_repeats", [(1, 1), (1, 3), (3, 1), (2, 2), (4, 3)])
 def test_masks_sum_to_one_for_any_size(cls, in_chan, n_src, n_blocks, n_repeats):
-    net = perturb(cls(in_chan, n_src, bn_chan=6, hid_chan=5, n_blocks=n_blocks, n_repeats=n_repeats))
+    net = perturb(
+        cls(in_chan, n_src, bn_chan=6, hid_chan=5, n_blocks=n_blocks, n_repeats=n_repeats)
+    )
     masks = net(torch.rand(2, in_chan, 11))
     assert masks.shape == (2, n_src, in_chan, 11)
     torch.testing.assert_close(masks.sum(1), torch.ones(2, in_chan, 11))
     assert masks.std() > 1e-3
     masks.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())  # DDP waits for every one
+    assert all(
+        parameter.grad is not None for parameter in net.parameters()
+    )  # DDP waits for every one
 
 
 @pytest.mark.parametrize("cls", [TDCN, RTDCN])
@@ -141,7 +152,9 @@ def test_rtdcn_adds_what_its_table_says():
             stack = []
             for source in row:
                 tensor, norm = outputs[source], net.skip_norms[str(source)]
-                z = (tensor - tensor.mean(2, keepdim=True)) / tensor.std(2, keepdim=True, unbiased=False)
+                z = (tensor - tensor.mean(2, keepdim=True)) / tensor.std(
+                    2, keepdim=True, unbiased=False
+                )
                 stack.append(z * norm.gamma[:, None] + norm.beta[:, None])
             x = x + net.skip_convs[str(index)](torch.cat(stack, 1))
         x = outputs[index] = x + block(x)
@@ -155,7 +168,9 @@ def test_dilation_doubles_inside_a_repeat_and_starts_anew():
     assert [conv.dilation[0] for conv in depthwise] == [1, 2, 4, 1, 2, 4]
 
 
-@pytest.mark.parametrize("wrong", [{"kernel_size": 4}, {"n_src": 1}, {"n_repeats": 0}, {"skip_chan": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"kernel_size": 4}, {"n_src": 1}, {"n_repeats": 0}, {"skip_chan": -1}]
+)
 def test_impossible_sizes_name_the_option(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TDCN(**{"in_chan": 4, "n_src": 2, **wrong})

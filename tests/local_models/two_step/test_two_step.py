@@ -7,7 +7,16 @@ from local_models.two_step.system import TwoStep
 
 
 def small_separator(in_chan, n_src):
-    return TDConvNet(in_chan, n_src, n_blocks=2, n_repeats=1, bn_chan=8, hid_chan=16, skip_chan=0, mask_act="softmax")
+    return TDConvNet(
+        in_chan,
+        n_src,
+        n_blocks=2,
+        n_repeats=1,
+        bn_chan=8,
+        hid_chan=16,
+        skip_chan=0,
+        mask_act="softmax",
+    )
 
 
 def system(n_src=2, seed=0, **options):
@@ -40,9 +49,13 @@ def validate(model, data):
 
 
 @pytest.mark.parametrize("n_src", [2, 3])
-@pytest.mark.parametrize("latent_loss", ["si_sdr", "zero_mean", "centred_snr", "energy_weighted", "decoder_metric"])
+@pytest.mark.parametrize(
+    "latent_loss", ["si_sdr", "zero_mean", "centred_snr", "energy_weighted", "decoder_metric"]
+)
 @pytest.mark.parametrize("target", ["latent", "mask"])
-def test_separator_step_learns_on_every_latent_loss_and_leaves_the_front_end_alone(n_src, latent_loss, target):
+def test_separator_step_learns_on_every_latent_loss_and_leaves_the_front_end_alone(
+    n_src, latent_loss, target
+):
     model = system(n_src, latent_loss=latent_loss, target=target)
     before = {name: value.clone() for name, value in model.frontend.state_dict().items()}
     data = batch(n_src)
@@ -67,7 +80,11 @@ def test_joint_training_moves_front_end_and_separator(step):
     model = system()
     before = {name: value.clone() for name, value in model.named_parameters()}
     train(model, step)
-    moved = {name.split(".")[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, value in model.named_parameters()
+        if not torch.equal(value, before[name])
+    }
     assert moved == {"frontend", "separator"}
 
 
@@ -85,7 +102,9 @@ def test_separation_loss_ignores_the_order_of_the_sources():
     for step in ("separator", "joint"):
         model.begin_step(step, Optimisation())
         swapped = data | {"sources": data["sources"].flip(1)}
-        assert validate(model, data)["loss"] == pytest.approx(validate(model, swapped)["loss"], abs=1e-4)
+        assert validate(model, data)["loss"] == pytest.approx(
+            validate(model, swapped)["loss"], abs=1e-4
+        )
 
 
 def test_estimates_have_sign_and_level_of_the_sources_even_if_a_decoder_is_inverted():
@@ -102,7 +121,9 @@ def test_estimates_have_sign_and_level_of_the_sources_even_if_a_decoder_is_inver
     assert estimates.mean(-1).abs().max() < 1e-5
     cross = (estimates * data["sources"]).sum((0, 2))
     assert (cross > 0).all()
-    torch.testing.assert_close(cross / estimates.square().sum((0, 2)), torch.ones(2), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        cross / estimates.square().sum((0, 2)), torch.ones(2), atol=0.02, rtol=0
+    )
 
 
 def test_estimates_follow_the_level_of_the_mixture():
@@ -110,7 +131,9 @@ def test_estimates_follow_the_level_of_the_mixture():
     with torch.no_grad():
         reference = model.separate(data["mixture"])
         for gain in (1e-4, 30.0):
-            torch.testing.assert_close(model.separate(gain * data["mixture"]) / gain, reference, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(
+                model.separate(gain * data["mixture"]) / gain, reference, atol=1e-5, rtol=1e-3
+            )
 
 
 @pytest.mark.parametrize("time", [1, 9, 4001])
@@ -137,13 +160,22 @@ def test_validation_shows_latent_and_time_scores_and_the_constant_mask():
     model = system()
     model.begin_step("separator", Optimisation())
     values = validate(model, batch())
-    assert values.keys() >= {"loss", "latent_si_sdr", "constant_mask_latent_si_sdr", "si_sdr", "si_sdri"}
+    assert values.keys() >= {
+        "loss",
+        "latent_si_sdr",
+        "constant_mask_latent_si_sdr",
+        "si_sdr",
+        "si_sdri",
+    }
     assert values["constant_mask_latent_si_sdr"] > 3
 
 
 def test_another_mask_network_of_asteroid_is_a_separator_too():
     model = TwoStep(
-        lambda n, s: DPRNN(n, s, bn_chan=8, hid_size=8, chunk_size=10, n_repeats=1, mask_act="softmax"), n_basis=16
+        lambda n, s: DPRNN(
+            n, s, bn_chan=8, hid_size=8, chunk_size=10, n_repeats=1, mask_act="softmax"
+        ),
+        n_basis=16,
     )
     assert model.separate(torch.randn(1, 801)).shape == (1, 2, 801)
 
@@ -160,5 +192,8 @@ def test_encoder_decoder_and_losses_stay_in_32_bit_under_mixed_precision(step):
     plain = validate(model, data)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = validate(model, data)
-        assert model.frontend.decode(model.frontend.encode(data["sources"]), 2000).dtype == torch.bfloat16
+        assert (
+            model.frontend.decode(model.frontend.encode(data["sources"]), 2000).dtype
+            == torch.bfloat16
+        )
     assert mixed["loss"] == pytest.approx(plain["loss"], abs=1e-5 if step == "frontend" else 0.5)

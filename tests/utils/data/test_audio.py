@@ -31,7 +31,9 @@ def test_float_audio_comes_back_exactly_even_beyond_full_scale(tmp_path, noise):
 
 def test_a_segment_is_that_part_of_the_file(tmp_path, noise):
     audio.write(tmp_path / "a.wav", noise, 8000)
-    assert np.array_equal(audio.read(tmp_path / "a.wav", 100, 50), audio.read(tmp_path / "a.wav")[100:150])
+    assert np.array_equal(
+        audio.read(tmp_path / "a.wav", 100, 50), audio.read(tmp_path / "a.wav")[100:150]
+    )
 
 
 def test_channels_are_read_on_request_only(tmp_path, noise):

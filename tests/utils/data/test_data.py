@@ -15,7 +15,15 @@ def epoch_of(manifests, epoch, workers=0, world=1, seed=3, **data):
     found = {}
     for rank in range(world):
         train, _ = loaders(
-            manifests, Data(segment=0.5, valid_segment=1, **data), 2, 8000, 4, seed, workers, rank, world
+            manifests,
+            Data(segment=0.5, valid_segment=1, **data),
+            2,
+            8000,
+            4,
+            seed,
+            workers,
+            rank,
+            world,
         )
         train.sampler.set_epoch(epoch)
         for batch in train:
@@ -25,19 +33,28 @@ def epoch_of(manifests, epoch, workers=0, world=1, seed=3, **data):
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"dynamic_mixing": DynamicMixing(speed=0.05)}], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize(
+    "options", [{}, {"dynamic_mixing": DynamicMixing(speed=0.05)}], ids=["fixed", "dynamic"]
+)
 def test_examples_do_not_depend_on_workers_or_ranks(tone_manifests, options):
     reference = epoch_of(tone_manifests, 1, **options)
     assert len(reference) == 16
-    for other in (epoch_of(tone_manifests, 1, workers=2, **options), epoch_of(tone_manifests, 1, world=2, **options)):
+    for other in (
+        epoch_of(tone_manifests, 1, workers=2, **options),
+        epoch_of(tone_manifests, 1, world=2, **options),
+    ):
         assert other.keys() == reference.keys()
         assert all(torch.equal(other[name], reference[name]) for name in reference)
 
 
-@pytest.mark.parametrize("options", [{}, {"dynamic_mixing": DynamicMixing()}], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize(
+    "options", [{}, {"dynamic_mixing": DynamicMixing()}], ids=["fixed", "dynamic"]
+)
 def test_epochs_and_seeds_differ(tone_manifests, options):
     def heard(**other):
-        return torch.cat(list(epoch_of(tone_manifests, **({"epoch": 0} | other), **options).values()))
+        return torch.cat(
+            list(epoch_of(tone_manifests, **({"epoch": 0} | other), **options).values())
+        )
 
     assert torch.equal(heard(), heard())
     assert not torch.equal(heard(), heard(epoch=1))
@@ -53,7 +70,9 @@ def test_validation_is_the_same_each_epoch_and_complete(tone_manifests):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_a_segment_is_the_same_stretch_of_mixture_and_sources_and_short_ones_are_padded(tone_manifests):
+def test_a_segment_is_the_same_stretch_of_mixture_and_sources_and_short_ones_are_padded(
+    tone_manifests,
+):
     for seconds in (0.5, 3.0):
         dataset = Mixtures(tone_manifests, "train", 2, 8000, seconds, seed=0)
         example = dataset[0, 5]
@@ -76,7 +95,10 @@ def test_files_of_several_channels_are_read_where_they_are_asked_for(tmp_path):
     example = Mixtures(tmp_path, "train", 2, 8000, 0.5, seed=0, channels=2)[0, 0]
     np.testing.assert_array_equal(example["sources"][..., :3000], sources)
     assert example["mixture"].shape == (2, 4000) and not example["mixture"][:, 3000:].any()
-    for channels, words in ((1, "has 2 channels, but a mono file"), (3, "has 2 channels, but 3 are needed")):
+    for channels, words in (
+        (1, "has 2 channels, but a mono file"),
+        (3, "has 2 channels, but 3 are needed"),
+    ):
         with pytest.raises(UserError, match=words):
             Mixtures(tmp_path, "train", 2, 8000, 0.5, seed=0, channels=channels)[0, 0]
 
@@ -86,7 +108,10 @@ def test_a_configuration_may_bring_its_own_examples(tone_manifests):
     minimal = {"system": {"class_path": "tests.support.Bands"}, "steps": {"joint": {"epochs": 1}}}
     made = build(parse(minimal | {"data": {"dataset": values}}, "test")).data
     train, valid = loaders(tone_manifests, made, 2, 8000, 4, 0, 0, 0, 1)
-    assert len(train) == 16 // 4 and next(iter(train))["mixture"].shape == (4, round(made.segment * 8000))
+    assert len(train) == 16 // 4 and next(iter(train))["mixture"].shape == (
+        4,
+        round(made.segment * 8000),
+    )
     assert next(iter(valid))["mixture"][0, 0] == 0.5
     values["init_args"] = {"levle": 1}
     with pytest.raises(UserError, match="levle"):
@@ -94,7 +119,9 @@ def test_a_configuration_may_bring_its_own_examples(tone_manifests):
 
 
 def test_dynamic_mixtures_are_sums_of_different_speakers_within_the_gain_range(tone_manifests):
-    dataset = DynamicMixtures(tone_manifests / "train_sources.csv", 2, 8000, 0.5, 0, 50, DynamicMixing(max_gain=5))
+    dataset = DynamicMixtures(
+        tone_manifests / "train_sources.csv", 2, 8000, 0.5, 0, 50, DynamicMixing(max_gain=5)
+    )
     gains = []
     for index in range(50):
         example = dataset[0, index]
@@ -150,6 +177,10 @@ def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
 def test_loaders_work_with_spawned_workers(tone_manifests):
     dataset = Mixtures(tone_manifests, "train", 2, 8000, 0.5, seed=0)
     loader = DataLoader(
-        dataset, 4, sampler=EpochSampler(16, 16, 0, True, 0, 1), num_workers=1, multiprocessing_context="spawn"
+        dataset,
+        4,
+        sampler=EpochSampler(16, 16, 0, True, 0, 1),
+        num_workers=1,
+        multiprocessing_context="spawn",
     )
     assert sum(len(batch["id"]) for batch in loader) == 16

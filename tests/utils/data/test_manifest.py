@@ -56,7 +56,9 @@ def test_numeric_ids_stay_texts(csv):
 def test_faults_of_the_table_are_messages(csv, tmp_path):
     with pytest.raises(UserError, match="no such manifest"):
         read_manifest(tmp_path / "absent.csv")
-    with pytest.raises(UserError, match="lacks the column source_3_path; it has mixture_ID, mixture_path"):
+    with pytest.raises(
+        UserError, match="lacks the column source_3_path; it has mixture_ID, mixture_path"
+    ):
         read_manifest(csv, 3)
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(UserError, match="is not a CSV|lacks the column"):
@@ -122,7 +124,12 @@ def test_a_wrong_length_in_the_table_is_named(csv):
 
 def test_ten_problems_are_listed_and_all_are_counted(csv):
     frame = read_manifest(csv)
-    rows = pd.concat([frame.assign(mixture_ID=frame["mixture_ID"] + str(i), mixture_path="x.wav") for i in range(5)])
+    rows = pd.concat(
+        [
+            frame.assign(mixture_ID=frame["mixture_ID"] + str(i), mixture_path="x.wav")
+            for i in range(5)
+        ]
+    )
     write_manifest(rows, csv)
     with pytest.raises(UserError, match="15 problem") as caught:
         check_manifest(csv, RATE, n_jobs=2)

@@ -17,7 +17,9 @@ def speechlike(seconds, rate, seed=0):
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate)) / rate
     bursts = np.clip(np.sin(2 * np.pi * 1.3 * time + rng.uniform(0, 6)), 0, None) ** 2
-    return 0.1 * bursts * rng.standard_normal(len(time)) + 0.01 + 0.02 * np.sin(2 * np.pi * 50 * time)
+    return (
+        0.1 * bursts * rng.standard_normal(len(time)) + 0.01 + 0.02 * np.sin(2 * np.pi * 50 * time)
+    )
 
 
 def naive_filter(numerator, denominator, signal):
@@ -38,13 +40,18 @@ def naive_highpass(signal, rate):
 
     def excess(stop):
         return (
-            20 * math.log10(abs(freqs_zpk(*cheby2(5, 50, stop, "high", analog=True, output="zpk"), [1.0])[1][0])) + 0.25
+            20
+            * math.log10(
+                abs(freqs_zpk(*cheby2(5, 50, stop, "high", analog=True, output="zpk"), [1.0])[1][0])
+            )
+            + 0.25
         )
 
     zeros, poles, _ = cheby2(5, 50, brentq(excess, 0.1, 0.9), "high", analog=True, output="zpk")
     scale = math.tan(math.pi * 200 / rate)
     numerator, denominator = (
-        np.poly([(1 + root * scale) / (1 - root * scale) for root in roots]).real for roots in (zeros, poles)
+        np.poly([(1 + root * scale) / (1 - root * scale) for root in roots]).real
+        for roots in (zeros, poles)
     )
     nyquist = sum(b * (-1) ** i for i, b in enumerate(numerator)) / sum(
         a * (-1) ** i for i, a in enumerate(denominator)
@@ -97,7 +104,9 @@ def test_level_follows_the_scale():
     for factor in (2.0, 0.37, 1e-3):
         # Thresholds lie on fixed powers of two: only they are exactly covariant.
         tolerance = 1e-9 if factor == 2.0 else 0.05
-        assert decibels(factor * signal) - decibels(signal) == pytest.approx(20 * math.log10(factor), abs=tolerance)
+        assert decibels(factor * signal) - decibels(signal) == pytest.approx(
+            20 * math.log10(factor), abs=tolerance
+        )
 
 
 @pytest.mark.parametrize("rate", [8000, 16000])
@@ -156,7 +165,13 @@ def test_a_mixture_of_silence_is_refused():
 
 
 def test_names_write_gains_as_num2str():
-    paths = ("wsj0/si_tr_s/01a/01ao0306.wav", "wsj0/si_tr_s/01x/01xo031b.wav", "c.wav", "d.wav", "e.wav")
+    paths = (
+        "wsj0/si_tr_s/01a/01ao0306.wav",
+        "wsj0/si_tr_s/01x/01xo031b.wav",
+        "c.wav",
+        "d.wav",
+        "e.wav",
+    )
     name = mixing.mixture_name(paths, (0.69461, -0.69461, 0.0, 12.34567, 1.5))
     assert name == "01ao0306_0.69461_01xo031b_-0.69461_c_0_d_12.3457_e_1.5"
 
@@ -164,7 +179,11 @@ def test_names_write_gains_as_num2str():
 @pytest.fixture
 def corpus(tmp_path):
     for index, name in enumerate(("a/a1", "b/b1", "c/c1")):
-        audio.write(tmp_path / "wsj0" / "si_tr_s" / f"{name}.wav", speechlike(1 + 0.2 * index, 16000, index), 16000)
+        audio.write(
+            tmp_path / "wsj0" / "si_tr_s" / f"{name}.wav",
+            speechlike(1 + 0.2 * index, 16000, index),
+            16000,
+        )
     return tmp_path
 
 
@@ -192,7 +211,10 @@ def test_a_list_is_read_from_inside_and_outside_wsj0(corpus):
         ([LINE + " c.wav 0"], "line 1: expected 2 pairs"),
         ([LINE.replace("-1.5", "loud")], "line 1: expected 2 pairs"),
         ([LINE.replace("-1.5", "nan")], "line 1: expected 2 pairs"),
-        ([LINE, LINE.replace("-1.5", "0"), LINE], "line 3: the mixture a1_1.5_b1_-1.5 is already in line 1"),
+        (
+            [LINE, LINE.replace("-1.5", "0"), LINE],
+            "line 3: the mixture a1_1.5_b1_-1.5 is already in line 1",
+        ),
         ([LINE, "x.wav 0 y.wav 0"], "2 of its files are not in .*\n  line 2: x.wav"),
         ([], "is empty"),
     ],
@@ -210,16 +232,21 @@ def test_a_list_that_is_not_there_and_sphere_files_are_told(corpus):
         mixing.parse_list(write_list(corpus, LINE), corpus, 2)
 
 
-@pytest.mark.parametrize("rate, mode, length", [(8000, "min", 8000), (8000, "max", 9600), (16000, "max", 19200)])
+@pytest.mark.parametrize(
+    "rate, mode, length", [(8000, "min", 8000), (8000, "max", 9600), (16000, "max", 19200)]
+)
 def test_mixture_files_sum_up_at_both_rates(corpus, rate, mode, length):
     entries = mixing.parse_list(write_list(corpus, LINE), corpus, 2)
     row = mixing.mix_list(entries, corpus / "out", rate, mode, n_jobs=1).iloc[0]
     mixture, one, two = (
-        audio.read(row[key], sample_rate=rate) for key in ("mixture_path", "source_1_path", "source_2_path")
+        audio.read(row[key], sample_rate=rate)
+        for key in ("mixture_path", "source_1_path", "source_2_path")
     )
     assert len(mixture) == row["length"] == length
     assert np.abs(mixture - one - two).max() <= 1.5 * audio.LSB + 1e-7
-    assert max(np.abs(signal).max() for signal in (mixture, one, two)) == pytest.approx(29491 / 32768, abs=1e-7)
+    assert max(np.abs(signal).max() for signal in (mixture, one, two)) == pytest.approx(
+        29491 / 32768, abs=1e-7
+    )
 
 
 def test_gains_at_16_khz_are_those_measured_at_8_khz(corpus):
@@ -229,7 +256,9 @@ def test_gains_at_16_khz_are_those_measured_at_8_khz(corpus):
     for path, key in zip(entries[0].paths, ("source_1_path", "source_2_path"), strict=True):
         recording = audio.read(path).astype(float)
         level = mixing.active_speech_level(mixing.resample(recording, 16000, 8000), 8000)[0]
-        ratio.append(np.std(audio.read(row[key])) / np.std(recording[: row["length"]]) * math.sqrt(level))
+        ratio.append(
+            np.std(audio.read(row[key])) / np.std(recording[: row["length"]]) * math.sqrt(level)
+        )
     assert 20 * math.log10(ratio[0] / ratio[1]) == pytest.approx(3.0, abs=0.01)
 
 
@@ -243,7 +272,9 @@ def test_three_speakers_are_mixed(corpus):
 def test_mixtures_that_exist_are_kept_and_missing_ones_made(corpus):
     entries = mixing.parse_list(write_list(corpus, LINE, LINE.replace("1.5", "1")), corpus, 2)
     frame = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
-    stamps = [(corpus / "out" / "mix" / f"{entry.name}.wav").stat().st_mtime_ns for entry in entries]
+    stamps = [
+        (corpus / "out" / "mix" / f"{entry.name}.wav").stat().st_mtime_ns for entry in entries
+    ]
     (corpus / "out" / "s2" / f"{entries[1].name}.wav").unlink()
     again = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
     assert again.equals(frame)
@@ -271,7 +302,11 @@ def test_a_silent_recording_is_named(corpus):
 def test_drawn_lists_have_different_speakers_and_opposite_gains():
     recordings = {name: [f"{name}/1.wav", f"{name}/2.wav"] for name in "abcd"}
     text = mixing.draw_list(recordings, 3, 50, seed=1)
-    assert text == mixing.draw_list(recordings, 3, 50, seed=1) != mixing.draw_list(recordings, 3, 50, seed=2)
+    assert (
+        text
+        == mixing.draw_list(recordings, 3, 50, seed=1)
+        != mixing.draw_list(recordings, 3, 50, seed=2)
+    )
     for line in text.splitlines():
         one, gain, two, opposite, three, zero = line.split()
         assert len({one[0], two[0], three[0]}) == 3

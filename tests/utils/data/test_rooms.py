@@ -44,7 +44,9 @@ def test_sources_may_stand_anywhere_on_the_floor():
 
 def test_the_seed_is_all_that_a_room_depends_on():
     first, again, other = (draw_room(SMALL, 2, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert np.array_equal(first.sources, again.sources) and not np.array_equal(first.sources, other.sources)
+    assert np.array_equal(first.sources, again.sources) and not np.array_equal(
+        first.sources, other.sources
+    )
     responses, repeated = simulate(first, RATE), simulate(again, RATE)
     assert np.array_equal(responses.full, repeated.full) and responses.full.dtype == np.float32
 
@@ -52,11 +54,18 @@ def test_the_seed_is_all_that_a_room_depends_on():
 def test_direct_sound_arrives_at_its_time_and_level():
     room = draw_room(SMALL, 3, np.random.default_rng(3))
     responses = simulate(room, RATE)
-    assert responses.full.shape[:2] == responses.anechoic.shape[:2] == responses.arrival.shape == (2, 3)
+    assert (
+        responses.full.shape[:2]
+        == responses.anechoic.shape[:2]
+        == responses.arrival.shape
+        == (2, 3)
+    )
     distance = room.distances()
     spectrum = np.fft.rfft(responses.anechoic, axis=-1)
     frequency = np.fft.rfftfreq(responses.anechoic.shape[-1], 1 / RATE)
-    expected = np.exp(-2j * np.pi * frequency * (distance[..., None] / pra.constants.get("c") + DELAY / RATE))
+    expected = np.exp(
+        -2j * np.pi * frequency * (distance[..., None] / pra.constants.get("c") + DELAY / RATE)
+    )
     expected /= distance[..., None]
     low = frequency < 6000
     assert np.abs(spectrum - expected)[..., low].max() < 0.01 * np.abs(expected).max()
@@ -95,7 +104,9 @@ def test_early_part_ends_50_ms_after_the_direct_sound():
     for mic in range(2):
         for source in range(2):
             last = responses.arrival[mic, source] + 800
-            assert np.array_equal(early[mic, source, : last + 1], responses.full[mic, source, : last + 1])
+            assert np.array_equal(
+                early[mic, source, : last + 1], responses.full[mic, source, : last + 1]
+            )
             assert not early[mic, source, last + 1 :].any()
     assert early.shape[-1] == responses.arrival.max() + 801
     assert responses.early(RATE, 1e6).shape == responses.full.shape
@@ -123,7 +134,9 @@ def test_rules_that_no_room_keeps_are_told(rules, monkeypatch):
 
 
 def test_a_room_that_cannot_be_built_is_told():
-    room = Room(np.array([10.0, 10.0, 4.0]), 0.05, np.array([[5.0, 5.0, 1.0]]), np.array([[6.0, 6.0, 1.5]]))
+    room = Room(
+        np.array([10.0, 10.0, 4.0]), 0.05, np.array([[5.0, 5.0, 1.0]]), np.array([[6.0, 6.0, 1.5]])
+    )
     with pytest.raises(UserError, match=r"10.00 x 10.00 x 4.00 m cannot have a T60 of 0.050 s"):
         simulate(room, RATE)
 

@@ -42,7 +42,11 @@ def test_the_mixture_is_the_sum_of_its_sources_and_not_the_file(manifests):
     data = scenes(manifests)
     example = data[0, 1]
     assert example["mixture"].dtype == example["sources"].dtype == np.float32
-    assert example["mixture"].shape == (RATE,) and example["sources"].shape == (4, RATE) and example["id"] == "m1"
+    assert (
+        example["mixture"].shape == (RATE,)
+        and example["sources"].shape == (4, RATE)
+        and example["id"] == "m1"
+    )
     np.testing.assert_array_equal(example["mixture"], example["sources"].sum(0))
     assert example["sources"][:, 0].tolist() == pytest.approx([0.2, 0.21, 0, 0])
     assert len(data) == 4 and len(scenes(manifests, size=2)) == 2
@@ -59,7 +63,10 @@ def test_a_stretch_in_which_nothing_sounds_is_drawn_again(manifests):
 def test_short_mixtures_are_padded_at_the_end(manifests):
     example = scenes(manifests, seconds=6.0)[0, 0]
     assert example["sources"].shape == (4, 6000)
-    assert np.abs(example["sources"][:, 4000:]).max() == 0 and np.abs(example["sources"][0, :4000]).min() > 0
+    assert (
+        np.abs(example["sources"][:, 4000:]).max() == 0
+        and np.abs(example["sources"][0, :4000]).min() > 0
+    )
 
 
 def test_remixed_slots_come_from_the_same_slot_of_other_mixtures_with_new_gains(manifests):
@@ -69,7 +76,9 @@ def test_remixed_slots_come_from_the_same_slot_of_other_mixtures_with_new_gains(
         example = data[epoch, 0]
         np.testing.assert_allclose(example["mixture"], example["sources"].sum(0), atol=1e-6)
         for slot, level in enumerate(example["sources"][:, 0]):
-            fits = [k for k in range(4) if level and 0.5 <= level / (0.1 * (k + 1) + 0.01 * slot) <= 1.5]
+            fits = [
+                k for k in range(4) if level and 0.5 <= level / (0.1 * (k + 1) + 0.01 * slot) <= 1.5
+            ]
             assert fits or level == 0
         origins.add(tuple(example["sources"][:, 0] > 0))
         gains.append(example["sources"][3, -1] / 0.43)
@@ -92,7 +101,10 @@ def test_examples_depend_on_seed_epoch_and_index_alone(manifests):
     a, b = scenes(manifests, remix=0.5), scenes(manifests, remix=0.5)
     for key in ((3, 1), (0, 0), (3, 1)):
         np.testing.assert_array_equal(a[key]["sources"], b[key]["sources"])
-    others = [scenes(manifests, remix=1.0, seed=seed)[epoch, 0]["sources"] for seed, epoch in ((0, 0), (1, 0), (0, 1))]
+    others = [
+        scenes(manifests, remix=1.0, seed=seed)[epoch, 0]["sources"]
+        for seed, epoch in ((0, 0), (1, 0), (0, 1))
+    ]
     assert not np.array_equal(others[0], others[1]) and not np.array_equal(others[0], others[2])
 
 

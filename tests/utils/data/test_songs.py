@@ -20,7 +20,10 @@ def manifests(tmp_path):
         parts |= {"rest": parts["drums"] + parts["bass"], "mix": sum(parts.values())}
         for name, value in parts.items():
             sf.write(
-                tmp_path / f"{name}{song}.wav", np.outer(np.ones(2 * RATE), [value, -value]), RATE, subtype="FLOAT"
+                tmp_path / f"{name}{song}.wav",
+                np.outer(np.ones(2 * RATE), [value, -value]),
+                RATE,
+                subtype="FLOAT",
             )
         row |= {
             "mixture_path": f"mix{song}.wav",
@@ -90,7 +93,11 @@ def test_validation_has_one_segment_a_song_and_no_augmentation(manifests):
 
 def test_examples_are_a_function_of_seed_epoch_and_index(manifests):
     data = songs(manifests, remix=0.5, gain=(0.25, 1.25))
-    first, again, other = data[1, 2], songs(manifests, remix=0.5, gain=(0.25, 1.25))[1, 2], data[2, 2]
+    first, again, other = (
+        data[1, 2],
+        songs(manifests, remix=0.5, gain=(0.25, 1.25))[1, 2],
+        data[2, 2],
+    )
     np.testing.assert_array_equal(first["mixture"], again["mixture"])
     assert not np.array_equal(first["mixture"], other["mixture"])
 
@@ -106,7 +113,9 @@ def test_short_song_mono_file_and_missing_voice(manifests):
     np.testing.assert_allclose(example["sources"][1, :, 0], [0.5 + 0.03, 0.5 - 0.03], atol=1e-6)
     assert not example["mixture"][:, 2 * RATE :].any()
     remixed = songs(manifests, remix=1.0)
-    assert all(remixed[0, index]["sources"][0].any() for index in range(12))  # a voice comes from a song that has one
+    assert all(
+        remixed[0, index]["sources"][0].any() for index in range(12)
+    )  # a voice comes from a song that has one
 
 
 def test_impossible_options_are_messages(manifests):

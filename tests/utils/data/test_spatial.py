@@ -31,7 +31,12 @@ def corpus(tmp_path_factory):
             rate = 2 * RATE if (speaker, number) == ("b", 1) else RATE
             path = folder / "dry" / f"{speaker}{number}.wav"
             audio.write(path, 0.2 * rng.uniform(-1, 1, round(rate * rng.uniform(0.5, 1.2))), rate)
-            row = {"speaker": speaker, "path": str(path), "length": audio.info(path)[0], "rate": rate}
+            row = {
+                "speaker": speaker,
+                "path": str(path),
+                "length": audio.info(path)[0],
+                "rate": rate,
+            }
             rows.append(row | {"text": f"say {speaker}"})
     for split, seed in (("train", 0), ("valid", 1)):
         rooms = make_rooms(folder / "rooms" / split, RULES, 4, 2, RATE, seed, 1)
@@ -47,7 +52,9 @@ def test_rooms_are_kept_and_others_are_not_mixed_with_them(corpus):
     again = make_rooms(corpus / "rooms" / "train", RULES, 4, 2, RATE, 0, 1)
     assert len(again) == 4 and files[0].stat().st_mtime_ns == stamps[0]
     room, responses = load_room(files[1])
-    assert responses.full.shape[:2] == (2, 2) and room.t60 == pytest.approx(again["t60"][1], abs=1e-4)
+    assert responses.full.shape[:2] == (2, 2) and room.t60 == pytest.approx(
+        again["t60"][1], abs=1e-4
+    )
     with pytest.raises(UserError, match="seed: 0 -> 5"):
         make_rooms(corpus / "rooms" / "train", RULES, 4, 2, RATE, 5, 1)
     broken = corpus / "broken.npz"
@@ -61,12 +68,20 @@ def test_mixtures_keep_the_rules_of_level_noise_and_peak(corpus):
     rng = np.random.default_rng(0)
     for _ in range(5):
         dry = [rng.normal(size=4000) + 0.5, rng.normal(size=6000)]
-        mixture, images, drawn = mix_in_room(dry, responses, RATE, rng, MixingRules(), spatial.REFERENCES)
+        mixture, images, drawn = mix_in_room(
+            dry, responses, RATE, rng, MixingRules(), spatial.REFERENCES
+        )
         assert mixture.shape == (2, 6000) and mixture.dtype == np.float32
-        assert max(np.abs(mixture).max(), *(np.abs(x).max() for x in images.values())) == pytest.approx(0.9, abs=1e-3)
+        assert max(
+            np.abs(mixture).max(), *(np.abs(x).max() for x in images.values())
+        ) == pytest.approx(0.9, abs=1e-3)
         noise = mixture[0] - images["reverberant"].sum(0)
-        speech_to_noise = 10 * np.log10(np.mean(images["reverberant"].sum(0) ** 2) / np.mean(noise**2))
-        assert speech_to_noise == pytest.approx(drawn["noise"], abs=0.5) and 10 <= drawn["noise"] <= 30
+        speech_to_noise = 10 * np.log10(
+            np.mean(images["reverberant"].sum(0) ** 2) / np.mean(noise**2)
+        )
+        assert (
+            speech_to_noise == pytest.approx(drawn["noise"], abs=0.5) and 10 <= drawn["noise"] <= 30
+        )
         assert drawn["level_1"] == 0 and -5 <= drawn["level_2"] <= 5
 
 
@@ -76,11 +91,20 @@ def test_images_are_convolutions_without_offset(corpus):
     dry = [rng.normal(size=3000) + 1, rng.normal(size=3000)]
     rules = MixingRules(level=(0, 0), noise=(200, 200))
     mixture, images, _ = mix_in_room(dry, responses, RATE, rng, rules, spatial.REFERENCES)
-    kinds = {"reverberant": responses.full, "anechoic": responses.anechoic, "early": responses.early(RATE)}
+    kinds = {
+        "reverberant": responses.full,
+        "anechoic": responses.anechoic,
+        "early": responses.early(RATE),
+    }
     for name, kind in kinds.items():
         for k, source in enumerate(dry):
             expected = np.convolve(source - source.mean(), kind[0, k])[:3000]
-            cosine = expected @ images[name][k] / np.linalg.norm(expected) / np.linalg.norm(images[name][k])
+            cosine = (
+                expected
+                @ images[name][k]
+                / np.linalg.norm(expected)
+                / np.linalg.norm(images[name][k])
+            )
             assert cosine == pytest.approx(1, abs=1e-5)
     second = sum(
         np.convolve(s - s.mean(), h)[:3000] * np.linalg.norm(images["reverberant"][k]) /
@@ -92,13 +116,24 @@ def test_images_are_convolutions_without_offset(corpus):
 
 def test_examples_are_functions_of_seed_epoch_and_index(corpus):
     data = SpatialMixtures(corpus, "train", 2, RATE, 1.0, seed=0, size=5)
-    first, again = data[(1, 2)], SpatialMixtures(corpus, "train", 2, RATE, 1.0, seed=0, size=5)[(1, 2)]
-    assert len(data) == 5 and first["mixture"].shape == (2, RATE) and first["sources"].shape == (2, RATE)
+    first, again = (
+        data[(1, 2)],
+        SpatialMixtures(corpus, "train", 2, RATE, 1.0, seed=0, size=5)[(1, 2)],
+    )
+    assert (
+        len(data) == 5
+        and first["mixture"].shape == (2, RATE)
+        and first["sources"].shape == (2, RATE)
+    )
     assert np.array_equal(first["mixture"], again["mixture"]) and first["id"] == "train1_2"
     assert not np.array_equal(first["mixture"], data[(2, 2)]["mixture"])
     for reference in ("early", "anechoic"):
-        other = SpatialMixtures(corpus, "train", None, RATE, 1.0, seed=0, reference=reference)[(1, 2)]
-        shapes = [example["sources"] / np.abs(example["sources"]).max() for example in (other, first)]
+        other = SpatialMixtures(corpus, "train", None, RATE, 1.0, seed=0, reference=reference)[
+            (1, 2)
+        ]
+        shapes = [
+            example["sources"] / np.abs(example["sources"]).max() for example in (other, first)
+        ]
         assert not np.allclose(*shapes)
 
 
@@ -108,7 +143,9 @@ def test_the_test_set_is_written_once_with_all_references(corpus, tmp_path):
     options = (tmp_path / "test", tmp_path / "manifests", recordings, rooms, 2, RATE, 0, 1)
     write_test_set(*options)
     frame = read_manifest(tmp_path / "manifests" / "test_2spk.csv", 2)
-    assert len(frame) == 4 and {"t60", "noise", "level_2", "distance_1", "speaker_1", "text_2"} <= {*frame.columns}
+    assert len(frame) == 4 and {"t60", "noise", "level_2", "distance_1", "speaker_1", "text_2"} <= {
+        *frame.columns
+    }
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "test").rglob("*.wav")}
     write_test_set(*options)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "test").rglob("*.wav")}
@@ -117,9 +154,16 @@ def test_the_test_set_is_written_once_with_all_references(corpus, tmp_path):
     images = [audio.read(row[f"source_{k}_path"]) for k in (1, 2)]
     assert mixture.shape == (2, row["length"]) and row["speaker_1"] != row["speaker_2"]
     noise = mixture[0] - sum(images)
-    assert 10 * np.log10(np.mean(sum(images) ** 2) / np.mean(noise**2)) == pytest.approx(row["noise"], abs=0.5)
+    assert 10 * np.log10(np.mean(sum(images) ** 2) / np.mean(noise**2)) == pytest.approx(
+        row["noise"], abs=0.5
+    )
     for kind in ("early", "anechoic"):
-        assert f"/{kind}/" in read_manifest(tmp_path / "manifests" / f"test_2spk_{kind}.csv", 2)["source_2_path"][0]
+        assert (
+            f"/{kind}/"
+            in read_manifest(tmp_path / "manifests" / f"test_2spk_{kind}.csv", 2)["source_2_path"][
+                0
+            ]
+        )
 
 
 def test_array_files_keep_the_first_microphones(corpus, tmp_path):
@@ -132,7 +176,9 @@ def test_array_files_keep_the_first_microphones(corpus, tmp_path):
     pd.DataFrame([rows]).to_csv(tmp_path / "train.csv", index=False)
     example = ArrayMixtures(tmp_path, "train", 2, RATE, 0.25, seed=0)[(0, 0)]
     assert example["mixture"].shape == example["sources"].shape == (2, 2000)
-    assert ArrayMixtures(tmp_path, "train", 2, RATE, 0.25, seed=0, n_mics=4)[(0, 0)]["mixture"].shape == (4, 2000)
+    assert ArrayMixtures(tmp_path, "train", 2, RATE, 0.25, seed=0, n_mics=4)[(0, 0)][
+        "mixture"
+    ].shape == (4, 2000)
     with pytest.raises(UserError, match="has 4 channels, but 6 are needed"):
         ArrayMixtures(tmp_path, "train", 2, RATE, 0.25, seed=0, n_mics=6)[(0, 0)]
     with pytest.raises(UserError, match="ArrayMixtures"):

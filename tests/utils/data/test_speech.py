@@ -24,7 +24,8 @@ def test_bytes_depend_neither_on_the_process_nor_on_what_was_said_before():
     run = [sys.executable, "-c", SCRIPT]
     root = ROOT
     digests = {
-        subprocess.run([*run, order], cwd=root, capture_output=True, check=True).stdout for order in ("forward", "x")
+        subprocess.run([*run, order], cwd=root, capture_output=True, check=True).stdout
+        for order in ("forward", "x")
     }
     assert len(digests) == 1 and len(digests.pop()) == 65
 
@@ -33,7 +34,9 @@ def test_speakers_are_distinct_and_reproducible():
     speakers = speech.make_speakers(20, seed=3)
     assert speakers == speech.make_speakers(20, seed=3) and len(set(speakers)) == 20
     assert speakers != speech.make_speakers(20, seed=4)
-    assert all("+fm"[1:][i % 2] in speaker.voice.split("+")[1] for i, speaker in enumerate(speakers))
+    assert all(
+        "+fm"[1:][i % 2] in speaker.voice.split("+")[1] for i, speaker in enumerate(speakers)
+    )
 
 
 def test_speech_has_the_rate_asked_for_and_no_silent_ends():
@@ -50,7 +53,9 @@ def test_sentences_are_varied_and_of_some_seconds():
     sentences = [speech.make_sentence(draw) for _ in range(50)]
     assert len(set(sentences)) == 50
     speaker = speech.make_speakers(2, 0)[1]
-    assert all(1.5 < len(speech.synthesise(text, speaker, 16000)) / 16000 < 5 for text in sentences[:5])
+    assert all(
+        1.5 < len(speech.synthesise(text, speaker, 16000)) / 16000 < 5 for text in sentences[:5]
+    )
 
 
 def test_an_unknown_voice_is_an_error():

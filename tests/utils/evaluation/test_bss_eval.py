@@ -18,7 +18,9 @@ RATE = 8000
 def reference_scores(estimates, references, permute=False):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated in 0.8
-        return mir_eval.separation.bss_eval_sources(references, estimates, compute_permutation=permute)
+        return mir_eval.separation.bss_eval_sources(
+            references, estimates, compute_permutation=permute
+        )
 
 
 def least_squares(estimates, references, taps):
@@ -26,7 +28,9 @@ def least_squares(estimates, references, taps):
 
     def part(estimate, sources):
         rows = len(estimate) + taps - 1
-        delays = np.concatenate([[np.pad(s, (k, rows - len(s) - k)) for k in range(taps)] for s in sources]).T
+        delays = np.concatenate(
+            [[np.pad(s, (k, rows - len(s) - k)) for k in range(taps)] for s in sources]
+        ).T
         basis, _ = np.linalg.qr(delays / np.linalg.norm(delays, axis=0))
         estimate = np.pad(estimate, (0, taps - 1))
         return basis @ (basis.T @ estimate), estimate
@@ -57,11 +61,16 @@ def mixed(references, noise=0.05):
 @pytest.fixture(scope="module")
 def voices():
     """Four voices of 0.75 s, (4, 6000) at 8 kHz."""
-    texts = ("Seven quiet teachers.", "Modern ships forgot.", "The narrow river.", "Yellow gardens open.")
-    speakers = speech.make_speakers(4, seed=3)
-    return np.stack([speech.synthesise(t, s, RATE)[1000:7000] for t, s in zip(texts, speakers, strict=True)]).astype(
-        np.float64
+    texts = (
+        "Seven quiet teachers.",
+        "Modern ships forgot.",
+        "The narrow river.",
+        "Yellow gardens open.",
     )
+    speakers = speech.make_speakers(4, seed=3)
+    return np.stack(
+        [speech.synthesise(t, s, RATE)[1000:7000] for t, s in zip(texts, speakers, strict=True)]
+    ).astype(np.float64)
 
 
 @pytest.fixture
@@ -80,7 +89,9 @@ def test_speech_scores_as_mir_eval_scores_it(voices, n_src, orthogonalisations):
     np.testing.assert_allclose(sdr(estimates, references), expected[0], atol=1e-6, rtol=0)
     *ours, order = bss_eval(estimates, references, permute=False)
     np.testing.assert_array_equal(order, range(n_src))
-    measures = (0, 2) if n_src == 1 else (0, 1, 2)  # of one source, mir_eval's SIR is the rounding of zero
+    measures = (
+        (0, 2) if n_src == 1 else (0, 1, 2)
+    )  # of one source, mir_eval's SIR is the rounding of zero
     for k in measures:
         np.testing.assert_allclose(ours[k], expected[k], atol=1e-6, rtol=0)
     assert n_src > 1 or ours[1] == LIMIT
@@ -98,7 +109,9 @@ def test_level_and_sign_do_not_count(voices, scale):
     estimates, references = mixed(voices[:2]), voices[:2]
     for scaled in ((-scale * estimates, references), (estimates, scale * references)):
         np.testing.assert_allclose(sdr(*scaled), sdr(estimates, references), atol=1e-6, rtol=0)
-        np.testing.assert_allclose(bss_eval(*scaled), bss_eval(estimates, references), atol=1e-6, rtol=0)
+        np.testing.assert_allclose(
+            bss_eval(*scaled), bss_eval(estimates, references), atol=1e-6, rtol=0
+        )
 
 
 def test_int16_and_float32_samples_are_scored_in_float64(voices):
@@ -106,9 +119,12 @@ def test_int16_and_float32_samples_are_scored_in_float64(voices):
     estimates = np.round(mixed(references))
     for dtype in (np.int16, np.float32):
         np.testing.assert_array_equal(
-            bss_eval(estimates.astype(dtype), references.astype(dtype)), bss_eval(estimates, references)
+            bss_eval(estimates.astype(dtype), references.astype(dtype)),
+            bss_eval(estimates, references),
         )
-    np.testing.assert_allclose(sdr(estimates, references), reference_scores(estimates, references)[0], atol=1e-6)
+    np.testing.assert_allclose(
+        sdr(estimates, references), reference_scores(estimates, references)[0], atol=1e-6
+    )
 
 
 def hard_references(voices, name):
@@ -132,20 +148,26 @@ def hard_references(voices, name):
     }[name]()
 
 
-@pytest.mark.parametrize("name", ["upsampled x2", "upsampled x6", "low-passed", "zero-padded", "pure tones"])
+@pytest.mark.parametrize(
+    "name", ["upsampled x2", "upsampled x6", "low-passed", "zero-padded", "pure tones"]
+)
 def test_references_with_empty_bands_score_as_by_mir_eval(voices, name):
     references = hard_references(voices, name)
     estimates = mixed(references)
     expected = reference_scores(estimates, references)
     np.testing.assert_allclose(sdr(estimates, references), expected[0], atol=1e-3, rtol=0)
-    np.testing.assert_allclose(bss_eval(estimates, references, permute=False)[0], expected[0], atol=1e-3, rtol=0)
+    np.testing.assert_allclose(
+        bss_eval(estimates, references, permute=False)[0], expected[0], atol=1e-3, rtol=0
+    )
 
 
 SINGULAR = ["upsampled by soxr", "low-passed in float32", "faded tones"]
 
 
 @pytest.mark.parametrize("name", SINGULAR)
-def test_singular_correlations_are_noticed_and_the_scores_are_those_of_least_squares(voices, name, orthogonalisations):
+def test_singular_correlations_are_noticed_and_the_scores_are_those_of_least_squares(
+    voices, name, orthogonalisations
+):
     references = hard_references(voices, name)
     estimates = mixed(references)
     expected = least_squares(estimates, references, 200)
@@ -170,7 +192,9 @@ def test_the_bound_of_the_error_holds_from_white_to_singular_references():
         if module._settled(1 - rest, rest, error).all():
             trusted += 1
             expected = least_squares(estimate, reference, taps)[0]
-            np.testing.assert_allclose(10 * np.log10((1 - rest) / rest), expected, atol=1e-6, rtol=0)
+            np.testing.assert_allclose(
+                10 * np.log10((1 - rest) / rest), expected, atol=1e-6, rtol=0
+            )
     assert 15 < trusted < 45  # neither never nor always
 
 
@@ -178,8 +202,12 @@ def test_sdr_of_a_batch_is_that_of_its_parts_and_leading_dimensions_broadcast(vo
     references = voices.reshape(2, 2, -1)[..., :3000]
     estimates = np.stack([mixed(r) for r in references])
     batch = sdr(estimates, references, 64)
-    np.testing.assert_array_equal(batch, [sdr(e, r, 64) for e, r in zip(estimates, references, strict=True)])
-    np.testing.assert_array_equal(sdr(estimates, references[0], 64)[1], sdr(estimates[1], references[0], 64))
+    np.testing.assert_array_equal(
+        batch, [sdr(e, r, 64) for e, r in zip(estimates, references, strict=True)]
+    )
+    np.testing.assert_array_equal(
+        sdr(estimates, references[0], 64)[1], sdr(estimates[1], references[0], 64)
+    )
     assert batch.shape == (2, 2) and batch.dtype == np.float64
 
 
@@ -196,9 +224,14 @@ def test_any_order_is_restored(voices, order):
 def test_the_best_order_for_the_sdr_alone_is_that_of_all_orders_tried(voices):
     references = voices[:3]
     estimates = mixed(references)[[2, 0, 1]]
-    best = max((sdr(estimates[list(order)], references) for order in itertools.permutations(range(3))), key=np.mean)
+    best = max(
+        (sdr(estimates[list(order)], references) for order in itertools.permutations(range(3))),
+        key=np.mean,
+    )
     np.testing.assert_allclose(sdr(estimates, references, permute=True), best, atol=1e-9)
-    references = np.stack([references, [references[0], np.zeros_like(references[0]), references[2]]])
+    references = np.stack(
+        [references, [references[0], np.zeros_like(references[0]), references[2]]]
+    )
     batch = sdr(estimates, references, permute=True)
     np.testing.assert_allclose(batch[0], best, atol=1e-9)
     np.testing.assert_allclose(batch[1], [best[0], np.nan, best[2]], atol=1e-9)
@@ -245,7 +278,9 @@ def test_of_one_reference_that_is_left_the_better_estimate_is_taken(voices, orde
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_an_estimate_that_is_silent_or_not_finite_fails_and_the_others_do_not_notice(voices, bad, recwarn):
+def test_an_estimate_that_is_silent_or_not_finite_fails_and_the_others_do_not_notice(
+    voices, bad, recwarn
+):
     references = voices[:2, :3000]
     estimates = mixed(references)
     expected = np.array(bss_eval(estimates, references, 64)[:3])
@@ -256,7 +291,9 @@ def test_an_estimate_that_is_silent_or_not_finite_fails_and_the_others_do_not_no
     np.testing.assert_array_equal(np.array(scores)[:, 0], -LIMIT)
     np.testing.assert_allclose(np.array(scores)[:, 1], expected[:, 1], atol=1e-6, rtol=0)
     np.testing.assert_array_equal(sdr(estimates, references, 64)[0], -LIMIT)
-    assert np.isnan(sdr(references, estimates, 64)[0]) and np.isnan(bss_eval(references, estimates, 64)[0][0])
+    assert np.isnan(sdr(references, estimates, 64)[0]) and np.isnan(
+        bss_eval(references, estimates, 64)[0][0]
+    )
     assert not recwarn.list
 
 
@@ -282,18 +319,28 @@ def test_scores_near_the_limit_keep_their_decibels(voices):
 
 
 @pytest.mark.parametrize("interference, noise", [(1e-4, 0.1), (0.3, 1e-4)])
-def test_little_interference_or_few_artefacts_are_measured_beside_much_of_the_other(voices, interference, noise):
+def test_little_interference_or_few_artefacts_are_measured_beside_much_of_the_other(
+    voices, interference, noise
+):
     references = voices[:2, :2000] / voices[:2, :2000].std(axis=-1, keepdims=True)
     estimates = references + interference * references[::-1]
-    estimates += noise * np.random.default_rng(0).normal(size=estimates.shape) * (1 if noise > 0.01 else 0.3)
+    estimates += (
+        noise * np.random.default_rng(0).normal(size=estimates.shape) * (1 if noise > 0.01 else 0.3)
+    )
     *ours, _ = bss_eval(estimates, references, 4, permute=False)
     np.testing.assert_allclose(ours, least_squares(estimates, references, 4), atol=2e-6, rtol=0)
 
 
-def test_little_interference_is_measured_beside_noise_where_references_nearly_depend_on_each_other(voices):
+def test_little_interference_is_measured_beside_noise_where_references_nearly_depend_on_each_other(
+    voices,
+):
     references = hard_references(voices, "low-passed")
     references /= references.std(axis=-1, keepdims=True)
-    estimates = references + 1e-4 * references[::-1] + 0.1 * np.random.default_rng(0).normal(size=references.shape)
+    estimates = (
+        references
+        + 1e-4 * references[::-1]
+        + 0.1 * np.random.default_rng(0).normal(size=references.shape)
+    )
     *ours, _ = bss_eval(estimates, references, 8, permute=False)
     np.testing.assert_allclose(ours, least_squares(estimates, references, 8), atol=1e-6, rtol=0)
 
@@ -321,7 +368,9 @@ def test_signals_shorter_than_the_filter_have_scores():
     rng = np.random.default_rng(0)
     references, noise = rng.normal(size=(2, 2, 100))
     estimates = references + 0.5 * noise
-    np.testing.assert_allclose(sdr(estimates, references), least_squares(estimates, references, 512)[0], atol=1e-6)
+    np.testing.assert_allclose(
+        sdr(estimates, references), least_squares(estimates, references, 512)[0], atol=1e-6
+    )
     assert sdr([[0.5]], [[-3.0]]) == LIMIT and bss_eval([[0.5]], [[-3.0]])[0] == LIMIT
     assert np.isnan(sdr([[0.5]], [[0.0]]))
 

@@ -22,7 +22,9 @@ TAPS = 64  # most tests need no more, and museval is quick with few
 
 def assert_as_museval(estimates, references, decibels=1e-6, **options):
     ours = frame_scores(estimates, references, RATE, **options)
-    theirs = museval_scores(estimates.astype(np.float64), references.astype(np.float64), RATE, **options)
+    theirs = museval_scores(
+        estimates.astype(np.float64), references.astype(np.float64), RATE, **options
+    )
     for name, values in ours.items():
         assert values.dtype == np.float64 and values.shape == theirs[name].shape
         expected = np.clip(theirs[name], -LIMIT, LIMIT)
@@ -43,7 +45,9 @@ def test_two_stereo_sources_with_silent_frames_score_as_in_museval(track):
     references[0, :, :RATE] = 0
     scores = assert_as_museval(estimates, references, filter_length=512)
     assert np.isnan(scores["sdr"]).tolist() == [[True, False, False]] * 2
-    estimates[1, 1, RATE : 2 * RATE] = -estimates[1, 0, RATE : 2 * RATE]  # cancels in the sum over channels
+    estimates[1, 1, RATE : 2 * RATE] = -estimates[
+        1, 0, RATE : 2 * RATE
+    ]  # cancels in the sum over channels
     scores = assert_as_museval(estimates, references, filter_length=TAPS)
     assert np.isnan(scores["sar"]).tolist() == [[True, True, False]] * 2
 
@@ -58,15 +62,22 @@ def test_any_number_of_sources_and_channels_scores_as_in_museval(n_src, n_channe
             np.testing.assert_array_equal(flat[name], values)
 
 
-@pytest.mark.parametrize("window, hop", [(0.5, 0.25), (0.29999, 1.0), (3.4, 1.0), (3.3999, 0.00013), (9, 9)])
+@pytest.mark.parametrize(
+    "window, hop", [(0.5, 0.25), (0.29999, 1.0), (3.4, 1.0), (3.3999, 0.00013), (9, 9)]
+)
 def test_windows_and_hops_are_those_of_museval(track, window, hop):
     assert_as_museval(*track, window=window, hop=hop, filter_length=TAPS)
 
 
-@pytest.mark.parametrize("length", [7, 511, 1500, 3000, RATE - 1, RATE, RATE + 1, 2 * RATE - 1, 2 * RATE])
+@pytest.mark.parametrize(
+    "length", [7, 511, 1500, 3000, RATE - 1, RATE, RATE + 1, 2 * RATE - 1, 2 * RATE]
+)
 def test_short_tracks_have_the_frames_of_museval(track, length):
     scores = frame_scores(*(signals[..., :length] for signals in track), RATE)
-    assert scores["sdr"].shape == (2, max(1, length // RATE)) and np.isfinite(list(scores.values())).all()
+    assert (
+        scores["sdr"].shape == (2, max(1, length // RATE))
+        and np.isfinite(list(scores.values())).all()
+    )
     if length > 511:  # with less, the sources explain any estimate, and SIR is rounding
         assert_as_museval(*(signals[..., :length] for signals in track), filter_length=TAPS)
 
@@ -105,7 +116,9 @@ def test_memory_does_not_grow_with_the_track_and_files_can_stay_on_disk(tmp_path
 def test_sdr_alone_is_that_of_all_scores(track):
     estimates, references = track
     references[1, :, RATE : 2 * RATE] = 0
-    np.testing.assert_array_equal(frame_sdr(*track, RATE), frame_scores(*track, RATE, filter_length=TAPS)["sdr"])
+    np.testing.assert_array_equal(
+        frame_sdr(*track, RATE), frame_scores(*track, RATE, filter_length=TAPS)["sdr"]
+    )
     expected = museval_scores(*track, RATE, 0.5, 0.5, filter_length=8)["sdr"]
     np.testing.assert_allclose(frame_sdr(*track, RATE, 0.5, 0.5), expected, rtol=0, atol=1e-9)
 
@@ -114,11 +127,15 @@ def test_sdr_alone_is_that_of_all_scores(track):
 def test_level_does_not_matter_to_the_agreement(track, scale):
     estimates, references = (signals.astype(np.float64) for signals in track)
     assert_as_museval(scale * estimates, scale * references, filter_length=TAPS)
-    assert_as_museval(scale * estimates, references, decibels=1e-4 if scale == 1e-10 else 1e-6, filter_length=TAPS)
+    assert_as_museval(
+        scale * estimates, references, decibels=1e-4 if scale == 1e-10 else 1e-6, filter_length=TAPS
+    )
 
 
 def test_integer_samples_score_as_in_museval(track):
-    assert_as_museval(*((20000 * signals).astype(np.int16) for signals in track), filter_length=TAPS)
+    assert_as_museval(
+        *((20000 * signals).astype(np.int16) for signals in track), filter_length=TAPS
+    )
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.3, 1.0])
@@ -137,7 +154,9 @@ def test_rounding_is_not_taken_for_a_channel(track, taps):
     exact = references.astype(np.float64)
     exact[0, 1] = np.float32(0.3) * exact[0, 0]
     scores = assert_as_museval(estimates, exact, filter_length=taps)
-    references[0, 1] = exact[0, 1]  # in float32; with 64 taps, this takes 20 dB from the ISR of museval
+    references[0, 1] = exact[
+        0, 1
+    ]  # in float32; with 64 taps, this takes 20 dB from the ISR of museval
     for name, values in frame_scores(estimates, references, RATE, filter_length=taps).items():
         np.testing.assert_allclose(values, scores[name], rtol=0, atol=1e-5)
 
@@ -145,7 +164,9 @@ def test_rounding_is_not_taken_for_a_channel(track, taps):
 def test_stems_without_a_part_of_the_band_score_as_in_museval_at_16_bits(track):
     spectra = np.fft.rfft(track)
     spectra[..., spectra.shape[-1] // 2 :] = 0
-    estimates, references = np.round(32768 * np.fft.irfft(spectra, track[0].shape[-1])).astype(np.int16)
+    estimates, references = np.round(32768 * np.fft.irfft(spectra, track[0].shape[-1])).astype(
+        np.int16
+    )
     assert_as_museval(estimates, references, decibels=1e-5, filter_length=512)
 
 
@@ -163,7 +184,9 @@ def test_perfect_estimates_reach_the_limit_without_a_warning(track, recwarn):
     scores = frame_scores(references, references, RATE, filter_length=TAPS)
     np.testing.assert_array_equal(list(scores.values()), LIMIT)
     written = museval_json(scores, ["a", "b"])
-    assert written["targets"][1]["frames"][2]["metrics"] == dict.fromkeys(("SDR", "SIR", "SAR", "ISR"), LIMIT)
+    assert written["targets"][1]["frames"][2]["metrics"] == dict.fromkeys(
+        ("SDR", "SIR", "SAR", "ISR"), LIMIT
+    )
     assert not recwarn.list
 
 
@@ -176,7 +199,9 @@ def test_a_signal_that_is_silent_throughout_leaves_no_score(track, which, recwar
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_an_estimate_that_is_not_finite_fails_and_the_other_source_keeps_its_scores(track, bad, recwarn):
+def test_an_estimate_that_is_not_finite_fails_and_the_other_source_keeps_its_scores(
+    track, bad, recwarn
+):
     estimates, references = track
     good = frame_scores(estimates, references, RATE, filter_length=TAPS)
     estimates = estimates.copy()
@@ -211,7 +236,10 @@ def test_what_cannot_be_scored_is_an_error(track):
 
 def test_usdr_agrees_with_the_formula_of_the_challenge():
     estimates, references = stems(2, 9, RATE)  # longer than a block
-    signal, error = (torch.from_numpy(x).double().square().sum((1, 2)) for x in (references, references - estimates))
+    signal, error = (
+        torch.from_numpy(x).double().square().sum((1, 2))
+        for x in (references, references - estimates)
+    )
     expected = 10 * torch.log10((signal + 1e-7) / (error + 1e-7))
     np.testing.assert_allclose(usdr(estimates, references), expected, atol=1e-5)
     np.testing.assert_allclose(usdr(0.9 * references, references.astype(np.float64)), 20, atol=1e-5)
@@ -242,11 +270,15 @@ def test_json_is_what_museval_writes_and_reads(track):
     store = aggregate.TrackStore("song", win=0.5, hop=0.5)
     names = ["vocals", "accompaniment"]
     for source, name in enumerate(names):
-        store.add_target(name, {key.upper(): values[source].tolist() for key, values in scores.items()})
+        store.add_target(
+            name, {key.upper(): values[source].tolist() for key, values in scores.items()}
+        )
     ours = json.loads(json.dumps(museval_json(scores, names, window=0.5, hop=0.5)))
     theirs = json.loads(store.json)
     assert list(ours) == ["targets"] and str(ours["targets"]) == str(theirs["targets"])
     table = aggregate.json2df(ours, "song").groupby(["target", "metric"])["score"].median()
     for name, values in track_medians(scores).items():
         if name != "nan_share":
-            np.testing.assert_allclose([table[target, name.upper()] for target in names], values, atol=1e-5)
+            np.testing.assert_allclose(
+                [table[target, name.upper()] for target in names], values, atol=1e-5
+            )

@@ -59,7 +59,9 @@ def use(monkeypatch, tmp_path):
     scoring._separator.cache_clear()
 
 
-def test_scores_are_those_of_the_matched_estimates_against_each_mixtures_own_input(tone_manifests, use):
+def test_scores_are_those_of_the_matched_estimates_against_each_mixtures_own_input(
+    tone_manifests, use
+):
     method = use(Bands())
     evaluate(method, tone_manifests / "test.csv", n_examples=0)
     rows, manifest = read_rows(method), pd.read_csv(tone_manifests / "test.csv")
@@ -74,7 +76,9 @@ def test_scores_are_those_of_the_matched_estimates_against_each_mixtures_own_inp
         assert row.input_si_sdr == pytest.approx(unprocessed, abs=1e-3)
         assert row.si_sdri == pytest.approx(expected - unprocessed, abs=1e-3)
         assert (row.permutation, row.inverted, row.length) == ("2 1", 1, len(mixture))
-        assert row.snr_1 == pytest.approx(-6.02, abs=0.1)  # the inverted one: its error is twice the source
+        assert row.snr_1 == pytest.approx(
+            -6.02, abs=0.1
+        )  # the inverted one: its error is twice the source
         assert Path(row.mixture_path) == tone_manifests / listed.mixture_path
 
 
@@ -83,16 +87,27 @@ def test_the_summary_says_mean_median_error_failures_and_origin(tone_manifests, 
     evaluate(method, tone_manifests / "test.csv", n_examples=0)
     rows, final = read_rows(method), read_final(method)
     values = rows.si_sdri.to_numpy()
-    expected = {"mean": values.mean(), "median": np.median(values), "standard_error": values.std(ddof=1) / 2}
+    expected = {
+        "mean": values.mean(),
+        "median": np.median(values),
+        "standard_error": values.std(ddof=1) / 2,
+    }
     assert final["si_sdri"] == pytest.approx(expected, abs=1e-5)
     assert (final["n"], final["share_below_0_db"], final["inverted_share"]) == (4, 0, 0.5)
     assert final["oracle_si_sdri"]["mean"] == pytest.approx(rows.oracle_si_sdri.mean(), abs=1e-5)
     assert final["oracle_si_sdr"]["mean"] > 18  # a tenth of the mixture leaks into the sources
-    digest = subprocess.run(["sha256sum", tone_manifests / "test.csv"], capture_output=True, text=True).stdout.split()[
-        0
-    ]
+    digest = subprocess.run(
+        ["sha256sum", tone_manifests / "test.csv"], capture_output=True, text=True
+    ).stdout.split()[0]
     assert final["manifest_sha256"] == digest
-    assert {"date", "command", "device", "seconds_per_second", "parameters", "model_sha256"} <= final.keys()
+    assert {
+        "date",
+        "command",
+        "device",
+        "seconds_per_second",
+        "parameters",
+        "model_sha256",
+    } <= final.keys()
 
 
 @pytest.mark.parametrize("gain", [1.0, 20.0])  # 20: 16-bit files would clip
@@ -108,25 +123,44 @@ def test_scores_recomputed_from_the_saved_wavs_match_the_table(tone_manifests, u
         row = rows.loc[folder.name.removeprefix("ex_")]
         for k, (source, estimate) in enumerate([(s1, e1), (s2, e2)], 1):
             assert projection_db(estimate, source) == pytest.approx(row[f"si_sdr_{k}"], abs=0.1)
-            assert projection_db(mixture, source) == pytest.approx(row[f"input_si_sdr_{k}"], abs=0.1)
-        assert json.loads((folder / "metrics.json").read_text())["si_sdri"] == pytest.approx(row.si_sdri, abs=0.1)
+            assert projection_db(mixture, source) == pytest.approx(
+                row[f"input_si_sdr_{k}"], abs=0.1
+            )
+        assert json.loads((folder / "metrics.json").read_text())["si_sdri"] == pytest.approx(
+            row.si_sdri, abs=0.1
+        )
 
 
-def test_silent_sources_and_mixtures_and_single_samples_are_counted_not_fatal(tmp_path, use, capsys):
+def test_silent_sources_and_mixtures_and_single_samples_are_counted_not_fatal(
+    tmp_path, use, capsys
+):
     tone = np.sin(2 * np.pi * 200 / RATE * np.arange(4000)).astype(np.float32)
     nothing = np.zeros_like(tone)
     examples = [(tone, [tone, nothing]), (nothing, [nothing, nothing]), (nothing, [tone, -tone])]
     examples += [(tone[5:6], [tone[5:6], tone[5:6]])]  # without its mean, one sample is silent
-    manifest = write_set(tmp_path / "set", [(mixture, np.stack(sources)) for mixture, sources in examples])
+    manifest = write_set(
+        tmp_path / "set", [(mixture, np.stack(sources)) for mixture, sources in examples]
+    )
     method = use(Bands())
     for each in (method, *references(tmp_path / "ref")):
         evaluate(each, manifest)
     rows, final = read_rows(method), read_final(method)
     assert rows.si_sdr.isna().tolist() == [False, True, False, True]
-    assert rows.si_sdri.isna().tolist() == [False, True, True, True]  # a silent mixture has no input SI-SDR
+    assert rows.si_sdri.isna().tolist() == [
+        False,
+        True,
+        True,
+        True,
+    ]  # a silent mixture has no input SI-SDR
     assert rows.si_sdr[2] == -100
-    assert (final["silent_sources"], final["silent_mixture"], final["failed_estimates"]) == (5, 3, 2)
-    assert final["si_sdri"]["mean"] == rows.si_sdri[0] and final["si_sdri"]["standard_error"] is None
+    assert (final["silent_sources"], final["silent_mixture"], final["failed_estimates"]) == (
+        5,
+        3,
+        2,
+    )
+    assert (
+        final["si_sdri"]["mean"] == rows.si_sdri[0] and final["si_sdri"]["standard_error"] is None
+    )
     assert "5 silent sources" in capsys.readouterr().out
 
 
@@ -138,12 +172,16 @@ def test_estimates_that_are_not_finite_count_as_failures(tone_manifests, use):
     assert np.isfinite(final["si_sdr"]["mean"])
 
 
-def test_a_finished_evaluation_is_kept_and_a_lost_example_made_again(tone_manifests, use, monkeypatch):
+def test_a_finished_evaluation_is_kept_and_a_lost_example_made_again(
+    tone_manifests, use, monkeypatch
+):
     method = use(Bands())
     evaluate(method, tone_manifests / "test.csv", n_examples=2)
     before, scored = read_rows(method), []
     real = scoring.score
-    monkeypatch.setattr(scoring, "score", lambda *job: scored.append(job[2]["mixture_ID"]) or real(*job))
+    monkeypatch.setattr(
+        scoring, "score", lambda *job: scored.append(job[2]["mixture_ID"]) or real(*job)
+    )
     evaluate(method, tone_manifests / "test.csv", n_examples=2)
     assert scored == []
     (method.folder / "eval/test/examples/ex_test3/metrics.json").unlink()
@@ -207,13 +245,21 @@ def run(exp, manifest, *options):
         *options,
     ]
     return subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
 def test_two_jobs_and_a_killed_and_continued_run_give_the_rows_of_an_undisturbed_one(tmp_path):
     manifest = noise_set(tmp_path / "set", 150, seconds=0.3)
-    whole, killed = (trained_system(two_step_model(tmp_path / "exp" / name / "model.pth").parent) for name in "ab")
+    whole, killed = (
+        trained_system(two_step_model(tmp_path / "exp" / name / "model.pth").parent)
+        for name in "ab"
+    )
     process = run(killed.folder, manifest, "--references", "no", "--nj", "2", "--n_examples", "3")
     rows = killed.folder / "eval/test/rows.jsonl"
     while not rows.exists() or rows.read_text().count("\n") < 20:
@@ -238,7 +284,10 @@ def test_references_are_made_once_for_all_experiments_of_a_corpus(tmp_path, use,
     use(Bands(), "one")
     main(["--exp", str(tmp_path / "exp/one"), "--manifest", str(manifest), "--nj", "1"])
     folder = tmp_path / "exp/reference-mini-2spk"
-    finals = {path.parents[2].name: json.loads(path.read_text()) for path in folder.rglob("final_metrics.json")}
+    finals = {
+        path.parents[2].name: json.loads(path.read_text())
+        for path in folder.rglob("final_metrics.json")
+    }
     assert len(finals) == 9 and finals["mixture"]["si_sdri"]["mean"] == 0
     assert min(final["si_sdri"]["mean"] for name, final in finals.items() if name != "mixture") > 3
     dates = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
@@ -258,7 +307,9 @@ def test_without_model_pth_the_best_model_of_the_last_step_is_taken(tmp_path):
     exp = tmp_path / "exp"
     for step in ("frontend", "separator"):
         two_step_model(exp / step / "best.ckpt")
-    (exp / "config.yml").write_text(yaml.safe_dump({"steps": {"separator": {}, "frontend": {}}}, sort_keys=False))
+    (exp / "config.yml").write_text(
+        yaml.safe_dump({"steps": {"separator": {}, "frontend": {}}}, sort_keys=False)
+    )
     assert trained_system(exp).model == exp / "frontend/best.ckpt"
     (exp / "frontend/best.ckpt").unlink()
     with pytest.raises(UserError, match="no trained model.*frontend/best.ckpt.*stages 2 and 3"):

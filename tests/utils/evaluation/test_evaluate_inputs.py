@@ -76,29 +76,46 @@ def test_long_mixtures_are_separated_in_segments_even_by_oracles(tmp_path):
     whole = estimate(method, How(), sources.sum(0), sources, RATE)[0]
     parts = estimate(method, How(segment=1.0), sources.sum(0), sources, RATE)[0]
     # The frames of a later segment stand elsewhere, so it differs a little; its ends would differ a lot.
-    assert np.abs(parts - whole).max() < 0.5 * np.abs(whole).max() and not np.array_equal(parts, whole)
+    assert np.abs(parts - whole).max() < 0.5 * np.abs(whole).max() and not np.array_equal(
+        parts, whole
+    )
     assert np.sum((parts - sources) ** 2) == pytest.approx(np.sum((whole - sources) ** 2), rel=0.03)
 
 
 def test_methods_that_need_no_training_are_listed_in_a_file(tmp_path):
     sources = noise(2, 4000)
-    manifest = write_set(tmp_path / "set", [(np.stack([sources[0] + 0.5 * sources[1], sources[1]]), sources)])
+    manifest = write_set(
+        tmp_path / "set", [(np.stack([sources[0] + 0.5 * sources[1], sources[1]]), sources)]
+    )
     entry = {"name": "beams", "description": "each microphone", "class_path": "tests.support.Beams"}
     listed = references_file(
         tmp_path / "list.yml",
         {"name": "unprocessed", "kind": "mixture"},
         entry | {"init_args": {"gain": 2.0}},
     )
-    main(["--exp", str(tmp_path / "exp/none"), "--manifest", str(manifest), "--references", f"only:{listed}"])
+    main(
+        [
+            "--exp",
+            str(tmp_path / "exp/none"),
+            "--manifest",
+            str(manifest),
+            "--references",
+            f"only:{listed}",
+        ]
+    )
     folder = tmp_path / "exp/reference-set"
     unprocessed, beams = Method(folder / "unprocessed"), Method(folder / "beams")
     assert read_rows(unprocessed).si_sdri[0] == 0
-    assert read_rows(beams).si_sdr_2[0] == 100 and read_rows(beams).snr_2[0] == pytest.approx(0, abs=1e-4)
+    assert read_rows(beams).si_sdr_2[0] == 100 and read_rows(beams).snr_2[0] == pytest.approx(
+        0, abs=1e-4
+    )
     assert read_final(beams)["description"] == "each microphone"
 
 
 def test_a_mixture_that_a_method_refuses_is_explained(tmp_path):
-    listed = references_file(tmp_path / "list.yml", {"name": "refuses", "class_path": "tests.support.Refusing"})
+    listed = references_file(
+        tmp_path / "list.yml", {"name": "refuses", "class_path": "tests.support.Refusing"}
+    )
     [method] = references(tmp_path, listed)
     with pytest.raises(UserError, match="m?ix.wav cannot be separated by refuses: no voice in it"):
         evaluate(method, noise_set(tmp_path / "set", 1))
@@ -110,7 +127,10 @@ def test_a_mixture_that_a_method_refuses_is_explained(tmp_path):
         ({"kind": "classic"}, "entry 1: needs name"),
         ({"name": "a", "klass": "x"}, "klass: x"),
         ({"name": "a", "kind": "magic"}, "kind: magic"),
-        ({"name": "a", "class_path": "tests.support.Nothing"}, "a: there is no class tests.support.Nothing"),
+        (
+            {"name": "a", "class_path": "tests.support.Nothing"},
+            "a: there is no class tests.support.Nothing",
+        ),
         ({"name": "a", "class_path": "tests.support.Beams", "init_args": {"gian": 1}}, "gian"),
     ],
 )
@@ -122,10 +142,15 @@ def test_a_wrong_entry_of_the_list_is_explained(entry, words, tmp_path):
 
 def test_a_cluster_of_two_processes_gives_the_rows_of_one_process(tmp_path):
     manifest = noise_set(tmp_path / "set", 12, seconds=0.3)
-    exps = [two_step_model(tmp_path / "exp" / name / "model.pth").parent for name in ("here", "there")]
+    exps = [
+        two_step_model(tmp_path / "exp" / name / "model.pth").parent for name in ("here", "there")
+    ]
     options = ["--manifest", str(manifest), "--references", "no", "--device", "cpu", "--exp"]
     main([*options, str(exps[0]), "--nj", "1"])
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
         main([*options, str(exps[1]), "--nj", "2", "--cluster", cluster.scheduler_address])
         worked = client.run(lambda: "utils.evaluation.scoring" in sys.modules)
     assert list(worked.values()) == [True, True]

@@ -24,10 +24,14 @@ def score(*estimates, references=TWO):
 def random_clip(rng):
     """1 to 4 slots a side: in any order, some silent, some faint, some not finite."""
     n = rng.integers(1, 5)
-    references = rng.normal(size=(n, 300)) * 10 ** rng.uniform(-1, 0, (n, 1)) * rng.choice([0, 1, 1], (n, 1))
+    references = (
+        rng.normal(size=(n, 300)) * 10 ** rng.uniform(-1, 0, (n, 1)) * rng.choice([0, 1, 1], (n, 1))
+    )
     mixture = references.sum(0)
     mixing = rng.permutation(np.eye(4))[:, :n] + rng.normal(0, 0.2, (4, n))
-    estimates = (mixing @ references + rng.normal(0, 0.05, (4, 300))) * rng.choice([0, 0.05, 1, 1, 1], (4, 1))
+    estimates = (mixing @ references + rng.normal(0, 0.05, (4, 300))) * rng.choice(
+        [0, 0.05, 1, 1, 1], (4, 1)
+    )
     if rng.random() < 0.2:
         estimates[0, 7] = rng.choice([np.nan, np.inf])
     scale = rng.choice([1, 32768])
@@ -48,18 +52,25 @@ def naive_clip(estimates, references, mixture):
     estimates, references = [*estimates, *silence][:4], [*references, *silence][:4]
     estimates = [e if np.isfinite(e).all() else silence[0] for e in estimates]
     table = [[naive_si_snr(e, s) for e in estimates] for s in references]
-    best = max(itertools.permutations(range(4)), key=lambda order: sum(table[k][order[k]] for k in range(4)))
+    best = max(
+        itertools.permutations(range(4)),
+        key=lambda order: sum(table[k][order[k]] for k in range(4)),
+    )
     powers = [np.mean(s**2) for s in references if s.any()]
     loud = [bool(powers) and np.mean(e**2) > 0.01 * min(powers) for e in estimates]
     sources = [
-        (table[k][best[k]], naive_si_snr(mixture, s), loud[best[k]]) for k, s in enumerate(references) if s.any()
+        (table[k][best[k]], naive_si_snr(mixture, s), loud[best[k]])
+        for k, s in enumerate(references)
+        if s.any()
     ]
     return len(powers), sum(loud), sources
 
 
 def test_si_snr_of_identity_and_silence_is_80_db_either_way():
     for scale in (1e-3, 1, 32768):
-        np.testing.assert_allclose(si_snr([A, -A, scale * A, 3 * B], [A, A, A, scale * B]), 80, atol=1e-6)
+        np.testing.assert_allclose(
+            si_snr([A, -A, scale * A, 3 * B], [A, A, A, scale * B]), 80, atol=1e-6
+        )
         np.testing.assert_allclose(si_snr([ZERO, A, ZERO], [scale * A, ZERO, ZERO]), -80, atol=1e-6)
     assert si_snr([[0.3]], [[-0.5]]) == pytest.approx(80)  # one sample
     assert si_snr(np.int16([[20000, -20000]]), np.int16([[20000, -20000]])) == pytest.approx(80)
@@ -85,8 +96,13 @@ def test_an_offset_counts_as_noise(decibels):
 def test_si_snr_is_the_textbook_formula_between_its_limits():
     rng = np.random.default_rng(0)
     references = rng.normal(size=(5, 1, 700))
-    estimates = references * [[[1], [-2]]] + rng.normal(size=(5, 2, 700)) * np.logspace(-2, 2, 5)[:, None, None]
-    expected = [[naive_si_snr(e, s[0]) for e in pair] for pair, s in zip(estimates, references, strict=True)]
+    estimates = (
+        references * [[[1], [-2]]]
+        + rng.normal(size=(5, 2, 700)) * np.logspace(-2, 2, 5)[:, None, None]
+    )
+    expected = [
+        [naive_si_snr(e, s[0]) for e in pair] for pair, s in zip(estimates, references, strict=True)
+    ]
     np.testing.assert_allclose(si_snr(estimates, references), expected, atol=5e-3)
 
 
@@ -138,14 +154,18 @@ def test_golden_halves_of_the_mixture():
 
 
 @pytest.mark.parametrize("gain, n_estimates, count", [(0.1, 3, "over"), (0.0999, 2, "equal")])
-def test_golden_an_estimate_is_active_from_20_db_below_the_quietest_reference(gain, n_estimates, count):
+def test_golden_an_estimate_is_active_from_20_db_below_the_quietest_reference(
+    gain, n_estimates, count
+):
     clip = score(A, B, gain * B, ZERO)
     assert (clip.n_estimates, clip.count) == (n_estimates, count)
 
 
 def test_dropping_a_source_raises_the_official_number():
     """A pitfall of the measure: the poor estimate of B is worth less than none."""
-    honest, lazy = (fuss_score([score(A, estimate, ZERO, ZERO)]) for estimate in (A + 0.1 * B, ZERO))
+    honest, lazy = (
+        fuss_score([score(A, estimate, ZERO, ZERO)]) for estimate in (A + 0.1 * B, ZERO)
+    )
     assert lazy["msi"]["mean"] > honest["msi"]["mean"] + 10
     assert lazy["msi_all"]["mean"] < honest["msi_all"]["mean"]
     assert (lazy["under"], honest["under"]) == (1, 0)
@@ -154,13 +174,17 @@ def test_dropping_a_source_raises_the_official_number():
 @pytest.mark.parametrize("share", [1, 0.25])
 def test_copies_of_a_single_source_score_80_db_and_show_as_over_separation_only(share):
     result = fuss_score([score(*[share * A] * 4, references=ONE)])
-    assert result["si_snr_1s"]["mean"] == pytest.approx(80) and result["over_1"] == result["over"] == 1
+    assert (
+        result["si_snr_1s"]["mean"] == pytest.approx(80) and result["over_1"] == result["over"] == 1
+    )
     assert result["msi"]["clips"] == 0 and np.isnan(result["msi"]["mean"])
 
 
 def test_a_silent_output_for_a_single_source_has_no_score_but_one_without_exclusion():
     result = fuss_score([score(ZERO, ZERO, references=ONE)])
-    assert result["si_snr_1s"]["clips"] == 0 and result["si_snr_1s_all"]["mean"] == pytest.approx(-80)
+    assert result["si_snr_1s"]["clips"] == 0 and result["si_snr_1s_all"]["mean"] == pytest.approx(
+        -80
+    )
     assert result["under_1"] == 1
 
 
@@ -173,7 +197,9 @@ def test_missing_slots_are_silent_ones():
 
 
 def test_level_is_relative_but_for_silence_of_references():
-    loud, unit = (row(clip_score(*(scale * x for x in (TWO[::-1] + 0.1, TWO, A + B)))) for scale in (32768, 1))
+    loud, unit = (
+        row(clip_score(*(scale * x for x in (TWO[::-1] + 0.1, TWO, A + B)))) for scale in (32768, 1)
+    )
     assert loud == pytest.approx(unit, nan_ok=True)
     for gain, n_references in ((1e-8, 1), (1e-7, 2)):  # the RMS of B is 0.35
         faint = np.stack([A, gain * B])
@@ -217,19 +243,27 @@ def test_a_table_read_back_gives_the_pooled_official_numbers(random_clips, count
         gains = [(output - (entry if n > 1 else 0), counted) for output, entry, counted in sources]
         values_all[n] += [gain for gain, _ in gains]
         values[n] += [gain for gain, counted in gains if counted]
-    table = pd.DataFrame([{"mixture_ID": k} | row(clip_score(*clip)) for k, clip in enumerate(clips)])
+    table = pd.DataFrame(
+        [{"mixture_ID": k} | row(clip_score(*clip)) for k, clip in enumerate(clips)]
+    )
     result = summary(pd.read_csv(io.StringIO(table.to_csv(index=False))))
     for pool, end in ((values, ""), (values_all, "_all")):
-        pool = {"si_snr_1s": pool[1], "msi": pool[2] + pool[3] + pool[4]} | {f"msi_{k}": pool[k] for k in (2, 3, 4)}
+        pool = {"si_snr_1s": pool[1], "msi": pool[2] + pool[3] + pool[4]} | {
+            f"msi_{k}": pool[k] for k in (2, 3, 4)
+        }
         for name, expected in pool.items():
             ours = result[name + end]
             assert ours["sources"] == len(expected)
             if expected:
-                assert (ours["mean"], ours["std"]) == pytest.approx((np.mean(expected), np.std(expected)), abs=1e-2)
+                assert (ours["mean"], ours["std"]) == pytest.approx(
+                    (np.mean(expected), np.std(expected)), abs=1e-2
+                )
             else:
                 assert np.isnan(ours["mean"]) and np.isnan(ours["std"])
     for name, sign in (("under", -1), ("equal", 0), ("over", 1)):
-        assert result[name] == pytest.approx(np.mean([x == sign for k in counts for x in counts[k]]))
+        assert result[name] == pytest.approx(
+            np.mean([x == sign for k in counts for x in counts[k]])
+        )
         for k in counts:
             assert result[f"{name}_{k}"] == pytest.approx(
                 np.mean(np.array(counts[k]) == sign) if counts[k] else np.nan, nan_ok=True
@@ -245,14 +279,23 @@ def compare_arms():
 
 def evaluated(exp, msi, holes):
     """An experiment with rows of four mixtures, the last of one source, which has no MSi."""
-    values = {"msi": [*msi, np.nan], "msi_all": [*msi, np.nan], "hole_rate_30": holes, "leak_rate": 0.1}
-    table = pd.DataFrame({"mixture_ID": ["01", "02", "03", "04"], **values, "log_spectral_distance": 5.0})
+    values = {
+        "msi": [*msi, np.nan],
+        "msi_all": [*msi, np.nan],
+        "hole_rate_30": holes,
+        "leak_rate": 0.1,
+    }
+    table = pd.DataFrame(
+        {"mixture_ID": ["01", "02", "03", "04"], **values, "log_spectral_distance": 5.0}
+    )
     (exp / "eval" / "test").mkdir(parents=True)
     table.to_csv(exp / "eval" / "test" / "all_metrics.csv", index=False)
     return str(exp)
 
 
-def test_two_trainings_are_compared_mixture_by_mixture_over_their_seeds(compare_arms, tmp_path, capsys):
+def test_two_trainings_are_compared_mixture_by_mixture_over_their_seeds(
+    compare_arms, tmp_path, capsys
+):
     control = [evaluated(tmp_path / f"a{k}", [1.0, 2.0, 9.0], [0.1] * 4) for k in range(2)]
     arm = [
         evaluated(tmp_path / "b0", [2.0, 3.0, 10.0], [0.05] * 4),
@@ -260,8 +303,13 @@ def test_two_trainings_are_compared_mixture_by_mixture_over_their_seeds(compare_
     ]
     compare_arms.main(["--control", *control, "--arm", *arm])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
-    assert "+2.00 [+2.00, +2.00]" in lines["msi"] and "3 mixtures  each: +1.00, +3.00" in lines["msi"]
-    assert "-2.50 [-2.50, -2.50]" in lines["hole_rate_30"] and "4 mixtures  each: -5.00, +0.00" in lines["hole_rate_30"]
+    assert (
+        "+2.00 [+2.00, +2.00]" in lines["msi"] and "3 mixtures  each: +1.00, +3.00" in lines["msi"]
+    )
+    assert (
+        "-2.50 [-2.50, -2.50]" in lines["hole_rate_30"]
+        and "4 mixtures  each: -5.00, +0.00" in lines["hole_rate_30"]
+    )
 
 
 def test_an_experiment_that_was_not_evaluated_is_a_message(compare_arms, tmp_path, capsys):

@@ -23,9 +23,14 @@ def voices():
     result = {}
     for rate in (8000, 16000):
         draw, noise = random.Random(0), np.random.default_rng(0)
-        spoken = [speech.synthesise(speech.make_sentence(draw), x, rate) for x in speech.make_speakers(2, 0)]
+        spoken = [
+            speech.synthesise(speech.make_sentence(draw), x, rate)
+            for x in speech.make_speakers(2, 0)
+        ]
         references = np.stack([x[: 5 * rate // 2] for x in spoken]).astype(np.float64)
-        estimates = references + [[0.1], [0.4]] * references[::-1] + noise.normal(0, 0.01, references.shape)
+        estimates = (
+            references + [[0.1], [0.4]] * references[::-1] + noise.normal(0, 0.01, references.shape)
+        )
         result[rate] = estimates, references
     return result
 
@@ -60,7 +65,9 @@ def test_scores_are_those_of_the_packages(voices, rate):
 
 def test_stoi_takes_any_rate(voices):
     estimates, references = voices[16000]
-    assert stoi(estimates[0], references[0], 11025) == pytest.approx(pystoi.stoi(references[0], estimates[0], 11025))
+    assert stoi(estimates[0], references[0], 11025) == pytest.approx(
+        pystoi.stoi(references[0], estimates[0], 11025)
+    )
 
 
 def test_pesq_at_another_rate_is_an_error_that_says_what_to_do(voices, capsys):
@@ -78,7 +85,9 @@ def test_leading_dimensions_broadcast_as_those_of_si_sdr(voices):
     for measure, _ in measures(8000):
         expected = [measure(mixture, reference) for reference in references]
         np.testing.assert_allclose(measure(mixture[None], references), expected)
-        np.testing.assert_allclose(measure(np.stack([estimates, references]), references)[0], measure(*voices[8000]))
+        np.testing.assert_allclose(
+            measure(np.stack([estimates, references]), references)[0], measure(*voices[8000])
+        )
 
 
 def test_level_does_not_count(voices):
@@ -99,7 +108,11 @@ def test_a_silent_reference_has_no_score_and_a_failed_estimate_the_lowest(voices
         for nothing in (zero, constant, broken, infinite):
             assert np.isnan(measure(a, nothing)) and np.isnan(measure(nothing, nothing))
             scores = measure(np.stack([nothing, b]), np.stack([a, b]))
-            assert scores[0] == lowest and scores[1] == pytest.approx(measure(b, b)) and scores[1] > 0.99
+            assert (
+                scores[0] == lowest
+                and scores[1] == pytest.approx(measure(b, b))
+                and scores[1] > 0.99
+            )
 
 
 @pytest.mark.parametrize("length", [1, 2, 100, 255, 400, 1999])
@@ -115,20 +128,30 @@ def test_too_little_speech_is_too_short_for_stoi(voices):
     references = references.copy()
     references[0, 2000:] = 0
     for extended in (False, True):
-        np.testing.assert_array_equal(np.isnan(stoi(estimates, references, 8000, extended)), [True, False])
+        np.testing.assert_array_equal(
+            np.isnan(stoi(estimates, references, 8000, extended)), [True, False]
+        )
 
 
 def test_no_utterance_is_no_score_of_pesq():
-    noise = np.random.default_rng(0).normal(size=(1, 16000)) * (np.arange(16000) % 8000 < 100)  # clicks
+    noise = np.random.default_rng(0).normal(size=(1, 16000)) * (
+        np.arange(16000) % 8000 < 100
+    )  # clicks
     with pytest.raises(pesq_package.NoUtterancesError):
         pesq_package.pesq(8000, noise[0], noise[0], "nb")
     assert np.isnan(pesq(noise, noise, 8000)) and np.isnan(pesq(0 * noise, noise, 8000))
 
 
-def test_what_the_package_cannot_score_only_for_the_estimates_sake_is_a_failure(voices, monkeypatch):
+def test_what_the_package_cannot_score_only_for_the_estimates_sake_is_a_failure(
+    voices, monkeypatch
+):
     estimates, references = voices[8000]
-    monkeypatch.setattr(pesq_package, "pesq", lambda _, x, y, *_a, **_k: 4.5 if np.array_equal(x, y) else -7)
-    np.testing.assert_array_equal(pesq(np.stack([estimates[0], references[1]]), references, 8000), [1, 4.5])
+    monkeypatch.setattr(
+        pesq_package, "pesq", lambda _, x, y, *_a, **_k: 4.5 if np.array_equal(x, y) else -7
+    )
+    np.testing.assert_array_equal(
+        pesq(np.stack([estimates[0], references[1]]), references, 8000), [1, 4.5]
+    )
 
 
 def test_pesq_of_a_long_signal_is_the_mean_over_parts_that_have_a_score(voices):
@@ -136,14 +159,21 @@ def test_pesq_of_a_long_signal_is_the_mean_over_parts_that_have_a_score(voices):
     references[0, : 15 * 8000] = 0
     estimates[1] += np.random.default_rng(0).normal(0, np.linspace(0, 0.1, 45 * 8000))
     parts = np.split(np.stack([references, estimates], axis=1), 3, axis=-1)
-    direct = [[pesq_package.pesq(8000, *part[k], "nb") for part in parts if part[k, 0].any()] for k in (0, 1)]
-    np.testing.assert_allclose(pesq(estimates, references, 8000), [np.mean(x) for x in direct], atol=1e-4)
+    direct = [
+        [pesq_package.pesq(8000, *part[k], "nb") for part in parts if part[k, 0].any()]
+        for k in (0, 1)
+    ]
+    np.testing.assert_allclose(
+        pesq(estimates, references, 8000), [np.mean(x) for x in direct], atol=1e-4
+    )
     estimates[:, -1] = np.nan
     np.testing.assert_array_equal(pesq(estimates, references, 8000), 1)
     assert np.isnan(pesq(estimates, 0 * references, 8000)).all()
 
 
-def test_a_pause_of_the_estimate_gives_the_same_score_every_time_and_leaves_the_random_state_alone(voices):
+def test_a_pause_of_the_estimate_gives_the_same_score_every_time_and_leaves_the_random_state_alone(
+    voices,
+):
     estimates, references = voices[8000]
     estimates = estimates.copy()
     estimates[:, 4000:12000] = 0
@@ -159,7 +189,9 @@ def test_a_pause_of_the_estimate_gives_the_same_score_every_time_and_leaves_the_
 def test_asteroid_measures_the_same(voices):
     estimates, references = voices[8000]
     mixture, estimates = references.sum(0), estimates[::-1].copy()
-    theirs = get_metrics(mixture, references, estimates, 8000, average=False, compute_permutation=True)
+    theirs = get_metrics(
+        mixture, references, estimates, 8000, average=False, compute_permutation=True
+    )
     order = match(estimates, references)
     np.testing.assert_array_equal(order, [1, 0])
     for prefix, signals in (("", estimates[order]), ("input_", np.stack([mixture, mixture]))):
@@ -173,5 +205,7 @@ def test_asteroid_measures_the_same(voices):
             ("stoi", stoi(signals, references, 8000), 1e-6),
             ("pesq", pesq(signals, references, 8000), 1e-4),
         ):
-            expected = np.minimum(np.ravel(theirs[prefix + name]), LIMIT)  # a mixture has no artefacts
+            expected = np.minimum(
+                np.ravel(theirs[prefix + name]), LIMIT
+            )  # a mixture has no artefacts
             np.testing.assert_allclose(ours, expected, atol=tolerance, err_msg=prefix + name)

@@ -20,7 +20,9 @@ def signals(request):
     rng = np.random.default_rng(request.param)
     references = rng.normal(0, 0.3, (request.param, 4000)) + 0.05
     noise = rng.normal(0, 0.3, references.shape)
-    return 0.7 * references + np.array([0.05, 0.4, 1.3])[: request.param, None] * noise - 0.1, references
+    return 0.7 * references + np.array([0.05, 0.4, 1.3])[
+        : request.param, None
+    ] * noise - 0.1, references
 
 
 def test_si_sdr_agrees_with_asteroid_pb_bss_eval_and_torchmetrics(signals):
@@ -32,7 +34,9 @@ def test_si_sdr_agrees_with_asteroid_pb_bss_eval_and_torchmetrics(signals):
     np.testing.assert_allclose(ours, asteroid, atol=1e-5)
     centred = [x - x.mean(-1, keepdims=True) for x in signals]
     np.testing.assert_allclose(ours, pb_si_sdr(*reversed(centred)), atol=1e-5)
-    np.testing.assert_allclose(ours, scale_invariant_signal_distortion_ratio(*tensors, zero_mean=True), atol=1e-5)
+    np.testing.assert_allclose(
+        ours, scale_invariant_signal_distortion_ratio(*tensors, zero_mean=True), atol=1e-5
+    )
 
 
 def test_snr_agrees_with_asteroid_and_torchmetrics(signals):
@@ -50,7 +54,9 @@ def test_si_sdr_of_a_hand_made_case_is_the_ratio_that_was_put_in():
     time = np.arange(8000) / 8000
     reference, orthogonal = np.sin(2 * np.pi * 100 * time), np.cos(2 * np.pi * 100 * time)
     for decibels in (-30, 0, 17, 60):
-        estimate = -3 * (reference + 10 ** (-decibels / 20) * orthogonal) + 5  # neither sign, gain nor offset count
+        estimate = (
+            -3 * (reference + 10 ** (-decibels / 20) * orthogonal) + 5
+        )  # neither sign, gain nor offset count
         assert si_sdr(estimate[None], reference[None])[0] == pytest.approx(decibels, abs=1e-6)
 
 
@@ -65,7 +71,11 @@ def test_si_sdr_broadcasts_over_batches(signals):
 def test_silence_and_identity_are_defined_at_any_level(scale):
     signal = scale * np.random.default_rng(0).normal(size=(1, 999)).astype(np.float32)
     silent, constant = np.zeros_like(signal), np.full_like(signal, 0.3)
-    assert si_sdr(signal, signal) == LIMIT and si_sdr(-2 * signal, signal) == LIMIT and snr(signal, signal) == LIMIT
+    assert (
+        si_sdr(signal, signal) == LIMIT
+        and si_sdr(-2 * signal, signal) == LIMIT
+        and snr(signal, signal) == LIMIT
+    )
     for nothing in (silent, constant):
         assert np.isnan(si_sdr(signal, nothing)) and np.isnan(si_sdr(nothing, nothing))
         assert si_sdr(nothing, signal) == -LIMIT
@@ -139,9 +149,14 @@ def test_a_batch_is_matched_and_improved_one_by_one():
     estimates = references[:, [1, 2, 0]] + 0.3 * rng.normal(size=references.shape)
     order = match(estimates, references)
     assert (order == [2, 0, 1]).all()
-    ordered, mixture = np.take_along_axis(estimates, order[..., None], axis=-2), references.sum(axis=1)
+    ordered, mixture = (
+        np.take_along_axis(estimates, order[..., None], axis=-2),
+        references.sum(axis=1),
+    )
     for k in range(4):
         assert (match(estimates[k], references[k]) == order[k]).all()
         before = [si_sdr(mixture[k], reference) for reference in references[k]]
         after = [si_sdr(*pair) for pair in zip(ordered[k], references[k], strict=True)]
-        np.testing.assert_allclose(si_sdri(ordered, references, mixture)[k], np.subtract(after, before))
+        np.testing.assert_allclose(
+            si_sdri(ordered, references, mixture)[k], np.subtract(after, before)
+        )

@@ -24,11 +24,15 @@ def test_the_spectrogram_is_that_of_the_definition_and_sees_every_sample(length)
     window = np.sqrt(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512))
     padded = np.pad(signal, (384, 1024))
     frames = -(-(length + 384) // 128)
-    expected = np.abs([np.fft.rfft(padded[128 * k : 128 * k + 512] * window) for k in range(frames)])
+    expected = np.abs(
+        [np.fft.rfft(padded[128 * k : 128 * k + 512] * window) for k in range(frames)]
+    )
     np.testing.assert_allclose(spectrogram(signal), expected, atol=1e-12)
     power = spectrogram(signal) ** 2
     energy = (2 * power.sum() - power[:, 0].sum() - power[:, -1].sum()) / 512
-    assert energy == pytest.approx(2 * (signal**2).sum())  # by Parseval: four squared windows sum to 2 everywhere
+    assert energy == pytest.approx(
+        2 * (signal**2).sum()
+    )  # by Parseval: four squared windows sum to 2 everywhere
 
 
 @pytest.mark.parametrize("gain", [1.0, -0.01, 32768.0])
@@ -61,7 +65,10 @@ def test_filling_holes_with_noise_shows_as_leaks():
 
 def test_a_silent_estimate_is_one_hole_and_a_silent_source_has_no_rates():
     rates = spectral_holes(np.zeros(2000), noise()[:2000])
-    assert rates["hole_rate_40"] == 1 and rates["leak_rate"] in (0, pytest.approx(np.nan, nan_ok=True))
+    assert rates["hole_rate_40"] == 1 and rates["leak_rate"] in (
+        0,
+        pytest.approx(np.nan, nan_ok=True),
+    )
     assert np.isnan(list(spectral_holes(noise()[:2000], np.zeros(2000)).values())).all()
     assert np.isfinite(rates["log_spectral_distance"])
 
@@ -79,10 +86,14 @@ def test_signals_of_different_lengths_are_refused():
 
 def test_binary_masks_have_many_holes_and_ratio_masks_few():
     envelope = 0.5 + 0.5 * np.sin(2 * np.pi * 3 * np.arange(RATE) / RATE)
-    sources = np.stack([envelope * noise(1), (1 - envelope) * noise(2) + tone(2000)]).astype(np.float32)
+    sources = np.stack([envelope * noise(1), (1 - envelope) * noise(2) + tone(2000)]).astype(
+        np.float32
+    )
     inputs = torch.from_numpy(sources.sum(0))[None], torch.from_numpy(sources)[None]
     rates = {}
     for kind in ("ibm", "irm"):
         estimates = StftOracle(kind, 32, RATE)(*inputs)[0].numpy()
-        rates[kind] = np.mean([spectral_holes(*pair)["hole_rate_30"] for pair in zip(estimates, sources, strict=True)])
+        rates[kind] = np.mean(
+            [spectral_holes(*pair)["hole_rate_30"] for pair in zip(estimates, sources, strict=True)]
+        )
     assert rates["ibm"] > 3 * rates["irm"]

@@ -33,11 +33,26 @@ def test_every_suite_gives_what_its_table_shows(tmp_path):
         shape = (2, 2 * RATE) if name != "music" else (2, 2, 2 * RATE)
         sources = noise(*shape)
         method = Method(tmp_path / name, kind="mixture")
-        final = evaluate(method, write_set(tmp_path / "set" / name, [(sources.sum(0), sources)]), how=How(suite=name))
+        final = evaluate(
+            method,
+            write_set(tmp_path / "set" / name, [(sources.sum(0), sources)]),
+            how=How(suite=name),
+        )
         rows = read_rows(method)
         assert {suite.primary, suite.input, suite.failure, suite.weight or suite.primary} <= {*rows}
         assert final[suite.primary].keys() >= {"mean", "median", "standard_error"}
-        on_demand = {"sdr", "sir", "sar", "stoi", "estoi", "pesq", "gnsdr_1", "gsir_1", "gsar_1", "oracle_si_sdri"}
+        on_demand = {
+            "sdr",
+            "sir",
+            "sar",
+            "stoi",
+            "estoi",
+            "pesq",
+            "gnsdr_1",
+            "gsir_1",
+            "gsar_1",
+            "oracle_si_sdri",
+        }
         assert {metric.key for metric in suite.columns} - on_demand <= final.keys()
 
 
@@ -46,7 +61,10 @@ def test_metrics_on_demand_are_those_of_the_matched_estimates(tmp_path, mixture)
     heard = sources[0] + 0.5 * sources[1]
     manifest = write_set(tmp_path / "set", [(heard, sources)])
     evaluate(mixture, manifest, how=How(extra=("bss_eval", "estoi", "pesq", "stoi")))
-    row, expected = read_rows(mixture).iloc[0], bss_eval(np.stack([heard, heard]), sources, permute=False)
+    row, expected = (
+        read_rows(mixture).iloc[0],
+        bss_eval(np.stack([heard, heard]), sources, permute=False),
+    )
     for name, values in zip(("sdr", "sir", "sar"), expected, strict=False):
         assert [row[f"{name}_1"], row[f"{name}_2"]] == pytest.approx(values, abs=1e-5)
     assert row.sdri == 0 and -0.1 < row.stoi < 1 and row.stoi != row.estoi
@@ -54,13 +72,19 @@ def test_metrics_on_demand_are_those_of_the_matched_estimates(tmp_path, mixture)
     assert final["sir"]["mean"] == pytest.approx(row.sir, abs=1e-5) and final["stoi"]["mean"] > 0
     before = (mixture.folder / "eval/test/rows.jsonl").read_text()
     evaluate(mixture, manifest, how=How(extra=("sdr",)))
-    assert (mixture.folder / "eval/test/rows.jsonl").read_text() != before  # other metrics continue no old rows
+    assert (
+        mixture.folder / "eval/test/rows.jsonl"
+    ).read_text() != before  # other metrics continue no old rows
     assert read_rows(mixture).sdr[0] == pytest.approx(row.sdr, abs=1e-5)
 
 
 def test_fuss_pools_the_active_sources_of_all_mixtures(tmp_path):
     a, b, c = noise(3, RATE)
-    examples = [(a + b, [a, b, None, None]), (a + b + c, [a, b, c, None]), (c, [c, None, None, None])]
+    examples = [
+        (a + b, [a, b, None, None]),
+        (a + b + c, [a, b, c, None]),
+        (c, [c, None, None, None]),
+    ]
     method = Method(tmp_path / "mixture", kind="mixture")
     evaluate(method, write_set(tmp_path / "set", examples), how=How(suite="fuss"))
     final = read_final(method)
@@ -74,9 +98,14 @@ def test_music_is_scored_a_second_at_a_time_and_kept_as_museval_does(tmp_path, m
     sources = noise(2, 2, 3 * RATE)
     sources[1, :, RATE : 2 * RATE] *= 0.5
     sources[0, :, 2 * RATE :] = 0  # no score there
-    evaluate(mixture, write_set(tmp_path / "set", [(sources.sum(0), sources)]), how=How(suite="music"))
+    evaluate(
+        mixture, write_set(tmp_path / "set", [(sources.sum(0), sources)]), how=How(suite="music")
+    )
     row = read_rows(mixture).iloc[0]
-    energies = [np.sum(sources[:, :, k * RATE : (k + 1) * RATE].astype(float) ** 2, axis=(1, 2)) for k in range(2)]
+    energies = [
+        np.sum(sources[:, :, k * RATE : (k + 1) * RATE].astype(float) ** 2, axis=(1, 2))
+        for k in range(2)
+    ]
     frames = [decibels(vocals / rest) for vocals, rest in energies]
     assert row.sdr_1 == pytest.approx(np.median(frames), abs=1e-4) == row.input_sdr_1
     assert row.sdr_2 == pytest.approx(-np.median(frames), abs=1e-4)
@@ -95,19 +124,30 @@ def test_museval_finds_the_files_of_songs_by_their_whole_names(tmp_path, mixture
     store = museval_module("aggregate").EvalStore()
     store.add_eval_dir(mixture.folder / "eval/test/museval")
     assert {*store.df.track} == {names[0], "AC_DC - One & Two"}
-    vocals = store.df[(store.df.target == "vocals") & (store.df.metric == "SDR")].groupby("track").score.median()
+    vocals = (
+        store.df[(store.df.target == "vocals") & (store.df.metric == "SDR")]
+        .groupby("track")
+        .score.median()
+    )
     assert vocals[names[0]] == pytest.approx(read_rows(mixture).sdr_1[0], abs=1e-5)
 
 
 def test_songs_without_a_stem_do_not_count_in_the_usdr(tmp_path, mixture):
     sources = noise(2, 2, 2 * RATE)
-    examples = [(sources.sum(0), sources), (sources[1], [None, sources[1]]), (sources[0], [sources[0], 0 * sources[0]])]
+    examples = [
+        (sources.sum(0), sources),
+        (sources[1], [None, sources[1]]),
+        (sources[0], [sources[0], 0 * sources[0]]),
+    ]
     final = evaluate(mixture, write_set(tmp_path / "set", examples), how=How(suite="music"))
     rows = read_rows(mixture)
     for name in ("usdr_1", "usdr_2"):
         assert rows[name].isna().tolist() == [False, True, True]
         assert final[name]["mean"] == pytest.approx(rows[name][0], abs=1e-5)
-    shown = {metric.key: metric.statistic or SUITES["music"].statistic for metric in SUITES["music"].columns}
+    shown = {
+        metric.key: metric.statistic or SUITES["music"].statistic
+        for metric in SUITES["music"].columns
+    }
     assert shown["usdr_1"] == shown["sdr_mean_1"] == "mean" and shown["sdr_2"] == "median"
 
 
@@ -117,7 +157,9 @@ def test_scores_of_karaoke_clips_are_weighted_by_length(tmp_path, mixture):
         sources = noise(2, seconds * RATE, seed=k)
         sources[1] *= (1.0, 0.1)[k]
         examples.append((sources.sum(0), sources))
-    final = evaluate(mixture, write_set(tmp_path / "set", examples), how=How(suite="music", extra=("gnsdr",)))
+    final = evaluate(
+        mixture, write_set(tmp_path / "set", examples), how=How(suite="music", extra=("gnsdr",))
+    )
     scores = [bss_eval(np.stack([mix, mix]), sources, permute=False) for mix, sources in examples]
     assert final["gnsdr_1"] == pytest.approx(0, abs=1e-6)
     assert final["gsir_1"] == pytest.approx((scores[0][1][0] + 3 * scores[1][1][0]) / 4, abs=1e-5)

@@ -12,9 +12,21 @@ def add(
 ):  # fmt: skip
     folder = exp / name
     (folder / "eval" / data_set).mkdir(parents=True)
-    final = {"kind": kind, "set": data_set, "corpus": "mini", "manifest": "data/mini/test.csv", "n": 40}
-    final |= {"si_sdri": {"mean": mean, "median": mean + 1, "standard_error": 0.25}, "manifest_sha256": manifest}
-    final |= {"si_sdr": {"mean": mean - 0.5, "median": 0.0, "standard_error": 0.1}, "description": f"about {name}"}
+    final = {
+        "kind": kind,
+        "set": data_set,
+        "corpus": "mini",
+        "manifest": "data/mini/test.csv",
+        "n": 40,
+    }
+    final |= {
+        "si_sdri": {"mean": mean, "median": mean + 1, "standard_error": 0.25},
+        "manifest_sha256": manifest,
+    }
+    final |= {
+        "si_sdr": {"mean": mean - 0.5, "median": 0.0, "standard_error": 0.1},
+        "description": f"about {name}",
+    }
     final |= {"share_below_0_db": 0.125, "inverted_share": 0.0}
     (folder / "eval" / data_set / "final_metrics.json").write_text(json.dumps(final | more))
     if config:
@@ -52,8 +64,15 @@ def exp(tmp_path):
 def test_a_row_holds_what_evaluation_and_training_wrote(exp):
     config = {"steps": {"frontend": {}, "separator": {}}, "seed": 3, "description": "two-step"}
     device = {"device": "2 CPU threads"}
-    done = {"frontend": {"hours": 0.5, "updates": 100} | device, "separator": {"hours": 1.25, "updates": 200} | device}
-    cost = {"parameters": 8_630_000, "macs_per_second": 7_030_000_000, "oracle_si_sdri": {"mean": 31.26}}
+    done = {
+        "frontend": {"hours": 0.5, "updates": 100} | device,
+        "separator": {"hours": 1.25, "updates": 200} | device,
+    }
+    cost = {
+        "parameters": 8_630_000,
+        "macs_per_second": 7_030_000_000,
+        "oracle_si_sdri": {"mean": 31.26},
+    }
     add(exp, "mine", 12.345, config=config, done=done, run={"commit": "abc1234"}, **cost)
     [[row]] = rows_of(report(exp))
     assert row == {
@@ -88,7 +107,14 @@ def test_the_mixture_oracles_and_untrained_methods_come_first_then_the_best_syst
     add(exp / "reference-mini", "mixture", 0.0, kind="mixture")
     add(exp / "reference-mini", "untrained", 20.0, kind="classic")
     [rows] = rows_of(report(exp))
-    assert [row["system"] for row in rows] == ["mixture", "stft_irm", "stft_ibm", "untrained", "b_strong", "a_weak"]
+    assert [row["system"] for row in rows] == [
+        "mixture",
+        "stft_irm",
+        "stft_ibm",
+        "untrained",
+        "b_strong",
+        "a_weak",
+    ]
 
 
 def test_scores_on_different_data_are_never_in_one_table(exp):
@@ -98,18 +124,33 @@ def test_scores_on_different_data_are_never_in_one_table(exp):
     text = report(exp)
     assert [[row["system"] for row in rows] for rows in rows_of(text)] == [["one"], ["two"]]
     assert "aaaaaaaaaaaa" in text and "bbbbbbbbbbbb" in text
-    assert [[row["system"] for row in rows] for rows in rows_of(report(exp, "--data-set", "other"))] == [["three"]]
+    assert [
+        [row["system"] for row in rows] for rows in rows_of(report(exp, "--data-set", "other"))
+    ] == [["three"]]
 
 
 def test_experiments_that_differ_in_their_seed_only_get_a_row_of_mean_and_deviation(exp):
     for seed, score in ((0, 10.0), (1, 11.0), (2, 15.0)):
-        add(exp, f"twin{seed}", score, config={"seed": seed, "data": {"segment": 4.0}, "runtime": {"workers": seed}})
+        add(
+            exp,
+            f"twin{seed}",
+            score,
+            config={"seed": seed, "data": {"segment": 4.0}, "runtime": {"workers": seed}},
+        )
     add(exp, "else", 20.0, config={"seed": 0, "data": {"segment": 2.0}})
     add(exp, "twice", 1.0, config={"seed": 5, "data": {"segment": 1.0}})
     add(exp, "twice_again", 1.0, config={"seed": 5, "data": {"segment": 1.0}})
     [rows] = rows_of(report(exp))
     names = [row["system"] for row in rows]
-    assert names == ["else", "twin0", "twin1", "twin2", "**3 seeds of twin0**", "twice", "twice_again"]
+    assert names == [
+        "else",
+        "twin0",
+        "twin1",
+        "twin2",
+        "**3 seeds of twin0**",
+        "twice",
+        "twice_again",
+    ]
     assert rows[4]["SI-SDRi (dB)"] == "12.00 +- 2.65" and rows[4]["seed"] == "0, 1, 2"
     assert rows[4]["SI-SDR (dB)"] == "11.50" and rows[4]["< 0 dB"] == "12.5 %"
 

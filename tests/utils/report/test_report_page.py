@@ -72,21 +72,58 @@ def tone(frequency, seconds=0.5, level=0.1):
     return level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * RATE)) / RATE)
 
 
-def experiment(folder, scores, kind="system", system="x", manifest="a" * 64, examples=3, curves=True, seed=0, **final):
+def experiment(
+    folder,
+    scores,
+    kind="system",
+    system="x",
+    manifest="a" * 64,
+    examples=3,
+    curves=True,
+    seed=0,
+    **final,
+):
     """An evaluated experiment; `scores` are of the utterances m0, m1, ..."""
     evaluation, scores = folder / "eval/test", np.asarray(scores, float)
     evaluation.mkdir(parents=True)
-    rows = {"mixture_ID": [f"m{k}" for k in range(len(scores))], "si_sdri": scores, "si_sdr": scores}
-    rows |= {"input_si_sdr": 0.0, "input_si_sdr_1": EASE[: len(scores)], "input_si_sdr_2": -EASE[: len(scores)]}
+    rows = {
+        "mixture_ID": [f"m{k}" for k in range(len(scores))],
+        "si_sdri": scores,
+        "si_sdr": scores,
+    }
+    rows |= {
+        "input_si_sdr": 0.0,
+        "input_si_sdr_1": EASE[: len(scores)],
+        "input_si_sdr_2": -EASE[: len(scores)],
+    }
     table = pd.DataFrame(rows | {"si_sdri_1": scores + 1, "si_sdri_2": scores - 1})
     table.to_csv(evaluation / "all_metrics.csv", index=False)
     known = scores[~np.isnan(scores)]
     values = dict.fromkeys(("mean", "median", "standard_error"))
     if len(known) > 1:
-        values = {"mean": known.mean(), "median": np.median(known), "standard_error": scipy.stats.sem(known)}
-    summary = {"kind": kind, "set": "test", "corpus": "mini", "manifest": "data/test.csv", "n": len(scores)}
-    summary |= {"manifest_sha256": manifest, "description": f"about {folder.name}", "command": "evaluate <it>"}
-    summary |= {"si_sdri": values, "si_sdr": values, "share_below_0_db": 0.125, "inverted_share": 0.0} | final
+        values = {
+            "mean": known.mean(),
+            "median": np.median(known),
+            "standard_error": scipy.stats.sem(known),
+        }
+    summary = {
+        "kind": kind,
+        "set": "test",
+        "corpus": "mini",
+        "manifest": "data/test.csv",
+        "n": len(scores),
+    }
+    summary |= {
+        "manifest_sha256": manifest,
+        "description": f"about {folder.name}",
+        "command": "evaluate <it>",
+    }
+    summary |= {
+        "si_sdri": values,
+        "si_sdr": values,
+        "share_below_0_db": 0.125,
+        "inverted_share": 0.0,
+    } | final
     (evaluation / "final_metrics.json").write_text(json.dumps(summary))
     for k in range(0, 10 * examples, 10):
         row = {key: value for key, value in table.iloc[k].to_dict().items() if value == value}
@@ -106,13 +143,26 @@ def example(folder, row):
 
 
 def train(folder, system="x", curves=True, seed=0):
-    config = {"steps": {"joint": {}}, "seed": seed, "system": {"class_path": system}, "data": folder.name.split("-")[0]}
+    config = {
+        "steps": {"joint": {}},
+        "seed": seed,
+        "system": {"class_path": system},
+        "data": folder.name.split("-")[0],
+    }
     (folder / "joint").mkdir(parents=True)
     (folder / "config.yml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps({"commit": "abc1234", "command": "train <it>"}))
-    (folder / "joint/done.json").write_text(json.dumps({"hours": 0.5, "updates": 1200, "device": "CPU"}))
+    (folder / "joint/done.json").write_text(
+        json.dumps({"hours": 0.5, "updates": 1200, "device": "CPU"})
+    )
     if curves:
-        rows = {"epoch": [0, 1], "updates": [600, 1200], "train_loss": [1, 0.5], "val_loss": [1, 0.7], "val_x": [1, 2]}
+        rows = {
+            "epoch": [0, 1],
+            "updates": [600, 1200],
+            "train_loss": [1, 0.5],
+            "val_loss": [1, 0.7],
+            "val_x": [1, 2],
+        }
         pd.DataFrame(rows).to_csv(folder / "joint/metrics.csv", index=False)
 
 
@@ -190,8 +240,14 @@ def test_every_system_is_in_the_table_of_its_data_the_systems_first(page):
     assert names == ["mine", "theirs", "weaker", ODD, "mixture", "stft_irm"]
     assert [row["system"].split("|")[0].strip() for row in page.scores(1)] == ["elsewhere"]
     [row] = [row for row in page.scores() if row["system"].startswith(" mine")]
-    assert (row["parameters (M)"], row["GMAC/s"], row["training (h)"]) == ("8.630", "7.030", "0.50|1,200 updates")
-    assert row["device|commit"] == "CPU|abc1234" and row["seed"] == "0" and row["< 0 dB"] == "12.5 %"
+    assert (row["parameters (M)"], row["GMAC/s"], row["training (h)"]) == (
+        "8.630",
+        "7.030",
+        "0.50|1,200 updates",
+    )
+    assert (
+        row["device|commit"] == "CPU|abc1234" and row["seed"] == "0" and row["< 0 dB"] == "12.5 %"
+    )
 
 
 def numbers(text):
@@ -202,10 +258,16 @@ def test_scores_have_intervals_and_are_compared_with_the_best_network_of_asteroi
     rows = {row["system"].split("|")[0].strip(): row for row in page.scores()}
     mean, low, high = numbers(rows["mine"]["SI-SDRi (dB)"])
     assert mean == round(MINE.mean(), 2)
-    assert (low, high) == pytest.approx(scipy.stats.t.interval(0.95, 29, MINE.mean(), scipy.stats.sem(MINE)), abs=0.25)
+    assert (low, high) == pytest.approx(
+        scipy.stats.t.interval(0.95, 29, MINE.mean(), scipy.stats.sem(MINE)), abs=0.25
+    )
     difference, low, high = numbers(rows["mine"]["difference"])
-    assert difference == pytest.approx((MINE - THEIRS).mean(), abs=0.006) and low < difference < high
-    assert rows["mine"]["p"] == f"{scipy.stats.wilcoxon(MINE - THEIRS).pvalue:.3f}".replace("0.000", "< 0.001")
+    assert (
+        difference == pytest.approx((MINE - THEIRS).mean(), abs=0.006) and low < difference < high
+    )
+    assert rows["mine"]["p"] == f"{scipy.stats.wilcoxon(MINE - THEIRS).pvalue:.3f}".replace(
+        "0.000", "< 0.001"
+    )
     assert rows["theirs"]["difference"] == "baseline" and rows["stft_irm"]["p"] == "< 0.001"
 
 
@@ -241,9 +303,15 @@ def audio_of(source):
 
 
 def clips(page, rank):
-    titles = [attributes["data-title"] for attributes in page.of("div") if "data-title" in attributes]
+    titles = [
+        attributes["data-title"] for attributes in page.of("div") if "data-title" in attributes
+    ]
     sources = [attributes["src"] for attributes in page.of("audio")]
-    return {title: source for title, source in zip(titles, sources, strict=True) if title.startswith(rank)}
+    return {
+        title: source
+        for title, source in zip(titles, sources, strict=True)
+        if title.startswith(rank)
+    }
 
 
 def test_the_best_the_median_and_the_worst_example_of_the_best_system_can_be_heard(page):
@@ -278,9 +346,16 @@ def test_long_stereo_is_cut_to_the_stretch_with_the_most_energy(tmp_path):
     found = clips(page, "only")
     signal, played_rate = audio_of(found["only example, source 1"])
     start, seconds = (
-        float(x) for x in re.search(r"The ([\d.]+) s with .* from ([\d.]+) s, of 30.0 s", page.text).groups()[::-1]
+        float(x)
+        for x in re.search(
+            r"The ([\d.]+) s with .* from ([\d.]+) s, of 30.0 s", page.text
+        ).groups()[::-1]
     )
-    assert seconds in (12, 10, 8, 6) and len(signal) == seconds * played_rate and 14.9 <= start <= 27.1 - seconds
+    assert (
+        seconds in (12, 10, 8, 6)
+        and len(signal) == seconds * played_rate
+        and 14.9 <= start <= 27.1 - seconds
+    )
     assert len(page.text) < 13e6
     assert signal.std() == pytest.approx(signal[:played_rate].std(), rel=0.1)
 
@@ -288,7 +363,9 @@ def test_long_stereo_is_cut_to_the_stretch_with_the_most_energy(tmp_path):
 def test_of_many_microphones_the_first_is_played(tmp_path):
     experiment(tmp_path / "exp/mine", MINE, examples=1, curves=False)
     mixture = np.stack([tone(440) + tone(2000), *rng.normal(0, 0.1, (3, RATE // 2))], axis=1)
-    sf.write(tmp_path / "exp/mine/eval/test/examples/ex_m0/mixture.wav", mixture, RATE, subtype="FLOAT")
+    sf.write(
+        tmp_path / "exp/mine/eval/test/examples/ex_m0/mixture.wav", mixture, RATE, subtype="FLOAT"
+    )
     signal, _ = audio_of(clips(write(tmp_path / "exp"), "only")["only example, mixture"])
     np.testing.assert_allclose(signal, 0.9 * mixture[:, 0] / np.abs(mixture[:, 0]).max(), atol=1e-3)
 
@@ -312,13 +389,17 @@ def test_the_loudest_stretch_is_that_of_all_signals_together():
     assert 55 <= loudest(signals, 15) <= 60 and loudest(signals, 100) == 0
 
 
-@pytest.mark.parametrize("rate, channels, n_src, seconds", [(8000, 1, 2, 5), (16000, 1, 4, 10), (44100, 2, 2, 250)])
+@pytest.mark.parametrize(
+    "rate, channels, n_src, seconds", [(8000, 1, 2, 5), (16000, 1, 4, 10), (44100, 2, 2, 250)]
+)
 @pytest.mark.parametrize("systems", [1, 12, 60])
 def test_the_audio_keeps_to_its_budget(rate, channels, n_src, seconds, systems):
     plan = make_plan([seconds] * 3, n_src, rate, channels, systems, 9e6)
     played = 3 * min(seconds, plan.seconds) * (1 + n_src * (1 + plan.systems))
     assert played * plan.rate * plan.channels * 2 * FLAC * BASE64 <= 9e6
-    assert plan.seconds >= 3 and plan.systems >= min(systems, 5) and plan.rate >= min(rate, LOW_RATE)
+    assert (
+        plan.seconds >= 3 and plan.systems >= min(systems, 5) and plan.rate >= min(rate, LOW_RATE)
+    )
 
 
 # ---- figures
@@ -326,9 +407,14 @@ def test_the_audio_keeps_to_its_budget(rate, channels, n_src, seconds, systems):
 
 def test_the_figures_show_every_system_and_say_what_they_show(page):
     labels = " ".join(plot["aria-label"] for plot in page.of("div") if plot.get("role") == "img")
-    assert f"mine {np.median(MINE):.1f}, theirs {np.median(THEIRS):.1f}" in labels and f"{ODD} " in labels
+    assert (
+        f"mine {np.median(MINE):.1f}, theirs {np.median(THEIRS):.1f}" in labels
+        and f"{ODD} " in labels
+    )
     assert "a point a source, lines through the means of 8 bins" in labels
-    assert labels.count("Training curves of the step joint: loss, x over the updates.") == 3  # two sets and the rest
+    assert (
+        labels.count("Training curves of the step joint: loss, x over the updates.") == 3
+    )  # two sets and the rest
     assert "Not evaluated on test" in page.text and "unfinished" in page.text
 
 
@@ -336,7 +422,9 @@ def test_lines_go_through_the_means_of_equally_many_points():
     x = rng.permutation(np.arange(80.0))
     places, values = binned(x, x**2)
     np.testing.assert_allclose(places, np.arange(4.5, 80, 10))
-    np.testing.assert_allclose(values, [np.mean(np.arange(k, k + 10.0) ** 2) for k in range(0, 80, 10)])
+    np.testing.assert_allclose(
+        values, [np.mean(np.arange(k, k + 10.0) ** 2) for k in range(0, 80, 10)]
+    )
     assert len(binned(x[:3], x[:3])[0]) == 1
 
 
@@ -393,7 +481,12 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, what
         round(MINE.mean(), 2),
         round(THEIRS.mean(), 2),
     ]
-    wanted = {"no examples": 3 * 5, "damaged example": 2 * 7 + 0, "no estimate": 3 * 7 - 2, "no reference": 0}
+    wanted = {
+        "no examples": 3 * 5,
+        "damaged example": 2 * 7 + 0,
+        "no estimate": 3 * 7 - 2,
+        "no reference": 0,
+    }
     assert len(page.of("audio")) == wanted.get(what, 3 * 7)
 
 
@@ -419,4 +512,6 @@ def test_utterances_that_one_system_has_no_score_for_are_left_out_of_the_differe
     experiment(tmp_path / "exp/mixture", np.zeros(30), "mixture")
     experiment(tmp_path / "exp/mine", np.where(np.arange(30) < 5, np.nan, MINE))
     row = write(tmp_path / "exp").scores()[0]
-    assert "(n = 25)" in row["difference"] and numbers(row["difference"])[0] == round(MINE[5:].mean(), 2)
+    assert "(n = 25)" in row["difference"] and numbers(row["difference"])[0] == round(
+        MINE[5:].mean(), 2
+    )

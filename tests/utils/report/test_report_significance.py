@@ -28,7 +28,9 @@ def test_the_interval_is_that_of_scipy(kind):
     expected = scipy.stats.bootstrap(
         (values,), getattr(np, kind), n_resamples=20000, method="percentile", rng=1
     ).confidence_interval
-    assert (result.low, result.high) == pytest.approx(tuple(expected), abs=0.12 * (expected.high - expected.low))
+    assert (result.low, result.high) == pytest.approx(
+        tuple(expected), abs=0.12 * (expected.high - expected.low)
+    )
 
 
 def test_an_interval_of_weighted_means_resamples_values_with_their_weights():
@@ -39,7 +41,9 @@ def test_an_interval_of_weighted_means_resamples_values_with_their_weights():
     chosen = rng.integers(0, 300, (4000, 300))
     means = np.average(values[chosen], weights=weights[chosen], axis=1)
     width = result.high - result.low
-    assert (result.low, result.high) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))), abs=0.12 * width)
+    assert (result.low, result.high) == pytest.approx(
+        tuple(np.percentile(means, (2.5, 97.5))), abs=0.12 * width
+    )
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -79,17 +83,27 @@ def test_a_comparison_is_a_paired_test_over_the_utterances_of_both():
     difference = (better - baseline)[left]
     assert result.n == 47 and result.value == pytest.approx(difference.mean())
     assert result.p == pytest.approx(scipy.stats.wilcoxon(difference).pvalue)
-    expected = scipy.stats.bootstrap((difference,), np.mean, n_resamples=20000, method="percentile", rng=1)
+    expected = scipy.stats.bootstrap(
+        (difference,), np.mean, n_resamples=20000, method="percentile", rng=1
+    )
     width = result.high - result.low
-    assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.12 * width)
+    assert (result.low, result.high) == pytest.approx(
+        tuple(expected.confidence_interval), abs=0.12 * width
+    )
     assert width < 0.5  # of unpaired ones it would be 4
 
 
 def test_a_comparison_of_medians_is_the_difference_of_the_medians_and_weights_count_in_that_of_means():
     a, b = series(rng.gamma(1, 2, 40)), series(rng.gamma(2, 2, 40))
     result = compare(a, b, kind="median")
-    assert result.value == pytest.approx(a.median() - b.median()) and result.low < result.value < result.high
-    of_a, of_b = series(rng.integers(0, 9, 40).astype(float)), series(rng.integers(1, 9, 40).astype(float))
+    assert (
+        result.value == pytest.approx(a.median() - b.median())
+        and result.low < result.value < result.high
+    )
+    of_a, of_b = (
+        series(rng.integers(0, 9, 40).astype(float)),
+        series(rng.integers(1, 9, 40).astype(float)),
+    )
     of_a.iloc[:2] = 0
     weighted = compare(a, b, (of_a, of_b))
     both = of_a > 0

@@ -67,7 +67,9 @@ def test_every_yaml_builds_its_system(path):
 )
 def test_a_wrong_key_or_value_is_named(assignment, said):
     with pytest.raises(UserError) as error:
-        config.override(config.plain(parse()), [assignment]) if assignment == "seed.deep=1" else parse(assignment)
+        config.override(
+            config.plain(parse()), [assignment]
+        ) if assignment == "seed.deep=1" else parse(assignment)
     for word in said:
         assert word in str(error.value)
 
@@ -85,7 +87,9 @@ def test_steps_are_checked_before_training(assignment, said):
         config.check_steps(parse(assignment), "x.yml")
 
 
-@pytest.mark.parametrize("assignment", ["data.epoch_size=-1", "data.valid_size=0", "data.segment=0", "seed=-1"])
+@pytest.mark.parametrize(
+    "assignment", ["data.epoch_size=-1", "data.valid_size=0", "data.segment=0", "seed=-1"]
+)
 def test_sizes_and_seeds_that_cannot_be_used_are_named_before_training(assignment):
     key, _, value = assignment.partition("=")
     with pytest.raises(UserError, match=f"x.yml: {key} is {value}"):
@@ -142,14 +146,18 @@ def test_a_file_that_is_no_configuration_is_a_message(tmp_path, content, said):
         (["seed=1"], "come after --"),
     ],
 )
-@pytest.mark.parametrize("run", sorted(ROOT.glob("egs/*/run.sh")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "run", sorted(ROOT.glob("egs/*/run.sh")), ids=lambda path: path.parent.name
+)
 def test_wrong_options_of_run_sh_are_named(run, arguments, said):
     done = subprocess.run([run, *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr
 
 
-@pytest.mark.parametrize("run", sorted(ROOT.glob("egs/*/run.sh")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "run", sorted(ROOT.glob("egs/*/run.sh")), ids=lambda path: path.parent.name
+)
 def test_run_sh_explains_itself(run):
     done = subprocess.run([run, "--help"], capture_output=True, text=True)
     assert done.returncode == 0

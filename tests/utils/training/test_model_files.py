@@ -18,17 +18,24 @@ TINY = {"n_filters": 8, "n_blocks": 2, "n_repeats": 1, "bn_chan": 4, "hid_chan":
 SMALL = {"n_filters": 8, "bn_chan": 4}
 NETWORKS = {
     "ConvTasNet": functools.partial(ConvTasNet, **TINY),
-    "pseudo-inverse": functools.partial(ConvTasNet, **TINY | {"n_filters": 16}, fb_name="stft", who_is_pinv="decoder"),
+    "pseudo-inverse": functools.partial(
+        ConvTasNet, **TINY | {"n_filters": 16}, fb_name="stft", who_is_pinv="decoder"
+    ),
     "DPRNNTasNet": functools.partial(DPRNNTasNet, **SMALL, hid_size=4, chunk_size=10, n_repeats=1),
     "SuDORMRFNet": functools.partial(SuDORMRFNet, **SMALL, num_blocks=1, upsampling_depth=2),
-    "SuDORMRFImprovedNet": functools.partial(SuDORMRFImprovedNet, **SMALL, num_blocks=1, upsampling_depth=2),
+    "SuDORMRFImprovedNet": functools.partial(
+        SuDORMRFImprovedNet, **SMALL, num_blocks=1, upsampling_depth=2
+    ),
 }
 OURS = {
     "class_path": "local_models.two_step.TwoStep",
     "init_args": {
         "n_basis": 8,
         "kernel_size": 8,
-        "separator": {"class_path": "asteroid.masknn.TDConvNet", "init_args": {"n_blocks": 1, "n_repeats": 1}},
+        "separator": {
+            "class_path": "asteroid.masknn.TDConvNet",
+            "init_args": {"n_blocks": 1, "n_repeats": 1},
+        },
     },
 }
 MIXTURE = torch.randn(2, 501, generator=torch.Generator().manual_seed(0))
@@ -94,12 +101,19 @@ def test_packed_files_hold_plain_types_only(name):
     assert plain_types({**packed, "state_dict": dict(packed["state_dict"])})
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"pseudo-inverse"}))  # which serialize() forgets
+@pytest.mark.parametrize(
+    "name", sorted(NETWORKS.keys() - {"pseudo-inverse"})
+)  # which serialize() forgets
 @torch.no_grad()
 def test_files_of_asteroid_itself_load(name, tmp_path):
     network = NETWORKS[name](2, sample_rate=16000).eval()
     packed = network.serialize() | {
-        "final_metrics": {"si_sdr": np.float64(14.7), "pesq": np.float32(3.1), "n": np.int64(7), "ok": np.bool_(True)},
+        "final_metrics": {
+            "si_sdr": np.float64(14.7),
+            "pesq": np.float32(3.1),
+            "n": np.int64(7),
+            "ok": np.bool_(True),
+        },
         "licenses": "CC BY",
     }
     torch.save(packed, tmp_path / "best_model.pth")
@@ -111,9 +125,15 @@ def test_files_of_asteroid_itself_load(name, tmp_path):
 
 
 def test_numbers_pickled_by_numpy_1_load(tmp_path):
-    packed = AsteroidSystem(NETWORKS["ConvTasNet"]).pack() | {"final_metrics": {"si_sdr": np.float64(14.7)}}
+    packed = AsteroidSystem(NETWORKS["ConvTasNet"]).pack() | {
+        "final_metrics": {"si_sdr": np.float64(14.7)}
+    }
     torch.save(packed, tmp_path / "new.pth", _use_new_zipfile_serialization=False)
-    old = (tmp_path / "new.pth").read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    old = (
+        (tmp_path / "new.pth")
+        .read_bytes()
+        .replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    )
     (tmp_path / "old.pth").write_bytes(old)
     assert old != (tmp_path / "new.pth").read_bytes()
     assert model.load_system(tmp_path / "old.pth").n_src == 2
@@ -136,7 +156,10 @@ def test_an_exported_model_loads_by_its_file_and_by_its_folder(checkpoint, tmp_p
 
 def test_an_asteroid_system_is_exported_in_asteroids_format(tmp_path):
     init_args = {"class_path": "asteroid.models.ConvTasNet", "init_args": TINY}
-    settings = {"class_path": "local_models.asteroid.AsteroidSystem", "init_args": {"model": init_args}}
+    settings = {
+        "class_path": "local_models.asteroid.AsteroidSystem",
+        "init_args": {"model": init_args},
+    }
     system = model.build_system(settings).eval()
     torch.save(model.pack(settings, system.state_dict()), tmp_path / "best.ckpt")
     model.export(tmp_path / "best.ckpt", tmp_path / "model.pth")
@@ -179,7 +202,9 @@ def test_code_in_a_model_file_is_refused_and_not_run(place, zipped, tmp_path):
     ):
         packed = {"first": evil} | AsteroidSystem(NETWORKS["ConvTasNet"]).pack() | {place: evil}
         torch.save(packed, tmp_path / "model.pth", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(UserError, match=r"model\.pth is refused: it asks for (posix\.system|eval|io\.open)"):
+        with pytest.raises(
+            UserError, match=r"model\.pth is refused: it asks for (posix\.system|eval|io\.open)"
+        ):
             model.load_system(tmp_path / "model.pth")
         (tmp_path / "raw.pth").write_bytes(pickle.dumps(packed["first"]))
         with pytest.raises(UserError):
@@ -187,7 +212,9 @@ def test_code_in_a_model_file_is_refused_and_not_run(place, zipped, tmp_path):
     assert not witness.exists()
 
 
-@pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "builtins.exec", "pydoc.pipepager"])
+@pytest.mark.parametrize(
+    "path", ["os.system", "subprocess.Popen", "builtins.exec", "pydoc.pipepager"]
+)
 def test_a_configuration_that_names_foreign_code_is_refused(path, tmp_path):
     for separator in (path, {"class_path": path, "init_args": {}}):
         settings = {"class_path": OURS["class_path"], "init_args": {"separator": separator}}
@@ -223,7 +250,10 @@ def packed_with(**changes):
         (packed_with(model_args=3), "cannot be built"),
         (model.pack(OURS, {}), "Missing key"),
         (model.pack({"class_path": "local_models.nothing.Here"}, {}), "cannot be built"),
-        (model.pack({"class_path": OURS["class_path"], "init_args": {"n_bases": 2}}, {}), "n_bases"),
+        (
+            model.pack({"class_path": OURS["class_path"], "init_args": {"n_bases": 2}}, {}),
+            "n_bases",
+        ),
         (model.pack("no configuration", {}), "cannot be built"),
     ],
 )

@@ -53,7 +53,10 @@ def arguments(conf, manifests, exp, *more):
 def command(*arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "utils.train", *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "utils.train", *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -75,9 +78,14 @@ def test_steps_train_in_order_and_leave_a_model_that_separates(conf, tone_manife
         assert done["epochs"] == epochs and done["updates"] == epochs * 4
         rows = pd.read_csv(exp / step / "metrics.csv")
         assert len(rows) == epochs
-        assert {"train_loss", "val_loss", "val_si_sdri", "audio_seconds_per_second", "peak_memory_mib", "lr"} <= set(
-            rows.columns
-        )
+        assert {
+            "train_loss",
+            "val_loss",
+            "val_si_sdri",
+            "audio_seconds_per_second",
+            "peak_memory_mib",
+            "lr",
+        } <= set(rows.columns)
         assert list((exp / step).glob("events.out.tfevents*"))
     first = torch.load(exp / "frontend/best.ckpt", weights_only=True)["state_dict"]
     system = load_system(exp / "model.pth")
@@ -116,7 +124,9 @@ def test_a_killed_training_continues_as_if_it_had_not_been(conf, tone_manifests,
         torch.testing.assert_close(value, ends[1]["state_dict"][name], rtol=1e-5, atol=1e-6)
     for key in ("num_bad_epochs", "best", "last_epoch"):
         assert ends[0]["halving"][key] == pytest.approx(ends[1]["halving"][key], rel=1e-4)
-    tables = [pd.read_csv(name / "frontend/metrics.csv")[["epoch", "val_loss", "lr"]] for name in names]
+    tables = [
+        pd.read_csv(name / "frontend/metrics.csv")[["epoch", "val_loss", "lr"]] for name in names
+    ]
     pd.testing.assert_frame_equal(*tables, rtol=1e-4)
 
 
@@ -157,7 +167,11 @@ def test_compiled_training_equals_plain_training(conf, tone_manifests, tmp_path)
 
 
 def test_early_stopping_stops(conf, tone_manifests, tmp_path):
-    options = ["steps.frontend.early_stop=1", "steps.frontend.epochs=50", "steps.frontend.optim.lr=1e-12"]
+    options = [
+        "steps.frontend.early_stop=1",
+        "steps.frontend.epochs=50",
+        "steps.frontend.optim.lr=1e-12",
+    ]
     train.main(arguments(conf, tone_manifests, tmp_path / "exp", *options, "--steps", "first"))
     assert json.loads((tmp_path / "exp/frontend/done.json").read_text())["epochs"] < 10
 
@@ -168,7 +182,11 @@ def test_averaged_weights_are_the_ones_kept(conf, tone_manifests, tmp_path):
     for ema in (0.0, 0.999):
         exp = tmp_path / f"ema{ema}"
         train.main(arguments(conf, tone_manifests, exp, f"steps.frontend.ema={ema}", *options))
-        kept.append(torch.load(exp / "frontend/last.ckpt", weights_only=True)["state_dict"]["frontend.encoder.weight"])
+        kept.append(
+            torch.load(exp / "frontend/last.ckpt", weights_only=True)["state_dict"][
+                "frontend.encoder.weight"
+            ]
+        )
     assert not torch.allclose(*kept)
 
 
@@ -194,19 +212,30 @@ def test_the_second_step_asks_for_the_first(conf, tone_manifests, tmp_path, caps
         ("steps.frontend.optim.lr=1e30", "self-test"),
     ],
 )
-def test_the_self_test_stops_a_training_that_cannot_work(conf, tone_manifests, tmp_path, capsys, option, said):
-    assert said in refusal(capsys, *arguments(conf, tone_manifests, tmp_path / "exp", option, "--steps", "first"))
+def test_the_self_test_stops_a_training_that_cannot_work(
+    conf, tone_manifests, tmp_path, capsys, option, said
+):
+    assert said in refusal(
+        capsys, *arguments(conf, tone_manifests, tmp_path / "exp", option, "--steps", "first")
+    )
     assert not (tmp_path / "exp/frontend/done.json").exists()
 
 
-def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(conf, tone_manifests, tmp_path, capsys):
+def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(
+    conf, tone_manifests, tmp_path, capsys
+):
     settings = arguments(conf, tone_manifests, tmp_path / "exp", "--steps", "first")
     assert "choose from" in refusal(capsys, *settings, "steps.frontend.monitor=val_sdr")
     train.main(settings)
-    assert yaml.safe_load((tmp_path / "exp/config.yml").read_text())["steps"]["frontend"]["monitor"] == "val_loss"
+    assert (
+        yaml.safe_load((tmp_path / "exp/config.yml").read_text())["steps"]["frontend"]["monitor"]
+        == "val_loss"
+    )
 
 
-def test_a_full_disk_spares_the_checkpoint_before_and_is_named(conf, tone_manifests, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_spares_the_checkpoint_before_and_is_named(
+    conf, tone_manifests, tmp_path, capsys, monkeypatch
+):
     """The disk of the experiment is full at the second checkpoint; that of temporary files is another one."""
     settings = arguments(conf, tone_manifests, tmp_path / "exp", "--steps", "first")
     last, write = tmp_path / "exp/frontend/last.ckpt", os.replace
@@ -239,4 +268,6 @@ def test_damaged_audio_is_named_before_training(conf, tone_manifests, tmp_path, 
                 frame.loc[index, "mixture_path"] = str(tmp_path / "nan.wav")
             sf.write(tmp_path / "nan.wav", np.resize(signal, 12000), rate, subtype="FLOAT")
         frame.to_csv(manifests / f"{name}.csv", index=False)
-    assert "nan.wav" in refusal(capsys, *arguments(conf, manifests, tmp_path / "exp", "--steps", "first"))
+    assert "nan.wav" in refusal(
+        capsys, *arguments(conf, manifests, tmp_path / "exp", "--steps", "first")
+    )

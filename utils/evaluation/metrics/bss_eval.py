@@ -80,7 +80,9 @@ def bss_eval(estimates, references, filter_length=512, permute=True):
     """
     estimates, references = _checked(estimates, references, filter_length)
     if estimates.ndim != 2 or estimates.shape != references.shape:
-        raise ValueError(f"estimates {estimates.shape} and references {references.shape} must both be (source, time)")
+        raise ValueError(
+            f"estimates {estimates.shape} and references {references.shape} must both be (source, time)"
+        )
     estimates, heard = _unit(estimates)
     references, defined = _unit(references)
     used, order = np.flatnonzero(defined), np.arange(len(references))
@@ -171,7 +173,11 @@ def _correlations(estimates, references, filter_length):
     sums = np.zeros((len(padded), len(references), size // 2 + 1), np.complex128)
     for first in range(0, blocks.shape[1], 4):  # a few at a time stay in the cache
         group = blocks[:, first : first + 4]
-        _add_products(sums, scipy.fft.rfft(group[..., history:], size), scipy.fft.rfft(group[: len(references)]))
+        _add_products(
+            sums,
+            scipy.fft.rfft(group[..., history:], size),
+            scipy.fft.rfft(group[: len(references)]),
+        )
     products = scipy.fft.irfft(sums)[..., history::-1]
     return products[: len(references)], products[len(references) :]
 
@@ -200,7 +206,9 @@ def _explain(auto, cross):
             products = np.einsum("rsf,esf->erf", spectra.conj(), scipy.fft.rfft(filters, size))
             misfit = cross - scipy.fft.irfft(products, size)[..., : auto.shape[-1]]
             rest = 1 - np.sum(filters * (cross + misfit), axis=(1, 2))
-            return rest, np.abs(np.sum(filters * misfit, axis=(1, 2))) + _EPS * np.sum(filters**2, axis=(1, 2))
+            return rest, np.abs(np.sum(filters * misfit, axis=(1, 2))) + _EPS * np.sum(
+                filters**2, axis=(1, 2)
+            )
     except np.linalg.LinAlgError:
         return np.zeros(len(cross)), np.full(len(cross), np.inf)
 
@@ -266,15 +274,26 @@ def _levinson_of_many(auto, cross):
     for lag in range(1, length):
         end, start = (lag + 1) * n_src, (length - 1 - lag) * n_src
         for row, column in np.ndindex(n_rows, n_src):
-            known[row, column] = _product(taps[row, : end - n_src], earlier[column, start : width - n_src])
-        shared, newest, backward = known[:n_src].copy(), forward[:, :end].copy(), delayed[:, start : start + end]
+            known[row, column] = _product(
+                taps[row, : end - n_src], earlier[column, start : width - n_src]
+            )
+        shared, newest, backward = (
+            known[:n_src].copy(),
+            forward[:, :end].copy(),
+            delayed[:, start : start + end],
+        )
         transposed = shared.T.copy()
-        ahead, behind = shared @ np.linalg.inv(behind_error), transposed @ np.linalg.inv(ahead_error)
+        ahead, behind = (
+            shared @ np.linalg.inv(behind_error),
+            transposed @ np.linalg.inv(ahead_error),
+        )
         _subtract(forward, ahead, backward)
         _subtract(backward, behind, newest)
         ahead_error -= ahead @ transposed
         behind_error -= behind @ shared
-        _subtract(filters, (known[n_src:] - cross[:, :, lag]) @ np.linalg.inv(behind_error), backward)
+        _subtract(
+            filters, (known[n_src:] - cross[:, :, lag]) @ np.linalg.inv(behind_error), backward
+        )
     return filters.copy().reshape(len(cross), length, n_src).transpose(0, 2, 1)
 
 
@@ -302,7 +321,9 @@ def _orthogonalised(estimates, references, filter_length):
     of delay m, hence orthogonal to all before it. It is subtracted from the estimates lag by lag, as in modified
     Gram-Schmidt. Source: Makhoul, "Stable and efficient lattice methods for linear prediction", IEEE TASSP 25(5), 1977.
     """
-    rest, forward = (np.pad(signals, ((0, 0), (0, filter_length - 1))) for signals in (estimates, references))
+    rest, forward = (
+        np.pad(signals, ((0, 0), (0, filter_length - 1))) for signals in (estimates, references)
+    )
     delayed = np.pad(forward, ((0, 0), (filter_length - 1, 0)))  # a view moves over it
     inverse = _inverse(references)
     for lag in range(filter_length):
@@ -312,13 +333,17 @@ def _orthogonalised(estimates, references, filter_length):
             predicted = _combine(shared.T @ _inverse(forward), forward)
             forward -= _combine(shared @ inverse, backward)
             backward -= predicted
-        inverse = _inverse(backward)  # also of the next lag, before its update: a delay changes no product
+        inverse = _inverse(
+            backward
+        )  # also of the next lag, before its update: a delay changes no product
         rest -= _combine(rest @ backward.T @ inverse, backward)
     return np.sum(rest**2, axis=1)
 
 
 def _combine(weights, signals):
-    return weights * signals if len(signals) == 1 else weights @ signals  # matmul is slow over an axis of one
+    return (
+        weights * signals if len(signals) == 1 else weights @ signals
+    )  # matmul is slow over an axis of one
 
 
 def _inverse(signals):

@@ -37,7 +37,9 @@ from utils.evaluation.metrics.si_sdr import LIMIT
 _EPS = np.finfo(np.float64).eps
 _FFT_SIZE = 8192  # of the correlations of a track: blocks that stay in the cache
 _BLOCK = 2**16  # samples of a track that are looked at together where frames do not matter
-_DEPENDENT = 1e-14  # of the largest energy: what rounding leaves of a delayed channel that depends on others
+_DEPENDENT = (
+    1e-14  # of the largest energy: what rounding leaves of a delayed channel that depends on others
+)
 
 
 def frame_scores(estimates, references, sample_rate, window=1.0, hop=1.0, filter_length=512):
@@ -68,7 +70,9 @@ def frame_scores(estimates, references, sample_rate, window=1.0, hop=1.0, filter
         n_fft = 2 * fft.next_fast_len(-(-(frames[0].stop + filter_length - 1) // 2), real=True)
         filters = [fft.rfft(taps, n_fft) for taps in _filters(estimates, references, filter_length)]
     for index in scored:
-        spectra = [_spectra(signals[..., frames[index]], n_fft) for signals in (estimates, references)]
+        spectra = [
+            _spectra(signals[..., frames[index]], n_fft) for signals in (estimates, references)
+        ]
         isr[:, index], sir[:, index], sar[:, index] = _filtered_ratios(*spectra, *filters)
     if len(references) == 1:
         sir[:] = np.nan
@@ -78,7 +82,9 @@ def frame_scores(estimates, references, sample_rate, window=1.0, hop=1.0, filter
 def frame_sdr(estimates, references, sample_rate, window=1.0, hop=1.0):
     """The SDR of `frame_scores` alone, (source, frame), without its filters: cheap enough for every validation."""
     estimates, references, broken = _stems(estimates, references)
-    return _frame_sdr(estimates, references, broken, _frames(references.shape[-1], sample_rate, window, hop))
+    return _frame_sdr(
+        estimates, references, broken, _frames(references.shape[-1], sample_rate, window, hop)
+    )
 
 
 def usdr(estimates, references, delta=1e-7):
@@ -97,7 +103,9 @@ def usdr(estimates, references, delta=1e-7):
     Source: Mitsufuji et al., "Music demixing challenge 2021", Frontiers in Signal Processing 2022.
     """
     estimates, references, broken = _stems(estimates, references)
-    signal, error = np.sum([_energies(estimates[..., part], references[..., part]) for part in _blocks(references)], 0)
+    signal, error = np.sum(
+        [_energies(estimates[..., part], references[..., part]) for part in _blocks(references)], 0
+    )
     with np.errstate(invalid="ignore", divide="ignore"):  # an estimate that is not finite
         return np.where(broken, -LIMIT, 10 * np.log10((signal + delta) / (error + delta)))
 
@@ -134,7 +142,11 @@ def museval_json(scores, names, window=1.0, hop=1.0):
     for source, name in enumerate(names):
         rows = {key: scores[key.lower()][source].tolist() for key in ("SDR", "SIR", "SAR", "ISR")}
         frames = [
-            {"time": k * hop, "duration": window, "metrics": {key: round(row[k], 5) for key, row in rows.items()}}
+            {
+                "time": k * hop,
+                "duration": window,
+                "metrics": {key: round(row[k], 5) for key, row in rows.items()},
+            }
             for k in range(len(rows["SDR"]))
         ]
         targets.append({"name": name, "frames": frames})
@@ -152,7 +164,9 @@ def _stems(estimates, references):
     if references.ndim == 2:
         estimates, references = estimates[:, None], references[:, None]
     if (broken := _not_finite(references)).any():
-        raise ValueError(f"NaN or infinity in the references of sources {np.flatnonzero(broken).tolist()}")
+        raise ValueError(
+            f"NaN or infinity in the references of sources {np.flatnonzero(broken).tolist()}"
+        )
     return estimates, references, _not_finite(estimates)
 
 
@@ -161,7 +175,9 @@ def _blocks(signals):
 
 
 def _not_finite(signals):
-    return ~np.all([np.isfinite(signals[..., part]).all(axis=(1, 2)) for part in _blocks(signals)], axis=0)
+    return ~np.all(
+        [np.isfinite(signals[..., part]).all(axis=(1, 2)) for part in _blocks(signals)], axis=0
+    )
 
 
 def _frames(length, sample_rate, window, hop):
@@ -176,7 +192,9 @@ def _energies(estimates, references):
     references = references.astype(np.float64)
     with np.errstate(invalid="ignore"):
         errors = estimates - references
-        return np.array([[np.vdot(signal, signal) for signal in signals] for signals in (references, errors)])
+        return np.array(
+            [[np.vdot(signal, signal) for signal in signals] for signals in (references, errors)]
+        )
 
 
 def _frame_sdr(estimates, references, broken, frames):
@@ -189,7 +207,9 @@ def _frame_sdr(estimates, references, broken, frames):
 
 
 def _decibels(energy, error):
-    with np.errstate(all="ignore"):  # an error of 0, or an estimate that is not finite: its filters are not either
+    with np.errstate(
+        all="ignore"
+    ):  # an error of 0, or an estimate that is not finite: its filters are not either
         values = 10 * np.log10(energy / error)
     return np.clip(np.where(np.isnan(values), -LIMIT, values), -LIMIT, LIMIT)
 
@@ -208,8 +228,14 @@ def _filtered_ratios(estimates, references, every, own):
     energies = np.empty((2, 3, len(references)))
     for k, (estimate, reference) in enumerate(zip(estimates, references, strict=True)):
         target, projection = _filtered(reference, own[k]), _filtered(channels, every[k])
-        pairs = ((reference, target - reference), (target, projection - target), (projection, estimate - projection))
-        energies[:, :, k] = np.transpose([[np.vdot(signal, signal).real for signal in pair] for pair in pairs])
+        pairs = (
+            (reference, target - reference),
+            (target, projection - target),
+            (projection, estimate - projection),
+        )
+        energies[:, :, k] = np.transpose(
+            [[np.vdot(signal, signal).real for signal in pair] for pair in pairs]
+        )
     return _decibels(*energies)
 
 
@@ -283,7 +309,9 @@ def _solve(lags, cross):
     factor, failed = lapack.dpotrf(_gram(lags), overwrite_a=1, clean=0)
     if failed or np.diagonal(factor).min() ** 2 < _DEPENDENT * lags[:, :, 0].max():
         del factor
-        factor, order, rank, _ = lapack.dpstrf(_gram(lags), overwrite_a=1)  # puts what depends on the rest last
+        factor, order, rank, _ = lapack.dpstrf(
+            _gram(lags), overwrite_a=1
+        )  # puts what depends on the rest last
         factor, kept = factor[:rank, :rank], order[:rank] - 1
     else:
         kept = slice(None)

@@ -164,17 +164,31 @@ def summary(frame: pd.DataFrame) -> dict:
     """
     scored = frame[frame.n_references > 0]
     result = {"n": len(scored), "skipped": len(frame) - len(scored)}
-    by_count = {count: scored[scored.n_references == count] for count in sorted({1, 2, 3, 4, *scored.n_references})}
+    by_count = {
+        count: scored[scored.n_references == count]
+        for count in sorted({1, 2, 3, 4, *scored.n_references})
+    }
     for suffix in ("", "_all"):
         result[f"msi{suffix}"] = _pool(scored, suffix)
-        result |= {f"msi_{count}{suffix}": _pool(rows, suffix) for count, rows in by_count.items() if count > 1}
+        result |= {
+            f"msi_{count}{suffix}": _pool(rows, suffix)
+            for count, rows in by_count.items()
+            if count > 1
+        }
         single = scored[f"si_snr_1s{suffix}"].to_numpy(dtype=float)
         single = single[~np.isnan(single)]
         mean, std = _mean_std(single)
-        result[f"si_snr_1s{suffix}"] = {"mean": mean, "std": std, "sources": len(single), "clips": len(single)}
+        result[f"si_snr_1s{suffix}"] = {
+            "mean": mean,
+            "std": std,
+            "sources": len(single),
+            "clips": len(single),
+        }
     for name, sign in (("under", -1), ("equal", 0), ("over", 1)):
         for end, rows in ("", scored), *((f"_{count}", rows) for count, rows in by_count.items()):
-            result[name + end] = float((np.sign(rows.n_estimates - rows.n_references) == sign).mean())
+            result[name + end] = float(
+                (np.sign(rows.n_estimates - rows.n_references) == sign).mean()
+            )
     return result
 
 
@@ -186,7 +200,12 @@ def _pool(rows: pd.DataFrame, suffix: str) -> dict:
         return {"mean": np.nan, "std": np.nan, "sources": 0, "clips": 0}
     mean = np.average(means, weights=weights)
     variance = np.average(stds**2 + (means - mean) ** 2, weights=weights)
-    return {"mean": float(mean), "std": float(np.sqrt(variance)), "sources": int(weights.sum()), "clips": len(weights)}
+    return {
+        "mean": float(mean),
+        "std": float(np.sqrt(variance)),
+        "sources": int(weights.sum()),
+        "clips": len(weights),
+    }
 
 
 def fuss_score(clips: Iterable[Clip]) -> dict:

@@ -41,7 +41,9 @@ def stoi(estimates, references, sample_rate: int, extended: bool = False):
 
     def measure(reference, estimate):
         state = np.random.get_state()
-        np.random.seed(0)  # the extended measure adds noise, which is what it compares where the estimate is zero
+        np.random.seed(
+            0
+        )  # the extended measure adds noise, which is what it compares where the estimate is zero
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
@@ -74,17 +76,24 @@ def pesq(estimates, references, sample_rate: int):
     Source: ITU-T P.862, with the mappings of P.862.1 (narrow-band) and P.862.2 (wide-band).
     """
     if sample_rate not in _BANDS:
-        raise ValueError(f"PESQ takes 8000 or 16000 Hz, not {sample_rate}: resample estimates and references first")
+        raise ValueError(
+            f"PESQ takes 8000 or 16000 Hz, not {sample_rate}: resample estimates and references first"
+        )
 
     def measure(reference, estimate):
         numbers = pesq_package.PesqError.RETURN_VALUES
-        score = pesq_package.pesq(sample_rate, reference, estimate, _BANDS[sample_rate], on_error=numbers)
+        score = pesq_package.pesq(
+            sample_rate, reference, estimate, _BANDS[sample_rate], on_error=numbers
+        )
         return score if score >= 0 else np.nan  # errors are numbers below 0
 
     estimates, references = as_signals(estimates, references)
     estimates = np.where(np.isfinite(estimates).all(axis=-1, keepdims=True), estimates, 0.0)
     n_parts = -(-references.shape[-1] // (_PESQ_SECONDS * sample_rate))
-    parts = zip(*(np.array_split(signals, n_parts, axis=-1) for signals in (estimates, references)), strict=True)
+    parts = zip(
+        *(np.array_split(signals, n_parts, axis=-1) for signals in (estimates, references)),
+        strict=True,
+    )
     scores = np.stack([_scores(measure, 1.0, *part) for part in parts])
     scored = ~np.isnan(scores)
     with np.errstate(invalid="ignore"):

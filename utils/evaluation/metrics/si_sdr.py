@@ -77,13 +77,18 @@ def inverted(estimates, references):
     True where the correlation with the reference is negative; SI-SDR does not see it.
     """
     with np.errstate(invalid="ignore"):  # an estimate with NaN has no sign
-        estimates, references = (centred(signals)[0] for signals in as_signals(estimates, references))
+        estimates, references = (
+            centred(signals)[0] for signals in as_signals(estimates, references)
+        )
         return np.sum(estimates * references, axis=-1) < 0
 
 
 def as_signals(estimates, references):
     """Both in float64; ValueError unless they have one length, of at least one sample."""
-    estimates, references = np.asarray(estimates, dtype=np.float64), np.asarray(references, dtype=np.float64)
+    estimates, references = (
+        np.asarray(estimates, dtype=np.float64),
+        np.asarray(references, dtype=np.float64),
+    )
     if estimates.shape[-1] != references.shape[-1] or not references.shape[-1]:
         raise ValueError(
             f"estimates {estimates.shape} and references {references.shape} must have one length, at least 1"

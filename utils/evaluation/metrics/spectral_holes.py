@@ -9,7 +9,9 @@ import numpy as np
 
 DEPTHS = (20, 30, 40)  # dB below the reference at which a bin is a hole
 RANGE = 60.0  # dB below the loudest bin of the reference: what counts as there
-LEAK = 40.0  # dB below the loudest bin of the estimate: what counts as heard where nothing should be
+LEAK = (
+    40.0  # dB below the loudest bin of the estimate: what counts as heard where nothing should be
+)
 NAMES = (*(f"hole_rate_{depth}" for depth in DEPTHS), "leak_rate", "log_spectral_distance")
 FLOOR = 120.0  # dB below the loudest bin of the reference: no level is taken as lower
 
@@ -20,7 +22,9 @@ def spectrogram(signal: np.ndarray, window: int = 512, hop: int = 128) -> np.nda
     frames = -(-(len(signal) + window - hop) // hop)
     padded = np.pad(signal, (window - hop, frames * hop - len(signal)))
     shape = np.sin(np.pi * np.arange(window) / window)
-    return np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * shape))
+    return np.abs(
+        np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * shape)
+    )
 
 
 def spectral_holes(estimate: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -40,7 +44,9 @@ def spectral_holes(estimate: np.ndarray, reference: np.ndarray) -> dict[str, flo
     """
     estimate, reference = (np.asarray(x, dtype=np.float64) for x in (estimate, reference))
     if estimate.shape != reference.shape or estimate.ndim != 1 or not len(reference):
-        raise ValueError(f"one signal each of the same length is needed, not {estimate.shape} and {reference.shape}")
+        raise ValueError(
+            f"one signal each of the same length is needed, not {estimate.shape} and {reference.shape}"
+        )
     true = spectrogram(reference)
     if not true.max() > 0:
         return dict.fromkeys(NAMES, float("nan"))
@@ -52,5 +58,8 @@ def spectral_holes(estimate: np.ndarray, reference: np.ndarray) -> dict[str, flo
     deviation = 20 * np.log10(np.maximum(gain * found, floor)[there] / true[there])
     leaking = found[~there] > found.max() * 10 ** (-LEAK / 20)
     values = [float(np.mean(deviation < -depth)) for depth in DEPTHS]
-    values += [float(leaking.mean()) if leaking.size else float("nan"), float(np.sqrt(np.mean(deviation**2)))]
+    values += [
+        float(leaking.mean()) if leaking.size else float("nan"),
+        float(np.sqrt(np.mean(deviation**2))),
+    ]
     return dict(zip(NAMES, values, strict=True))
