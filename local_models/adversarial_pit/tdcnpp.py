@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from local_models.fast_asteroid import BlockFunction, wide
+from local_models.fast_asteroid import BlockFunction, BlockParameters, wide
 
 EPS = 1e-3  # of all norms: the default of Keras, which the baseline leaves alone
 
@@ -106,18 +106,23 @@ class TDCNppBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to the residual, of the same shape."""
         hid_chan = self.depthwise.in_channels
-        return BlockFunction.apply(
-            x,
-            *(self.dilation, hid_chan, EPS),
-            *(self.dense1.matrix(), None, self.act1.weight, *self.norm1.expand(hid_chan)),
-            *(
-                self.depthwise.weight,
-                self.depthwise.bias,
-                self.act2.weight,
-                *self.norm2.expand(hid_chan),
-            ),
-            *(self.dense2.matrix(), None),
-        )[0]
+        gamma1, beta1 = self.norm1.expand(hid_chan)
+        gamma2, beta2 = self.norm2.expand(hid_chan)
+        parameters = BlockParameters(
+            in_weight=self.dense1.matrix(),
+            in_bias=None,
+            slope1=self.act1.weight,
+            gamma1=gamma1,
+            beta1=beta1,
+            weight=self.depthwise.weight,
+            bias=self.depthwise.bias,
+            slope2=self.act2.weight,
+            gamma2=gamma2,
+            beta2=beta2,
+        )
+        head = (self.dense2.matrix(), None)
+        # As many groups as channels: a norm of each channel over its frames.
+        return BlockFunction.apply(x, self.dilation, hid_chan, EPS, *parameters, *head)[0]
 
 
 class ScaledDense(nn.Module):
