@@ -6,6 +6,8 @@ from typing import Literal
 import pytorch_lightning as pl
 import torch
 
+from local_models.ranges import NonNegative, Patience, Positive
+
 
 @dataclass
 class Optimisation:
@@ -13,11 +15,11 @@ class Optimisation:
 
     optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop", "RAdam"] = "Adam"
     """A class of torch.optim."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate at the start."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """L2 penalty (decoupled with AdamW)."""
-    halve_after: int = 5
+    halve_after: Patience = 6
     """Epochs without a better value of the step's monitor after which the rate is halved; 0: never."""
 
 
@@ -99,8 +101,9 @@ class System(pl.LightningModule):
         optimizer = make(parameters, lr=options.lr, weight_decay=options.weight_decay)
         if options.halve_after:
             mode = "min" if "loss" in self.monitor else "max"
+            # PyTorch acts in the epoch after `patience`, Lightning's early stopping in that epoch itself.
             self._halving = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, mode=mode, factor=0.5, patience=options.halve_after
+                optimizer, mode=mode, factor=0.5, patience=options.halve_after - 1
             )
         return optimizer
 

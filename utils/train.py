@@ -266,7 +266,6 @@ def main(arguments: list[str] | None = None) -> None:
     )
     names = list(config.steps)
     configuration.check_steps(config, args.conf)
-    configuration.check_data(config, args.conf)
     claim_folder(args.exp, configuration.plain(config), args.manifests)
     chosen = {"first": names[:1], "rest": names[1:], "all": names}[args.steps]
     for name in chosen:
