@@ -26,7 +26,7 @@ from local_models.ranges import (
 )
 from local_models.system import Optimisation, System
 from utils.errors import UserError
-from utils.training.checks import check_keys, check_numbers, suggestion
+from utils.training.checks import check_numbers, check_values, suggestion
 
 
 @dataclass
@@ -270,7 +270,7 @@ def parse(values: dict, where: str) -> Namespace:
         UserError: an unknown key, a value of another type, a number outside its range, settings that exclude each
             other.
     """
-    check_keys(values, Experiment, where)
+    check_values(values, Experiment, where)
     try:
         config = _parser().parse_object(values, defaults=True)
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
@@ -297,14 +297,24 @@ def _explain_step(values: dict) -> str | None:
     return None
 
 
+# What the parser says and a reader of YAML has no use for, and what is said instead.
+_SHORTER = (
+    (r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1"),
+    (r" Got value: Namespace\(.*\)", ""),
+    (r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", ""),
+    (r" - Expected a NoneType Given value type: .*", ""),
+    (r"Type collections\.abc\.Callable\[.*?\] expects a function or a callable class: ", ""),
+    (r"Problem with given class_path '[\w.]*?(\w+)': ", r"\1: "),
+    (r'Parser key "([^"]+)":', r"\1:"),
+    (r"Expected a (?=int\b)", "Expected an "),
+)
+
+
 def _explain(error: Exception, prefix: str = "") -> str:
     """The parser's message as `key: what is wrong`."""
     text = re.sub(r"\s+", " ", str(error)).strip()
-    text = re.sub(r"Problem with given class_path '[\w.]*?(\w+)': ", r"\1: ", text)
-    text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", text)
-    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    if re.search(r"Expected a str\b", text):
-        text += " (a text that looks like a number needs quotes of its own: '\"1\"')"
+    for pattern, words in _SHORTER:
+        text = re.sub(pattern, words, text)
     if prefix and not text.startswith(prefix):
         text = f"{prefix}: {text}"
     return text
@@ -327,9 +337,9 @@ def check_steps(config: Namespace, where: str) -> None:
         )
     for name in config.steps:
         if name not in known:
-            raise UserError(
-                f"{where}: steps: there is no step `{name}`; {config.system.class_path} has {', '.join(known)}"
-            )
+            words = f"{where}: steps: there is no step `{name}`"
+            words += suggestion(name, known)
+            raise UserError(f"{words}; {config.system.class_path} has {', '.join(known)}")
 
 
 def plain(config: Namespace) -> dict:
