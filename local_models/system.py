@@ -45,6 +45,9 @@ class System(pl.LightningModule):
     """Whether each source is estimated at every channel; `separate` then also takes a single one, a mono song."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
+    leaves_out_bad_batches: bool = False
+    """Whether a batch whose gradient is not finite is left out, where one now and then is to be expected; else it ends
+    the training."""
 
     def __init__(self, n_src: int | None, sample_rate: int):
         super().__init__()
@@ -68,6 +71,9 @@ class System(pl.LightningModule):
     def compiled_parts(self) -> list[torch.nn.Module]:
         """The modules worth a `torch.compile` (fixed-length segments in training)."""
         return []
+
+    def check_updates(self, updates: int) -> None:
+        """Raise a `ValueError` if the present step, of so many updates at most, is too short for what it is for."""
 
     def noise(self, seconds: float, n_mics: int | None = None) -> torch.Tensor:
         """White noise of the shape that `separate` takes: (1, [mic,] time), the same at every call."""
