@@ -186,6 +186,19 @@ def test_warm_up_leaves_the_separator_to_the_pit_loss():
     assert not torch.equal(states[0], states[2])
 
 
+def test_after_the_warm_up_the_gradient_is_no_longer_that_of_the_pit_loss_alone():
+    model, data = system(ALL[3], game=Game(warm_up=1)), batch()
+    estimates = model.separate(data["mixture"])
+    leaf = estimates.detach().requires_grad_()
+    loss, _ = LogMSE()(leaf, data["sources"], data["mixture"])
+    pit = torch.autograd.grad(loss, leaf)[0]
+    gradients = [
+        model._play(estimates, data["sources"], data["mixture"])[1] for _ in ("warm-up", "game")
+    ]
+    assert torch.equal(gradients[0], pit)
+    assert (gradients[1] - pit).norm() > 0.01 * pit.norm()
+
+
 def test_a_warm_up_counts_updates_and_not_batches():
     data = batch()
     shares = []
