@@ -248,7 +248,8 @@ def test_one_gradient_that_overflows_harms_neither_the_update_nor_the_balance(ba
         opponent.network = Overflowing(first)
         estimates = model.separate(data["mixture"])
         _, gradient, _ = model._play(estimates, data["sources"], data["mixture"])
-        assert opponent.log_ratio.isfinite() and gradient.isfinite().all()
+        assert opponent.log_ratio.isfinite()
+        assert gradient.abs().max() < 1e3
         opponent.network = Overflowing(1.0)
         for _ in range(3):
             _, gradient, _ = model._play(estimates, data["sources"], data["mixture"])

@@ -10,6 +10,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
+from local_models.auxiva.surrogate import SurrogateIVA
 from local_models.system import Optimisation, System
 from tests.support import RATE
 from utils import train
@@ -110,16 +111,25 @@ def loader(kinds, first="a"):
     return DataLoader(examples, 4)
 
 
+def trainer(*callbacks, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return pl.Trainer(
+        **quiet,
+        **options,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks) or None,
+    )
+
+
 def fit(kinds, leaves_out, valid=(GOOD,), epochs=1, watch=True, **options):
     torch.manual_seed(0)
     system = Normalising(leaves_out)
     system.begin_step("joint", Optimisation(lr=0.1, halve_after=0))
-    trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        callbacks=[Watchdog("val_loss")] if watch else [], **options,
-    )  # fmt: skip
-    trainer.fit(system, loader(kinds), loader(valid, "v"))
+    callbacks = [Watchdog("val_loss")] if watch else []
+    engine = trainer(*callbacks, max_epochs=epochs, **options)
+    engine.fit(system, loader(kinds), loader(valid, "v"))
     return system
 
 
@@ -135,11 +145,8 @@ def test_a_batch_that_is_not_finite_ends_the_training_before_it_reaches_the_weig
         torch.manual_seed(0)
         system = Normalising(False)
         system.begin_step("joint", Optimisation(lr=0.1, halve_after=0))
-        pl.Trainer(
-            accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            callbacks=[Watchdog("val_loss"), Keep()],
-        ).fit(system, loader([GOOD, GOOD, bad, GOOD]), loader([GOOD], "v"))  # fmt: skip
+        engine = trainer(Watchdog("val_loss"), Keep(), max_epochs=1)
+        engine.fit(system, loader([GOOD, GOOD, bad, GOOD]), loader([GOOD], "v"))
     assert all(parameter.isfinite().all() for parameter in systems[0].parameters())
     whole = fit([GOOD, GOOD], False)
     for name, parameter in systems[0].named_parameters():
@@ -153,6 +160,28 @@ def test_a_batch_that_is_left_out_changes_nothing_at_all(bad):
     whole = fit([GOOD, GOOD], True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, left_out.state_dict()[name]), name
+
+
+def test_a_mixture_that_is_not_a_number_does_not_spoil_the_surrogate():
+    torch.manual_seed(0)
+    small = {"n_fft": 32, "hop": 8, "n_bottleneck": 4, "n_sublayers": 1}
+    system = SurrogateIVA(2, RATE, **small, train_iter=(2, 2), n_iter=2)
+    system.begin_step("joint", Optimisation(halve_after=0))
+    sources = torch.randn(3, 2, 400, generator=torch.Generator().manual_seed(0))
+    mixtures = torch.stack([sources.sum(1), sources[:, 0] - sources[:, 1]], 1)
+    mixtures[1] = torch.nan
+    names = ["good", "bad", "good too"]
+    examples = [
+        {"mixture": mixture, "sources": source, "id": name}
+        for mixture, source, name in zip(mixtures, sources, names, strict=True)
+    ]
+    before = system.separation.model.layers[0].normalisation.running_mean.clone()
+    trainer(Watchdog("val_loss"), max_epochs=1).fit(
+        system, DataLoader(examples, 1), DataLoader(examples[:1], 1)
+    )
+    assert all(value.isfinite().all() for value in system.state_dict().values())
+    after = system.separation.model.layers[0].normalisation.running_mean
+    assert not torch.equal(before, after), "the other mixtures count"
 
 
 def test_the_scaler_of_float16_leaves_out_batches_too():
@@ -181,13 +210,13 @@ def test_a_monitored_value_that_is_not_finite_ends_the_training(leaves_out):
 
 def test_weights_that_are_not_finite_are_never_saved():
     system = Normalising(False)
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    engine = trainer(max_epochs=1)
     watchdog = Watchdog("val_loss")
-    watchdog.on_train_batch_start(trainer, system, {"id": ["a"]}, 0)
-    watchdog.on_save_checkpoint(trainer, system, {})
+    watchdog.on_train_batch_start(engine, system, {"id": ["a"]}, 0)
+    watchdog.on_save_checkpoint(engine, system, {})
     nn.init.constant_(system.layers[0].bias, torch.inf)
     with pytest.raises(UserError, match="layers.0.bias are not finite, and are not saved"):
-        watchdog.on_save_checkpoint(trainer, system, {})
+        watchdog.on_save_checkpoint(engine, system, {})
 
 
 def test_a_finite_training_is_the_same_with_and_without_the_watchdog():
