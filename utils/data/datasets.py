@@ -92,6 +92,7 @@ def read_recordings(csv: Path) -> pd.DataFrame:
     """A list of single-speaker recordings: speaker (text, whatever it says), absolute path, length in samples."""
     texts = {"speaker": str, "path": str}
     try:
+        # Speakers may be called NA, null or 007.
         frame = pd.read_csv(csv, dtype=texts, keep_default_na=False)
         frame["length"] = frame["length"].astype(int)
         frame["path"] = [str(csv.parent / path) for path in frame["path"]]
@@ -237,6 +238,7 @@ def loaders(
     made = []
     for dataset, shuffle in ((train, True), (valid, False)):
         n_examples = size if shuffle else len(dataset)
+        # More than there are items: of a data set that draws, whose further indices are examples too.
         n_items = max(len(dataset), n_examples)
         sampler = EpochSampler(n_items, n_examples, seed, shuffle, rank, world)
         if shuffle and len(sampler) < batch_size // world:
@@ -262,6 +264,7 @@ def training_set(
     """The training examples that the configuration asks for: a data set of its own, dynamic mixtures or train.csv."""
     fixed = manifests / "train.csv"
     singles = manifests / "train_sources.csv"
+    # A corpus that lists recordings and no mixtures is mixed on the fly without being asked.
     only_singles = singles.exists() and not fixed.exists()
     if data.dynamic_mixing is None and (data.dataset or not only_singles):
         dataset = data.dataset or Mixtures

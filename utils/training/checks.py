@@ -161,6 +161,7 @@ def _arguments(cls: type) -> dict[str, object]:
         return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     parser = ArgumentParser(exit_on_error=False)
     names = parser.add_class_arguments(cls, fail_untyped=False)
+    # The parser finds the names, also those that a class hands on to its bases; types may be known of some only.
     hints = typing.get_type_hints(cls.__init__, include_extras=True)
     signature = inspect.signature(cls.__init__).parameters
     for name in names:

@@ -181,6 +181,7 @@ def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
         )
     if not base.is_file():
         raise UserError(f"{path}: extends {base}, which is not there")
+    # Removed before the merge, so that this file may write the same key anew.
     inherited = read_yaml(base, origins)
     _remove(inherited, removed, f"{path}: remove")
     return _merge(inherited, values)
@@ -188,6 +189,7 @@ def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
 
 def _merge(base: dict, values: dict) -> dict:
     """`values` over `base`, key by key; of a class, init_args are merged only with those of the same class."""
+    # The arguments of one class mean nothing to another.
     if values.get("class_path", base.get("class_path")) != base.get("class_path"):
         return values
     merged = dict(base)
@@ -234,6 +236,7 @@ def override(values: dict, assignments: list[str]) -> dict:
             raise UserError(
                 f"'{assignment}': {text} is not a value in YAML; is a bracket or quote missing?"
             ) from None
+        # In the order in which they are given, so that a key may be removed and then set anew.
         if key == "remove":
             _remove(values, value, "remove")
         else:
@@ -276,6 +279,7 @@ def parse(values: dict, where: str) -> Namespace:
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{where}: {_explain_step(values) or _explain(error)}") from None
     check_numbers(plain(config), Experiment, where)
+    # The parser knows no rule about two keys.
     if config.data.dataset is not None and config.data.dynamic_mixing is not None:
         raise UserError(
             f"{where}: data.dynamic_mixing and data.dataset exclude each other, since both say where training "

@@ -9,61 +9,18 @@ import torch
 from local_models.adversarial_pit.discriminators import DOMAINS, Mask, Spectrum, magnitude
 from local_models.adversarial_pit.i_replacement import Pairs
 from local_models.adversarial_pit.system import AdversarialPIT, Adversary, Game, Opponent
-from local_models.adversarial_pit.tdcnpp import TDCNpp
 from local_models.log_mse import LogMSE, align
 from local_models.system import Optimisation
+from tests.local_models.adversarial_pit.support import (
+    ALL,
+    IN_DOUBT,
+    SURE,
+    batch,
+    network,
+    system,
+    update,
+)
 from utils.training.model_files import build_system
-
-ALL = [
-    Adversary(domain, family, n, filters=8, windows=(128,))
-    for domain in DOMAINS
-    for family, n in (("instance", 0), ("context", 2))
-]
-
-
-def network(n_freq, n_src):
-    return TDCNpp(n_freq, n_src, 8, 12, 2, 1)
-
-
-class Devices:
-    """In the place of a trainer: a number of devices on which each quantity has this mean; None: one device."""
-
-    def __init__(self, mean=None, accumulate=1):
-        self.strategy = self
-        self.mean = mean
-        self.accumulate_grad_batches = accumulate
-
-    def reduce(self, tensor, reduce_op):
-        assert reduce_op == "mean"
-        return tensor if self.mean is None else torch.full_like(tensor, self.mean)
-
-
-ALONE, IN_DOUBT, SURE = Devices(), Devices(0.6), Devices(0.96)
-
-
-def system(*adversaries, seed=0, step="adversarial", **options):
-    torch.manual_seed(seed)
-    model = AdversarialPIT(network, adversaries=adversaries or ALL[3:4], **options)
-    model.begin_step(step, Optimisation(lr=1e-3, halve_after=0))
-    model.log = lambda *args, **kwargs: None
-    model.trainer = ALONE
-    return model.train()
-
-
-def batch(seed=1, time=2000):
-    draw = torch.Generator().manual_seed(seed)
-    sources = 0.1 * torch.randn(3, 4, time, generator=draw)
-    sources[1, 2:], sources[2, 1:] = 0, 0
-    return {"mixture": sources.sum(1), "sources": sources, "id": ["a", "b", "c"]}
-
-
-def update(model, optimizer, data):
-    loss = model.training_step(data, 0)
-    optimizer.zero_grad()
-    loss.backward()
-    model.on_before_optimizer_step(optimizer)
-    model.configure_gradient_clipping(optimizer, 5.0)
-    optimizer.step()
 
 
 class Fixed(torch.nn.Module):
@@ -168,103 +125,6 @@ def test_one_backward_pass_gives_every_weight_its_own_gradient():
     theirs = torch.autograd.grad(their_loss, list(fresh.opponents[name].parameters()))
     for parameter, expected in zip(model.opponents[name].parameters(), theirs, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
-
-
-def test_warm_up_leaves_the_separator_to_the_pit_loss():
-    data, states = batch(), []
-    for adversaries, game in (
-        (ALL[3:4], Game(warm_up=3)),
-        (ALL[:1], Game(warm_up=3)),
-        (ALL[3:4], Game()),
-    ):
-        model = system(*adversaries, game=game)
-        optimizer = model.configure_optimizers()
-        for _ in range(3):
-            update(model, optimizer, data)
-        states.append(torch.cat([p.detach().flatten() for p in model.masking.parameters()]))
-    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
-    assert not torch.equal(states[0], states[2])
-
-
-def test_after_the_warm_up_the_gradient_is_no_longer_that_of_the_pit_loss_alone():
-    model, data = system(ALL[3], game=Game(warm_up=1)), batch()
-    estimates = model.separate(data["mixture"])
-    leaf = estimates.detach().requires_grad_()
-    loss, _ = LogMSE()(leaf, data["sources"], data["mixture"])
-    pit = torch.autograd.grad(loss, leaf)[0]
-    gradients = [
-        model._play(estimates, data["sources"], data["mixture"])[1] for _ in ("warm-up", "game")
-    ]
-    assert torch.equal(gradients[0], pit)
-    assert (gradients[1] - pit).norm() > 0.01 * pit.norm()
-
-
-def test_a_warm_up_counts_updates_and_not_batches():
-    data = batch()
-    shares = []
-    for accumulate in (1, 3):
-        model = system(ALL[3], game=Game(warm_up=2))
-        model.trainer = Devices(accumulate=accumulate)
-        name = ALL[3].name
-        played = []
-        for _ in range(8):
-            estimates = model.separate(data["mixture"])
-            values, *_ = model._play(estimates, data["sources"], data["mixture"])
-            played.append(values[f"{name}_share"] is not None)
-        shares.append(played)
-    assert shares[0] == [False] * 2 + [True] * 6
-    assert shares[1] == [False] * 6 + [True] * 2
-
-
-def test_a_warm_up_that_never_ends_is_refused():
-    model = system(ALL[3], game=Game(warm_up=20))
-    model.check_updates(21)
-    with pytest.raises(ValueError, match="warm_up is 20, but the step has 20 updates"):
-        model.check_updates(20)
-    model.begin_step("continued", Optimisation())
-    model.check_updates(1)
-
-
-class Overflowing(torch.nn.Module):
-    """Scores whose gradient at the first example is `bad`, and 1 at the others."""
-
-    def __init__(self, bad):
-        super().__init__()
-        self.bad = bad
-
-    def forward(self, signals, mixture):
-        factors = torch.ones(len(signals), 1, 1)
-        factors[0] = self.bad
-        return [signals * factors]
-
-
-@pytest.mark.parametrize("bad", [torch.inf, torch.nan, 1e30])
-def test_one_gradient_that_overflows_harms_neither_the_update_nor_the_balance(bad):
-    adversary = Adversary("stft", "instance", share=0.2, filters=8, windows=(128,))
-    data, gradients = batch(), []
-    for first in (1.0, bad):
-        model = system(adversary)
-        (opponent,) = model.opponents.values()
-        opponent.network = Overflowing(first)
-        estimates = model.separate(data["mixture"])
-        _, gradient, _ = model._play(estimates, data["sources"], data["mixture"])
-        assert opponent.log_ratio.isfinite()
-        assert gradient.abs().max() < 1e3
-        opponent.network = Overflowing(1.0)
-        for _ in range(3):
-            _, gradient, _ = model._play(estimates, data["sources"], data["mixture"])
-        gradients.append(gradient)
-    ratio = gradients[0].norm() / gradients[1].norm()
-    assert ratio.item() == pytest.approx(1, rel=0.1)
-
-
-def test_a_negative_limit_of_the_gradient_is_no_limit():
-    model = system(*ALL[:2])
-    for limit in (-1, 0, None):
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        model.configure_gradient_clipping(None, limit)
-        assert all(bool((p.grad == 1).all()) for p in model.parameters())
 
 
 def test_a_saturated_discriminator_rests_until_the_separator_has_caught_up():
