@@ -6,6 +6,8 @@ from typing import Literal
 import pytorch_lightning as pl
 import torch
 
+from local_models.ranges import NonNegative, Patience, Positive
+
 
 @dataclass
 class Optimisation:
@@ -13,11 +15,11 @@ class Optimisation:
 
     optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop", "RAdam"] = "Adam"
     """A class of torch.optim."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate at the start."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """L2 penalty (decoupled with AdamW)."""
-    halve_after: int = 5
+    halve_after: Patience = 6
     """Epochs without a better value of the step's monitor after which the rate is halved; 0: never."""
 
 
@@ -43,6 +45,9 @@ class System(pl.LightningModule):
     """Whether each source is estimated at every channel; `separate` then also takes a single one, a mono song."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
+    leaves_out_bad_batches: bool = False
+    """Whether a batch whose gradient is not finite is left out, where one now and then is to be expected; else it ends
+    the training."""
 
     def __init__(self, n_src: int | None, sample_rate: int):
         super().__init__()
@@ -66,6 +71,9 @@ class System(pl.LightningModule):
     def compiled_parts(self) -> list[torch.nn.Module]:
         """The modules worth a `torch.compile` (fixed-length segments in training)."""
         return []
+
+    def check_updates(self, updates: int) -> None:
+        """Raise a `ValueError` if the present step, of so many updates at most, is too short for what it is for."""
 
     def noise(self, seconds: float, n_mics: int | None = None) -> torch.Tensor:
         """White noise of the shape that `separate` takes: (1, [mic,] time), the same at every call."""
@@ -99,8 +107,9 @@ class System(pl.LightningModule):
         optimizer = make(parameters, lr=options.lr, weight_decay=options.weight_decay)
         if options.halve_after:
             mode = "min" if "loss" in self.monitor else "max"
+            # PyTorch acts in the epoch after `patience`, Lightning's early stopping in that epoch itself.
             self._halving = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, mode=mode, factor=0.5, patience=options.halve_after
+                optimizer, mode=mode, factor=0.5, patience=options.halve_after - 1
             )
         return optimizer
 

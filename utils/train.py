@@ -36,6 +36,7 @@ from utils.training.callbacks import Bookkeeping, EagerValidation, Examples
 from utils.training.config import Experiment, Step
 from utils.training.model_files import export, save
 from utils.training.selftest import self_test
+from utils.training.watchdog import Watchdog
 
 LIGHTNING_CHATTER = (
     "num_workers",
@@ -133,6 +134,7 @@ def make_trainer(
     mode = "min" if "loss" in step.monitor else "max"
     callbacks = [
         bookkeeping,
+        Watchdog(step.monitor),
         ModelCheckpoint(
             folder, "best", monitor=step.monitor, mode=mode, save_last=True, save_on_train_epoch_end=True,
             enable_version_counter=False,
@@ -266,7 +268,6 @@ def main(arguments: list[str] | None = None) -> None:
     )
     names = list(config.steps)
     configuration.check_steps(config, args.conf)
-    configuration.check_data(config, args.conf)
     claim_folder(args.exp, configuration.plain(config), args.manifests)
     chosen = {"first": names[:1], "rest": names[1:], "all": names}[args.steps]
     for name in chosen:

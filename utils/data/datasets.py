@@ -88,8 +88,28 @@ class Mixtures(Dataset):
         return {"mixture": signals[0], "sources": signals[1:], "id": str(row["mixture_ID"])}
 
 
+def read_recordings(csv: Path) -> pd.DataFrame:
+    """A list of single-speaker recordings: speaker (text, whatever it says), absolute path, length in samples."""
+    texts = {"speaker": str, "path": str}
+    try:
+        # Speakers may be called NA, null or 007.
+        frame = pd.read_csv(csv, dtype=texts, keep_default_na=False)
+        frame["length"] = frame["length"].astype(int)
+        frame["path"] = [str(csv.parent / path) for path in frame["path"]]
+        speakers = frame["speaker"]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{csv}: is not a list of recordings with the columns speaker, path and length ({error})"
+        ) from None
+    if (speakers == "").any():
+        raise UserError(f"{csv}, line {int((speakers == '').idxmax()) + 2}: the speaker is empty")
+    return frame
+
+
 class DynamicMixtures(Dataset):
     """New mixtures of `n_src` different speakers each epoch, by key (epoch, index).
+
+    Any index is an example, so an epoch may be of any size (`draws`).
 
     Levels: each segment gets unit power, then gains that differ by at most `options.max_gain` dB; the mixture is scaled
     so that the largest sample of mixture and sources is 0.9, as in wsj0-2mix.
@@ -99,6 +119,8 @@ class DynamicMixtures(Dataset):
         size: mixtures an epoch; None: as many as there are recordings.
         others: as in `Mixtures`.
     """
+
+    draws = True
 
     def __init__(
         self,
@@ -113,17 +135,20 @@ class DynamicMixtures(Dataset):
         recordings = Path(recordings)
         if not recordings.is_file():
             raise UserError(
-                f"dynamic mixing needs {recordings}, a list of single-speaker recordings; stage 1 makes it"
+                f"dynamic mixing needs {recordings}, a list of single-speaker recordings, which is not there: stage 1 "
+                "writes one only where a corpus of speakers is mixed. Take data.dynamic_mixing out"
             )
-        frame = pd.read_csv(recordings, dtype={"speaker": str, "path": str})
-        frame["path"] = [str(recordings.parent / path) for path in frame["path"]]
+        frame = read_recordings(recordings)
         self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
         if len(self.speakers) < n_src:
             raise UserError(
                 f"{recordings} has {len(self.speakers)} speakers; a mixture needs {n_src}"
             )
-        self.n_src, self.sample_rate, self.seed = n_src, sample_rate, seed
-        self.size, self.options = size or len(frame), options
+        self.n_src = n_src
+        self.sample_rate = sample_rate
+        self.seed = seed
+        self.size = size or len(frame)
+        self.options = options
         self.frames = round(seconds * sample_rate)
 
     def __len__(self) -> int:
@@ -133,9 +158,12 @@ class DynamicMixtures(Dataset):
         rng = rng_of(self.seed, *key)
         chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
         sources = np.stack([self._source(self.speakers[speaker], rng) for speaker in chosen])
+        # Gains in dB, uniform within half the range about zero: two differ by the whole range at most.
         half = self.options.max_gain / 2
-        sources *= 10 ** (rng.uniform(-half, half, (self.n_src, 1)) / 20)
-        sources *= 0.9 / max(np.abs(sources).max(), np.abs(sources.sum(0)).max())
+        gains = rng.uniform(-half, half, (self.n_src, 1))
+        sources *= 10 ** (gains / 20)
+        peak = max(np.abs(sources).max(), np.abs(sources.sum(0)).max())
+        sources *= 0.9 / peak
         sources = sources.astype(np.float32)
         return {"mixture": sources.sum(0), "sources": sources, "id": f"epoch{key[0]}_{key[1]}"}
 
@@ -205,17 +233,14 @@ def loaders(
     valid = dataset(
         manifests, "valid", n_src, sample_rate, data.valid_segment, seed, data.valid_size
     )
-    fixed, singles = manifests / "train.csv", manifests / "train_sources.csv"
-    if data.dynamic_mixing is None and (data.dataset or fixed.exists() or not singles.exists()):
-        train = dataset(manifests, "train", n_src, sample_rate, data.segment, seed, None)
-    else:
-        options = data.dynamic_mixing or DynamicMixing()
-        size = data.epoch_size or (len(read_manifest(fixed, n_src)) if fixed.exists() else None)
-        train = DynamicMixtures(singles, n_src, sample_rate, data.segment, seed, size, options)
+    train = training_set(manifests, data, n_src, sample_rate, seed)
+    size = epoch_size(train, data.epoch_size)
     made = []
     for dataset, shuffle in ((train, True), (valid, False)):
-        size = min(data.epoch_size or len(dataset), len(dataset)) if shuffle else len(dataset)
-        sampler = EpochSampler(len(dataset), size, seed, shuffle, rank, world)
+        n_examples = size if shuffle else len(dataset)
+        # More than there are items: of a data set that draws, whose further indices are examples too.
+        n_items = max(len(dataset), n_examples)
+        sampler = EpochSampler(n_items, n_examples, seed, shuffle, rank, world)
         if shuffle and len(sampler) < batch_size // world:
             raise UserError(
                 f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
@@ -231,3 +256,43 @@ def loaders(
             )
         )
     return made[0], made[1]
+
+
+def training_set(
+    manifests: Path, data: Data, n_src: int | None, sample_rate: int, seed: int
+) -> Dataset:
+    """The training examples that the configuration asks for: a data set of its own, dynamic mixtures or train.csv."""
+    fixed = manifests / "train.csv"
+    singles = manifests / "train_sources.csv"
+    # A corpus that lists recordings and no mixtures is mixed on the fly without being asked.
+    only_singles = singles.exists() and not fixed.exists()
+    if data.dynamic_mixing is None and (data.dataset or not only_singles):
+        dataset = data.dataset or Mixtures
+        return dataset(manifests, "train", n_src, sample_rate, data.segment, seed, None)
+    size = data.epoch_size
+    if size is None and fixed.exists():
+        size = len(read_manifest(fixed, n_src))
+    options = data.dynamic_mixing or DynamicMixing()
+    return DynamicMixtures(singles, n_src, sample_rate, data.segment, seed, size, options)
+
+
+def epoch_size(dataset: Dataset, asked: int | None) -> int:
+    """Examples an epoch.
+
+    Args:
+        dataset: it is asked for the indices below this size. An attribute `draws` that is true says that any index
+            gives an example, another one for each; else there are `len(dataset)` of them.
+        asked: data.epoch_size; None: as many as `dataset` is long.
+
+    Raises:
+        UserError: more are asked for than there are.
+    """
+    available = len(dataset)
+    if asked is None:
+        return available
+    if asked > available and not getattr(dataset, "draws", False):
+        raise UserError(
+            f"data.epoch_size is {asked}, but there are {available} training mixtures; with data.epoch_size=null an "
+            "epoch has all of them"
+        )
+    return asked

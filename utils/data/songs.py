@@ -32,6 +32,8 @@ class Songs(Dataset):
         swap: exchange the channels of half of the voices and stems of training examples.
     """
 
+    draws = True  # any index is an example, see `utils.data.datasets.epoch_size`
+
     def __init__(
         self,
         manifests: Path,

@@ -185,6 +185,8 @@ class SpatialMixtures(Dataset):
         shuffle_mics: order the microphones anew each time, so that any is the first.
     """
 
+    draws = True  # any index is an example, see `utils.data.datasets.epoch_size`
+
     def __init__(
         self,
         manifests: Path,
