@@ -42,7 +42,7 @@ def command(main):
         except OSError as error:
             if error.errno is None or error.filename is None and error.errno not in _FULL_DISK:
                 raise
-            _end(f"error: {_explain(error)}")
+            _end(f"error: {explain(error)}")
 
     return wrapped
 
@@ -51,7 +51,8 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def _explain(error: OSError) -> str:
+def explain(error: OSError) -> str:
+    """The message for an error of the operating system: what, where, and what to do."""
     where = error.filename or "while writing"
     if error.errno in _FULL_DISK:
         return f"the disk is full ({where}): free some space and run the same command again"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from local_models.system import System
 from utils import files
 from utils.data import audio
-from utils.errors import UserError, command
+from utils.errors import UserError, command, explain
 from utils.evaluation.overlap_add import Blocks, Stitcher, separate_long
 from utils.training.model_files import load_system
 
@@ -88,6 +88,8 @@ def _explained(path: Path, out_dir: Path):
     """Turn errors of writing, and of memory, into messages."""
     try:
         yield
+    except sf.LibsndfileError as error:  # reading has its own messages
+        raise UserError(f"cannot write in {out_dir}: {error} Is the disk full?") from None
     except torch.OutOfMemoryError:
         raise UserError(
             "not enough memory on the device: lower --segment or --batch, or use --device cpu"
@@ -324,7 +326,8 @@ def main(arguments: list[str] | None = None) -> None:
             if len(args.files) == 1 or isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            reason = explain(error) if isinstance(error, OSError) else error
+            print(f"error: {reason}", file=sys.stderr)
         else:
             print(path, "->", *estimates)
     if failed:

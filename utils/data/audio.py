@@ -15,8 +15,9 @@ from utils.files import write_bytes
 
 LSB = 1.0 / 32768  # one step of 16-bit audio, as libsndfile reads it
 PIECE = 1024  # samples that are decoded at once where a file may be damaged, as more than these would be lost
-# Decoding of MP3 begins at a multiple of this, and at least so much before the samples that are asked for: a frame (576
-# or 1152 samples) may need the bits of twenty before it, and the filter bank rounds alike only every sixteenth frame.
+# Decoding of MP3 begins at a multiple of this, and at least so much before the samples that are asked for: a frame
+# (1152 samples, below 32 kHz 576) may need the bits of twenty before it, and the filter bank rounds alike only every
+# sixteenth frame. Samples are then the same to the last bit, below 32 kHz to 1e-7 of full scale.
 MP3_LEAD = 16 * 1152
 MP3_STRETCH = 64  # the largest bit rate is 40 times the smallest
 UNKNOWN = 2**62  # libsndfile gives more than this for a stream of unknown length
@@ -120,7 +121,8 @@ class Reader:
             self._count(length)
         if self.frames == 0:
             raise UserError(
-                f"{self.path}: holds no samples (an empty file). Make it again, or leave it out"
+                f"{self.path}: {self.fault or 'holds no samples (an empty file)'}. "
+                "Make it again, or leave it out"
             )
 
     def _note(self, fault):
