@@ -31,7 +31,7 @@ def command(main):
         except UserError as error:
             _end(f"error: {error}")
         except KeyboardInterrupt:
-            _end("interrupted", INTERRUPTED)
+            _end("interrupted; the same command goes on", INTERRUPTED)
         except BrokenPipeError:
             # Python would try to write the rest of the output at its end, and fail again.
             with contextlib.suppress(OSError, ValueError):
