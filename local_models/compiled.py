@@ -22,7 +22,9 @@ def jit(**options) -> Callable:
         except RuntimeError:
             folder = _temporary_cache()
         if folder is None:
+            # Each process then compiles for itself, which takes seconds.
             return numba.njit(**options)(function)
+        # From now on for all functions, those of other packages too.
         numba.config.CACHE_DIR = folder
         return numba.njit(cache=True, **options)(function)
 
@@ -37,6 +39,7 @@ def _temporary_cache() -> str | None:
         status = os.lstat(folder)
     except OSError:
         return None
+    # Anybody may make a folder of this name first, or a link.
     is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
     if not is_private or status.st_uid != os.getuid() or not os.access(folder, os.W_OK):
         return None

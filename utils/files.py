@@ -32,6 +32,7 @@ def write_bytes(path, data, durable=True):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, since only within a file system is renaming atomic.
         temporary = temporary_name(path.parent)
         try:
             with open(temporary, "xb") as file:
@@ -44,6 +45,7 @@ def write_bytes(path, data, durable=True):
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
+        # The temporary name would tell a person nothing.
         error.filename = os.fspath(path)
         error.filename2 = None
         raise

@@ -66,11 +66,13 @@ def separate_file(
         for target in targets:
             with contextlib.suppress(FileNotFoundError):
                 target.lstat()  # raises an OSError if there can be no such name
+        # Estimates get their names once all are complete; whatever happens before, nothing is left.
         temporary = [files.temporary_name(out_dir) for _ in targets]
         for name in temporary:
             stack.callback(name.unlink, missing_ok=True)
         peak = _stream(system, reader, temporary, blocks or Blocks())
         if subtype != "FLOAT":
+            # One gain for all, so that the estimates still add up to the mixture, if quieter.
             gain = 0.99 / peak if peak > 1 else 1.0
             for name in temporary:
                 _to_integers(name, subtype, gain)
@@ -129,6 +131,7 @@ def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: B
                 writer.write(from_model(_interleave(estimates), False))
         for estimates in stitcher.finish():
             writer.write(from_model(_interleave(estimates), False))
+        # What was read, which of a damaged file is less than its header said.
         length = source.position
         if stitcher.signal.shape[-1] == 0:
             raise UserError(
@@ -268,6 +271,7 @@ def _check_names(system: System, paths: list[Path], out_dir: Path) -> None:
     for path in paths:
         channels = 1
         if system.n_src is None:
+            # As many sources as channels; a file that cannot be read has its message later, in its turn.
             with contextlib.suppress(UserError), audio.Reader(path, salvage=True) as reader:
                 channels = reader.channels
         outputs.update(map(os.path.realpath, _targets(system, path, out_dir, channels)))

@@ -148,14 +148,14 @@ class Reader:
         status = os.fstat(self._descriptor)
         key = os.path.abspath(self.path), status.st_size, status.st_mtime_ns
         patches = length.patches
-        view = (
-            tuple(patches.items()),
-            MP3_STRETCH if self.format == "MP3" else 1,
-            length.tail,
-        )
+        stretch = 1
+        if self.format == "MP3":
+            stretch = MP3_STRETCH
+        view = tuple(patches.items()), stretch, length.tail
         frames, whole = _decodable(*key, *view)
         if patches and frames < self.frames + 5 * 1152:
-            return  # The index is true, a tag follows: what is more are the delays that the index takes away.
+            # The index is true, and a tag follows: what is more are the delays that the index takes away.
+            return
         if patches:
             self._note(f"its index announces {self.frames:,} samples, but {frames:,} are there")
         elif not whole:
@@ -172,7 +172,7 @@ class Reader:
         elif sf.SoundFile.seekable(self._sound):
             target = start
         else:
-            target = 0
+            target = 0  # GSM 6.10 in WAV, for one, cannot seek
         if target > self.position:
             try:
                 self._sound.seek(target)
@@ -190,6 +190,7 @@ class Reader:
         reason = ""
         pieces = []
         while self.position < end and not reason:
+            # An error loses what was asked for with it, so a damaged file is read in small pieces.
             size = min(end - self.position, PIECE) if self.salvage else end - self.position
             try:
                 piece = self._sound.read(size, dtype="float32", always_2d=True)

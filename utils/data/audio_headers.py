@@ -66,7 +66,7 @@ def examine(descriptor: int) -> Length:
         return _examine_chunks(descriptor, size, _LAYOUTS[magic])
     if magic == b".snd" and len(head) >= 12:
         begin, declared = struct.unpack(">II", head[4:12])
-        patch = struct.pack(">I", min(size - begin, 2**32 - 1))
+        patch = struct.pack(">I", min(max(size - begin, 0), 2**32 - 1))
         return _compare(descriptor, declared, begin, size, {8: patch})
     if magic == b"NIST":
         return _examine_sphere(descriptor, head, size)
@@ -125,7 +125,7 @@ def _compare(
     layout: _Layout | None = None,
 ) -> Length:
     """`declared` bytes of samples from `begin`, in a file of `size` bytes; `patches` would say what is there."""
-    present = size - begin
+    present = max(size - begin, 0)
     if declared < 0 or declared > 2**62:  # libsndfile takes this for damage
         return Length(unsaid=True, patches=patches)
     if declared > present + 1:  # one more is the padding that some programs leave out
@@ -176,7 +176,8 @@ def _examine_sphere(descriptor: int, head: bytes, size: int) -> Length:
         if value is None:
             return Length()
         numbers[key] = int(value[1])
-    begin = int(head[8:16].strip() or b"1024")
+    size_of_header = head[8:16].strip()
+    begin = int(size_of_header) if size_of_header.isdigit() else 1024
     product = 1
     for number in numbers.values():
         product *= number
@@ -227,6 +228,8 @@ def _examine_mp3(descriptor: int, head: bytes, size: int) -> Length:
 
 def _tags_at_the_end(descriptor: int, size: int) -> int:
     """The bytes of an ID3v1 tag, and of an APE tag before it, which has a footer of 32 bytes with its size."""
+    if size < 256:
+        return 0
     tail = 0
     if os.pread(descriptor, 3, size - 128) == b"TAG":
         tail = 128

@@ -313,3 +313,23 @@ def test_two_mp3_files_in_one_are_not_taken_for_the_first(tmp_path):
     with pytest.raises(UserError, match="its index announces .* are there"):
         audio.info(path)
     assert len(salvaged(path)[0]) > 2 * audio.MP3_LEAD
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "NIST", "FLAC", "OGG", "MP3"])
+def test_damaged_headers_are_never_more_than_a_message(kind, tmp_path):
+    path = tmp_path / "x"
+    content = encoded(kind, tone(0.2, 8000), path, sf.default_subtype(kind))
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        damaged = bytearray(content[: rng.integers(1, 200)] if trial % 2 else content)
+        places = rng.integers(0, min(len(damaged), 120), 3)
+        damaged[places[0]] = rng.integers(256)
+        damaged[places[1]] = 255
+        damaged[places[2]] = 0
+        path.write_bytes(damaged)
+        for salvage in (False, True):
+            try:
+                with audio.Reader(path, salvage=salvage) as reader:
+                    reader.read(min(reader.frames, 10**5))
+            except UserError as error:
+                assert str(path) in str(error)
