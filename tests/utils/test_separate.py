@@ -219,6 +219,7 @@ assert peak() - first < 60, (first, peak())  # MiB
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_file(tmp_path):
     rate = 16000
     for name, minutes in (("short", 3), ("long", 10)):
@@ -270,11 +271,8 @@ def bad_nan(path):
 
 
 def bad_cut(path):
-    flac = path.with_suffix(".flac")
-    sf.write(flac, noise(3.0), RATE)
-    content = flac.read_bytes()
-    flac.unlink()
-    path.write_bytes(content[: len(content) // 2])
+    sf.write(path, noise(0.1), RATE, format="FLAC")
+    path.write_bytes(path.read_bytes()[:200])
 
 
 BAD = {
@@ -284,7 +282,8 @@ BAD = {
     "is not an audio file": lambda path: path.write_text("hello " * 100),
     "is a folder": lambda path: path.mkdir(),
     "NaN or infinite samples, the first at 2.000 s": bad_nan,
-    "cut off|damaged": bad_cut,
+    "damaged .flac decoder lost sync. after sample 0": bad_cut,
+    "Too many levels of symbolic links": lambda path: path.symlink_to(path),
 }
 
 
