@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from local_models.system import Optimisation, System
 from utils.errors import UserError
+from utils.training.trust import check_importable
 
 
 @dataclass
@@ -194,6 +195,7 @@ def _explain(error: Exception) -> str:
 
 def parse(values: dict, where: str) -> Namespace:
     """Check plain values against the typed classes; `where` names their origin in the message of a `UserError`."""
+    check_importable(values, where)
     try:
         config = _parser().parse_object(values, defaults=True)
     except (ArgumentError, ValueError, TypeError, KeyError) as error:

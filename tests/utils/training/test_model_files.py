@@ -219,10 +219,10 @@ def test_a_configuration_that_names_foreign_code_is_refused(path, tmp_path):
     for separator in (path, {"class_path": path, "init_args": {}}):
         settings = {"class_path": OURS["class_path"], "init_args": {"separator": separator}}
         torch.save(model.pack(settings, {}), tmp_path / "model.pth")
-        with pytest.raises(UserError, match=f"refused: it names {path}"):
+        with pytest.raises(UserError, match=f"refused: (it|init_args.separator) asks for {path}"):
             model.load_system(tmp_path / "model.pth")
     torch.save(model.pack({"class_path": path}, {}), tmp_path / "model.pth")
-    with pytest.raises(UserError, match=f"refused: it names {path}"):
+    with pytest.raises(UserError, match=f"refused: (it|init_args.separator) asks for {path}"):
         model.load_system(tmp_path / "model.pth")
 
 
@@ -249,7 +249,10 @@ def packed_with(**changes):
         (packed_with(model_args={"n_src": 2}), "weights do not fit"),
         (packed_with(model_args=3), "cannot be built"),
         (model.pack(OURS, {}), "Missing key"),
-        (model.pack({"class_path": "local_models.nothing.Here"}, {}), "cannot be built"),
+        (
+            model.pack({"class_path": "local_models.nothing.Here"}, {}),
+            "there is no local_models.nothing",
+        ),
         (
             model.pack({"class_path": OURS["class_path"], "init_args": {"n_bases": 2}}, {}),
             "n_bases",
