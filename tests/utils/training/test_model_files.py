@@ -10,6 +10,7 @@ import torch
 from asteroid.models import BaseModel, ConvTasNet, DPRNNTasNet, SuDORMRFImprovedNet, SuDORMRFNet
 
 from local_models.asteroid.system import AsteroidSystem
+from tests.hostile import Runs
 from utils.errors import UserError
 from utils.training import config
 from utils.training import model_files as model
@@ -179,16 +180,6 @@ def test_an_export_that_fails_leaves_the_old_model_alone(checkpoint, tmp_path, m
         model.export(checkpoint[0], target)
     assert target.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["best.ckpt", "model.pth"]
-
-
-class Runs:
-    """Unpickles as the call `function(*arguments)`."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize("zipped", [True, False])
