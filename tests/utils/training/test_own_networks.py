@@ -11,7 +11,7 @@ import yaml
 
 from tests.support import ROOT
 from tests.utils.training.test_train import CONFIG, arguments, refusal
-from utils import train
+from utils import evaluate, separate, train
 
 NETWORK = """
 from torch import nn
@@ -76,57 +76,51 @@ def conf(folder, class_path, **init_args):
     return path
 
 
-def run(folder, *arguments, path="code"):
-    """A command with the user's folder on PYTHONPATH, or without it."""
-    places = [str(ROOT)] + ([str(folder / path)] if path else [])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+def run(folder, *arguments):
+    """A command with the user's folder on PYTHONPATH."""
+    path = os.pathsep.join([str(ROOT), str(folder / "code")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.slow  # half a minute: four processes
+@pytest.mark.slow  # four processes
 def test_a_network_outside_the_repository_trains_exports_evaluates_and_separates(
     folder, tone_manifests
 ):
-    exp, test = folder / "exp", tone_manifests / "test.csv"
-    settings = arguments(conf(folder, "mynet.GRUMasks"), tone_manifests, exp)
-    training = run(folder, "utils.train", *settings)
-    assert training.returncode == 0, training.stderr
+    exp, mixture = folder / "exp", tone_manifests / "test0_mixture.wav"
+    run(folder, "utils.train", *arguments(conf(folder, "mynet.GRUMasks"), tone_manifests, exp))
     assert (exp / "model.pth").is_file()
-    evaluation = ["utils.evaluate", "--exp", exp, "--manifest", test, "--nj", 2, "--device", "cpu"]
-    evaluated = run(folder, *evaluation, "--references", "no")
-    assert evaluated.returncode == 0, evaluated.stderr
-    mixture = tone_manifests / "test0_mixture.wav"
-    for model in (exp, exp / "joint/best.ckpt"):
-        assert run(folder, "utils.separate", model, mixture, "--out", "out").returncode == 0
+    evaluation = ["--manifest", tone_manifests / "test.csv", "--references", "no", "--nj", 2]
+    run(folder, "utils.evaluate", "--exp", exp, *evaluation, "--device", "cpu")
+    run(folder, "utils.separate", exp, mixture, "--out", "out")
     assert sf.info(folder / "out/test0_mixture_s1.wav").frames == sf.info(mixture).frames
 
-    # elsewhere the file needs the word of the user, and the folder of the network
-    elsewhere = folder / "elsewhere.pth"
-    elsewhere.write_bytes((exp / "model.pth").read_bytes())
-    separation = ["utils.separate", elsewhere, mixture, "--out", "out2"]
-    refused = run(folder, *separation)
-    assert refused.returncode == 2 and "mynet.GRUMasks" in refused.stderr
-    assert "--trust mynet" in refused.stderr and not (folder / "out2").exists()
-    assert run(folder, *separation, "--trust", "mynet").returncode == 0
-    absent = run(folder, *separation, "--trust", "mynet", path=None)
-    assert absent.returncode == 2 and "must be on PYTHONPATH" in absent.stderr
-    assert absent.stderr.count("\n") == 1
 
-
-@pytest.mark.slow
-def test_an_evaluation_takes_the_word_of_the_user_too(folder, tone_manifests):
-    exp = folder / "exp"
+def test_elsewhere_a_network_of_ones_own_needs_the_word_of_the_user(
+    folder, tone_manifests, capsys, monkeypatch
+):
+    exp, mixture = folder / "exp", tone_manifests / "test0_mixture.wav"
     train.main(arguments(conf(folder, "mynet.GRUMasks"), tone_manifests, exp))
     (exp / "config.yml").unlink()
-    command = ["utils.evaluate", "--exp", exp, "--manifest", tone_manifests / "test.csv"]
-    command += ["--nj", 2, "--device", "cpu", "--references"]
-    refused = run(folder, *command, "yes")
-    assert refused.returncode == 2 and "--trust mynet" in refused.stderr
+    evaluation = ["--exp", exp, "--manifest", tone_manifests / "test.csv"]
+    evaluation += ["--nj", 1, "--device", "cpu", "--references"]
+    separation = [exp / "model.pth", mixture, "--out", folder / "out"]
+    for main, options in ((separate.main, separation), (evaluate.main, [*evaluation, "yes"])):
+        message = refusal(capsys, *options, main=main)
+        assert "mynet.GRUMasks" in message and "--trust mynet" in message
+    assert not (folder / "out").exists()
     assert not list(folder.glob("reference-*"))  # refused before anything was scored
-    trusted = run(folder, *command, "no", "--trust", "mynet")
-    assert trusted.returncode == 0, trusted.stderr
+    for main, options in ((separate.main, separation), (evaluate.main, [*evaluation, "no"])):
+        main([str(option) for option in (*options, "--trust", "mynet")])
+    assert len(list((folder / "out").iterdir())) == 2
     assert list(exp.glob("eval/*/final_metrics.json"))
+
+    sys.modules.pop("mynet")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(folder / "code")])
+    message = refusal(capsys, *separation, "--trust", "mynet", main=separate.main)
+    assert "must be on PYTHONPATH" in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
