@@ -121,6 +121,7 @@ def export(checkpoint: str | Path, target: str | Path, trust: Sequence[str] = ()
         target: the file to write, e.g. exp/<name>/model.pth.
         trust: as of `load_system`.
     """
+    # loading it first shows that what is written can be read again
     path, content = _read(checkpoint)
     system = _system_of(path, content, Trust(tuple(trust)))
     # a class of the user's own that separates differently would not come back from Asteroid's format

@@ -46,6 +46,7 @@ FUNCTIONS = {
     for name in names.split()
 }
 STRINGS = "strings"  # a mode of the parser in which text is text
+MOST_VALUES = 100_000  # of a configuration; those of the recipes have some hundred
 
 set_loader(STRINGS, lambda text: text)
 
@@ -76,18 +77,32 @@ NOBODY = Trust()
 
 
 def class_paths(config) -> Iterator[tuple[str, object]]:
-    """Every class that a configuration names, with the place where it does, as (place, class_path)."""
+    """Every class that a configuration names, with the place where it does, as (place, class_path).
+
+    Raises:
+        ValueError: if there is no end to it, as with a list that holds itself.
+    """
     places = [("", config)]
-    while places:
+    # the bound counts repeated visits as well: a few lists in lists, each named twice in the next, are an endless walk
+    for _ in range(MOST_VALUES):
+        if not places:
+            return
         place, value = places.pop()
-        if isinstance(value, dict | Namespace):
-            if "class_path" in value:
-                yield place.removeprefix("."), value["class_path"]
-            # of a Namespace, items() would give the leaves of nested ones instead
-            entries = value.items() if isinstance(value, dict) else vars(value).items()
-            places.extend((f"{place}.{key}", item) for key, item in entries)
-        elif isinstance(value, list | tuple | set | frozenset):
-            places.extend((f"{place}[{index}]", item) for index, item in enumerate(value))
+        if isinstance(value, dict | Namespace) and "class_path" in value:
+            yield place.removeprefix("."), value["class_path"]
+        places.extend((place + step, item) for step, item in _inside(value))
+    raise ValueError(f"the configuration holds more than {MOST_VALUES} values")
+
+
+def _inside(value) -> list[tuple[str, object]]:
+    """What a container holds, with the step that leads there."""
+    if isinstance(value, Namespace):
+        value = vars(value)  # its items() would give the leaves of nested ones
+    if isinstance(value, dict):
+        return [(f".{key}", item) for key, item in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [(f"[{index}]", item) for index, item in enumerate(value)]
+    return []
 
 
 def check_names(config, where: str, trust: Trust = NOBODY) -> None:
@@ -114,17 +129,20 @@ def check_objects(parsed, where: str, trust: Trust = NOBODY) -> None:
     values = [parsed]
     while values:
         value = values.pop()
-        if isinstance(value, Namespace):
-            values.extend(vars(value).values())
-        elif isinstance(value, dict):
-            values.extend(value.values())
-        elif isinstance(value, list | tuple | set | frozenset):
-            values.extend(value)
-        elif isinstance(value, ModuleType) or (
-            callable(value) and not _is_harmless(value, "", trust)
-        ):
-            name = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', value)}"
-            raise UserError(f"{where} is refused: it asks for {name}, which is no network")
+        contents = _inside(value)
+        values.extend(item for _, item in contents)
+        # a network may also come from the code, as the default of an argument
+        if contents or isinstance(value, torch.nn.Module):
+            continue
+        if isinstance(value, ModuleType) or callable(value):
+            _check_object(value, where, trust)
+
+
+def _check_object(value, where: str, trust: Trust) -> None:
+    if not _is_harmless(value, "", trust):
+        home = getattr(value, "__module__", None)
+        name = getattr(value, "__qualname__", type(value).__name__)
+        raise UserError(f"{where} is refused: it asks for {home}.{name}, which is no network")
 
 
 def resolve(name, where: str, trust: Trust = NOBODY):
@@ -140,20 +158,21 @@ def resolve(name, where: str, trust: Trust = NOBODY):
     foreign = not _within(name, PACKAGES)
     if foreign and name not in trust.networks and not _within(name, trust.packages):
         raise UserError(f"{where} is refused: it asks for {name}, which {_stranger(name)}")
-    # a network that an experiment names may be defined elsewhere than where its path begins, in the same package
+    # Each step is checked before the next one is taken: a module may show any other one that it imports.
     allowed = (name.split(".")[0], *trust.packages) if foreign else PACKAGES
-    *parents, last = name.split(".")
-    thing = _import(parents[0], name, where)
-    for depth, part in enumerate([*parents[1:], last], 2):
+    parts = name.split(".")
+    thing = _import(parts[0], name, where)
+    for depth, part in enumerate(parts[1:], 2):
         inner = getattr(thing, part, None)
         if inner is None and inspect.ismodule(thing):
-            inner = _import(".".join(name.split(".")[:depth]), name, where)
+            inner = _import(".".join(parts[:depth]), name, where)
         if inner is None:
             raise UserError(f"{where}: {thing.__name__} has no class {part} (of {name})")
         if inspect.ismodule(inner) and not _within(inner.__name__, allowed):
             raise UserError(
                 f"{where} is refused: it asks for {name}, which leads into the module {inner.__name__}"
             )
+        # a method such as `from_pretrained` may open files, and what lies behind `__init__` is everything
         if inspect.isclass(thing) and not inspect.isclass(inner):
             raise UserError(
                 f"{where} is refused: it asks for {name}, which is a method or a value of the class "
@@ -169,27 +188,27 @@ def check_importable(config, where: str) -> None:
     Unlike a model file, a configuration of the user's own is trusted: its modules are imported.
     """
     for place, name in class_paths(config):
-        if not isinstance(name, str) or "." not in name:
-            continue  # the parser knows classes by their last names too, and explains what is none
-        module, _, last = name.rpartition(".")
-        while module:
-            if _exists(module):
-                break
-            module, _, last = module.rpartition(".")
-        place = f"{where}: {place}: " if place else f"{where}: "
-        top = name.split(".")[0]
-        if not module:
-            raise UserError(f"{place}{_not_importable(top, name)}")
-        try:
-            imported = importlib.import_module(module)
-        except Exception as error:  # the user's own file may fail in any way
-            raise UserError(
-                f"{place}{module} cannot be imported: {type(error).__name__}: {error}"
-            ) from error
-        if not hasattr(imported, last):
-            near = difflib.get_close_matches(last, dir(imported), n=1)
-            advice = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{place}{module} has no {last} (of {name}){advice}")
+        # the parser knows classes by their last names too, and explains what is none
+        if isinstance(name, str) and "." in name:
+            _check_importable(name, f"{where}: {place}: " if place else f"{where}: ")
+
+
+def _check_importable(name: str, place: str) -> None:
+    # the longest beginning of the path that is a module; what follows is in there
+    module, _, last = name.rpartition(".")
+    while module and not _exists(module):
+        module, _, last = module.rpartition(".")
+    if not module:
+        raise UserError(f"{place}{_not_importable(name.split('.')[0], name)}")
+    try:
+        imported = importlib.import_module(module)
+    except Exception as error:  # the user's own file may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{place}{module} cannot be imported: {reason}") from error
+    if not hasattr(imported, last):
+        near = difflib.get_close_matches(last, dir(imported), n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{place}{module} has no {last} (of {name}){advice}")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -228,16 +247,20 @@ def strict_parser() -> ArgumentParser:
 
 
 def _is_harmless(thing, name: str, trust: Trust) -> bool:
-    """Whether to call `thing` is to build a network, or to compute an activation."""
-    home = getattr(thing, "__module__", None) or ""
+    """Whether to call `thing`, which a file asks for as `name`, is to build a network or to compute an activation."""
     if any(thing is function for function in FUNCTIONS.values()):
         return True
+    home = getattr(thing, "__module__", None) or ""
+    # the word of the user is for all that is written in a package, but not for what that imports
     if _within(home, trust.packages) and (inspect.isclass(thing) or inspect.isfunction(thing)):
         return True
     if not inspect.isclass(thing) or not issubclass(thing, torch.nn.Module):
         return False
+    if _within(home, ROOMS) or name in trust.networks:
+        return True
+    # an experiment that names `mynet.Masks` may take `mynet.layers.Norm` as a default
     tops = {path.split(".")[0] for path in trust.networks}
-    return _within(home, ROOMS) or name in trust.networks or home.split(".")[0] in tops
+    return home.split(".")[0] in tops
 
 
 def _within(name: str, packages: tuple[str, ...]) -> bool:

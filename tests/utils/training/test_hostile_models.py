@@ -148,3 +148,16 @@ def test_the_configuration_of_an_experiment_is_no_trust_in_functions(tmp_path):
         with pytest.raises(UserError):
             load_system(exp)
         assert not witness.exists(), name
+
+
+def test_configurations_without_an_end_are_refused(tmp_path):
+    """A list that holds itself, and lists of lists that are few objects and 2^40 values."""
+    endless = []
+    endless.append(endless)
+    doubled = ["x"]
+    for _ in range(40):
+        doubled = [doubled, doubled]
+    for value in (endless, doubled):
+        torch.save(pack(untyped(value), {}), tmp_path / "model.pth")
+        with pytest.raises(UserError, match=r"model\.pth.*holds more than"):
+            load_system(tmp_path / "model.pth")

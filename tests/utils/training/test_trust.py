@@ -56,6 +56,10 @@ def mynet(tmp_path, monkeypatch):
         "    def __init__(self, in_chan, n_src, note=None, options=None, blocks: int = 1):\n"
         "        super().__init__(in_chan, n_src, n_blocks=blocks, n_repeats=1, bn_chan=4, hid_chan=4)\n"
         "        self.note, self.options = note, options\n\n\n"
+        "class Plain(TDCN):\n"
+        "    def __init__(self, in_chan, n_src, act=nn.ReLU(), kind: type[nn.Module] = nn.GELU):\n"
+        "        super().__init__(in_chan, n_src, n_blocks=1, n_repeats=1, bn_chan=4, hid_chan=4)\n"
+        "        self.act, self.kind = act, kind\n\n\n"
         "class Mine(TwoStep):\n"
         "    pass\n\n\n"
         "class Louder(AsteroidSystem):\n"
@@ -155,6 +159,17 @@ def test_a_system_of_ones_own_loads_and_keeps_its_own_way_to_separate(mynet, tmp
         ends = [load_system(tmp_path / name, ["mynet"]) for name in ("best.ckpt", "model.pth")]
         assert type(ends[0]) is type(ends[1])
         assert torch.equal(ends[0].separate(mixture), ends[1].separate(mixture))
+
+
+def test_networks_and_their_classes_may_be_defaults_of_arguments(mynet, tmp_path):
+    for settings in (typed(spec("mynet.Plain")), typed(spec("mynet.Plain", kind="torch.nn.Tanh"))):
+        path = saved(settings, tmp_path / "model.pth")
+        network = load_system(path, trust=["mynet"]).separator
+        wanted = nn.Tanh if "kind" in settings["init_args"]["separator"]["init_args"] else nn.GELU
+        assert network.kind is wanted and isinstance(network.act, nn.ReLU)
+    torch.save(pack(typed(spec("mynet.Plain", kind="subprocess.Popen")), {}), path)
+    with pytest.raises(UserError, match=r"asks for subprocess\.Popen"):
+        load_system(path, trust=["mynet"])
 
 
 def test_a_network_that_cannot_be_imported_is_told_with_the_remedy(mynet, tmp_path, monkeypatch):
