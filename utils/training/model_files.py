@@ -238,7 +238,8 @@ def _check_system(system: System, path: Path) -> None:
     if n_src is not None and (type(n_src) is not int or n_src < 1):
         raise UserError(f"{path}: it separates {n_src} sources; the file is damaged")
     # one sum over all: a NaN, or an infinity of each sign, goes through it
-    total = sum(parameter.detach().sum().item() for parameter in system.parameters())
+    with torch.no_grad():
+        total = sum(parameter.sum().item() for parameter in system.parameters())
     if math.isnan(total):
         raise UserError(
             f"{path}: its weights hold NaN: the training that made the file diverged; take another file"
