@@ -36,6 +36,7 @@ from utils.evaluation.scoring import How, Method, dumps, example_name, numbered_
 from utils.evaluation.suites import SUITES
 from utils.files import sha256, write_text
 from utils.training.model_files import load_system
+from utils.training.trust import add_trust
 
 VERSION = 2  # of the rows: raise it when they mean something else, and old ones are not continued
 GPU_JOBS = 4  # processes that share a GPU at most
@@ -44,8 +45,8 @@ GPU_JOBS = 4  # processes that share a GPU at most
 # ---- what is evaluated
 
 
-def trained_system(exp: Path) -> Method:
-    """The system of an experiment: model.pth, else the best model of its last step."""
+def trained_system(exp: Path, trust: tuple[str, ...] = ()) -> Method:
+    """The system of an experiment: model.pth, else the best model of its last step; `trust` as of `load_system`."""
     config = (
         yaml.safe_load((exp / "config.yml").read_text()) if (exp / "config.yml").is_file() else {}
     )
@@ -55,9 +56,8 @@ def trained_system(exp: Path) -> Method:
     ]
     for model in candidates:
         if model.is_file():
-            return Method(
-                exp, config.get("description") or "", model=model, model_sha256=sha256(model)
-            )
+            description = config.get("description") or ""
+            return Method(exp, description, model=model, model_sha256=sha256(model), trust=trust)
     raise UserError(
         f"{exp} has no trained model ({' or '.join(map(str, candidates))}): train it first (stages 2 and 3)"
     )
@@ -221,7 +221,7 @@ def evaluate(
     }
     stamp |= {"model_sha256": method.model_sha256, "manifest_sha256": sha256(manifest)}
     stamp |= {"recipe": method.recipe} if method.recipe else {}
-    system = load_system(method.model) if method.model else None
+    system = load_system(method.model, method.trust) if method.model else None
     table = read_manifest(manifest, absent=True)
     n_src = len(source_columns(table))
     if system and system.n_src not in (None, n_src):
@@ -346,6 +346,7 @@ def _arguments(arguments):
         "--segment", type=float, default=How.segment, help="seconds that are separated at once"
     )
     parser.add_argument("--cluster", help="address of a Dask scheduler whose workers do the job")
+    add_trust(parser)
     args = parser.parse_args(arguments)
     known = SUITES[args.suite].extra
     if not {*args.extra} <= {*known}:
@@ -369,7 +370,11 @@ def _arguments(arguments):
 def main(arguments: list[str] | None = None) -> None:
     args = _arguments(arguments)
     listed = args.references.removeprefix("only:")
-    systems = [] if args.references.startswith("only") else [trained_system(args.exp)]
+    systems = []
+    if not args.references.startswith("only"):
+        systems = [trained_system(args.exp, tuple(args.trust))]
+    for method in systems:  # a model that is refused is told before the references are scored
+        load_system(method.model, method.trust)
     folder = args.exp.resolve().parent / f"reference-{corpus_name(args.manifest)}"
     if folder.is_relative_to(os.getcwd()):
         folder = folder.relative_to(os.getcwd())

@@ -24,6 +24,7 @@ from utils.data import audio
 from utils.errors import UserError, command, explain
 from utils.evaluation.overlap_add import Blocks, Stitcher, separate_long
 from utils.training.model_files import load_system
+from utils.training.trust import add_trust
 
 __all__ = ["Blocks", "separate_file", "separate_long"]
 
@@ -317,10 +318,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch", type=int, default=Blocks.batch, help="segments in a forward pass (%(default)s)"
     )
+    add_trust(parser)
     args = parser.parse_args(arguments)
     blocks = Blocks(args.segment, args.overlap, args.batch)
     device = _device(args.device)
-    system = load_system(args.model).to(device)
+    system = load_system(args.model, args.trust).to(device)
     _check_names(system, args.files, args.out)
     failed = 0
     for path in args.files:  # one bad file does not cost the others

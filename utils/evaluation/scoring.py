@@ -35,6 +35,8 @@ class Method:
     model_sha256: str | None = None
     recipe: str | None = None
     """JSON {class_path, init_args} of an oracle or a classic method."""
+    trust: tuple[str, ...] = ()
+    """Packages whose networks the model file may name, see `load_system`."""
 
     def sample_rate(self, mixture_path: str, device: str) -> int:
         """In Hz: that of a trained system; a method without training takes any."""
@@ -63,7 +65,7 @@ class How:
 def _separator(method: Method, device: str, sample_rate: int | None):
     """The object that separates; of an oracle or a classic method, at the given rate."""
     if method.model:
-        return load_system(method.model).to(device)
+        return load_system(method.model, method.trust).to(device)
     recipe = json.loads(method.recipe)
     made = pydoc.locate(recipe["class_path"])
     if made is None:

@@ -27,6 +27,7 @@ from local_models.ranges import (
 from local_models.system import Optimisation, System
 from utils.errors import UserError
 from utils.training.checks import check_numbers, check_values, suggestion
+from utils.training.trust import check_importable
 
 
 @dataclass
@@ -273,6 +274,7 @@ def parse(values: dict, where: str) -> Namespace:
         UserError: an unknown key, a value of another type, a number outside its range, settings that exclude each
             other.
     """
+    check_importable(values, where)
     check_values(values, Experiment, where)
     try:
         config = _parser().parse_object(values, defaults=True)

@@ -51,7 +51,7 @@ def use(monkeypatch, tmp_path):
         exp.mkdir(parents=True, exist_ok=True)
         (exp / "model.pth").write_text(name)
         for place in (module, scoring):
-            monkeypatch.setattr(place, "load_system", lambda path: system.eval())
+            monkeypatch.setattr(place, "load_system", lambda path, trust: system.eval())
         scoring._separator.cache_clear()
         return trained_system(exp)
 

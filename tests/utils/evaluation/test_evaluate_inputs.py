@@ -19,7 +19,7 @@ from utils.evaluation.scoring import How, Method, estimate
 
 @pytest.fixture
 def bands(monkeypatch, tmp_path):
-    monkeypatch.setattr(scoring, "load_system", lambda path: Bands().eval())
+    monkeypatch.setattr(scoring, "load_system", lambda path, trust: Bands().eval())
     scoring._separator.cache_clear()
     yield Method(tmp_path / "exp", model=tmp_path / "model.pth", model_sha256="0")
     scoring._separator.cache_clear()

@@ -60,10 +60,10 @@ def command(*arguments):
     )
 
 
-def refusal(capsys, *arguments):
-    """The message with which the command refuses."""
+def refusal(capsys, *arguments, main=train.main):
+    """The message with which a command refuses."""
     with pytest.raises(SystemExit) as end:
-        train.main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     assert end.value.code == 2
     return capsys.readouterr().err
 
