@@ -39,12 +39,13 @@ class Universal:
         with self.full_precision():
             loss, order = self.loss_of(estimates, sources, mixture)
             if not self.training:
-                self._take_down(align(estimates, order), sources, mixture)
+                is_counted = batch.get("weight", 1.0) > 0
+                self._take_down(align(estimates, order), sources, mixture, is_counted)
         return {"loss": loss}
 
     @torch.no_grad()
-    def _take_down(self, aligned, sources, mixture):
-        is_active = active(sources)
+    def _take_down(self, aligned, sources, mixture, is_counted):
+        is_active = active(sources) & is_counted
         power = sources.square().mean(-1).masked_fill(~is_active, torch.inf)
         audible = aligned.square().mean(-1) > QUIET * power.amin(1, keepdim=True)
         number = is_active.sum(1, keepdim=True).expand_as(is_active)
