@@ -1,6 +1,7 @@
 """Train the steps of an experiment: `python -m utils.train --conf YAML --manifests DIR --exp DIR [KEY=VALUE ...]`."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +17,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.data.datasets import loaders
@@ -24,6 +25,7 @@ from utils.files import read_json, sha256, write_text
 from utils.training import config as configuration
 from utils.training.callbacks import Bookkeeping, CountOnce, EagerValidation, Examples, Halving
 from utils.training.checkpoints import Checkpoints, Interrupted, StepCheckpoints, read_checkpoint
+from utils.training.clusters import without_requeueing
 from utils.training.config import Experiment, Step
 from utils.training.folder import claim_folder, note_start, tidy
 from utils.training.lock import is_first_process, only_training
@@ -106,21 +108,11 @@ def make_trainer(
         strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
         gradient_clip_val=None if manual else step.gradient_clip or None,
         accumulate_grad_batches=1 if manual else step.accumulate,
-        callbacks=callbacks, plugins=[StepCheckpoints(system), *cluster_plugins()],
+        callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
         logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
         default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
         enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
     )  # fmt: skip
-
-
-def cluster_plugins() -> list[SLURMEnvironment]:
-    """Under SLURM, its environment without Lightning's own requeueing.
-
-    That would write hpc_ckpt_1.ckpt, which every later job takes up that is started in the same place.
-    """
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return [SLURMEnvironment(auto_requeue=False)]
-    return []
 
 
 def is_finished(folder: Path) -> bool:
@@ -164,12 +156,14 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
     train, valid = loaders(*options, trainer.global_rank, trainer.world_size)
     checkpoints.sampler = train.sampler
     last = folder / "last.ckpt"
-    if not last.exists() and trainer.is_global_zero:
-        rehearse(name, experiment, settings["system"], options)
-    if step.compile:
-        for part in system.compiled_parts():
-            part.compile(dynamic=False)
-    fit(trainer, system, (train, valid), last)
+    with explained(trainer, folder):
+        if not last.exists() and trainer.is_global_zero:
+            rehearse(name, experiment, settings["system"], options)
+        if step.compile:
+            for part in system.compiled_parts():
+                part.compile(dynamic=False)
+        begin = last if last.exists() else None
+        trainer.fit(system, train, valid, ckpt_path=begin, weights_only=True)
     if fingerprint(system) != frozen:
         raise UserError(
             f"step `{name}` changed parameters that it must leave alone: {last} is of another training; "
@@ -182,18 +176,20 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
     )  # the next step reads what the first process writes
 
 
-def fit(trainer: pl.Trainer, system, data: tuple, last: Path) -> None:
-    """Train, from `last` if it is there.
+@contextlib.contextmanager
+def explained(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
+    """Turn what ends a training from outside into a message.
 
     Raises:
         UserError: the training was interrupted, or a loader process has died.
     """
+    interrupted = f"interrupted; the same command continues {folder}"
     try:
-        trainer.fit(system, *data, ckpt_path=last if last.exists() else None, weights_only=True)
+        yield
     except (Interrupted, SystemExit):
         if not trainer.is_global_zero:
             sys.exit(0)  # one message is enough
-        raise UserError(f"interrupted; the same command continues {last.parent}") from None
+        raise UserError(interrupted) from None
     except UserError as error:
         # From a loader process it comes with the traceback there: what counts is the last line.
         raise UserError(str(error).strip().split("utils.errors.UserError: ")[-1]) from None
@@ -201,7 +197,7 @@ def fit(trainer: pl.Trainer, system, data: tuple, last: Path) -> None:
         if not LOADER_DEATH.search(str(error)):
             raise
         if trainer.checkpoint_callback.is_told():  # the signal may have gone to all processes
-            raise UserError(f"interrupted; the same command continues {last.parent}") from None
+            raise UserError(interrupted) from None
         raise UserError(
             "a loader process has ended, for lack of memory or of shared memory (/dev/shm) perhaps: "
             "the same command with runtime.workers=0 goes on without such processes"

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import time
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ import torch
 from local_models.system import System
 from utils.errors import UserError
 from utils.training.callbacks import peak_memory
+from utils.training.clusters import without_requeueing
 from utils.training.config import Runtime, Step
 from utils.training.model_files import build_system
 
@@ -64,7 +66,8 @@ def self_test(
     limits = dict(max_epochs=1, limit_train_batches=3, limit_val_batches=1, num_sanity_val_steps=0)
     trainer = pl.Trainer(
         **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision, callbacks=[clock],
-        use_distributed_sampler=False,
+        use_distributed_sampler=False, plugins=without_requeueing(),
+        default_root_dir=os.devnull,  # no hpc_ckpt_*.ckpt of another training is read
         gradient_clip_val=(step.gradient_clip or None) if system.automatic_optimization else None,
     )  # fmt: skip
     trainer.fit(rehearsal, train, valid)

@@ -49,7 +49,9 @@ def arguments(conf, manifests, exp, *more):
 
 def start(*arguments, script=("-m", "utils.train"), environment=None, **options):
     """The command in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | (environment or {})
+    environment = (
+        os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | (environment or {})
+    )
     return subprocess.Popen(
         [sys.executable, *script, *map(str, arguments)],
         env=environment,

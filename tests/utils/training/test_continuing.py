@@ -46,7 +46,9 @@ def random_losses(monkeypatch):
 
     def losses(self, batch):
         if self.training:
-            factor = 1 + 0.1 * torch.rand(()).item() + 0.1 * np.random.rand() + 0.1 * random.random()
+            factor = (
+                1 + 0.1 * torch.rand(()).item() + 0.1 * np.random.rand() + 0.1 * random.random()
+            )
             batch = batch | {"mixture": factor * batch["mixture"]}
         return original(self, batch)
 
@@ -107,7 +109,9 @@ def test_random_numbers_matter_in_these_tests(conf, tone_manifests, tmp_path, ra
     [
         ("data.dynamic_mixing={}", "data.epoch_size=12"),
         ("data.dataset.class_path=utils.data.scenes.Scenes",),
-        ("data.dataset={class_path: utils.data.songs.Songs, init_args: {segments: 1, remix: 0.5}}",),
+        (
+            "data.dataset={class_path: utils.data.songs.Songs, init_args: {segments: 1, remix: 0.5}}",
+        ),
         ("data.epoch_size=8", "steps.frontend.precision=bf16-mixed"),
         ("steps.frontend.accumulate=2", "steps.frontend.monitor=val_si_sdri"),
         ("steps.frontend.optim.optimizer=SGD", "steps.frontend.gradient_clip=0"),
