@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from local_models.two_step import TwoStep
 from tests.utils.training.small_training import (
     FRONTEND,
     arguments,
     assert_same_training,
+    follow,
     refusal,
     start,
     train_until,
@@ -49,21 +49,6 @@ def conf(tmp_path):
 @pytest.fixture
 def step(tmp_path):
     return tmp_path / "exp/frontend"
-
-
-def follow(monkeypatch, curve):
-    """Let the validation follow a curve over the epochs."""
-    original = TwoStep.losses
-
-    def losses(self, batch):
-        values = original(self, batch)
-        trainer = self._trainer
-        if not self.training and trainer is not None and trainer.max_epochs > 1:
-            value = values["loss"] * 0 + curve(self.current_epoch)
-            values |= {"loss": value, "si_sdri": value}
-        return values
-
-    monkeypatch.setattr(TwoStep, "losses", losses)
 
 
 @pytest.mark.parametrize("monitor", ["val_loss", "val_si_sdri"])

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from local_models.two_step import TwoStep
-from tests.utils.training.small_training import FRONTEND, arguments, refusal, write_conf
+from tests.utils.training.small_training import FRONTEND, arguments, follow, refusal, write_conf
 from utils import train
 from utils.training.callbacks import Bookkeeping
 from utils.training.model_files import load_system
@@ -127,20 +127,23 @@ def test_training_options_train(conf, tone_manifests, tmp_path, option):
     assert losses.iloc[-1] < losses.iloc[0]
 
 
-def test_rates_are_halved_as_the_schedule_of_torch_says(conf, tone_manifests, tmp_path):
+def test_rates_are_halved_as_the_schedule_of_torch_says(
+    conf, tone_manifests, tmp_path, monkeypatch
+):
     """The row of an epoch has the rate with which it was trained."""
+    follow(monkeypatch, lambda epoch: float(abs(epoch - 2)))
     options = ("steps.frontend.epochs=9", "steps.frontend.optim.halve_after=1", *FRONTEND)
-    options += ("steps.frontend.optim.lr=3.0", "data.epoch_size=4")
-    train.main(arguments(conf, tone_manifests, tmp_path / "exp", *options))
+    run = arguments(conf, tone_manifests, tmp_path / "exp", *options, "data.epoch_size=4")
+    train.main(run)
     table = pd.read_csv(tmp_path / "exp/frontend/metrics.csv")
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=3.0)
     last = torch.load(tmp_path / "exp/frontend/last.ckpt", weights_only=True)
     patience = last["callbacks"]["Halving"]["patience"]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
     for row in table.itertuples():
         assert row.lr == optimizer.param_groups[0]["lr"]
         schedule.step(row.val_loss)
-    assert table["lr"].nunique() > 1
+    assert table["lr"].nunique() > 2
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
