@@ -171,9 +171,8 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
         )
     if trainer.is_global_zero:
         finish(folder, trainer, bookkeeping, checkpoints, system, frozen, config.seed)
-    trainer.strategy.barrier(
-        "step is finished"
-    )  # the next step reads what the first process writes
+    # The next step reads in all processes what the first one has written.
+    trainer.strategy.barrier("step is finished")
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def test_two_processes_train_and_validate_as_one_and_wait_for_each_other(
     """With 3 validation mixtures one process sees one again, which must not count; done.json comes 2 s late."""
     script = tmp_path / "late.py"
     script.write_text(LATE)
-    options = ("data.valid_size=3", "steps.separator.epochs=1", "runtime.checkpoint_minutes=1e-9")
+    options = ("data.valid_size=3", "steps.frontend.batch_size=2", "steps.separator.epochs=1")
     single = tmp_path / "single"
     double = tmp_path / "double"
     run_to_the_end(*arguments(conf, tone_manifests, single, *options))
