@@ -25,13 +25,16 @@ class Universal:
         with self.full_precision():
             loss, order = self.loss_of(estimates, sources, mixture)
             if not self.training:
-                self._take_down(align(estimates, order), sources, mixture)
+                is_counted = batch.get("weight", 1.0) > 0
+                self._take_down(align(estimates, order), sources, mixture, is_counted)
         return {"loss": loss}
 
     @torch.no_grad()
-    def _take_down(self, aligned: Tensor, sources: Tensor, mixture: Tensor) -> None:
+    def _take_down(
+        self, aligned: Tensor, sources: Tensor, mixture: Tensor, is_counted: bool
+    ) -> None:
         """Keep the scores of one batch until the epoch ends."""
-        is_active = active(sources)
+        is_active = active(sources) & is_counted
         n_active = is_active.sum(1, keepdim=True).expand_as(is_active)
 
         # An estimate counts in `msi` if it is within 20 dB of the quietest active source.

@@ -190,29 +190,77 @@ class DynamicMixtures(Dataset):
 class EpochSampler(Sampler):
     """Keys (epoch, index) for this rank: shuffled anew each epoch in training, in order and of epoch 0 in validation.
 
-    All ranks get the same number of keys; over all ranks each index comes once (a few twice if that does not divide).
-    Lightning calls `set_epoch`, which also makes a resumed training go on with the epoch it was in.
+    All ranks get equally many batches. In training, batch k over all ranks together is the same whatever the number of
+    ranks. In validation each index comes once; a rank whose share is one batch short sees one index again, in a batch
+    of its own that `repeats` tells apart. Lightning calls `set_epoch`, but with loader workers too late for the first
+    epoch of a continued training: `start` says where that begins.
+
+    Args:
+        n_items: length of the data set.
+        size: keys an epoch, over all ranks.
+        seed: of the order.
+        shuffle: True in training.
+        rank, world: this process, of how many.
+        batch: keys a batch of this rank.
     """
 
-    def __init__(self, n_items: int, size: int, seed: int, shuffle: bool, rank: int, world: int):
-        self.n_items, self.size, self.seed, self.shuffle = n_items, size, seed, shuffle
-        self.rank, self.world, self.epoch = rank, world, 0
+    def __init__(
+        self,
+        n_items: int,
+        size: int,
+        seed: int,
+        shuffle: bool,
+        rank: int,
+        world: int,
+        batch: int = 1,
+    ):
+        self.n_items = n_items
+        self.size = size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world = world
+        self.batch = batch
+        self.epoch = 0
+        self.batches_done = 0
+
+    def start(self, epoch: int, batches_done: int) -> None:
+        """Begin with `epoch`, behind its first `batches_done` batches."""
+        self.epoch = epoch
+        self.batches_done = batches_done
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.start(epoch, 0)
 
     def __len__(self) -> int:
-        return -(-self.size // self.world)
+        """Keys of a whole epoch, those done included: Lightning counts batches by it."""
+        if self.shuffle:
+            full_batches = self.size // (self.batch * self.world)
+            return full_batches * self.batch
+        return len(range(self.rank, self.size, self.world)) + self._has_repetition()
+
+    def _has_repetition(self) -> bool:
+        """Whether this rank's share fills one batch less than that of rank 0."""
+        share = len(range(self.rank, self.size, self.world))
+        largest_share = len(range(0, self.size, self.world))
+        return -(-share // self.batch) < -(-largest_share // self.batch)
+
+    def repeats(self, batch_index: int) -> bool:
+        """Whether this batch of validation is there for the number of batches only, and counts for nothing."""
+        return self._has_repetition() and batch_index == (len(self) - 1) // self.batch
 
     def __iter__(self):
-        epoch = self.epoch if self.shuffle else 0
-        order = (
-            rng_of(self.seed, epoch).permutation(self.n_items)
-            if self.shuffle
-            else np.arange(self.n_items)
-        )
-        order = np.resize(order, max(self.size, len(self) * self.world))
-        yield from ((epoch, int(index)) for index in order[self.rank :: self.world][: len(self)])
+        # Drawn when the iterator is made, not when a worker asks for the first key.
+        if self.shuffle:
+            order = rng_of(self.seed, self.epoch).permutation(self.n_items)
+            share = np.resize(order, self.size)[self.rank :: self.world]
+            keys = [(self.epoch, int(index)) for index in share[: len(self)]]
+            return iter(keys[self.batches_done * self.batch :])
+        keys = [(0, index) for index in range(self.rank, self.size, self.world)]
+        if self._has_repetition():
+            keys.append((0, 0))
+        return iter(keys)
 
 
 def loaders(
@@ -240,7 +288,7 @@ def loaders(
         n_examples = size if shuffle else len(dataset)
         # More than there are items: of a data set that draws, whose further indices are examples too.
         n_items = max(len(dataset), n_examples)
-        sampler = EpochSampler(n_items, n_examples, seed, shuffle, rank, world)
+        sampler = EpochSampler(n_items, n_examples, seed, shuffle, rank, world, batch_size // world)
         if shuffle and len(sampler) < batch_size // world:
             raise UserError(
                 f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
@@ -249,6 +297,8 @@ def loaders(
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "drop_last": shuffle,
+            # Of its own, so that what a training draws does not depend on the number of workers.
+            "generator": torch.Generator().manual_seed(seed),
         }
         made.append(
             DataLoader(

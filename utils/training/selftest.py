@@ -1,6 +1,7 @@
 """A short rehearsal before a long training: does it learn, is validation repeatable, does the model survive saving?"""
 
 import copy
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from local_models.system import System
 from utils.errors import UserError
 from utils.files import write_text
 from utils.training.callbacks import peak_memory
+from utils.training.clusters import without_requeueing
 from utils.training.config import Runtime, Step
 from utils.training.model_files import export, load_system, pack, save
 from utils.training.watchdog import Watchdog
@@ -69,7 +71,8 @@ def self_test(
     trainer = pl.Trainer(
         **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision,
         callbacks=[clock, Watchdog(step.monitor, rehearsal=True)],
-        use_distributed_sampler=False,
+        use_distributed_sampler=False, plugins=without_requeueing(),
+        default_root_dir=os.devnull,  # no hpc_ckpt_*.ckpt of another training is read
         gradient_clip_val=(step.gradient_clip or None) if system.automatic_optimization else None,
     )  # fmt: skip
     trainer.fit(rehearsal, train, valid)

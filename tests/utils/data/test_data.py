@@ -156,10 +156,11 @@ def test_a_subset_of_the_epoch_changes_from_epoch_to_epoch(tone_manifests):
 
 
 @pytest.mark.parametrize(("size", "world"), [(7, 2), (8, 4), (3, 2)])
-def test_ranks_get_equally_many_keys_and_miss_none(size, world):
+def test_ranks_get_equally_many_keys_and_repeat_none(size, world):
     keys = [list(EpochSampler(size, size, 0, True, rank, world)) for rank in range(world)]
     assert len({len(k) for k in keys}) == 1
-    assert {index for k in keys for _, index in k} == set(range(size))
+    indices = [index for k in keys for _, index in k]
+    assert len(set(indices)) == len(indices) == size // world * world
 
 
 def test_too_few_speakers_silent_speakers_and_missing_lists_are_messages(tone_manifests, tmp_path):

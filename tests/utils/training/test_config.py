@@ -174,7 +174,10 @@ def test_a_key_that_cannot_be_removed_is_named(assignment, said):
         ("data.segment=null", ["data.segment: null is not a value", "remove=[KEY]"]),
         ("steps.separator=null", ["steps.separator: null is not a value", "remove=[KEY]"]),
         ("data=null", ["data: null is not a value"]),
-        ("system.init_args.separator.class_path=nowhere.Net", ["separator: No module", "nowhere"]),
+        (
+            "system.init_args.separator.class_path=nowhere.Net",
+            ["separator: there is no module nowhere", "PYTHONPATH"],
+        ),
         ("seed", ["KEY=VALUE"]),
         ("seed.deep=1", ["seed"]),
         ("data.segment=[1", ["data.segment", "not a value in YAML"]),

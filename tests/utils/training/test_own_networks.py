@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from tests.support import ROOT
-from tests.utils.training.test_train import CONFIG, arguments, refusal
+from tests.utils.training.small_training import CONFIG, arguments, refusal
 from utils import evaluate, separate, train
 
 NETWORK = """
