@@ -198,7 +198,7 @@ def test_rooms_are_shared_by_few_mixtures_in_ever_new_order(local, clips, tmp_pa
     asked = []
     monkeypatch.setattr(local.scenes, "simulate", lambda split, index, rate: np.full((4, 1), index))
     monkeypatch.setattr(
-        local.scenes, "make_example", lambda *job: asked.append(int(job[4][0, 0])) or "a\tb"
+        local.scenes, "make_example", lambda *job: (asked.append(int(job[4][0, 0])) or "a\tb", [])
     )
     local.scenes.make_tree({"train": []}, tmp_path, {"train": 20}, 3.0, RATE, True, 1)
     assert [sorted(asked[k : k + 4]) for k in range(0, 20, 4)] == [[0, 1, 2, 3]] * 5
@@ -208,7 +208,7 @@ def test_rooms_are_shared_by_few_mixtures_in_ever_new_order(local, clips, tmp_pa
 def test_the_same_mixtures_are_made_each_time_and_finished_ones_kept(local, clips, tree, tmp_path):
     pools = local.scenes.find_clips(clips)
     local.scenes.make_tree(pools, tmp_path, {"eval": 4}, 3.0, RATE, False, 1)
-    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("[!.]*") if path.is_file()]
     assert (
         all((tmp_path / name).read_bytes() == (tree / name).read_bytes() for name in files)
         and len(files) > 12
@@ -260,9 +260,8 @@ def test_a_tree_gives_manifests_with_empty_cells_for_what_is_not_there(run, tree
     assert len(frame) == 40
     columns = [f"source_{k}_path" for k in range(1, 5)]
     for row, line in zip(frame.to_dict("records"), lines_of(tree), strict=True):
-        assert [Path(row["mixture_path"]), *(Path(row[c]) for c in columns if row[c])] == [
-            tree / name for name in line
-        ]
+        paths = [Path(row[column]) for column in ["mixture_path", *columns] if row[column]]
+        assert [path.resolve() for path in paths] == [tree / name for name in line]
         assert row["length"] == 3 * RATE and row["n_active"] == len(line) - 1
     report = json.loads((manifests / "data_report.json").read_text())
     assert report["train"]["rows"] == 40 and report["test"]["not_additive"] == 0

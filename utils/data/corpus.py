@@ -25,6 +25,7 @@ from pathlib import Path
 
 from utils.errors import UserError, command
 from utils.files import read_json, write_json
+from utils.stamps import NAME as STAMP
 from utils.stamps import differences
 
 NOTE = "corpus.json"
@@ -125,6 +126,36 @@ def compare_names(old: Iterable[str], new: Iterable[str]) -> str:
             more = ", ..." if len(names) > 3 else ""
             parts.append(f"{len(names)} {verb} ({', '.join(sorted(names)[:3])}{more})")
     return " and ".join(parts)
+
+
+def refuse_changes(manifests: Path, now: dict) -> None:
+    """Stop if a folder was finished of other lists, or of more or fewer files, than there are now.
+
+    Args:
+        manifests: the folder; its stamp.json, if there is one, is what `now` was then.
+        now: lists of names of files, or hashes of files, by whatever they are to be called.
+
+    Raises:
+        UserError: with the names of what has changed.
+    """
+    stamp = manifests / STAMP
+    if not stamp.is_file():
+        return
+    before = read_json(stamp, f"delete {manifests} to make it anew")
+    changes = []
+    for key in sorted(before.keys() | now.keys()):
+        old = before.get(key)
+        new = now.get(key)
+        if isinstance(old, list) and isinstance(new, list):
+            difference = compare_names(old, new)
+            changes += [f"files in {key}: {difference}"] if difference else []
+        elif old != new:
+            changes.append(f"{key} is another file" if old and new else f"{key} is new, or gone")
+    if changes:
+        raise UserError(
+            f"the corpus is not what {manifests} was made of: {'; '.join(changes)}. Restore it, or delete {manifests} "
+            "to make it anew (what stays as it is is kept), or choose another name by --name"
+        )
 
 
 def contents(folder: Path) -> str:
@@ -381,8 +412,10 @@ def locate(
     absent = [origin for origin in origins if not origin.is_dir()]
     # Once all is mixed, the corpus itself may have gone.
     if absent and not known:
-        forms = f". Give `{'` or `'.join(words)}`, or one of these forms:\n{accepted}"
-        raise UserError(f"--corpus: {absent[0]} is not a directory{forms if accepted else ''}")
+        forms = "See --help for what it may be"
+        if accepted:
+            forms = f"Give `{'` or `'.join(words)}`, or one of these forms:\n{accepted}"
+        raise UserError(f"--corpus: {absent[0]} is not a directory. {forms}")
     return corpus
 
 

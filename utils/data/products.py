@@ -101,6 +101,13 @@ def make(
     return [records[product.name]["result"] for product in products]
 
 
+def outdated(products: Iterable[Product], folder: str | Path) -> list[Product]:
+    """Those that `make` would make."""
+    folder = Path(folder)
+    records = _read_journal(folder)
+    return [p for p in products if not _is_current(records.get(p.name), p, folder)]
+
+
 def _make_one(function, product, folder):
     """The record of a product, or the text of what is wrong."""
     try:

@@ -10,7 +10,7 @@ from prepare_corpus import PARTS, detect, find_corpus, parse_arguments
 
 from utils import files
 from utils.data import audio, mixing
-from utils.data.corpus import Corpus, compare_names, distinct, is_audio, is_litter, walk
+from utils.data.corpus import Corpus, distinct, is_audio, is_litter, refuse_changes, walk
 from utils.data.manifest import (
     check_manifest,
     checked,
@@ -259,27 +259,6 @@ def consists_of(found: dict) -> dict[str, str | list[str]]:
     }
 
 
-def refuse_changes(stamp: Path, now: dict) -> None:
-    """Stop if manifests were finished of another list, or of more or fewer files, than there are now."""
-    if not stamp.is_file():
-        return
-    folder = stamp.parent
-    before = files.read_json(stamp, f"delete {folder} to make it anew")
-    changes = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, list) and isinstance(new, list):
-            difference = compare_names(old, new)
-            changes += [f"files in {key}: {difference}"] if difference else []
-        elif old != new:
-            changes.append(f"{key} is another file" if old and new else f"{key} is new, or gone")
-    if changes:
-        raise UserError(
-            f"the corpus is not what {folder} was made of: {'; '.join(changes)}. Restore it, or delete {folder} to "
-            "make it anew (what stays as it is is kept), or choose another name by --name"
-        )
-
-
 def print_report(report: dict) -> None:
     """Figures of each set, and warnings."""
     print(
@@ -303,7 +282,7 @@ def main(argv=None):
     found = detect(corpus.roots, args)
     manifests = manifests_folder(corpus.folder, args)
     content = consists_of(found)
-    refuse_changes(manifests / STAMP, content)
+    refuse_changes(manifests, content)
     makers = {"lists": from_lists, "pair": from_pair, "tree": from_tree, "csv": from_csv}
     frames, sources, warnings = makers[found["form"]](found, corpus, args)
     csvs = {name: manifests / f"{name}.csv" for name in frames}
