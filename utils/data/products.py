@@ -19,6 +19,7 @@ from utils import files
 from utils.errors import UserError
 
 JOURNAL = ".made.jsonl"
+FIELDS = {"name", "settings", "inputs", "files", "result"}  # of a line of it
 SHOWN = 10  # problems listed in one message
 
 
@@ -137,29 +138,27 @@ def _read_journal(folder):
     for line in lines:
         try:
             record = json.loads(line)
-            records[record["name"]] = record
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
             continue
+        if isinstance(record, dict) and record.keys() == FIELDS:
+            records[record["name"]] = record
     return records
 
 
 def _is_current(record, product, folder):
     """Whether a product is there as the journal says, made of what is there now."""
-    try:
-        if record is None or record["settings"] != _plain(product.settings):
-            return False
-        for name, state in record["inputs"].items():
-            if _state(folder / name) != state:
-                return False
-        for name, (size, time, checksum) in record["files"].items():
-            state = _state(folder / name)
-            if state is None or state[0] != size:
-                return False
-            # A copy has new times.
-            if state[1] != time and _checksum(folder / name) != checksum:
-                return False
-    except (AttributeError, KeyError, TypeError, ValueError):
+    if record is None or record["settings"] != _plain(product.settings):
         return False
+    for name, state in record["inputs"].items():
+        if _state(folder / name) != state:
+            return False
+    for name, (size, time, checksum) in record["files"].items():
+        state = _state(folder / name)
+        if state is None or state[0] != size:
+            return False
+        # A copy has new times.
+        if state[1] != time and _checksum(folder / name) != checksum:
+            return False
     return True
 
 
