@@ -1,6 +1,7 @@
 """Stages 0 and 1 of egs/fuss: clips, mixtures by FUSS's rules, lists, manifests, and messages for what is wrong."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import soundfile as sf
 
 from tests.support import ROOT, recipe_scripts
+from utils.data.corpus import walk
 from utils.data.datasets import rng_of
 from utils.data.manifest import read_manifest
 from utils.errors import UserError
@@ -279,6 +281,54 @@ def test_clips_are_mixed_reverberant_and_listed(run, clips, capsys):
     assert "made with other settings" in run(
         clips, "--mixtures", "4,1,2", "--seconds", "3", first=1
     )
+
+
+def test_mixtures_follow_their_clips(run, clips, tmp_path, capsys):
+    corpus = shutil.copytree(clips, tmp_path / "clips")
+    options = ("--mixtures", "6,1,2", "--seconds", "3", "--room", "dry")
+    data = run(corpus, *options).parent.parent
+
+    def state():
+        paths = [path for path in walk(data, audio_only=False) if "corpus" not in path.parts]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    before = state()
+    run(corpus, *options)
+    assert "already made" in capsys.readouterr().out and state() == before
+    # Lost and damaged files are made again.
+    sources = sorted(data.glob("ssdata/train/*_sources/*.wav"))
+    sources[0].unlink()
+    sources[1].write_bytes(sources[1].read_bytes()[:200])
+    (data / "manifests" / "dry" / "valid.csv").unlink()
+    run(corpus, *options, first=1)
+    after = state()
+    assert {p: content for p, (content, _) in after.items()} == {
+        p: content for p, (content, _) in before.items()
+    }
+    # A clip replaced: the mixtures that hold it follow.
+    kinds = {line.split("\t")[2] for path in data.rglob("train/*.txt") for line in path.open()}
+    kind = sorted(kind.strip() for kind in kinds)[0]
+    for path in (corpus / "train" / kind).glob("*.wav"):
+        signal, rate = sf.read(path)
+        sf.write(path, signal[::-1], rate)
+    run(corpus, *options, first=1)
+    changed = {path.name for path, content in state().items() if content[0] != before[path][0]}
+    named = {path.name for path in data.rglob("train/*.txt") if f"\t{kind}\n" in path.read_text()}
+    assert {name.replace(".txt", ".wav") for name in named} <= changed
+    assert not any(name.startswith("example0000.") for name in changed)  # of other splits
+    # Clips added or gone are refused by name.
+    shutil.copy(path, path.with_name("new.wav"))
+    message = run(corpus, *options, first=1)
+    assert f"clips: 1 added (train/{kind}/new.wav)" in message and "--name" in message
+
+
+def test_all_clips_that_are_no_audio_are_named(run, clips, tmp_path):
+    corpus = shutil.copytree(clips, tmp_path / "clips")
+    for name in ("bad1.wav", "bad2.WAV"):
+        (corpus / "train" / "rain" / name).write_bytes(b"no audio")
+    (corpus / "train" / "rain" / "._00.wav").write_bytes(b"litter")
+    message = run(corpus)
+    assert "2 problems" in message and "bad1.wav" in message and "bad2.WAV" in message
 
 
 def test_silent_sources_are_slots_that_are_not_there_and_silent_mixtures_are_left_out(
