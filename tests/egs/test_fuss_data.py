@@ -11,9 +11,9 @@ import pytest
 import soundfile as sf
 
 from tests.support import ROOT, recipe_scripts
-from utils.data.corpus import walk
 from utils.data.datasets import rng_of
 from utils.data.manifest import read_manifest
+from utils.data.walking import walk
 from utils.errors import UserError
 
 LOCAL = ROOT / "egs" / "fuss" / "local"

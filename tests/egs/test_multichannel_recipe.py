@@ -12,9 +12,9 @@ import torch
 from tests.support import ROOT, recipe_scripts
 from utils import files
 from utils.data import audio
-from utils.data.corpus import walk
 from utils.data.manifest import read_manifest
 from utils.data.spatial import read_listed
+from utils.data.walking import walk
 from utils.errors import UserError
 from utils.evaluation.metrics.wer import word_errors
 from utils.evaluation.scoring import How, Method, estimate

@@ -17,9 +17,9 @@ import soundfile as sf
 
 from tests.support import ROOT, recipe_scripts
 from utils.data import audio
-from utils.data.corpus import walk
 from utils.data.manifest import read_manifest
 from utils.data.tables import read_table
+from utils.data.walking import walk
 
 LOCAL = ROOT / "egs" / "wsj0-2mix" / "local"
 TINY = {

@@ -9,10 +9,11 @@ from scenes import SPLITS, find_clips
 
 from utils import files
 from utils.data import audio
-from utils.data.corpus import Corpus, add_arguments, contents, locate, walk
+from utils.data.corpus import Corpus, add_arguments, contents, locate
 from utils.data.datasets import rng_of
 from utils.data.download import fetch
 from utils.data.products import Product, make
+from utils.data.walking import walk
 from utils.errors import UserError, command
 
 URL = "https://zenodo.org/record/3743844/files/"

@@ -15,9 +15,9 @@ from scipy.signal import fftconvolve
 
 from utils import files
 from utils.data import audio, mixing, rooms
-from utils.data.corpus import walk
 from utils.data.datasets import rng_of
 from utils.data.products import Product, make, outdated, problems_error
+from utils.data.walking import walk
 from utils.errors import UserError
 
 SPLITS = ("train", "validation", "eval")

@@ -9,10 +9,11 @@ import pandas as pd
 from ready_sets import find_ready_set
 
 from utils.data import audio, speech
-from utils.data.corpus import Corpus, add_arguments, contents, locate, walk
+from utils.data.corpus import Corpus, add_arguments, contents, locate
 from utils.data.manifest import write_manifest
 from utils.data.products import Product, make
 from utils.data.tables import read_table
+from utils.data.walking import walk
 from utils.errors import UserError, command
 
 MINI = {"speakers": 12, "utterances": 10, "test_speakers": 6, "test_utterances": 4}

@@ -51,16 +51,18 @@ def first_microphones(rows: list[dict], folder: Path, cut: bool, n_jobs: int) ->
         rows: of `wsj1_2345_db` or `sms_wsj`.
         cut: the mixture becomes a file too, if it has more microphones than sources.
     """
-    names = distinct((row["mixture_ID"] for row in rows), (row["mixture_ID"] for row in rows))
+    identities = [row["mixture_ID"] for row in rows]
     products = []
-    for name, row in zip(names, rows, strict=True):
+    for name, row in zip(distinct(identities, identities), rows, strict=True):
+        mixture = row["mixture_path"]
+        images = row["images"]
         targets = [folder / f"{name}_mix.wav"]
-        targets += [folder / f"{name}_s{k}.wav" for k in range(1, len(row["images"]) + 1)]
-        read = [row["mixture_path"], *(path for parts in row["images"] for path in parts)]
-        settings = [cut, *(os.path.relpath(path, folder) for path in read)]
-        arguments = (row["mixture_path"], row["images"], tuple(targets), cut)
-        products.append(Product(name, settings, tuple(targets), arguments))
+        targets += [folder / f"{name}_s{k + 1}.wav" for k in range(len(images))]
+        origins = [os.path.relpath(path, folder) for path in (mixture, *sum(images, []))]
+        arguments = (mixture, images, targets, cut)
+        products.append(Product(name, [cut, *origins], tuple(targets), arguments))
     results = make(_first_microphone, products, folder, n_jobs, f"images {folder.name}")
+    # What else a row says about its mixture (rooms, speakers, texts) stands in the manifest.
     records = []
     for product, row, result in zip(products, rows, results, strict=True):
         mixture = product.paths[0] if result["cut"] else row["mixture_path"]

@@ -1,6 +1,7 @@
 """Stage 1: mixtures, manifests, and a check of every file."""
 
 import argparse
+import itertools
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from prepare_corpus import PARTS, detect, find_corpus, parse_arguments
 
 from utils import files
 from utils.data import audio, mixing
-from utils.data.corpus import Corpus, distinct, is_audio, is_litter, refuse_changes, walk
+from utils.data.corpus import Corpus, distinct, refuse_changes
 from utils.data.manifest import (
     check_manifest,
     checked,
@@ -19,6 +20,7 @@ from utils.data.manifest import (
     write_manifest,
 )
 from utils.data.products import Product, make
+from utils.data.walking import is_audio, is_litter, walk
 from utils.errors import UserError, command
 from utils.stamps import NAME as STAMP
 
@@ -189,20 +191,22 @@ def find_recordings(root: Path) -> list[tuple[str, str, str]]:
     Speakers and names hold no white space, so that they can stand in mixing lists, and differ where folders and files
     do: `a b`, `a_b` and `a/b` are three.
     """
-    paths = walk(root)
-    parts = [path.relative_to(root).with_suffix("").parts for path in paths]
-    speakers = distinct([_dense(part[0]) for part in parts], [part[0] for part in parts])
-    names = [_dense("-".join(part[1:] or part)) for part in parts]
-    keys = [str(path.relative_to(root)) for path in paths]
-    # Names need to differ within a speaker only; the speaker is put before them for that.
-    places = {}
-    for index, speaker in enumerate(speakers):
-        places.setdefault(speaker, []).append(index)
-    for indices in places.values():
-        unique = distinct([names[i] for i in indices], [keys[i] for i in indices])
-        for index, name in zip(indices, unique, strict=True):
-            names[index] = name
-    return list(zip(speakers, names, map(str, paths), strict=True))
+    groups = {}
+    for path in walk(root):
+        folder, *_ = path.relative_to(root).with_suffix("").parts
+        groups.setdefault(folder, []).append(path)
+    speakers = distinct(map(_dense, groups), groups)
+    recordings = {}
+    for speaker, (folder, paths) in zip(speakers, groups.items(), strict=True):
+        labels = []
+        for path in paths:
+            _, *rest = path.relative_to(root).with_suffix("").parts
+            labels.append(_dense("-".join(rest) or folder))
+        # Names need to differ within a speaker only.
+        names = distinct(labels, map(str, paths))
+        for path, name in zip(paths, names, strict=True):
+            recordings[path] = (speaker, name, str(path))
+    return [recordings[path] for path in sorted(recordings)]
 
 
 def _dense(text):
@@ -249,14 +253,16 @@ def write_source(path, target, sample_rate):
 def consists_of(found: dict) -> dict[str, str | list[str]]:
     """What a corpus consists of: lists and CSV files by content, directories by the names of their files."""
     if found["form"] == "lists":
-        return {path.name: files.sha256(path) for path in found["lists"].values() if path.is_file()}
+        lists = [path for path in found["lists"].values() if path.is_file()]
+        return {path.name: files.sha256(path) for path in lists}
     if found["form"] == "csv":
-        return {csv.name: files.sha256(csv) for csvs in found["csvs"].values() for csv in csvs}
-    folders = {key: found[key] for key in ("root", "train", "test") if key in found}
-    return {
-        key: [str(path.relative_to(folder)) for path in walk(folder)]
-        for key, folder in folders.items()
-    }
+        csvs = itertools.chain(*found["csvs"].values())
+        return {csv.name: files.sha256(csv) for csv in csvs}
+    names = {}
+    for key in ("root", "train", "test"):
+        if key in found:
+            names[key] = [str(path.relative_to(found[key])) for path in walk(found[key])]
+    return names
 
 
 def print_report(report: dict) -> None:

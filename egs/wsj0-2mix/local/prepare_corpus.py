@@ -6,7 +6,8 @@ from pathlib import Path
 
 from utils import files
 from utils.data import mixing, speech
-from utils.data.corpus import Corpus, add_arguments, contents, locate, walk
+from utils.data.corpus import Corpus, add_arguments, contents, locate
+from utils.data.walking import walk
 from utils.errors import UserError, command
 
 PARTS = {"train": "tr", "valid": "cv", "test": "tt"}

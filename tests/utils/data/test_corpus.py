@@ -30,27 +30,6 @@ def put(path, content=b"x"):
     return path
 
 
-# ---- walking
-
-
-def test_links_to_folders_are_walked_loops_are_cut_and_litter_is_left_out(tmp_path, capsys):
-    root = tmp_path / "corpus"
-    kept = [put(root / "a" / "1.wav"), put(root / "a" / "2.FLAC"), put(root / "b.mp3")]
-    put(tmp_path / "elsewhere" / "3.wav")
-    (root / "c").symlink_to(tmp_path / "elsewhere")
-    (root / "a" / "up").symlink_to(root)
-    (root / "self").symlink_to("self")
-    (root / "lost").symlink_to(tmp_path / "nothing")
-    (root / "lost.wav").symlink_to(tmp_path / "nothing")
-    for name in ("._1.wav", ".ipynb_checkpoints/1.wav", "__MACOSX/1.wav", "notes.txt", "1.wv2"):
-        put(root / "a" / name)
-    expected = sorted([*kept, root / "c" / "3.wav", root / "lost.wav"])
-    assert corpus.walk(root) == expected
-    told = capsys.readouterr().err
-    assert "lost: a link to nothing" in told and "self: a link to nothing" in told
-    assert root / "a" / "notes.txt" in corpus.walk(root, audio_only=False)
-
-
 def test_names_are_kept_where_they_can_be_and_always_differ():
     labels = ["x", "a b", "a/b", "a_b", "caf\udce9", "line\nbreak", "é" * 150]
     names = corpus.distinct(labels, labels)
