@@ -344,8 +344,8 @@ def test_a_silent_recording_is_named(corpus):
 
 
 def test_drawn_lists_repeat_nothing():
-    text = mixing.draw_list({"a": ["a/1.wav"], "b": ["b/1.wav"]}, 2, 400, seed=2)
-    assert len(set(text.splitlines())) == 400
+    text = mixing.draw_list({"a": ["a/1.wav"], "b": ["b/1.wav"]}, 2, 2000, seed=2)
+    assert len(set(text.splitlines())) == 2000
 
 
 def test_drawn_lists_have_different_speakers_and_opposite_gains():
