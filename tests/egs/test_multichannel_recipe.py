@@ -437,6 +437,28 @@ def test_convergence_curves(local, made, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10000
 
 
+def test_mixtures_called_na_or_null_count_in_the_breakdown(local, tmp_path):
+    names = ["NA", "null", "nan", "None", "007"]
+    rows = [
+        {
+            "mixture_ID": name,
+            "mixture_path": "m.wav",
+            "source_1_path": "s.wav",
+            "length": 9,
+            "t60": k,
+        }
+        for k, name in enumerate(names)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "test.csv", index=False)
+    scores = {"mixture_ID": names, "sources": 1, "si_sdr_1": [1.0, 2.0, 3.0, 4.0, 5.0]}
+    pd.DataFrame(scores).to_csv(tmp_path / "all_metrics.csv", index=False)
+    final = {"manifest": str(tmp_path / "test.csv"), "corpus": "c", "set": "test", "name": "x"}
+    final["manifest_sha256"] = files.sha256(tmp_path / "test.csv")
+    files.write_json(tmp_path / "final_metrics.json", final)
+    table = local["breakdown"].by_source(tmp_path)
+    assert table["si_sdr"].tolist() == [1, 2, 3, 4, 5] and table["t60"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, capsys):
     exp = surrogate(tmp_path / "exp" / "learnt")
     references = "[{name: mixture, kind: mixture}]"
