@@ -254,12 +254,14 @@ def _decibels(power):
 
 
 def _si_sdr(estimate, source):
+    # SI-SDR: the part along the source against the rest.
     projection = np.dot(estimate, source) / np.dot(source, source) * source
     eps = np.finfo(np.float64).eps
     return _decibels((np.sum(projection**2) + eps) / (np.sum((estimate - projection) ** 2) + eps))
 
 
 def _report(numbers, n_src, sample_rate):
+    # Plain floats, which print as numbers.
     seconds = numbers["length"] / sample_rate
     report = {
         "rows": len(numbers),

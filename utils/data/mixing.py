@@ -45,6 +45,7 @@ def active_speech_level(signal, sample_rate):
     signal = np.concatenate(
         [np.asarray(signal, dtype=np.float64), np.zeros(math.ceil(0.35 * sample_rate))]
     )
+    # Band limits, so that hum and offset are no speech.
     for sections in _band_limits(sample_rate):
         signal = sosfilt(sections, signal)
     energy = np.sum(signal**2)
@@ -52,16 +53,20 @@ def active_speech_level(signal, sample_rate):
         raise UserError(
             "the signal is silent, so that it has no speech level; take it out of the list"
         )
+    # The envelope: two exponential averages of the rectified signal in series.
     pole = math.exp(-1 / (0.03 * sample_rate))
     envelope = lfilter([(1 - pole) ** 2], [1, -2 * pole, pole**2], np.abs(signal))
+    # Thresholds are powers of two of the squared envelope, so its exponent says which it exceeds.
     mantissa, exponent = np.frexp(envelope**2)
     exponent = np.where(mantissa > 0, exponent, np.iinfo(np.int32).min // 2)
+    # A sample is active as long as the threshold was exceeded within the hangover.
     hangover = math.ceil(0.2 * sample_rate) + 1
     exponent = maximum_filter1d(exponent, hangover, origin=(hangover - 1) // 2, mode="nearest")
     # Class k (from 1) counts the samples whose envelope lies k - 1 to k thresholds below the greatest.
     top = exponent.max() + 1
     classes = np.minimum(top - exponent, _N_THRESHOLDS)
     active = np.cumsum(np.bincount(classes, minlength=_N_THRESHOLDS + 1)[1:])
+    # Level over the active time of each threshold, and how far it lies above it.
     levels = 10 * np.log10(energy / active)
     thresholds = 10 * np.log10(2) * (top - np.arange(1, _N_THRESHOLDS + 1) - 1)
     level = 10 ** (_interpolate_level(levels, levels - thresholds - _MARGIN_DB) / 10)
@@ -116,6 +121,7 @@ def mix_utterances(utterances, levels, gains_db, mode):
         `(mixture, sources)`: `(time,)` and `(n_src, time)`, mixture = sum of sources, and the largest absolute sample
         of them all is 0.9.
     """
+    # Unit power of the active speech first, then the gains of the list.
     length = {"min": min, "max": max}[mode](map(len, utterances))
     sources = np.zeros((len(utterances), length))
     for source, utterance, level, gain in zip(sources, utterances, levels, gains_db, strict=True):
@@ -255,6 +261,7 @@ def draw_list(recordings, n_src, n_mixtures, seed):
     speakers = sorted(recordings)
     lines, seen = [], set()
     while len(lines) < n_mixtures:
+        # MERL's lists: two speakers up to 5 dB apart, a third one between them.
         half = draw.uniform(0.0, 2.5)
         gains = [half, -half] + [0.0] * (n_src - 2)
         chosen = draw.sample(speakers, n_src)

@@ -126,16 +126,19 @@ def mix_in_room(
         the mixture (mic, time), as long as the longest recording; the images at the first microphone (source, time) by
         name; the levels in dB that were drawn. All have one gain, which puts the largest sample at 0.9.
     """
+    # Each recording starts at random, as far as the longest one leaves room.
     frames = max(map(len, dry))
     placed = np.zeros((len(dry), frames), np.float32)
     for source, signal in zip(placed, dry, strict=True):
         start = rng.integers(frames - len(signal) + 1)
         source[start : start + len(signal)] = signal - signal.mean()
     images = _convolve(placed[None], responses.full, frames)
+    # Levels of the reverberant images, relative to the first source.
     levels = np.r_[0.0, rng.uniform(*rules.level, len(dry) - 1)]
     power = np.square(images).mean((0, 2))
     gains = 10 ** (levels / 20) / np.sqrt(np.maximum(power, 1e-20))
     mixture = np.einsum("mst,s->mt", images, gains)
+    # White noise, independent at each microphone, at a distance from the images' sum.
     noise = rng.uniform(*rules.noise)
     scale = np.sqrt(np.square(mixture[0]).mean() / 10 ** (noise / 10))
     mixture = mixture + scale * rng.standard_normal(mixture.shape)
@@ -146,6 +149,7 @@ def mix_in_room(
     for name in references:
         image = images[0] if name == "reverberant" else _convolve(placed, kinds[name][0], frames)
         kept[name] = image * gains[:, None]
+    # One gain for all, so that mixture and images keep their relations.
     gain = PEAK / max(np.abs(signals).max() for signals in (mixture, *kept.values()))
     drawn = {f"level_{k}": round(float(level), 3) for k, level in enumerate(levels, 1)}
     drawn["noise"] = round(float(noise), 3)

@@ -37,6 +37,7 @@ def make_sets(
     kilohertz = f"{args.sample_rate // 1000}k"
     n_speakers = recordings["test"]["speaker"].nunique()
     numbers = sorted({*TEST_SOURCES, args.n_src})
+    # Small corpora have no test sets of more speakers than they have.
     numbers = [n for n in numbers if n <= n_speakers or n == args.n_src]
 
     def rooms(part, number, n_src, seed):
@@ -44,6 +45,7 @@ def make_sets(
         shape = replace(rules, n_mics=n_src)
         return make_rooms(place, shape, number, n_src, args.sample_rate, seed, args.nj)
 
+    # Seeds of the three parts differ, so no room comes twice.
     trained = folder / "manifests" / f"{args.n_src}spk_{kilohertz}"
     for part, number, seed in (
         ("train", n_rooms, 3 * args.seed),

@@ -80,6 +80,7 @@ def wsj1_2345_db(root):
     sets = {}
     for place in sorted(root.glob("wsj1_*_mix_m*")):
         n_src, n_mics = (int(text.strip("m")) for text in place.name.split("_")[1::2])
+        # The separation is determined: as many microphones as sources.
         if n_src == n_mics:
             sets[n_src] = {name: _mixinfo(place / part, root) for name, part in WSJ1_PARTS.items()}
     return sets
@@ -162,6 +163,7 @@ def _first_microphone(mixture_path, images, targets, cut):
         audio.write(targets[0], mixture, rate, "FLOAT")
     for target, parts in zip(targets[1:], images, strict=True):
         image = sum(audio.read(part, channels=True)[0] for part in parts)
+        # As long as the mixture, whatever the set's own rounding.
         image = np.pad(image, (0, max(frames - len(image), 0)))[:frames]
         audio.write(target, image, rate, "FLOAT")
     read = [mixture_path, *(part for parts in images for part in parts)]

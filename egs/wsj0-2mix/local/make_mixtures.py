@@ -83,6 +83,7 @@ def draw_entries(sources, part, folder, args):
     for speaker, path in zip(sources["speaker"], sources["path"], strict=True):
         paths.setdefault(speaker, []).append(str(Path(path).relative_to(folder)))
     n_mixtures = min(3000, max(20, 2 * len(sources)))
+    # The draw depends on the names alone, so the list is the same each time.
     text = mixing.draw_list(paths, args.n_src, n_mixtures, seed=part)
     path = folder / "mix_lists" / f"mix_{args.n_src}_spk_{part}.txt"
     if not path.is_file() or path.read_text() != text:
@@ -152,6 +153,7 @@ def from_csv(found: dict, corpus: Corpus, args: argparse.Namespace):
 
 def sources_of(frame, utterance, speaker_of):
     """The longest version of every utterance in the sources of a manifest; None where an ID does not tell them."""
+    # Names of mixtures are made of those of their utterances.
     matches = [utterance.fullmatch(name) for name in frame["mixture_ID"]]
     if not all(matches):
         return None
@@ -242,6 +244,7 @@ def write_source(path, target, sample_rate):
         raise UserError(
             f"{path}: sampled at {rate} Hz, too low for {sample_rate} Hz. Leave it out, or lower --sample_rate"
         )
+    # One level for all, so that dynamic mixing sets the levels.
     signal = mixing.resample(audio.read(path).astype(np.float64), rate, sample_rate)
     peak = np.abs(signal).max()
     if peak < audio.LSB:
@@ -289,6 +292,7 @@ def main(argv=None):
     manifests = manifests_folder(corpus.folder, args)
     content = consists_of(found)
     refuse_changes(manifests, content)
+    # What is there and whole is kept by each of them.
     makers = {"lists": from_lists, "pair": from_pair, "tree": from_tree, "csv": from_csv}
     frames, sources, warnings = makers[found["form"]](found, corpus, args)
     csvs = {name: manifests / f"{name}.csv" for name in frames}
