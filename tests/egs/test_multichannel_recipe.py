@@ -13,6 +13,8 @@ from tests.support import ROOT, recipe_scripts
 from utils import files
 from utils.data import audio
 from utils.data.manifest import read_manifest
+from utils.data.spatial import read_listed
+from utils.data.walking import walk
 from utils.errors import UserError
 from utils.evaluation.metrics.wer import word_errors
 from utils.evaluation.scoring import How, Method, estimate
@@ -160,6 +162,61 @@ def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path
     assert "is silent" in message(
         capsys, run, local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}"
     )
+
+
+def test_speakers_behind_links_count_and_all_bad_files_are_named(local, tmp_path, capsys):
+    write_corpus(tmp_path)
+    (tmp_path / "train" / "c").rename(tmp_path / "far")
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "far")
+    for name, samples, rate in (("0", np.zeros(RATE), RATE), ("1", np.ones(4000), 4000)):
+        sf.write(tmp_path / "far" / f"{name}.wav", samples, rate)
+    corpus = f"{tmp_path / 'train'},{tmp_path / 'test'}"
+    text = message(capsys, run, local, tmp_path, corpus)
+    assert "2 problems" in text and "c/0.wav: is silent" in text and "c/1.wav: sampled" in text
+    for name in "01":
+        (tmp_path / "far" / f"{name}.wav").unlink()
+    run(local, tmp_path, corpus)
+    data = tmp_path / "data" / "train-test"
+    tables = [read_listed(data / f"{part}_recordings.csv") for part in ("train", "valid")]
+    assert set(pd.concat(tables)["speaker"]) == set("abc")
+
+
+def test_stages_see_what_has_changed_since_and_else_write_nothing(local, tmp_path, capsys):
+    write_corpus(tmp_path)
+    corpus = f"{tmp_path / 'train'},{tmp_path / 'test'}"
+    run(local, tmp_path, corpus)
+    data = tmp_path / "data" / "train-test"
+
+    def state():
+        paths = [path for path in walk(data, audio_only=False) if "corpus" not in path.parts]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    before = state()
+    run(local, tmp_path, corpus)
+    assert "already made" in capsys.readouterr().out and state() == before
+    lost = sorted((data / "test" / "2spk_8k").rglob("*.wav"))
+    lost += [data / "manifests" / "2spk_8k" / name for name in ("test_2spk_early.csv",)]
+    lost += sorted((data / "rooms").rglob("*.npz"))[:1]
+    lost[0].write_bytes(b"cut")
+    for path in lost[1:]:
+        path.unlink()
+    run(local, tmp_path, corpus, first=1)
+    assert {p: content for p, (content, _) in state().items()} == {
+        p: content for p, (content, _) in before.items()
+    }
+    recording = tmp_path / "test" / "d" / "0.wav"
+    audio.write(recording, audio.read(recording)[::-1], RATE)
+    run(local, tmp_path, corpus, first=1)
+    changed = {path for path, content in state().items() if before[path][0] != content[0]}
+    assert {path.parts[-3] for path in changed if path.suffix == ".wav"} <= {
+        "2spk_8k",
+        "3spk_8k",
+        "4spk_8k",
+    }
+    assert changed
+    (tmp_path / "train" / "a" / "0.wav").unlink()
+    text = message(capsys, run, local, tmp_path, corpus, 1)
+    assert "files in train: 1 gone (corpus/train/a/0.wav)" in text and "--name" in text
 
 
 def write_csvs(folder, **changed):
@@ -378,6 +435,28 @@ def test_convergence_curves(local, made, tmp_path):
     }
     assert len(table) == 3 * (1 + 4 * 2 * 2) and np.isfinite(table["si_sdr"]).all()
     assert (tmp_path / "curves.png").stat().st_size > 10000
+
+
+def test_mixtures_called_na_or_null_count_in_the_breakdown(local, tmp_path):
+    names = ["NA", "null", "nan", "None", "007"]
+    rows = [
+        {
+            "mixture_ID": name,
+            "mixture_path": "m.wav",
+            "source_1_path": "s.wav",
+            "length": 9,
+            "t60": k,
+        }
+        for k, name in enumerate(names)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "test.csv", index=False)
+    scores = {"mixture_ID": names, "sources": 1, "si_sdr_1": [1.0, 2.0, 3.0, 4.0, 5.0]}
+    pd.DataFrame(scores).to_csv(tmp_path / "all_metrics.csv", index=False)
+    final = {"manifest": str(tmp_path / "test.csv"), "corpus": "c", "set": "test", "name": "x"}
+    final["manifest_sha256"] = files.sha256(tmp_path / "test.csv")
+    files.write_json(tmp_path / "final_metrics.json", final)
+    table = local["breakdown"].by_source(tmp_path)
+    assert table["si_sdr"].tolist() == [1, 2, 3, 4, 5] and table["t60"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, capsys):

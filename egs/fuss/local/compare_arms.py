@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError, command
 from utils.report.significance import compare
 
@@ -29,7 +30,7 @@ def scores(exps: list[Path], data_set: str) -> list[pd.DataFrame]:
             raise UserError(
                 f"{path} is missing: evaluate {exp.name} with --suite fuss first (stage 4)"
             )
-        table = pd.read_csv(path, dtype={"mixture_ID": str}).set_index("mixture_ID")
+        table = read_numbers(read_table(path)).set_index("mixture_ID")
         if not {*COLUMNS} <= {*table.columns}:
             raise UserError(
                 f"{path} has no {', '.join({*COLUMNS} - {*table.columns})}: evaluate with --suite fuss"

@@ -100,7 +100,7 @@ def main(argv=None):
         raise UserError(
             f"{args.manifest}: lacks {', '.join(absent)}: give stage 0 a train.csv and test.csv with texts"
         )
-    if (empty := frame[texts].isna().any(axis=1)).any():
+    if (empty := (frame[texts] == "").any(axis=1)).any():
         example = frame["mixture_ID"][empty.idxmax()]
         raise UserError(
             f"{args.manifest}: {empty.sum()} mixtures lack a text, e.g. {example}: leave them out"

@@ -140,8 +140,8 @@ def test_examples_are_functions_of_seed_epoch_and_index(corpus):
 
 
 def test_the_test_set_is_written_once_with_all_references(corpus, tmp_path):
-    recordings = spatial.read_table(corpus / "train_sources.csv")
-    rooms = spatial.read_table(corpus / "train_rooms.csv")
+    recordings = spatial.read_listed(corpus / "train_sources.csv")
+    rooms = spatial.read_listed(corpus / "train_rooms.csv")
     options = (tmp_path / "test", tmp_path / "manifests", recordings, rooms, 2, RATE, 0, 1)
     write_test_set(*options)
     frame = read_manifest(tmp_path / "manifests" / "test_2spk.csv", 2)
