@@ -1,5 +1,7 @@
 """Stages 0 and 1 of egs/musdb18: each form of corpus, and messages for what is wrong with one."""
 
+# ruff: noqa: F811 (fixtures are imported)
+
 import functools
 import hashlib
 import http.server
@@ -7,65 +9,16 @@ import shutil
 import subprocess
 import threading
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile as sf
 
-from tests.support import ROOT, recipe_scripts
+from tests.egs.musdb18_corpora import SILENT, SONGS, change, clips, hq, local, run, tree  # noqa: F401
 from utils.data import audio
 from utils.data.manifest import read_manifest
 from utils.data.songs import Songs
-
-LOCAL = ROOT / "egs" / "musdb18" / "local"
-NAMES = ("mini_songs", "prepare_corpus", "make_manifests", "compare_sisec")
-SONGS = ["A - One", "B.C. - Two. Three", "D - It's", "E - Four"]
-SILENT = "Nettle - Silent Bridge"
-
-
-@pytest.fixture(scope="module")
-def local():
-    with recipe_scripts(LOCAL, NAMES) as modules:
-        yield modules
-
-
-@pytest.fixture(scope="module")
-def hq(local, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpora") / "hq"
-    local["mini_songs"].make_mini(folder, 1, 1.5, SONGS, [SILENT])
-    return folder
-
-
-@pytest.fixture
-def tree(hq, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(hq, tmp_path / "songs")
-
-
-@pytest.fixture
-def run(local, tmp_path, capsys):
-    """Run both stages on a corpus (one process); returns the folder of the data and what was printed."""
-
-    def run(corpus):
-        capsys.readouterr()
-        arguments = ["--corpus", str(corpus), "--nj", "1", "--out", str(tmp_path / "data")]
-        try:
-            for stage in ("prepare_corpus", "make_manifests"):
-                local[stage].main(arguments)
-        except SystemExit as stop:
-            assert stop.code == 2
-            return None, capsys.readouterr().err
-        return tmp_path / "data" / Path(corpus).name, capsys.readouterr().out
-
-    return run
-
-
-def change(path, edit, rate=44100):
-    signal, _ = sf.read(path)
-    sf.write(path, edit(signal), rate)
-
 
 # ---- the mini corpus
 
@@ -342,17 +295,6 @@ def test_download_is_checked_unpacked_and_not_repeated(local, hq, tmp_path):
 
 
 # ---- MIR-1K
-
-
-@pytest.fixture
-def clips(tmp_path):
-    rng = np.random.default_rng(0)
-    names = ["abjones_1_01", "abjones_5_08", "amy_9_09", "amy_2_03", "bobon_1_01", "Ani_1_01"]
-    for k, name in enumerate(names):
-        path = tmp_path / "clips" / "Wavfile" / f"{name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sf.write(path, rng.normal(0, [0.02, 0.1 + 0.02 * k], (8000, 2)), 16000)
-    return tmp_path / "clips"
 
 
 def test_mir1k_is_split_by_singer_and_mixed_at_0_db(clips, run):
