@@ -16,6 +16,7 @@ import soundfile as sf
 
 from tests.support import ROOT, recipe_scripts
 from utils.data import audio
+from utils.data.corpus import walk
 from utils.data.manifest import read_manifest
 
 LOCAL = ROOT / "egs" / "wsj0-2mix" / "local"
@@ -91,7 +92,7 @@ def test_the_mini_corpus_has_the_layout_of_wsj0_and_unseen_test_speakers(tiny):
 
 def test_the_mini_corpus_is_the_same_each_time(stages, tiny, tmp_path):
     stages[0].make_mini(tmp_path / "again", 1, TINY)
-    files = [path.relative_to(tiny) for path in tiny.rglob("*") if path.is_file()]
+    files = [path.relative_to(tiny) for path in tiny.rglob("[!.]*") if path.is_file()]
     assert len(files) == 6 + 4 * 4 + 4 * 2
     assert all(
         (tmp_path / "again" / name).read_bytes() == (tiny / name).read_bytes() for name in files
@@ -122,14 +123,91 @@ def test_three_speakers_at_16_khz_padded(run, tiny):
     assert sf.info(sets(manifests, 3)["test"]["source_3_path"][0]).samplerate == 16000
 
 
-def test_a_finished_stage_is_skipped_and_lost_files_are_made_again(run, tiny, capsys):
-    manifests = run(tiny)
-    first = read_manifest(manifests / "train.csv")["mixture_path"][0]
+def state_of(folder):
+    """{name: (content, time)} of the files below a folder but its corpus and what is hidden."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in walk(folder, audio_only=False)
+        if path.relative_to(folder).parts[0] != "corpus"
+    }
+
+
+def test_a_finished_stage_writes_nothing(run, tiny, capsys):
+    data = run(tiny).parent.parent
+    before = state_of(data)
+    run(tiny)
+    assert "already made" in capsys.readouterr().out
+    assert state_of(data) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifests/2spk_8k_min/valid.csv",
+        "manifests/2spk_8k_min/train_sources.csv",
+        "manifests/2spk_8k_min/data_report.json",
+        "2speakers/wav8k/min/tr/mix/*.wav",
+        "2speakers/wav8k/min/tt/s1/*.wav",
+        "sources8k/tr/*/*.wav",
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True], ids=["deleted", "cut"])
+def test_what_is_lost_or_damaged_is_made_again_to_the_same_bytes(run, tiny, name, cut, capsys):
+    data = run(tiny).parent.parent
+    before = state_of(data)
+    path = sorted(data.glob(name))[0]
+    if cut and path.suffix == ".json":
+        path.write_text("{}")
+    elif cut:
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        path.unlink()
+    run(tiny, first=1)
+    after = state_of(data)
+    assert {name: content for name, (content, _) in after.items()} == {
+        name: content for name, (content, _) in before.items()
+    }
+    # Audio gets its old time back, so that what was trained on it goes on.
+    assert path.suffix != ".wav" or after == before
     run(tiny, first=1)
     assert "already made" in capsys.readouterr().out
-    os.unlink(first)
-    run(tiny, first=1)
-    assert "already made" not in capsys.readouterr().out and Path(first).is_file()
+
+
+def test_a_recording_replaced_after_stage_1_is_mixed_anew(run, tiny, tmp_path, capsys):
+    corpus = shutil.copytree(tiny, tmp_path / "copy")
+    data = run(corpus).parent.parent
+    before = state_of(data)
+    fields = (corpus / "mix_lists" / "mix_2_spk_tt.txt").read_text().split()
+    recording = corpus / fields[0]
+    signal, rate = sf.read(recording)
+    audio.write(recording, signal[::-1], rate)
+    run(corpus, first=1)
+    assert "made again" in capsys.readouterr().out
+    changed = {name for name, state in state_of(data).items() if before.get(name) != state}
+    mixtures = {Path(name).stem for name in changed if "/mix/" in name}
+    assert mixtures and all(recording.stem in name for name in mixtures)
+    lines = (corpus / "mix_lists" / "mix_2_spk_tt.txt").read_text().splitlines()
+    assert len(mixtures) == sum(fields[0] in line for line in lines)
+
+
+def test_a_moved_or_copied_corpus_and_repository_go_on(run, tiny, tmp_path, capsys):
+    corpus = shutil.copytree(tiny, tmp_path / "copy")
+    data = run(corpus).parent.parent
+    before = state_of(data)
+    moved = tmp_path / "elsewhere" / "copy"
+    moved.parent.mkdir()
+    corpus.rename(moved)
+    run(moved)
+    assert "already made" in capsys.readouterr().out
+    assert state_of(data) == before
+    # New times, as by a plain copy.
+    for path in moved.rglob("*.wav"):
+        os.utime(path)
+    run(moved)
+    now = state_of(data)
+    assert all(now[name] == state for name, state in before.items() if name.endswith(".wav"))
+    run(moved)
+    assert "already made" in capsys.readouterr().out
 
 
 def test_a_changed_list_stops_and_says_what_to_delete(run, tiny, tmp_path):
@@ -137,7 +215,8 @@ def test_a_changed_list_stops_and_says_what_to_delete(run, tiny, tmp_path):
     run(corpus)
     path = corpus / "mix_lists" / "mix_2_spk_tr.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    assert "Delete this folder" in run(corpus)
+    message = run(corpus)
+    assert "mix_2_spk_tr.txt is another file" in message and "or delete" in message
 
 
 def test_a_finished_tree_is_taken_as_it_is(run, tiny, tmp_path):
@@ -148,7 +227,7 @@ def test_a_finished_tree_is_taken_as_it_is(run, tiny, tmp_path):
     manifests = run(tree)
     for name, frame in sets(manifests).items():
         assert sorted(frame["mixture_ID"]) == sorted(made[name]["mixture_ID"])
-        assert frame["mixture_path"].str.startswith(str(tree)).all()
+        assert all(Path(path).resolve().is_relative_to(tree) for path in frame["mixture_path"])
     sources = pd.read_csv(manifests / "train_sources.csv", dtype=str)
     assert set(sources["speaker"]) <= {"00f", "01m", "02f", "03m"} and sources["path"].is_unique
     next((tree / "wav8k/min/tr/s2").glob("*.wav")).unlink()
@@ -277,7 +356,14 @@ def test_stage_1_before_stage_0_and_a_namesake_are_told(run, tiny, tmp_path):
     assert "run stage 0 first" in run(tiny, first=1)
     run(tiny)
     other = shutil.copytree(tiny, tmp_path / "elsewhere" / "tiny")
-    assert "already holds" in run(other) and "belongs to another corpus" in run(other, first=1)
+    recording = next(other.glob("wsj0/*/*/*.wav"))
+    # The same names and sizes: only the content tells them apart.
+    recording.write_bytes(recording.read_bytes()[:-2] + b"xx")
+    for first in (0, 1):
+        message = run(other, first=first)
+        assert f"belongs to another corpus ({tiny})" in message and "--name" in message
+    run(other, "--name", "other")
+    assert (tmp_path / "data" / "other" / "corpus").resolve() == other
 
 
 def test_a_killed_stage_1_continues_where_it_was(stages, tiny, tmp_path, run):

@@ -30,10 +30,14 @@ from utils.stamps import differences
 NOTE = "corpus.json"
 LONGEST_NAME = 100  # bytes: names of experiments are made of it and must fit into 255
 
+SAMPLED = 100  # files of a corpus whose content counts for its fingerprint
+SAMPLE_BYTES = 2**20
+
 # What libsndfile reads, and SPHERE, which stays in so that a message can say how to convert it. Not .wv2, the second
 # microphone of WSJ0.
 AUDIO = frozenset(
-    ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist .wv1".split()
+    {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au"}
+    | {".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".wv1"}
 )
 # Folders that operating systems, archivers and notebooks leave behind; so is all that begins with a dot.
 LITTER = frozenset({"__MACOSX", "@eaDir"})
@@ -92,17 +96,35 @@ def _files_below(folder: Path, above: frozenset) -> Iterator[Path]:
 
 
 def fingerprint(folders: Iterable[Path]) -> str:
-    """A hash of the names and sizes of all files below folders, whatever these are called and wherever they are.
+    """A hash that tells corpora apart, whatever their folders are called and wherever they are.
 
-    Times are left out: a copy of a corpus is the same corpus.
+    Of the names and sizes of all files, and the content of some, since clean and noisy copies of one corpus may
+    differ in nothing else. Times are left out: a copy of a corpus is the same corpus.
     """
     digest = hashlib.sha256()
-    for number, folder in enumerate(folders):
-        for path in walk(folder, audio_only=False):
-            size = path.stat().st_size if path.exists() else -1
-            name = os.fsencode(path.relative_to(folder))
-            digest.update(b"%d %s %d\0" % (number, name, size))
+    for folder in folders:
+        paths = walk(folder, audio_only=False)
+        spacing = len(paths) // SAMPLED + 1
+        for number, path in enumerate(paths):
+            exists = path.is_file()
+            size = path.stat().st_size if exists else -1
+            digest.update(b"%s\0%d\0" % (os.fsencode(path.relative_to(folder)), size))
+            if exists and number % spacing == 0:
+                with open(path, "rb") as file:
+                    digest.update(file.read(SAMPLE_BYTES))
+        digest.update(b"\0")
     return digest.hexdigest()
+
+
+def compare_names(old: Iterable[str], new: Iterable[str]) -> str:
+    """How two lists of files differ, for a message; "" if they do not."""
+    old, new = set(old), set(new)
+    parts = []
+    for names, verb in ((new - old, "added"), (old - new, "gone")):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            parts.append(f"{len(names)} {verb} ({', '.join(sorted(names)[:3])}{more})")
+    return " and ".join(parts)
 
 
 def contents(folder: Path) -> str:
@@ -165,15 +187,12 @@ class Corpus:
 
     kind: str
     """`mini`, `download` or `directory`."""
+    name: str
+    """Of the folder of data and of the experiments."""
     origins: tuple[Path, ...]
     """Absolute: the directory, or those of training and test; of mini and download, as `roots`."""
     folder: Path
-    """Absolute, data/NAME."""
-
-    @property
-    def name(self) -> str:
-        """Of the folder of data and of the experiments."""
-        return self.folder.name
+    """Absolute and without links, data/NAME."""
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -197,20 +216,11 @@ class Corpus:
         Raises:
             UserError: the folder is of another corpus, or of other details.
         """
-        self.check()
+        self.check(details)
         if self.kind == "directory":
             self._link()
-        details = details or {}
-        note = {"corpus": self.kind, **details}
+        note = {"corpus": self.kind, **(details or {})}
         path = self.folder / NOTE
-        if path.is_file():
-            old = self._read_note()
-            changes = differences({key: old.get(key) for key in note}, note)
-            if changes:
-                raise UserError(
-                    f"{self.folder} was made with other settings ({'; '.join(changes)}). Delete it to make it anew, or "
-                    "keep it and choose another name by --name"
-                )
         if self.kind == "directory":
             note["fingerprint"] = fingerprint(self.origins)
         if not path.is_file() or self._read_note() != note:
@@ -227,16 +237,21 @@ class Corpus:
         self.check()
         return self._read_note()
 
-    def check(self) -> None:
+    def check(self, details: dict | None = None) -> None:
         """Compare data/NAME, if it is there, with the corpus, and renew the links to one that has moved.
 
         As long as the links lead to the directories given, nothing is read. Else their contents decide, so a corpus
         may be moved, copied or mounted elsewhere, and two with one name are told apart.
 
+        Args:
+            details: as of `claim`; None: any.
+
         Raises:
-            UserError: it is of another corpus; or the directory given is not there.
+            UserError: it is of another corpus, or of other details; or the directory given is not there.
         """
         known = (self.folder / NOTE).is_file()
+        if known and details:
+            self._check_details(details)
         linked = self.kind == "directory" and self._is_linked()
         if known and linked:
             return
@@ -260,6 +275,24 @@ class Corpus:
             )
         if self.kind == "directory":
             self._link()
+
+    def _check_details(self, details: dict) -> None:
+        old = self._read_note()
+        if old.get("corpus") != self.kind:
+            return
+        changes = differences({key: old.get(key) for key in details}, details)
+        if changes:
+            raise UserError(
+                f"{self.folder} was made with other settings ({'; '.join(changes)}). Delete it to make it anew, or "
+                "keep it and choose another name by --name"
+            )
+
+    def through(self, path: str | Path) -> Path:
+        """A path below `origins` as one below `roots`; any other as it is."""
+        for root, origin in zip(self.roots, self.origins, strict=True):
+            if Path(path).is_relative_to(origin):
+                return root / Path(path).relative_to(origin)
+        return Path(path)
 
     def _read_note(self) -> dict:
         path = self.folder / NOTE
@@ -288,7 +321,8 @@ class Corpus:
             root.parent.mkdir(parents=True, exist_ok=True)
             if root.is_dir() and not root.is_symlink():
                 raise UserError(
-                    f"{root} is in the way of a link to {origin}. Delete {self.folder}, or choose another name by --name"
+                    f"{root} is in the way of a link to {origin}. Delete {self.folder}, or choose another name by "
+                    "--name"
                 )
             # A link cannot be replaced in one step, but renamed over.
             temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
@@ -333,16 +367,16 @@ def locate(
         UserError: the directory is not there and was not before, or cannot give a name to the data.
     """
     words = {"mini": "mini"} | ({"download": downloaded} if downloaded else {})
-    out = Path(os.path.abspath(args.out))
     if args.corpus in words:
         name = _check_name(args.name or words[args.corpus], "--name")
-        return Corpus(args.corpus, (out / name / "corpus",), out / name)
+        folder = (args.out / name).resolve()
+        return Corpus(args.corpus, name, (folder / "corpus",), folder)
     if not args.corpus:
         raise UserError("--corpus is empty: give mini, or a directory")
     origins = _directories(args.corpus, base or Path.cwd(), pair)
     name = args.name or "-".join(_plain(origin.name) for origin in origins)
     name = _check_name(name, "--name" if args.name else f"--corpus {args.corpus}")
-    corpus = Corpus("directory", origins, out / name)
+    corpus = Corpus("directory", name, origins, (args.out / name).resolve())
     known = (corpus.folder / NOTE).is_file() and corpus._is_linked()
     absent = [origin for origin in origins if not origin.is_dir()]
     # Once all is mixed, the corpus itself may have gone.

@@ -1,6 +1,6 @@
 """Files that are made of others: each is made once, and again where it, or what it was made of, is not what it was.
 
-Beside the files lies a journal, `made.jsonl`: a line for each product with its settings, the state of the files that
+Beside the files lies a journal, `.made.jsonl`: a line for each product with its settings, the state of the files that
 it was made of, and of its own. It is written as the work goes on, so a killed run loses no more than it was making.
 """
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils import files
 from utils.errors import UserError
 
-JOURNAL = "made.jsonl"
+JOURNAL = ".made.jsonl"
 SHOWN = 10  # problems listed in one message
 
 
@@ -37,8 +37,8 @@ class Product:
 
 
 def problems_error(title: str, problems: Iterable[str]) -> UserError:
-    """One error for many problems: how many there are, and the first ten, each once."""
-    problems = list(dict.fromkeys(problems))
+    """One error for many problems: how many there are, and the first ten."""
+    problems = list(problems)
     lines = [f"{title}: {len(problems)} problem{'s' * (len(problems) > 1)}:"]
     lines += [f"  {problem}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
@@ -74,6 +74,9 @@ def make(
     records = _read_journal(folder)
     wanted = [p for p in products if not _is_current(records.get(p.name), p, folder)]
     problems = []
+    lost = sum(product.name in records for product in wanted)
+    if lost:
+        print(f"{description}: {lost} of {len(products)} are made again: changed, damaged or lost")
     if wanted:
         folder.mkdir(parents=True, exist_ok=True)
         jobs = (joblib.delayed(_make_one)(function, product, folder) for product in wanted)
@@ -89,7 +92,8 @@ def make(
                 journal.write(json.dumps(record) + "\n")
                 journal.flush()
     if problems:
-        raise problems_error(description, problems)
+        # A recording that many products need is told once.
+        raise problems_error(description, dict.fromkeys(problems))
     if wanted:
         # One line for each product again.
         lines = [json.dumps(records[product.name]) + "\n" for product in products]
@@ -113,8 +117,7 @@ def _make_one(function, product, folder):
     for path in product.paths:
         if path.is_file():
             record["files"][_relative(path, folder)] = [*_state(path), _checksum(path)]
-    # As the journal will give it back, lists for tuples and so on.
-    return json.loads(json.dumps(record)), None
+    return _plain(record), None
 
 
 def _read_journal(folder):
@@ -136,7 +139,7 @@ def _read_journal(folder):
 def _is_current(record, product, folder):
     """Whether a product is there as the journal says, made of what is there now."""
     try:
-        if record is None or record["settings"] != product.settings:
+        if record is None or record["settings"] != _plain(product.settings):
             return False
         for name, state in record["inputs"].items():
             if _state(folder / name) != state:
@@ -175,6 +178,11 @@ def _state(path):
 
 def _checksum(path):
     return zlib.crc32(Path(path).read_bytes())
+
+
+def _plain(content):
+    """As the journal gives it back: lists for tuples and so on."""
+    return json.loads(json.dumps(content))
 
 
 def _relative(path, folder):
