@@ -191,7 +191,7 @@ def stems(hq, tmp_path, monkeypatch):
     # ffmpeg -nostdin -v error -y -i SOURCE -map 0:a:K -f wav TARGET
     program.write_text(
         "#!/bin/sh\n"
-        '[ -s "$6" ] || { echo "Invalid data found" >&2; exit 1; }\n'
+        '[ -s "$6" ] || { echo half >"${11}"; echo "Invalid data found" >&2; exit 1; }\n'
         'exec cp "$(sed -n "$((${8#0:a:} + 1))p" "$6")" "${11}"\n'
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -204,6 +204,14 @@ def stems(hq, tmp_path, monkeypatch):
             text = "".join(f"{song / name}.wav\n" for name in names)
             (tmp_path / "stems" / part / f"{song.name}.stem.mp4").write_text(text)
     return tmp_path / "stems"
+
+
+def test_stems_that_changed_since_stage_0_are_decoded_again_by_stage_1(stems, run, local):
+    folder, _ = run(stems)
+    other, this = (stems / "train" / f"{name}.stem.mp4" for name in SONGS[2:])
+    this.write_text(other.read_text())
+    local["make_manifests"].main(["--corpus", str(stems), "--out", str(folder.parent)])
+    np.testing.assert_allclose(rest_of(folder, SONGS[3]), rest_of(folder, SONGS[2]))
 
 
 def test_stems_are_decoded_once_and_again_when_they_change(stems, run):
