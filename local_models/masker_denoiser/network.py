@@ -128,8 +128,10 @@ class MaskerDenoiser(nn.Module):
             hidden = torch.where(hidden.abs() > self.options.threshold, hidden, 0.0)
         # Skip-filtering: the mask multiplies the very spectrum that it was made from; so does the denoiser's.
         middle = slice(self.options.context, magnitudes.shape[1] - self.options.context)
-        masked = F.relu(self.mask(hidden)).float() * magnitudes[:, middle]
-        denoised = self.denoiser(masked).float() * masked
+        mask = F.relu(self.mask(hidden)).float()
+        masked = mask * magnitudes[:, middle]
+        refined = self.denoiser(masked).float()
+        denoised = refined * masked
         return Spectra(masked, denoised, hidden, passes)
 
     def _encode(self, inputs: Tensor) -> Tensor:
@@ -192,7 +194,10 @@ class Standardisation(nn.Module):
             with torch.no_grad():
                 # Running means: the new batch has the weight 1 / (number of batches so far).
                 self.count += 1
-                self.mean.lerp_(magnitudes.mean(dim=(0, 1)), 1 / self.count)
-                self.square.lerp_(magnitudes.square().mean(dim=(0, 1)), 1 / self.count)
+                mean = magnitudes.mean(dim=(0, 1))
+                square = magnitudes.square().mean(dim=(0, 1))
+                self.mean.lerp_(mean, 1 / self.count)
+                self.square.lerp_(square, 1 / self.count)
+        # The variance is E[x^2] - E[x]^2, in which rounding may go below zero; silent bins are not blown up.
         deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
         return (magnitudes - self.mean) / deviation.clamp(min=1e-4)

@@ -142,7 +142,9 @@ class MaD(System):
             denoised = self.network(self.sequences.cut(magnitudes)).denoised
             denoised = self.sequences.join(denoised, spectra.shape[:2])
             middle = slice(context, context + block.n_frames)
-            yield spectra[:, :, middle], denoised / magnitudes[:, :, middle].clamp(min=1e-12)
+            # The phase is the mixture's. A silent point stays silent: its denoised magnitude is zero, too.
+            mask = denoised / magnitudes[:, :, middle].clamp(min=1e-12)
+            yield spectra[:, :, middle], mask
 
     def _filtered(
         self, masks: Iterator[tuple[Tensor, Tensor]], blocks: list[Block]
@@ -186,9 +188,11 @@ class MaD(System):
         """Scalars of `Objective.losses`, and in validation `sdr`, the voice's over the whole batch, in dB."""
         mixture = batch["mixture"].float()
         voice = batch["sources"][:, 0].float()
+        # Signals as (batch, mic, time).
         if mixture.ndim == 2:
             mixture = mixture[:, None]
             voice = voice[:, None]
+        # Transforms and losses in full precision, the network in what the trainer has chosen.
         with self.full_precision():
             signals = (mixture, voice, mixture - voice)
             spectra = [self._training_spectra(signal) for signal in signals]

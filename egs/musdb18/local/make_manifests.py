@@ -145,6 +145,7 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
     signals = {name: signal[:, :length] for name, signal in signals.items()}
     for name in FILES:
         copy = target / f"{name}.wav"
+        # In floating point, which holds whatever the original has.
         if excess and name in signals:
             audio.write(copy, signals[name], RATES["hq"], "FLOAT")
         else:
@@ -164,6 +165,7 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
             f"its files differ in length: all are cut to that of {shortest}.wav, {length} samples; {longest}.wav "
             f"loses {excess} ({milliseconds:.0f} ms)"
         )
+    # Without paths, as the journal that keeps it may be moved.
     result = {
         "left_out": False,
         "cut": excess > 0,
@@ -345,6 +347,7 @@ def make_clip(
         raise UserError(
             f"{path}: needs accompaniment and voice as its two channels, neither of them silent"
         )
+    # Equal power: the mixture has 0 dB.
     accompaniment, voice = signal / np.sqrt(np.mean(signal**2, axis=1, keepdims=True))
     parts = (accompaniment, voice, accompaniment + voice)
     peak = max(np.abs(part).max() for part in parts) / PEAK
@@ -384,6 +387,7 @@ def write_manifests(rows: dict[str, list[dict]], folder: Path, rate: int) -> Non
         frame = pd.DataFrame(part_rows)
         first = ["mixture_ID", "mixture_path", "source_1_path", "source_2_path"]
         frame = frame[first + [column for column in frame if column not in first]]
+        # Silent parts have no ratio.
         ratios = frame["voice_to_accompaniment_db"].replace([-np.inf, np.inf], np.nan)
         hours = frame["length"].sum() / rate / 3600
         # Of songs that lack a stem the cell is empty.

@@ -120,6 +120,7 @@ def _melody(rng, n, scale, root, beat):
     degree = rng.integers(7)
     while position < n:
         length = round(beat * rng.choice([0.5, 1, 1, 2]) * RATE)
+        # The melody goes up or down by two steps of the scale at most.
         degree = np.clip(degree + rng.integers(-2, 3), 0, 9)
         part = slice(position, position + length)
         pitch[part] = root + scale[degree % 7] + 12 * (degree // 7)
@@ -140,6 +141,7 @@ def _drums(rng, n, beat):
     # A sine whose frequency falls to 45 Hz.
     kick = np.sin(2 * np.pi * (45 * time + 6 * (1 - np.exp(-time * 30)))) * np.exp(-time * 14)
     for eighth in range(int(n / RATE / beat * 2)):
+        # A hat on every eighth, the kick on the first and the snare on the third of four.
         noise = rng.normal(size=length)
         hat = np.diff(noise, prepend=0) * np.exp(-time * 70) * 0.25
         drum = np.zeros(length)
@@ -157,12 +159,15 @@ def _drums(rng, n, beat):
 def _bass(n, chords, root, beat):
     """The roots of the chords, plucked twice a beat."""
     time = np.arange(n) / RATE
+    # A chord lasts four beats.
     chord = (time / beat / 4).astype(int) % len(chords)
     roots = np.array([notes[0] for notes in chords])
     frequency = _hertz(root + roots[chord])
     phase = 2 * np.pi * np.cumsum(frequency) / RATE
+    # Six harmonics of a sawtooth, under a decay from each pluck.
     wave = sum(np.sin(k * phase) / k for k in range(1, 7))
-    return wave * np.exp(-3 * (time % (beat / 2)))
+    since_pluck = time % (beat / 2)
+    return wave * np.exp(-3 * since_pluck)
 
 
 def _chords(rng, n, chords, root, beat):
@@ -171,10 +176,13 @@ def _chords(rng, n, chords, root, beat):
     length = round(1.6 * RATE)
     time = np.arange(length) / RATE
     for index in range(int(n / RATE / beat)):
-        start = round((index + rng.choice([0, 0.5])) * beat * RATE)
+        # On the beat or an eighth behind it.
+        delay = rng.choice([0, 0.5])
+        start = round((index + delay) * beat * RATE)
         end = min(start + length, n)
         for k, note in enumerate(chords[index // 4 % len(chords)]):
             frequency = _hertz(root + note)
+            # Eight harmonics; the higher, the sooner they are gone.
             string = 0
             for h in range(1, 9):
                 decay = np.exp(-time * (2 + h))
