@@ -43,6 +43,8 @@ class System(pl.LightningModule):
     """Whether each source is estimated at every channel; `separate` then also takes a single one, a mono song."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
+    baseline: bool = False
+    """Whether it is a baseline: one of Asteroid's networks, with which the report compares the others."""
 
     def __init__(self, n_src: int | None, sample_rate: int):
         super().__init__()

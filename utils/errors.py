@@ -18,6 +18,9 @@ def command(main):
             return main(*args, **kwargs)
         except UserError as error:
             message = str(error)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(130)
         except OSError as error:
             where = error.filename or "while writing"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def remove_leftovers(folder, age=3600.0):
     for temporary in Path(folder).rglob(".*.tmp"):
         if time.time() - temporary.stat().st_mtime > age:
             temporary.unlink(missing_ok=True)
+
+
+def end_with_parent(interval: float = 1.0) -> None:
+    """Let this process end when its parent has ended, also by kill -9; called again, it does nothing.
+
+    Args:
+        interval: seconds between two looks at the parent.
+    """
+    if any(thread.name == "end_with_parent" for thread in threading.enumerate()):
+        return
+    parent = os.getppid()
+
+    def watch():
+        # A process whose parent is gone gets another one.
+        while os.getppid() == parent:
+            time.sleep(interval)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def parallel(function, jobs, n_jobs, description):

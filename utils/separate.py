@@ -101,7 +101,7 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
         try:
             separation = Separation(system, source.channels, blocks)
         except ValueError as error:
-            raise UserError(f"{path} {error}") from None
+            raise UserError(f"{path}: {error}") from None
         channels = separation.n_outputs
         to_model = _resampler(rate, system.sample_rate, source.channels)
         from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)

@@ -14,8 +14,9 @@ from utils import files
 from utils.data import audio
 from utils.data.manifest import read_manifest
 from utils.errors import UserError
+from utils.evaluation.methods import Method
 from utils.evaluation.metrics.wer import word_errors
-from utils.evaluation.scoring import How, Method, estimate
+from utils.evaluation.scoring import How, estimate
 from utils.separate import main as separate
 from utils.separate import separate_file
 from utils.training import config
@@ -124,7 +125,7 @@ def test_another_number_of_sources_than_microphones_is_told(tmp_path, n_mics):
 def test_every_reference_can_be_made():
     import pydoc
 
-    from utils.evaluate import references
+    from utils.evaluation.methods import references
 
     methods = references(Path("exp"), RECIPE / "references.yml")
     assert len({m.folder for m in methods}) == len(methods) == 31

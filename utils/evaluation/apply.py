@@ -78,16 +78,18 @@ class Separation:
 
 
 def check_channels(system: System, n_channels: int) -> None:
-    """Raise a ValueError, whose text can follow the name of a file, if `system` cannot hear so many channels."""
+    """Raise a ValueError if `system` cannot hear a recording of so many channels."""
     if system.n_mics == 1:
         return
     # What makes images of several channels also takes a mono recording.
     if system.images and n_channels == 1:
         return
     if system.n_mics is None and n_channels == 1:
-        raise ValueError("has one channel; the model separates by several microphones")
+        raise ValueError("it has one channel; the model separates by several microphones")
     if system.n_mics not in (None, n_channels):
-        raise ValueError(f"has {n_channels} channels; the model hears {system.n_mics} microphones")
+        raise ValueError(
+            f"it has {n_channels} channels; the model hears {system.n_mics} microphones"
+        )
 
 
 Oracle = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
