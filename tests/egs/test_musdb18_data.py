@@ -405,7 +405,7 @@ def test_clips_of_one_singer_need_lists(clips, run):
 
 def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
     compare = local["compare_sisec"]
-    folder = tmp_path / "exp" / "system" / "eval" / "test"
+    folder = tmp_path / "exp" / "system" / "eval" / "musdb18hq" / "test"
     folder.mkdir(parents=True)
     (folder / "final_metrics.json").write_text('{"name": "mine"}')
     rows = {"mixture_ID": ["PR - Happy Daze", *(f"s{k}" for k in range(49))]}

@@ -11,7 +11,7 @@ def add(
     exp, name, mean, kind="system", config=None, done=(), run=None, manifest="a" * 64, data_set="test", **more
 ):  # fmt: skip
     folder = exp / name
-    (folder / "eval" / data_set).mkdir(parents=True)
+    (folder / "eval/mini" / data_set).mkdir(parents=True)
     final = {
         "kind": kind,
         "set": data_set,
@@ -28,7 +28,7 @@ def add(
         "description": f"about {name}",
     }
     final |= {"share_below_0_db": 0.125, "inverted_share": 0.0}
-    (folder / "eval" / data_set / "final_metrics.json").write_text(json.dumps(final | more))
+    (folder / "eval/mini" / data_set / "final_metrics.json").write_text(json.dumps(final | more))
     if config:
         (folder / "config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
     if run:
@@ -166,7 +166,7 @@ def test_nothing_to_report_and_a_damaged_file_end_with_a_message(exp, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(["--exp", str(exp), "--out", str(exp.parent / "RESULTS.md")])
         add(exp, "x", 1.0) if not exp.exists() else None
-        (exp / "x/eval/test/final_metrics.json").write_text("{")
+        (exp / "x/eval/mini/test/final_metrics.json").write_text("{")
     message = capsys.readouterr().err
     assert "evaluate an experiment first (stage 4)" in message and "is damaged" in message
     assert not (exp.parent / "RESULTS.md").exists() and not (exp.parent / "report.html").exists()
