@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import soundfile as sf
 import torch
@@ -283,6 +285,49 @@ def test_two_jobs_and_a_killed_and_continued_run_give_the_rows_of_an_undisturbed
     )
     assert rows.read_text().count("\n") == 151  # the rows before the kill were kept, none twice
     assert len(list((evaluation_of(killed) / "examples").iterdir())) == 3
+
+
+@pytest.fixture
+def two_workers(tmp_path):
+    """An evaluation by two workers that has scored some utterances of many."""
+    exp = two_step_model(tmp_path / "exp/a/model.pth").parent
+    manifest = noise_set(tmp_path / "set", 300, seconds=1.0)
+    process = run(exp, manifest, "--references", "none", "--nj", "2", "--n_examples", "0")
+    rows = exp / "eval/set/test/rows.jsonl"
+    while not rows.exists() or rows.read_text().count("\n") < 4:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    yield process, workers
+    for each in (process, *workers):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+def test_workers_end_soon_after_their_parent_was_killed(two_workers):
+    process, workers = two_workers
+    process.kill()
+    # The trackers of shared memory end when the last worker has.
+    deadline = time.monotonic() + 30
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, [worker.cmdline() for worker in workers]
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_evaluation_with_one_line(two_workers):
+    process, workers = two_workers
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    lines = [line for line in errors.splitlines() if "pkg_resources" not in line]
+    assert process.returncode == 130 and lines == ["interrupted; the same command goes on"]
+    assert not any(alive(worker) for worker in workers)
 
 
 def test_references_are_made_once_for_all_experiments_of_a_corpus(tmp_path, use, capsys):
