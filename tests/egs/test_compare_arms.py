@@ -70,3 +70,19 @@ def test_what_is_missing_is_told(compare_arms, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         compare_arms.main(["--control", control, "--arm", control])
     assert "has no msi, msi_all" in capsys.readouterr().err
+
+
+def test_mixtures_without_a_score_are_left_out_and_every_seed_has_its_difference(
+    compare_arms, tmp_path, capsys
+):
+    exps = [evaluated(tmp_path / name, shift) for name, shift in zip("abcd", (0, 0, 1, 3), strict=True)]
+    for exp in tmp_path.iterdir():
+        path = exp / "eval/mini/test/all_metrics.csv"
+        table = pd.read_csv(path, keep_default_na=False)
+        table.loc[4, "msi"] = np.nan
+        table.to_csv(path, index=False)
+    compare_arms.main(["--control", *exps[:2], "--arm", *exps[2:]])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert "+2.00 [+2.00, +2.00]" in lines["msi"]
+    assert "4 mixtures  each: +1.00, +3.00" in lines["msi"]
+    assert "5 mixtures" in lines["msi_all"]
