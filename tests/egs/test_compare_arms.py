@@ -75,7 +75,9 @@ def test_what_is_missing_is_told(compare_arms, tmp_path, capsys):
 def test_mixtures_without_a_score_are_left_out_and_every_seed_has_its_difference(
     compare_arms, tmp_path, capsys
 ):
-    exps = [evaluated(tmp_path / name, shift) for name, shift in zip("abcd", (0, 0, 1, 3), strict=True)]
+    exps = [
+        evaluated(tmp_path / name, shift) for name, shift in zip("abcd", (0, 0, 1, 3), strict=True)
+    ]
     for exp in tmp_path.iterdir():
         path = exp / "eval/mini/test/all_metrics.csv"
         table = pd.read_csv(path, keep_default_na=False)

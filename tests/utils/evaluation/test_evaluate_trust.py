@@ -27,6 +27,7 @@ from utils.evaluation import methods, scoring
 from utils.evaluation.methods import Method, trained_system
 from utils.evaluation.results import example_name, read_scores, whole_name
 from utils.evaluation.scoring import How
+from utils.files import temporary_name
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def noise_of(*shape):
 def test_temporary_files_of_a_killed_run_are_removed(tmp_path, method):
     manifest = noise_set(tmp_path / "set", 1)
     evaluate(method, manifest)
-    leftover = evaluation_of(method) / "examples/ex_m0/.s1.wav.123.tmp"
+    leftover = temporary_name(evaluation_of(method) / "examples/ex_m0")
     leftover.write_bytes(b"half")
     os.utime(leftover, (0, 0))
     evaluate(method, manifest)
