@@ -28,9 +28,36 @@ def apply(system: System, mixture: torch.Tensor, blocks: Blocks | None = None) -
     Raises:
         ValueError: the system cannot hear so many channels.
     """
+    blocks = blocks or Blocks()
     separation = Separation(system, len(mixture), blocks)
-    parts = [*separation.push(mixture.cpu()), *separation.finish()]
-    return torch.cat(parts, dim=-1)
+    length = mixture.shape[-1]
+
+    def parts():
+        for start, end in _pieces(length, blocks, system.sample_rate):
+            yield from separation.push(mixture[:, start:end].cpu())
+        yield from separation.finish()
+
+    return _joined(parts(), length)
+
+
+def _pieces(length: int, blocks: Blocks, sample_rate: int) -> Iterator[tuple[int, int]]:
+    """Ends of pieces of about a segment: no copy of a whole recording is made."""
+    piece = max(round(blocks.segment * sample_rate), 1)
+    for start in range(0, length, piece):
+        yield start, min(start + piece, length)
+
+
+def _joined(parts: Iterator[torch.Tensor], length: int) -> torch.Tensor:
+    """Pieces (..., time) as one signal; `torch.cat` would need all of them twice."""
+    signal = None
+    position = 0
+    for part in parts:
+        if signal is None:
+            signal = part.new_empty((*part.shape[:-1], length))
+        end = position + part.shape[-1]
+        signal[..., position:end] = part
+        position = end
+    return signal
 
 
 class Separation:
@@ -123,19 +150,32 @@ def apply_oracle(
         ValueError: sources of several channels for an oracle that hears the microphones together.
     """
     if n_mics == 1:
-        # (channel, 1 + source, time): every channel is a stream by itself.
-        streams = torch.cat([mixture[:, None], sources.transpose(0, 1)], dim=1)
         system = _OracleSystem(lambda heard, truth: oracle(heard[:, 0], truth), 1)
-    else:
-        if sources.shape[1] != 1:
-            raise ValueError("it needs sources of one channel, at the reference microphone")
-        streams = torch.cat([mixture, sources[:, 0]])[None]
+    elif sources.shape[1] == 1:
         system = _OracleSystem(oracle, len(mixture))
+    else:
+        raise ValueError("it needs sources of one channel, at the reference microphone")
     system.sample_rate = sample_rate
     system.device = device
-    stitcher = Stitcher(system, blocks or Blocks(), related=False)
-    parts = [*stitcher.push(streams), *stitcher.finish()]
-    return torch.cat(parts, dim=-1).transpose(0, 1)
+    blocks = blocks or Blocks()
+    stitcher = Stitcher(system, blocks, related=False)
+    length = mixture.shape[-1]
+
+    def streams(start, end):
+        """(stream, channel + source, time)."""
+        heard = mixture[:, start:end]
+        truth = sources[..., start:end]
+        if n_mics == 1:
+            # Every channel is a stream by itself.
+            return torch.cat([heard[:, None], truth.transpose(0, 1)], dim=1)
+        return torch.cat([heard, truth[:, 0]])[None]
+
+    def parts():
+        for start, end in _pieces(length, blocks, sample_rate):
+            yield from stitcher.push(streams(start, end))
+        yield from stitcher.finish()
+
+    return _joined(parts(), length).transpose(0, 1)
 
 
 class _OracleSystem:
