@@ -150,23 +150,29 @@ def mean(values: np.ndarray) -> float:
 
 def statistics(scores: pd.DataFrame, names) -> dict:
     """{mean, median, standard_error} of the columns that are there."""
-    present = {name: scores[name].dropna() for name in names if name in scores}
-    return {
-        n: {"mean": v.mean(), "median": v.median(), "standard_error": v.sem()}
-        for n, v in present.items()
-    }
+    result = {}
+    for name in names:
+        if name in scores:
+            values = scores[name].dropna()
+            result[name] = {
+                "mean": values.mean(),
+                "median": values.median(),
+                "standard_error": values.sem(),
+            }
+    return result
 
 
 def _speech_summary(scores: pd.DataFrame) -> dict:
-    names = ("si_sdri", "si_sdr", "input_si_sdr", "snr", "oracle_si_sdri", "oracle_si_sdr")
-    result = statistics(scores, names + ("sdr", "sdri", "sir", "sar", "stoi", "estoi", "pesq"))
+    names = ["si_sdri", "si_sdr", "input_si_sdr", "snr", "oracle_si_sdri", "oracle_si_sdr"]
+    names += ["sdr", "sdri", "sir", "sar", "stoi", "estoi", "pesq"]
+    result = statistics(scores, names)
+    # Silent sources have no score.
     scored = (scores.sources - scores.silent_sources).sum()
     result["share_below_0_db"] = float((scores.si_sdr.dropna() < 0).mean())
     result["inverted_share"] = float(scores.inverted.sum() / scored) if scored else float("nan")
-    return result | {
-        name: int(scores[name].sum())
-        for name in ("silent_sources", "silent_mixture", "failed_estimates")
-    }
+    for name in ("silent_sources", "silent_mixture", "failed_estimates"):
+        result[name] = int(scores[name].sum())
+    return result
 
 
 # ---- universal sounds: the official score of FUSS
@@ -192,13 +198,14 @@ def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Sc
 
 
 def _fuss_summary(scores: pd.DataFrame) -> dict:
-    result = fuss.summary(scores) | statistics(scores, HOLES)
+    result = {**fuss.summary(scores), **statistics(scores, HOLES)}
+    # Over mixtures, while the official mean is over pairs of sources.
     improvement = scores.msi[scores.pairs > 0]
-    result["msi"] |= {"median": improvement.median(), "standard_error": improvement.sem()}
-    return result | {
-        "share_below_0_db": float((improvement < 0).mean()),
-        "silent_mixture": result["skipped"],
-    }
+    result["msi"]["median"] = improvement.median()
+    result["msi"]["standard_error"] = improvement.sem()
+    result["share_below_0_db"] = float((improvement < 0).mean())
+    result["silent_mixture"] = result["skipped"]
+    return result
 
 
 # ---- music: BSS Eval v4 of stems that have names
@@ -244,27 +251,21 @@ def _karaoke(mixture, sources, estimates) -> dict[str, np.ndarray]:
 
 
 def _music_summary(scores: pd.DataFrame) -> dict:
-    kinds = (
-        "sdr",
-        "isr",
-        "sir",
-        "sar",
-        "usdr",
-        "sdr_mean",
-        "input_sdr",
-        "v3_sdr",
-        "v3_sir",
-        "v3_sar",
-    )
+    kinds = {"sdr", "isr", "sir", "sar", "usdr", "sdr_mean", "input_sdr"}
+    kinds |= {"v3_sdr", "v3_sir", "v3_sar"}
+    # Columns are named KIND_k, for source k.
     result = statistics(scores, [name for name in scores if name.rpartition("_")[0] in kinds])
-    for k in (1, 2):  # means weighted by length: GNSDR, GSIR, GSAR
-        for name in [name for name in ("nsdr", "sir", "sar") if f"v3_{name}_{k}" in scores]:
-            known = scores[scores[f"v3_{name}_{k}"].notna()]
-            result[f"g{name}_{k}"] = float(
-                (known[f"v3_{name}_{k}"] * known.length).sum() / known.length.sum()
-            )
+    # GNSDR, GSIR, GSAR: means over the clips, weighted by their length.
+    for k in (1, 2):
+        for name in ("nsdr", "sir", "sar"):
+            column = f"v3_{name}_{k}"
+            if column in scores:
+                known = scores[scores[column].notna()]
+                weighted = (known[column] * known.length).sum()
+                result[f"g{name}_{k}"] = float(weighted / known.length.sum())
     result["nan_share"] = float(scores.nan_share.mean())
-    return result | {"share_below_0_db": float((scores.sdr_1.dropna() < 0).mean())}
+    result["share_below_0_db"] = float((scores.sdr_1.dropna() < 0).mean())
+    return result
 
 
 SUITES = {

@@ -126,8 +126,10 @@ def _section(
 
 
 def _columns(entries: list[Entry]) -> list[str]:
-    """Of the page: two more; the updates stand below the hours, the commit below the device."""
-    names = [name for name in table.columns(entries)[2:] if name not in ("updates", "commit")]
+    """Those of RESULTS.md, the comparison after the first scores; other facts stand below a number, in small."""
+    elsewhere = {"system", "description", "updates", "commit"}
+    names = [name for name in table.columns(entries) if name not in elsewhere]
+    # The primary score, its other statistic and the share of failures come first.
     return [*names[:3], "difference", "p", *names[3:]]
 
 

@@ -46,9 +46,11 @@ def scores_of(
         updates, iterations: what is tried.
         sample_rate: in Hz.
     """
+    # Other processes have the other cores.
     torch.set_num_threads(1)
     mixture, sources = read_example(row["mixture_path"], source_paths, sample_rate)
     sources = sources[:, 0]
+    # What the first microphone hears, as the estimate of each source.
     unprocessed = np.repeat(mixture[:1], len(sources), 0)
     before = si_sdr(unprocessed, sources).mean()
     rows = [{"model": "mixture", "update": "-", "n_iter": 0, "si_sdr": before}]
@@ -75,35 +77,48 @@ def loaded(exp: Path):
     return load_system(exp)
 
 
-def figure(table, path):
+def figure(table: pd.DataFrame, path: Path) -> None:
     """Mean SI-SDR over the iterations: a panel for each number of speakers and rule."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    means = table.groupby(["n_src", "model", "update", "n_iter"])["si_sdr"].mean().reset_index()
+    keys = ["n_src", "model", "update", "n_iter"]
+    means = table.groupby(keys)["si_sdr"].mean().reset_index()
     numbers = sorted(means["n_src"].unique())
     updates = [update for update in UPDATES if update in set(means["update"])]
-    shape = (len(numbers), len(updates))
-    drawn, axes = plt.subplots(
-        *shape, figsize=(4 * shape[1], 3 * shape[0]), sharex=True, sharey="row", squeeze=False
-    )
-    for i, n_src in enumerate(numbers):
-        for j, update in enumerate(updates):
-            part = means[(means["n_src"] == n_src) & (means["update"] == update)]
-            for name in sorted(part["model"].unique()):
-                curve = part[part["model"] == name].sort_values("n_iter")
-                axes[i, j].plot(curve["n_iter"], curve["si_sdr"], marker="o", label=name)
-            axes[i, j].set(
-                title=f"{n_src} speakers, {update.upper()}", xscale="log", xlabel="iterations"
-            )
-            axes[i, j].grid(alpha=0.3)
-        axes[i, 0].set_ylabel("SI-SDR (dB)")
-    axes[0, 0].legend()
-    drawn.tight_layout()
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, dpi=120, format="png")
-    plt.close(drawn)
+    n_rows = len(numbers)
+    n_columns = len(updates)
+    # Names of experiments are text: a dollar sign in one begins no formula.
+    with plt.rc_context({"text.parse_math": False}):
+        drawn, axes = plt.subplots(
+            n_rows,
+            n_columns,
+            figsize=(4 * n_columns, 3 * n_rows),
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+        )
+        for i, n_src in enumerate(numbers):
+            for j, update in enumerate(updates):
+                of_panel = (means["n_src"] == n_src) & (means["update"] == update)
+                _panel(axes[i, j], means[of_panel])
+                axes[i, j].set_title(f"{n_src} speakers, {update.upper()}")
+            axes[i, 0].set_ylabel("SI-SDR (dB)")
+        axes[0, 0].legend()
+        drawn.tight_layout()
+        buffer = io.BytesIO()
+        drawn.savefig(buffer, dpi=120, format="png")
+        plt.close(drawn)
     files.write_bytes(path, buffer.getbuffer())
+
+
+def _panel(axes, means: pd.DataFrame) -> None:
+    """A curve for each model."""
+    for name in sorted(means["model"].unique()):
+        curve = means[means["model"] == name].sort_values("n_iter")
+        axes.plot(curve["n_iter"], curve["si_sdr"], marker="o", label=name)
+    axes.set(xscale="log", xlabel="iterations")
+    axes.grid(alpha=0.3)
 
 
 @command
