@@ -12,6 +12,7 @@ the manifest says, also where a spreadsheet would take an ID such as `=cmd` for 
 and an altered ID would no longer fit its manifest.
 """
 
+import glob
 import hashlib
 import json
 import re
@@ -249,9 +250,10 @@ def table_text(rows: dict[int, Row]) -> str:
 # ---- reading, for the report and the tools of the recipes
 
 
-def evaluations(exp: Path, data_set: str = "*", corpus: str = "*") -> list[Path]:
-    """Folders of the finished evaluations of one experiment."""
-    return sorted(path.parent for path in exp.glob(f"eval/{corpus}/{data_set}/{SUMMARY}"))
+def summaries(data_set: str, corpus: str | None = None) -> str:
+    """Pattern of the final_metrics.json of one experiment on a set; None: of any corpus."""
+    of_corpus = "*" if corpus is None else glob.escape(corpus)
+    return f"eval/{of_corpus}/{glob.escape(data_set)}/{SUMMARY}"
 
 
 def the_evaluation(exp: Path, data_set: str, corpus: str | None = None) -> Path:
@@ -260,7 +262,7 @@ def the_evaluation(exp: Path, data_set: str, corpus: str | None = None) -> Path:
     Raises:
         UserError: there is none, or there are those of several corpora and `corpus` says not which.
     """
-    folders = evaluations(exp, data_set, corpus or "*")
+    folders = sorted(path.parent for path in exp.glob(summaries(data_set, corpus)))
     if not folders:
         raise UserError(
             f"{exp} has not been evaluated on '{data_set}': evaluate it first (stage 4)"

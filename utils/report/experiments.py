@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UserError
-from utils.evaluation.results import SUMMARY, TABLE, read_scores, read_summary
+from utils.evaluation.results import SUMMARY, TABLE, read_scores, read_summary, summaries
 from utils.evaluation.suites import SUITES, Suite
 from utils.files import read_json, read_yaml
 from utils.report.significance import Interval, interval, statistic
@@ -190,7 +190,7 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
         UserError: a file that is damaged, or a suite of metrics that is not known.
     """
     entries = []
-    for path in sorted(exp.rglob(f"eval/*/{data_set}/{SUMMARY}")):
+    for path in sorted(exp.rglob(summaries(data_set))):
         final = read_summary(path.parent)
         missing = [key for key in REQUIRED if key not in final]
         if missing:
