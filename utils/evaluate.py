@@ -97,6 +97,7 @@ def corpus_name(manifest: Path) -> str:
     folders = manifest.resolve().parent.parts
     if "manifests" not in folders[1:]:
         return folders[-1] if len(folders) > 1 else "root"
+    # The last folder of that name, wherever the data are.
     last = len(folders) - 1 - folders[::-1].index("manifests")
     return "-".join((folders[last - 1], *folders[last + 1 :]))
 
@@ -135,6 +136,7 @@ def evaluate(
     rows = results.open_folder(folder, stamp, n_rows)
 
     examples = set(np.linspace(0, n_rows - 1, min(n_examples, n_rows)).round().astype(int).tolist())
+    # What has no row, and examples whose audio was not kept.
     todo = []
     for number in range(n_rows):
         known = rows.get(number)
@@ -192,6 +194,7 @@ def _finished_summary(folder: Path, stamp: dict, n_rows: int) -> dict:
     except UserError as error:
         print(error)
         return {}
+    # The folder was prepared for this stamp, but its summary may be older.
     expected = {**stamp, "n": n_rows}
     if any(final.get(key) != value for key, value in expected.items()):
         return {}
@@ -238,6 +241,7 @@ def in_words(folder: Path, final: dict) -> str:
         texts.append("-" if value is None else f"{value:z.2f}")
     mean, error, median = texts
     text = f"{folder}: {suite.label} {mean} +- {error} (median {median}), {final['n']} mixtures"
+    # What makes a mean hard to read.
     notes = {
         "silent_sources": "silent sources have no score",
         "silent_mixture": "silent mixtures have no improvement",
@@ -287,6 +291,7 @@ def _score_all(
     for number in todo:
         job = (method, how, records[number], sources[number], folder, number in examples)
         jobs.append(joblib.delayed(numbered_score)(os.getpid(), number, *job))
+    # More processes than work, or than a GPU can hold, would only take memory.
     nj = min(nj, len(todo))
     if how.device == "cuda":
         nj = min(nj, GPU_JOBS)
@@ -300,6 +305,7 @@ def _score_all(
         disable=None,
     )
     try:
+        # Rows are written as they come: a kill costs only those under way.
         with open(folder / ROWS, "a") as file:
             for number, row in bar:
                 rows[number] = row
@@ -357,6 +363,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cluster", help="address of a Dask scheduler whose workers do the job")
     args = parser.parse_args(arguments)
+    # What can be known before hours of work is said now.
     known = SUITES[args.suite].extra
     if not {*args.extra} <= {*known}:
         raise UserError(

@@ -89,6 +89,7 @@ def _untrained(class_path: str, init_args: str, sample_rate: int | None):
     factory = pydoc.locate(class_path)
     if factory is None:
         raise ValueError("there is no such class")
+    # A list of references serves corpora of any rate.
     options = json.loads(init_args)
     if "sample_rate" in inspect.signature(factory).parameters:
         options["sample_rate"] = sample_rate
@@ -111,6 +112,7 @@ def trained_system(exp: Path) -> Method:
     config = {}
     if (exp / "config.yml").is_file():
         config = read_yaml(exp / "config.yml", remedy)
+    # An experiment whose training was stopped has no model.pth, but its last step may have a best model.
     candidates = [exp / "model.pth"]
     steps = list(config.get("steps") or {})
     if steps:
@@ -176,9 +178,11 @@ def _problem(entry) -> str:
     """What is wrong with an entry of a list of references, or nothing."""
     if not isinstance(entry, dict):
         return f"{entry} has no keys"
+    # A key that is spelled wrong would be left out in silence.
     unknown = {*entry} - KEYS
     if unknown:
         return f"unknown {', '.join(f'{key}: {entry[key]}' for key in sorted(map(str, unknown)))}"
+    # The name becomes a folder.
     name = entry.get("name")
     if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
         return f"name: {name}"
@@ -192,6 +196,7 @@ def _problem(entry) -> str:
 
 def oracle_masks() -> list[dict]:
     """The unprocessed mixture and every oracle mask, as entries of a list of references."""
+    # Both windows, since the better one depends on the sounds.
     entries = [{"name": "mixture", "kind": "mixture", "description": "unprocessed mixture"}]
     for window in WINDOWS:
         for mask, text in MASKS.items():

@@ -106,12 +106,14 @@ def open_folder(folder: Path, stamp: dict, n_rows: int) -> dict[int, Row]:
     old = path.read_bytes() if path.is_file() else b""
     # A line that a kill cut short has no end, and is no damage.
     first, *lines = old.split(b"\n")[:-1] or [b""]
+    # Nothing is thrown away without a word.
     reason = _why_not_usable(folder, first, stamp)
     if reason:
         print(f"{folder}: {reason}: everything is scored anew, and the old scores are replaced")
     if first != header.encode():
         _remove_results(folder)
         lines = []
+    # Of two lines with one number the later counts: the utterance was scored again to keep its audio.
     rows = {}
     damaged = 0
     for line in lines:
@@ -124,6 +126,7 @@ def open_folder(folder: Path, stamp: dict, n_rows: int) -> dict[int, Row]:
         print(f"{path}: {damaged} damaged lines are left out, what they said is scored again")
     rows = {number: row for number, row in rows.items() if row.is_whole(folder)}
     mended = header + "\n" + "".join(row.to_line(number) for number, row in rows.items())
+    # Usually nothing has changed, and the file keeps its time.
     if mended.encode() != old:
         write_text(path, mended)
     return rows
@@ -133,6 +136,7 @@ def _why_not_usable(folder: Path, first: bytes, stamp: dict) -> str:
     """Why the rows below this header are not those of the stamp; nothing if they are, or if there are none."""
     if first == json.dumps(stamp).encode():
         return ""
+    # A folder without rows is new, or has lost what its other files were made of.
     if not first:
         return f"{ROWS} is missing or empty" if (folder / SUMMARY).exists() else ""
     try:
@@ -140,6 +144,7 @@ def _why_not_usable(folder: Path, first: bytes, stamp: dict) -> str:
         changes = differences(old, json.loads(json.dumps(stamp)))
     except (ValueError, AttributeError, RecursionError):
         return f"{ROWS} is damaged"
+    # Hashes say nothing to a person.
     names = []
     for change in changes:
         key = change.split(":")[0]
@@ -170,6 +175,7 @@ def file_name(mixture_id: str, forbidden: str = r"[^\w.-]") -> str:
         forbidden: regular expression of a character.
     """
     name = re.sub(forbidden, "_", mixture_id)
+    # Cut between characters, not within the bytes of one.
     if len(name.encode()) > LONGEST_NAME:
         name = name.encode()[:LONGEST_NAME].decode(errors="ignore")
     if name == mixture_id:
@@ -215,6 +221,7 @@ def write_example(
     for name, signal in signals.items():
         paths.append(folder / f"{name}.wav")
         audio.write(paths[-1], signal, sample_rate, subtype="FLOAT")
+    # Whoever finds metrics.json finds the rest.
     paths.append(folder / "metrics.json")
     write_text(paths[-1], dumps(scores, indent=1))
     return paths
@@ -229,6 +236,7 @@ def plain(value):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
+    # np.float64 is a float, np.int64 no int.
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):

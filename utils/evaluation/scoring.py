@@ -53,6 +53,7 @@ def estimate(
     Raises:
         ValueError: the method cannot separate such a mixture.
     """
+    # Sources of one channel are at the first microphone, the reference.
     n_src, n_channels = sources.shape[:2]
     at_reference = mixture[:n_channels]
     if method.kind == "mixture":
@@ -71,8 +72,10 @@ def estimate(
             f"it finds as many sources as microphones, {len(mixture)}, but there are {n_src}"
         )
     estimates = apply(separator, heard, how.blocks)
+    # A wrong shape would be broadcast by the metrics without a word.
     if estimates.shape != truth.shape:
         raise ValueError(f"it gives {_shape(estimates)}, but the true sources are {_shape(truth)}")
+    # Two-step systems know how well their front end can do at best.
     oracle = getattr(separator, "oracle", None)
     if method.kind != "system" or oracle is None:
         return estimates.numpy(), None
@@ -128,6 +131,7 @@ def score(
         "length": mixture.shape[-1],
         **scored.row,
     }
+    # Hashes of what is written let a later run see that it is still there and unchanged.
     paths = []
     for name, text in scored.files.items():
         paths.append(folder / name / f"{whole_name(mixture_id)}.json")
@@ -181,6 +185,7 @@ def read_example(
         if path:
             source = audio.read(path, sample_rate=sample_rate, channels=True)
         sources.append(source)
+    # The first source that is there says how many channels all have.
     n_channels = next(len(source) for source in sources if source is not None)
     shape = (n_channels, mixture.shape[-1])
     for path, source in zip(source_paths, sources, strict=True):

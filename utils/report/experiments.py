@@ -129,6 +129,7 @@ class Entry(Training):
                 f"{self.name}: {TABLE} cannot be used ({error}); its scores have no interval"
             )
             return None
+        # Rows of another run would give intervals that do not belong to the score.
         if not _alike(value, self.score) or len(table) != self.final["n"]:
             self.problems.append(
                 f"{self.name}: {TABLE} holds other rows than those that {SUMMARY} sums up: evaluate again"
@@ -204,6 +205,7 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
             )
         trained = _trained(path.parents[3])
         entries.append(Entry(*trained, final=final, suite=suite, evaluation=path.parent))
+    # Their training curves are shown all the same.
     evaluated = {entry.folder for entry in entries}
     others = []
     for path in sorted(exp.rglob("config.yml")):
@@ -228,6 +230,7 @@ def _trained(folder: Path) -> tuple[Path, dict, dict, list[dict]]:
 
 def _in_order(paths, config: dict) -> list[Path]:
     """Files of the training steps, in the order of the steps."""
+    # Steps that the configuration does not name come last.
     names = list(config.get("steps") or {})
 
     def place(path):
@@ -244,6 +247,7 @@ def by_data(entries: list[Entry]) -> list[list[Entry]]:
     """Groups of the same data and metrics, since no others can be compared; each in the order of its table."""
     groups: dict[tuple, list[Entry]] = {}
     for entry in entries:
+        # The same names and text may list other audio, e.g. a noisy copy.
         key = (
             str(entry.final["corpus"]),
             entry.final["manifest_sha256"],
@@ -265,6 +269,7 @@ def families(entries: list[Entry]) -> list[list[Entry]]:
 
     def place(group):
         known = [entry.score for entry in group if entry.score is not None]
+        # Families without any score come last.
         quality = np.mean(known) if known else -np.inf
         return ORDER[group[0].kind], -quality, group[0].name
 
@@ -282,6 +287,7 @@ def best(entries: list[Entry]) -> Entry | None:
 
 def baseline(entries: list[Entry], name: str | None = None) -> Entry | None:
     """What the others are compared with: the one of that name, else the best network of Asteroid, else the mixture."""
+    # The first of these that is not empty.
     candidates = (
         [entry for entry in entries if entry.name == name],
         [entry for entry in entries if entry.is_baseline],

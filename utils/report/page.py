@@ -63,6 +63,7 @@ def page(
     """
     groups = experiments.by_data(entries)
     look = _styles([entry for group in groups for entry in group] + others)
+    # The audio is what makes the page large.
     sections = []
     budget = AUDIO_BYTES
     for number, group in enumerate(groups):
@@ -142,6 +143,7 @@ def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]
         cells |= _difference(entry, reference)
         cells["training (h)"] = replace(cells["training (h)"], spread=_updates(cells["updates"]))
         cells["device"] = replace(cells["device"], spread=cells["commit"].text.removeprefix("-"))
+        # A row of several seeds belongs to no single experiment.
         kind = "seeds"
         if entry is not None:
             kind = entry.kind
@@ -177,12 +179,14 @@ def _difference(entry: Entry | None, reference: Entry | None) -> dict[str, Cell]
         return {"difference": Cell(), "p": Cell()}
     if entry is reference:
         return {"difference": Cell("baseline", 0.0), "p": Cell()}
+    # A weighted mean is compared with a weighted mean.
     weights = None
     if entry.weights is not None and reference.weights is not None:
         weights = (entry.weights, reference.weights)
     result = compare(entry.scores, reference.scores, weights, entry.suite.statistic)
     if math.isnan(result.value):
         return {"difference": Cell(), "p": Cell()}
+    # How many utterances both have a score for, where these are not all.
     spread = _ends(result, "+")
     if not result.n == len(entry.scores) == len(reference.scores):
         spread += f"\n(n = {result.n})"

@@ -101,6 +101,7 @@ def compare(
 def _known(values, weights) -> list[np.ndarray]:
     """Values and weights by utterance, without utterances of nan or of no weight."""
     columns = [np.asarray(column, np.float64) for column in (*values, *weights)]
+    # An utterance counts for both systems or for none.
     keep = ~np.isnan(columns).any(axis=0)
     for weight in columns[len(values) :]:
         keep &= weight > 0
@@ -110,6 +111,7 @@ def _known(values, weights) -> list[np.ndarray]:
 def _bootstrap(data: list[np.ndarray], function) -> tuple[float, float, float]:
     """Value and ends of the interval of `function(*data, axis)`."""
     n = len(data[0])
+    # Nothing can be said of no utterance, and not how sure it is of one.
     if n == 0:
         return np.nan, np.nan, np.nan
     value = float(function(*data))
@@ -133,6 +135,7 @@ def _bootstrap(data: list[np.ndarray], function) -> tuple[float, float, float]:
 def _signed_rank(differences: np.ndarray) -> float:
     if not len(differences):
         return np.nan
+    # Wilcoxon's test leaves out differences of zero; nothing else would be left.
     if not differences.any():
         return 1.0
     return float(scipy.stats.wilcoxon(differences).pvalue)

@@ -40,6 +40,7 @@ def scores_of(
             raise UserError(
                 f"{folder} has no {', '.join(missing)}: evaluate {exp.name} with --suite fuss (stage 4)"
             )
+        # In the units that are printed.
         tables.append(table[list(COLUMNS)] * pd.Series(COLUMNS))
         final = read_summary(folder)
         data.add((final.get("manifest_sha256"), final.get("audio_sha256")))
@@ -73,6 +74,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     control, control_data = scores_of(args.control, args.data_set, args.corpus)
     arm, arm_data = scores_of(args.arm, args.data_set, args.corpus)
+    # Sets of one name may be of other corpora, or other audio under the same names.
     if len(control_data | arm_data) > 1:
         raise UserError(
             f"these experiments were evaluated on different data of the name '{args.data_set}', which cannot be "

@@ -38,6 +38,7 @@ def main(argv=None):
     if args.source in CLASSIC:
         options = {"model": args.source, "sample_rate": args.sample_rate, **changed}
         config = {"class_path": "local_models.auxiva.BlindSeparation", "init_args": options}
+        # Nothing of it is learnt, but a model file holds buffers too.
         weights = build_system(config).state_dict()
     else:
         source = Path(args.source)
@@ -48,6 +49,7 @@ def main(argv=None):
             )
         remedy = "train the surrogate again"
         config = read_yaml(source / "config.yml", remedy)["system"]
+        # The network stays; only what AuxIVA does with it changes.
         config = {**config, "init_args": {**config["init_args"], **changed}}
         weights = system.state_dict()
     description = f"{Path(args.source).name}, {args.update.upper()}, {args.n_iter} iterations"
