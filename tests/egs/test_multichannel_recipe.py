@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from tests.support import ROOT, recipe_scripts
+from tests.support import ROOT, recipe_scripts, two_step_model
 from utils import files
 from utils.data import audio
 from utils.data.manifest import read_manifest
@@ -427,6 +427,23 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
     assert "nothing evaluated" in message(
         capsys, local["breakdown"].main, ["--exp", str(tmp_path), *out]
     )
+
+
+def test_a_system_of_a_fixed_number_of_sources_is_evaluated_on_the_set_of_that_number(
+    local, made, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(local["evaluate_all"], "evaluate", calls.append)
+    exp = two_step_model(tmp_path / "fixed/model.pth").parent
+    local["evaluate_all"].main(["--exp", str(exp), "--data", str(made)])
+    left_out = {Path(call[3]).stem: "--no_system" in call for call in calls}
+    assert left_out == {"test_2spk": False, "test_3spk": True, "test_4spk": True}
+    calls.clear()
+    local["evaluate_all"].main(["--exp", str(exp), "--data", str(made), "--references", "none"])
+    assert [Path(call[3]).stem for call in calls] == ["test_2spk"]
+    calls.clear()
+    local["evaluate_all"].main(["--exp", str(surrogate(tmp_path / "any")), "--data", str(made)])
+    assert [("--no_system" in call) for call in calls] == [False] * 3
 
 
 def stub(signal, sample_rate):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pydoc
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ import yaml
 from local_models import asteroid
 from tests.support import (
     RATE,
+    ROOT,
     Bands,
     evaluation_of,
     noise_set,
@@ -28,6 +30,7 @@ from utils.evaluation.methods import Method, trained_system
 from utils.evaluation.results import example_name, read_scores, whole_name
 from utils.evaluation.scoring import How
 from utils.files import temporary_name
+from utils.training.config import read_yaml
 
 
 @pytest.fixture
@@ -323,6 +326,17 @@ def test_asteroids_networks_are_baselines_and_nothing_else_is():
     for name in asteroid.__all__:
         assert getattr(asteroid, name).baseline
     assert not Bands.baseline
+
+
+@pytest.mark.parametrize("recipe", ["wsj0-2mix", "fuss", "musdb18", "multichannel"])
+def test_every_recipe_has_a_baseline_that_the_report_finds(recipe):
+    classes = {}
+    for path in sorted((ROOT / "egs" / recipe / "conf").glob("*.yml")):
+        class_path = (read_yaml(path).get("system") or {}).get("class_path", "")
+        classes[path.stem] = pydoc.locate(class_path)
+    baselines = {name for name, found in classes.items() if getattr(found, "baseline", False)}
+    assert baselines and len(baselines) < len(classes)
+    assert all("asteroid" in classes[name].__module__ for name in baselines)
 
 
 # ---- the command
