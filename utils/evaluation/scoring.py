@@ -4,7 +4,6 @@ Signals are arrays here: a mixture (channel, time), sources and estimates (sourc
 """
 
 import os
-import signal
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,8 +155,6 @@ def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     if os.getpid() != parent and os.getppid() == parent and in_main_thread:
         end_with_parent()
-        # Ctrl-C goes to all processes; the parent ends the others, without a traceback of each.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
