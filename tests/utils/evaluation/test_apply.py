@@ -12,7 +12,7 @@ from utils.evaluate import evaluate
 from utils.evaluation import methods
 from utils.evaluation.apply import apply, apply_oracle
 from utils.evaluation.methods import Method, trained_system
-from utils.evaluation.overlap_add import Blocks
+from utils.evaluation.overlap_add import Blocks, Stitcher
 from utils.evaluation.scoring import How, estimate
 from utils.separate import separate_file
 from utils.training.model_files import load_system
@@ -134,3 +134,18 @@ def test_a_system_that_gives_other_channels_than_the_sources_have_is_refused(mon
     method = Method(tmp_path, kind="classic")
     with pytest.raises(ValueError, match="2 sources of 2 channels, but .* 2 sources of 1 channels"):
         estimate(method, How(), noise(2, 800), noise(2, 1, 800), RATE)
+
+
+def test_recordings_go_in_piece_by_piece_without_whole_copies(monkeypatch):
+    lengths = []
+    real = Stitcher.push
+
+    def noting(self, signal):
+        lengths.append(signal.shape[-1])
+        return real(self, signal)
+
+    monkeypatch.setattr(Stitcher, "push", noting)
+    sources = torch.from_numpy(noise(2, 1, 4 * RATE))
+    apply(Halves(), sources.sum(0), SHORT)
+    apply_oracle(StftOracle("irm", 32, RATE), sources.sum(0), sources, RATE, blocks=SHORT)
+    assert lengths == [RATE] * 8

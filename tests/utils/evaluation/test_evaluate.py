@@ -306,7 +306,10 @@ def two_workers(tmp_path):
 
 
 def alive(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.slow
@@ -316,7 +319,7 @@ def test_workers_end_soon_after_their_parent_was_killed(two_workers):
     # The trackers of shared memory end when the last worker has.
     deadline = time.monotonic() + 30
     while any(alive(worker) for worker in workers):
-        assert time.monotonic() < deadline, [worker.cmdline() for worker in workers]
+        assert time.monotonic() < deadline, workers
         time.sleep(0.1)
 
 
