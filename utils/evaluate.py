@@ -32,7 +32,7 @@ from utils.evaluation.overlap_add import Blocks
 from utils.evaluation.results import ROWS, SUMMARY, TABLE, Row
 from utils.evaluation.scoring import How, numbered_score
 from utils.evaluation.suites import SUITES
-from utils.files import read_json, write_text
+from utils.files import end_with_parent, read_json, write_text
 from utils.stamps import state_of_manifest
 
 VERSION = 3  # of the rows: raise it when they mean something else, and old ones are not continued
@@ -260,7 +260,9 @@ def in_words(folder: Path, final: dict) -> str:
 def workers(cluster: str | None):
     """Where the processes run: on this machine, or on the Dask cluster of this address, which sees the same files."""
     if cluster is None:
-        yield
+        # A worker must know its parent before its first job, which may never come.
+        with joblib.parallel_config("loky", initializer=end_with_parent, initargs=(os.getpid(),)):
+            yield
         return
     from dask.distributed import Client  # takes a second to import
 

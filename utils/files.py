@@ -65,15 +65,15 @@ def remove_leftovers(folder, age=3600.0, nested=True):
                 temporary.unlink()
 
 
-def end_with_parent(interval: float = 1.0) -> None:
+def end_with_parent(parent: int, interval: float = 1.0) -> None:
     """Let this process end when its parent has ended, also by kill -9; called again, it does nothing.
 
     Args:
+        parent: its process ID, from itself: it may have ended before this process had begun.
         interval: seconds between two looks at the parent.
     """
     if any(thread.name == "end_with_parent" for thread in threading.enumerate()):
         return
-    parent = os.getppid()
 
     def watch():
         # A process whose parent is gone gets another one.

@@ -154,7 +154,7 @@ def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:
     # A worker of a Dask cluster has another parent, and runs its jobs in threads.
     in_main_thread = threading.current_thread() is threading.main_thread()
     if os.getpid() != parent and os.getppid() == parent and in_main_thread:
-        end_with_parent()
+        end_with_parent(parent)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -312,15 +312,19 @@ def alive(process):
         return False
 
 
+def assert_end(workers, seconds=30):
+    """The trackers of shared memory end when the last worker has."""
+    deadline = time.monotonic() + seconds
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_workers_end_soon_after_their_parent_was_killed(two_workers):
     process, workers = two_workers
     process.kill()
-    # The trackers of shared memory end when the last worker has.
-    deadline = time.monotonic() + 30
-    while any(alive(worker) for worker in workers):
-        assert time.monotonic() < deadline, workers
-        time.sleep(0.1)
+    assert_end(workers)
 
 
 @pytest.mark.slow
@@ -330,7 +334,7 @@ def test_ctrl_c_ends_an_evaluation_with_one_line(two_workers):
     _, errors = process.communicate(timeout=60)
     lines = [line for line in errors.splitlines() if "pkg_resources" not in line]
     assert process.returncode == 130 and lines == ["interrupted; the same command goes on"]
-    assert not any(alive(worker) for worker in workers)
+    assert_end(workers)
 
 
 def test_references_are_made_once_for_all_experiments_of_a_corpus(tmp_path, use, capsys):
