@@ -49,6 +49,8 @@ class System(pl.LightningModule):
     leaves_out_bad_batches: bool = False
     """Whether a batch whose gradient is not finite is left out, where one now and then is to be expected; else it ends
     the training."""
+    baseline: bool = False
+    """Whether it is a baseline: one of Asteroid's networks, with which the report compares the others."""
 
     def __init__(self, n_src: int | None, sample_rate: int):
         super().__init__()

@@ -200,12 +200,19 @@ def two_step_model(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def evaluation_of(method, name="test") -> Path:
+    """The folder of the only evaluation of a method on a set of that name."""
+    [folder] = method.folder.glob(f"eval/*/{name}")
+    return folder
+
+
 def read_rows(method, name="test"):
-    return pd.read_csv(method.folder / "eval" / name / "all_metrics.csv", dtype={"mixture_ID": str})
+    path = evaluation_of(method, name) / "all_metrics.csv"
+    return pd.read_csv(path, dtype={"mixture_ID": str})
 
 
 def read_final(method, name="test"):
-    return json.loads((method.folder / "eval" / name / "final_metrics.json").read_text())
+    return json.loads((evaluation_of(method, name) / "final_metrics.json").read_text())
 
 
 def projection_db(estimate, reference):

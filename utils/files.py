@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import threading
 import time
 from pathlib import Path
 
@@ -64,6 +65,25 @@ def remove_leftovers(folder, age=3600.0, nested=True):
         with contextlib.suppress(OSError):  # another run may be faster
             if time.time() - temporary.stat().st_mtime > age:
                 temporary.unlink()
+
+
+def end_with_parent(parent: int, interval: float = 1.0) -> None:
+    """Let this process end when its parent has ended, also by kill -9; called again, it does nothing.
+
+    Args:
+        parent: its process ID, from itself: it may have ended before this process had begun.
+        interval: seconds between two looks at the parent.
+    """
+    if any(thread.name == "end_with_parent" for thread in threading.enumerate()):
+        return
+
+    def watch():
+        # A process whose parent is gone gets another one.
+        while os.getppid() == parent:
+            time.sleep(interval)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def parallel(function, jobs, n_jobs, description):

@@ -1,6 +1,6 @@
 """Separate audio files of any length, rate and channel count: `python -m utils.separate MODEL FILE... [--out DIR]`.
 
-A file is read, separated (utils/evaluation/overlap_add.py) and written in blocks: memory does not grow with its length.
+A file is read, separated (utils/evaluation/apply.py) and written in blocks: memory does not grow with its length.
 """
 
 import argparse
@@ -22,11 +22,12 @@ from local_models.system import System
 from utils import files
 from utils.data import audio
 from utils.errors import UserError, command, explain
-from utils.evaluation.overlap_add import Blocks, Stitcher, separate_long
+from utils.evaluation.apply import Separation
+from utils.evaluation.overlap_add import Blocks
 from utils.training.model_files import load_system
 from utils.training.trust import add_trust
 
-__all__ = ["Blocks", "separate_file", "separate_long"]
+__all__ = ["Blocks", "separate_file"]
 
 
 def separate_file(
@@ -111,37 +112,33 @@ def _explained(path: Path, out_dir: Path):
 def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: Blocks) -> float:
     """Take a file through resampling, system and resampling into float wav files; returns the largest sample."""
     path = source.path
-    n_mics = system.n_mics
     rate = source.sample_rate
-    if n_mics not in (None, 1, source.channels) and not (system.images and source.channels == 1):
-        raise UserError(
-            f"{path} has {source.channels} channels; the model hears {n_mics} microphones"
-        )
-    if n_mics is None and source.channels == 1:
-        raise UserError(f"{path} has one channel; the model separates by several microphones")
-    channels = source.channels if n_mics == 1 or system.images else 1
+    try:
+        separation = Separation(system, source.channels, blocks)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    channels = separation.n_outputs
     to_model = _resampler(rate, system.sample_rate, source.channels)
     from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)
-    stitcher = Stitcher(system, blocks, related=True)
     alive = np.zeros(source.channels, bool)
     with _Writer(outputs, rate, channels, source.frames) as writer:
         for block, last in _read(source, round(blocks.segment * rate)):
             alive = alive | block.any(axis=0)
             signal = torch.from_numpy(np.ascontiguousarray(to_model(block, last).T))
-            for estimates in stitcher.push(signal if n_mics == 1 else signal[None]):
+            for estimates in separation.push(signal):
                 writer.write(from_model(_interleave(estimates), False))
-        for estimates in stitcher.finish():
-            writer.write(from_model(_interleave(estimates), False))
         # What was read, which of a damaged file is less than its header said.
         length = source.position
-        if stitcher.signal.shape[-1] == 0:
+        if not separation.pending:
             raise UserError(
                 f"{path}: too short, {length} samples at {rate} Hz are not one at {system.sample_rate} Hz"
             )
+        for estimates in separation.finish():
+            writer.write(from_model(_interleave(estimates), False))
         writer.write(from_model(np.zeros((0, len(outputs) * channels), np.float32), True))
         writer.end(length)
         peak = writer.peak
-    if n_mics != 1 and alive.any() and not alive.all():
+    if not separation.one_by_one and alive.any() and not alive.all():
         dead = ", ".join(map(str, np.flatnonzero(~alive) + 1))
         _warn(f"{path}: channel {dead} is silent throughout: a dead microphone?")
     _warn_of_length(source)
@@ -162,9 +159,10 @@ def _warn_of_length(source: audio.Reader) -> None:
 
 
 def _interleave(estimates: torch.Tensor) -> np.ndarray:
-    """(channel, source, time), or (1, source, channel, time), to (time, source * channel), as audio files are."""
-    by_source = estimates.transpose(0, 1) if estimates.ndim == 3 else estimates[0]
-    return by_source.flatten(0, 1).T.contiguous().numpy()
+    """(source, channel, time) to (time, source * channel), as audio files are."""
+    if not estimates.isfinite().all():
+        raise UserError("the model's estimates are not finite numbers: its training has gone wrong")
+    return estimates.flatten(0, 1).T.contiguous().numpy()
 
 
 def _resampler(rate: int, new_rate: int, channels: int):

@@ -38,6 +38,8 @@ class AsteroidSystem(System):
         ValueError: if the network has no such argument, or cannot be made of these.
     """
 
+    baseline = True
+
     def __init__(self, model: Callable[[int], nn.Module], n_src: int = 2, sample_rate: int = 8000):
         super().__init__(n_src, sample_rate)
         self.model_args = dict(getattr(model, "keywords", {}))

@@ -30,7 +30,10 @@ class XUMX(System):
         time_weight: of the loss in time.
     """
 
-    n_mics, images, ordered = 2, True, True
+    n_mics = 2
+    images = True
+    ordered = True
+    baseline = True
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ class StftOracle:
         sample_rate: in Hz.
     """
 
+    n_mics = 1  # each channel by itself
+
     def __init__(self, kind: Kind, window: float, sample_rate: int):
         self.kind = kind
         hop = round(window * sample_rate / 4000)

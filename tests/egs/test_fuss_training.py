@@ -235,8 +235,10 @@ def test_evaluation_reports_the_official_score_and_holes(exp, tone_manifests):
         "--suite",
         "fuss",
     ]
-    evaluate.main([*arguments, "--nj", "1", "--device", "cpu", "--references", "no"])
-    final = json.loads((exp / "eval" / "test" / "final_metrics.json").read_text())
+    evaluate.main([*arguments, "--nj", "1", "--device", "cpu", "--references", "none"])
+    final = json.loads(
+        (exp / "eval" / tone_manifests.name / "test" / "final_metrics.json").read_text()
+    )
     assert {
         "msi",
         "msi_all",

@@ -9,15 +9,16 @@ import pytest
 import soundfile as sf
 import torch
 
-from tests.support import ROOT, recipe_scripts
+from tests.support import ROOT, recipe_scripts, two_step_model
 from utils import files
 from utils.data import audio
 from utils.data.manifest import read_manifest
 from utils.data.spatial import read_listed
 from utils.data.walking import walk
 from utils.errors import UserError
+from utils.evaluation.methods import Method
 from utils.evaluation.metrics.wer import word_errors
-from utils.evaluation.scoring import How, Method, estimate
+from utils.evaluation.scoring import How, estimate
 from utils.separate import main as separate
 from utils.separate import separate_file
 from utils.training import config
@@ -116,7 +117,8 @@ def test_finished_sets_train_by_the_documented_option():
 @pytest.mark.parametrize("n_mics", [2, 4])
 def test_another_number_of_sources_than_microphones_is_told(tmp_path, n_mics):
     method = Method(tmp_path, model=surrogate(tmp_path) / "model.pth", model_sha256="")
-    mixture, sources = (np.ones((n, 800), np.float32) for n in (n_mics, 3))
+    mixture = np.ones((n_mics, 800), np.float32)
+    sources = np.ones((3, 1, 800), np.float32)
     with pytest.raises(
         ValueError, match=f"as many sources as microphones, {n_mics}, but there are 3"
     ):
@@ -124,16 +126,13 @@ def test_another_number_of_sources_than_microphones_is_told(tmp_path, n_mics):
 
 
 def test_every_reference_can_be_made():
-    import pydoc
-
-    from utils.evaluate import references
+    from utils.evaluation.methods import references
 
     methods = references(Path("exp"), RECIPE / "references.yml")
     assert len({m.folder for m in methods}) == len(methods) == 31
     for method in methods:
-        if method.recipe:
-            recipe = json.loads(method.recipe)
-            pydoc.locate(recipe["class_path"])(**recipe["init_args"], sample_rate=16000)
+        if method.class_path:
+            method.load(16000)
 
 
 def test_stages_make_sets_of_two_three_and_four_speakers(made):
@@ -481,7 +480,9 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
     whole = table[table["condition"] == "all"]
     assert list(whole["sources"]) == [4, 6, 8, 4] and set(whole["system"]) == {"learnt", "mixture"}
     for n_src in (2, 3, 4):
-        final = json.loads((exp / "eval" / f"test_{n_src}spk" / "final_metrics.json").read_text())
+        final = json.loads(
+            (exp / f"eval/corpus-{n_src}spk_8k/test_{n_src}spk/final_metrics.json").read_text()
+        )
         row = whole[
             (whole["set"] == f"corpus-{n_src}spk_8k/test_{n_src}spk")
             & (whole["system"] == "learnt")
@@ -490,7 +491,7 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
             row[name] == pytest.approx(final[name]["mean"], abs=1e-3)
             for name in ("si_sdr", "sdr", "sir")
         )
-    scores = pd.read_csv(exp / "eval" / "test_2spk" / "all_metrics.csv")
+    scores = pd.read_csv(exp / "eval/corpus-2spk_8k/test_2spk/all_metrics.csv")
     manifest = read_manifest(made / "manifests" / "2spk_8k" / "test_2spk.csv")
     by_t60 = table[
         (table["condition"] == "t60 (s)")
@@ -505,6 +506,23 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
     assert "nothing evaluated" in message(
         capsys, local["breakdown"].main, ["--exp", str(tmp_path), *out]
     )
+
+
+def test_a_system_of_a_fixed_number_of_sources_is_evaluated_on_the_set_of_that_number(
+    local, made, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(local["evaluate_all"], "evaluate", calls.append)
+    exp = two_step_model(tmp_path / "fixed/model.pth").parent
+    local["evaluate_all"].main(["--exp", str(exp), "--data", str(made)])
+    left_out = {Path(call[3]).stem: "--no_system" in call for call in calls}
+    assert left_out == {"test_2spk": False, "test_3spk": True, "test_4spk": True}
+    calls.clear()
+    local["evaluate_all"].main(["--exp", str(exp), "--data", str(made), "--references", "none"])
+    assert [Path(call[3]).stem for call in calls] == ["test_2spk"]
+    calls.clear()
+    local["evaluate_all"].main(["--exp", str(surrogate(tmp_path / "any")), "--data", str(made)])
+    assert [("--no_system" in call) for call in calls] == [False] * 3
 
 
 def stub(signal, sample_rate):

@@ -5,6 +5,7 @@
 import functools
 import hashlib
 import http.server
+import json
 import shutil
 import subprocess
 import threading
@@ -355,7 +356,7 @@ def test_clips_of_one_singer_need_lists(clips, run):
 
 def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
     compare = local["compare_sisec"]
-    folder = tmp_path / "exp" / "system" / "eval" / "test"
+    folder = tmp_path / "exp" / "system" / "eval" / "musdb18hq" / "test"
     folder.mkdir(parents=True)
     (folder / "final_metrics.json").write_text('{"name": "mine"}')
     rows = {"mixture_ID": ["PR - Happy Daze", *(f"s{k}" for k in range(49))]}
@@ -376,4 +377,21 @@ def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
         "MIX (mixture)",
     } <= {*order}
     assert any(line.startswith("| MDL1 | 4.02 | 7.85 | 9.38 | 4.53 | 2.47 |") for line in lines)
+    assert (tmp_path / "exp" / "sisec18.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_systems_are_text_in_table_and_plot(local, tmp_path):
+    compare = local["compare_sisec"]
+    names = ["NA", "null", "PR - Happy Daze", *(f"s{k}" for k in range(47))]
+    columns = {"mixture_ID": names}
+    for metric in ("sdr", "sir", "isr", "sar"):
+        for number in (1, 2):
+            columns[f"{metric}_{number}"] = np.full(50, 4.0)
+    folder = tmp_path / "exp" / "odd" / "eval" / "musdb18hq" / "test"
+    folder.mkdir(parents=True)
+    pd.DataFrame(columns).to_csv(folder / "all_metrics.csv", index=False)
+    (folder / "final_metrics.json").write_text(json.dumps({"name": "$\\frac{$ <b>|"}))
+    compare.main(["--exp", str(tmp_path / "exp")])
+    assert "| **$\\frac{$ &lt;b>\\|** | 4.00 |" in (tmp_path / "exp/sisec18.md").read_text()
     assert (tmp_path / "exp" / "sisec18.png").stat().st_size > 1000

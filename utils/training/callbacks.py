@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
+from utils.evaluation.apply import apply
 from utils.files import write_text
 from utils.training.model_files import KEY
 
@@ -182,9 +183,10 @@ class Examples(pl.Callback):
         board, dataset = trainer.logger.experiment, trainer.val_dataloaders.dataset
         for index in range(min(self.number, len(dataset))):
             example = dataset[0, index]
-            mixture = torch.as_tensor(example["mixture"], device=system.device)
-            mixture = mixture[0] if system.n_mics == 1 and mixture.ndim == 2 else mixture
-            estimates = system.separate(mixture[None])[0].float().cpu()
+            # The first channel is enough to be heard, unless the system needs all.
+            mixture = torch.atleast_2d(torch.as_tensor(example["mixture"]))
+            mixture = mixture[:1] if system.n_mics == 1 else mixture
+            estimates = apply(system, mixture)[:, 0]
             signals = {f"estimate{i + 1}": signal for i, signal in enumerate(estimates)}
             if epoch == 0:
                 signals |= {"mixture": torch.as_tensor(example["mixture"])}

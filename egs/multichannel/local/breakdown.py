@@ -71,7 +71,7 @@ def main(argv=None):
     parser.add_argument("--parts", type=int, default=3, help="of the range of a condition")
     args = parser.parse_args(argv)
     evaluations = [
-        path.parent for exp in args.exp for path in sorted(exp.glob("eval/*/final_metrics.json"))
+        path.parent for exp in args.exp for path in sorted(exp.glob("eval/*/*/final_metrics.json"))
     ]
     if not evaluations or args.parts < 1:
         raise UserError(
