@@ -108,7 +108,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(
         assert len(os.listdir(tmp_path / "out")) == 2  # the beginnings of both estimates
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(separate.Stitcher, "push", interrupted)
+    monkeypatch.setattr(separate.Separation, "push", interrupted)
     path = save(tmp_path / "a.wav", noise(1))
     with pytest.raises(SystemExit) as stop:
         separate.main([str(model_file), str(path), "--out", str(tmp_path / "out")])

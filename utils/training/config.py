@@ -102,7 +102,7 @@ class Runtime:
     """Validation examples whose audio and spectrograms go to TensorBoard; 0: none."""
     log_audio_every: Count = 5
     """... every so many epochs."""
-    checkpoint_minutes: float = 30.0
+    checkpoint_minutes: NonNegative = 30.0
     """Minutes within an epoch after which last.ckpt is written once more; 0: only at the end of epochs."""
 
 

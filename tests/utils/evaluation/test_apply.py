@@ -120,7 +120,7 @@ def test_oracles_never_hear_more_than_a_segment():
 def test_estimates_of_long_files_that_are_not_finite_are_scored_as_failures(tmp_path, monkeypatch):
     system = Halves(broken=True)
     system.ordered = False
-    monkeypatch.setattr(methods, "load_system", lambda path: system)
+    monkeypatch.setattr(methods, "load_system", lambda path, trust: system)
     methods._trained.cache_clear()
     sources = noise(2, 3 * RATE)
     manifest = write_set(tmp_path / "set", [(sources.sum(0), sources)])

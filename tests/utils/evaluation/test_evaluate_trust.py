@@ -274,9 +274,9 @@ def loads(monkeypatch):
     paths = []
     real = methods.load_system
 
-    def noting(path):
+    def noting(path, trust):
         paths.append(path)
-        return real(path)
+        return real(path, trust)
 
     monkeypatch.setattr(methods, "load_system", noting)
     methods._trained.cache_clear()

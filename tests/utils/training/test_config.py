@@ -215,6 +215,7 @@ OUTSIDE = {
     "runtime.devices": ["0"],
     "runtime.num_nodes": ["0"],
     "runtime.workers": ["-1"],
+    "runtime.checkpoint_minutes": ["-1", ".nan"],
     "runtime.log_audio": ["-1"],
     "runtime.log_audio_every": ["0"],
     "steps.frontend.epochs": ["0"],

@@ -200,9 +200,9 @@ def test_what_killed_runs_left_is_removed(conf, tone_manifests, tmp_path):
     (exp / "frontend").mkdir(parents=True)
     (exp / "eval").mkdir()
     leftovers = [
-        exp / "frontend/.best.ckpt.12.tmp",
-        exp / "eval/.x.wav.12.tmp",
-        exp / ".config.yml.1.tmp",
+        exp / "frontend/.belt-12.tmp",
+        exp / "eval/.belt-13.tmp",
+        exp / ".belt-1.tmp",
     ]
     for path in leftovers:
         path.write_bytes(b"half")
