@@ -1,6 +1,9 @@
-"""What separates microphones without training: AuxIVA and ILRMA, and beamformers that see the true sources."""
+"""AuxIVA and ILRMA as systems: they separate microphones without training."""
 
+import functools
 from typing import Literal
+
+import torch
 
 from local_models.auxiva.auxiva import AuxIVA, Update
 from local_models.auxiva.source_models import NMF, Gauss, Laplace
@@ -39,13 +42,16 @@ class BlindSeparation(System):
         super().__init__(None, sample_rate)
         hop = round(window * sample_rate / 4000)
         self.stft = Stft(4 * hop, hop)
-        source_model = (
-            NMF(n_basis) if model == "nmf" else {"laplace": Laplace, "gauss": Gauss}[model]()
-        )
-        self.separation = AuxIVA(source_model, update, n_iter, taps, delay, reference)
+        models = {"laplace": Laplace, "gauss": Gauss, "nmf": functools.partial(NMF, n_basis)}
+        self.separation = AuxIVA(models[model](), update, n_iter, taps, delay, reference)
 
     def separate(self, mixture):
         """(batch, mic, time) to (batch, source, time), as loud as at the reference microphone."""
         if mixture.ndim != 3 or mixture.shape[1] < 2:
             raise ValueError("separation by microphones needs 2 channels at least")
-        return self.stft.inverse(self.separation(self.stft(mixture)), mixture.shape[-1])
+        return self.stft.inverse(self.separation(self._spectrum(mixture)), mixture.shape[-1])
+
+    def _spectrum(self, mixture):
+        """Transformed in double precision: in single, faint frequencies drown in the rounding of the loud ones."""
+        spectrum = self.stft(mixture.double())
+        return spectrum if mixture.dtype == torch.float64 else spectrum.to(torch.complex64)

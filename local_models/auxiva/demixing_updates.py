@@ -22,6 +22,8 @@ import torch
 
 from local_models.auxiva.linalg2 import eigenvectors, inverse2, normalise
 
+INDEFINITE = 10  # times the rounding: of the power of each estimate, by which sums over frames may be indefinite
+
 
 def pairs(n_src: int) -> list[tuple[int, int]]:
     """Pairs of sources that an iteration of `ip2` or `iss2` goes through."""
@@ -39,7 +41,7 @@ def iss(covariances: torch.Tensor, eps: float) -> torch.Tensor:
 def ip(covariances: torch.Tensor, eps: float) -> torch.Tensor:
     demixing = _start(covariances)
     for k in range(demixing.shape[-2]):
-        inverse = _inverse(demixing, covariances[..., k, :, :], [k])
+        inverse = _inverse(demixing, covariances[..., k, :, :], [k], eps)
         size = inverse[..., :, k : k + 1].real
         row = inverse @ demixing / torch.where(size > 0, size, 1.0).sqrt()
         demixing = _replace(demixing, {k: row})
@@ -52,7 +54,7 @@ def ip2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
         return iss2(covariances, eps)
     demixing = _start(covariances)
     for p, q in pairs(n_src):
-        inverses = [_inverse(demixing, covariances[..., k, :, :], [p, q]) for k in (p, q)]
+        inverses = [_inverse(demixing, covariances[..., k, :, :], [p, q], eps) for k in (p, q)]
         blocks = [inverse[..., :, [p, q]] for inverse in inverses]
         vectors = eigenvectors(blocks[1], blocks[0], eps)
         rows = {}
@@ -131,13 +133,15 @@ def _taps(covariances, demixing, eps):
     return demixing
 
 
-def _inverse(demixing, covariance, rows):
+def _inverse(demixing, covariance, rows, eps):
     """`rows` of the inverse of the estimates' covariance A U A^H, (..., len(rows), source).
 
-    Silent estimates count as if they were alone and had a power of 1.
+    Silent estimates count as if they were alone and had a power of 1. Twin: `kernel._inverse_rows`.
     """
     own = demixing @ covariance @ demixing.mH
-    diagonal = own.diagonal(dim1=-2, dim2=-1).real
-    own = own + torch.diag_embed(torch.where(diagonal > 0, 0.0, 1.0)).to(own.dtype)
+    power = own.diagonal(dim1=-2, dim2=-1).real
+    # The sums of a few frames are singular, and by their rounding even indefinite.
+    added = torch.where(power > 0, INDEFINITE * eps * power, 1.0)
+    own = own + torch.diag_embed(added).to(own.dtype)
     unit = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)[:, rows]
     return torch.linalg.solve(own, unit.expand(*own.shape[:-1], len(rows))).mH

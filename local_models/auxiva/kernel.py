@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 from local_models.auxiva.compiled_sums import dots, forms, hermitian, jit, multiply
+from local_models.auxiva.demixing_updates import INDEFINITE
 from local_models.auxiva.source_models import Gauss, Laplace
 
 _RULES = {"iss": 0, "ip": 1, "ip2": 2, "iss2": 3}
 
 
 def demix(
-    mixture: torch.Tensor, model: nn.Module, update: str, n_iter: int, state, eps: float
+    mixture: torch.Tensor, model: nn.Module, update: str, n_iter: int, state, small
 ) -> torch.Tensor:
     """What `AuxIVA.demix` returns without taps, for a mixture on the CPU."""
-    iterations = Iterations(mixture, model, update, eps)
+    iterations = Iterations(mixture, model, update, small)
     *_, last = iterations.run(n_iter, state)
     return iterations.in_channels(last)
 
@@ -31,21 +32,21 @@ def demix(
 class Iterations:
     """The iterations of mixtures, complex (batch, mic, frequency, frame)."""
 
-    def __init__(self, mixture: torch.Tensor, model: nn.Module, update: str, eps: float):
+    def __init__(self, mixture: torch.Tensor, model: nn.Module, update: str, small):
         real, imag = (part.contiguous().numpy() for part in (mixture.real, mixture.imag))
         batch, n_src, bins, frames = real.shape
-        self.model, self.rule, self.eps = model, _RULES[update], eps
+        self.model, self.rule, self.small = model, _RULES[update], small
         self.white = np.zeros((2, *real.shape), real.dtype)
         self.whitening = np.empty((batch, bins, n_src, n_src), np.complex128)
-        self.loading = np.empty_like(self.whitening)
-        _prepare(real, imag, eps, self.white, self.whitening, self.loading)
+        _prepare(real, imag, small.rounding, self.white, self.whitening)
+        self.colouring = np.linalg.inv(self.whitening)
         # Spherical models need no more than the sum over frequencies.
         self.spherical = isinstance(model, Laplace | Gauss)
         self.power = np.empty((batch, n_src, 1 if self.spherical else bins, frames), real.dtype)
 
     def run(self, n_iter: int, state=None) -> Iterator[np.ndarray]:
         """Demixing matrices of the whitened channels at the start and after each iteration; the array is used again."""
-        demixing = np.linalg.inv(self.whitening)
+        demixing = self.colouring.copy()
         yield demixing
         none = np.empty((0, 0, 0, 0), self.power.dtype)
         for n in range(n_iter):
@@ -65,15 +66,15 @@ class Iterations:
 
     def _pass(self, weights, demixing, power):
         power[:] = 0
-        means = weights.mean(-1, dtype=np.float64) if len(weights) else np.empty((0, 0, 0))
-        _iterate(*self.white, self.loading, weights, means, self.rule, self.eps, demixing, power)
+        bases = self.whitening, self.colouring
+        _iterate(*self.white, *bases, weights, self.rule, *self.small, demixing, power)
 
 
 # ---- passes over the frames
 
 
 @jit
-def _prepare(real, imag, eps, white, whitening, loading):
+def _prepare(real, imag, eps, white, whitening):
     """Whitening matrices of all frequencies, lower triangular, and the whitened channels (real and imaginary)."""
     batch, n_src, bins, frames = real.shape
     sums = np.empty((1, n_src * n_src), real.dtype)
@@ -86,12 +87,6 @@ def _prepare(real, imag, eps, white, whitening, loading):
             dots(ones, products, sums)
             hermitian(sums, covariance)
             _whiten(covariance[0], eps, whitening[b, f])
-            for i in range(n_src):
-                for j in range(n_src):
-                    loading[b, f, i, j] = 0
-                    for d in range(n_src):
-                        outer = whitening[b, f, i, d] * np.conj(whitening[b, f, j, d])
-                        loading[b, f, i, j] += eps * covariance[0, d, d] * outer
             for i in range(n_src):
                 for j in range(i + 1):
                     _add(
@@ -152,14 +147,15 @@ def _factors(demixing, out):
 
 
 @jit
-def _iterate(real, imag, loading, weights, means, rule, eps, demixing, power):
-    """Updates `demixing` with `weights`, of these `means` over the frames, then adds |y|^2 to `power`; empty: not."""
+def _iterate(real, imag, whitening, colouring, weights, rule, noise, eps, demixing, power):
+    """Updates `demixing` with `weights`, then adds |y|^2 to `power`; empty: not."""
     batch, n_src, bins, frames = real.shape
     products = np.empty((n_src * n_src, frames), real.dtype)
     factors = np.empty((n_src, n_src * n_src), real.dtype)
     sums, buffer = np.empty_like(factors), np.empty((n_src, frames), real.dtype)
     chosen = np.empty_like(buffer)
     covariances = np.empty((n_src, n_src, n_src), np.complex128)
+    powers = np.empty(n_src)
     for b in range(batch):
         own_real, own_imag, matrices = real[b], imag[b], demixing[b]
         for f in range(bins):
@@ -172,15 +168,38 @@ def _iterate(real, imag, loading, weights, means, rule, eps, demixing, power):
                 dots(chosen, products, sums)
                 hermitian(sums, covariances)
                 for m in range(n_src):
-                    mean = means[b, m, w]
-                    for i in range(n_src):
-                        for j in range(n_src):
-                            load = loading[b, f, i, j]
-                            covariances[m, i, j] += complex(mean * load.real, mean * load.imag)
+                    _load(covariances[m], whitening[b, f], colouring[b, f], noise, powers)
                 _update(covariances, matrices[f], rule, eps)
             if len(power):
                 _factors(matrices[f], factors)
                 forms(factors, products, f if power.shape[2] > 1 else 0, buffer, power[b])
+
+
+@jit
+def _load(covariance, whitening, colouring, noise, powers):
+    """Twin of `AuxIVA._loads`: adds the weighted covariance of noise that is `eps` below each microphone.
+
+    The power of microphone d under the weights is that of row d of the colouring matrix, L_d U L_d^H; both matrices
+    are lower triangular.
+    """
+    n_src = len(covariance)
+    for d in range(n_src):
+        power = 0.0
+        for i in range(d + 1):
+            size = colouring[d, i].real ** 2 + colouring[d, i].imag ** 2
+            power += size * covariance[i, i].real
+            for j in range(i):
+                cross = colouring[d, i] * np.conj(colouring[d, j])
+                power += 2 * (cross * covariance[i, j]).real
+        powers[d] = noise * max(power, 0.0)
+    for i in range(n_src):
+        for j in range(i + 1):
+            total = 0j
+            for d in range(j + 1):
+                total += powers[d] * (whitening[i, d] * np.conj(whitening[j, d]))
+            covariance[i, j] += total
+            if j < i:
+                covariance[j, i] += np.conj(total)
 
 
 # ---- rules
@@ -192,7 +211,7 @@ def _update(covariances, demixing, rule, eps):
     if rule == 0 or n_src == 1:
         _iss(covariances, demixing, eps)
     elif rule == 1:
-        _ip(covariances, demixing)
+        _ip(covariances, demixing, eps)
     else:
         for p in range(n_src if n_src > 2 else 1):
             q = (p + 1) % n_src
@@ -241,15 +260,15 @@ def _iss(covariances, demixing, eps):
 
 
 @jit
-def _inverse_rows(covariance, demixing, rows, out):
-    """As `demixing_updates._inverse`."""
+def _inverse_rows(covariance, demixing, rows, eps, out):
+    """Twin of `demixing_updates._inverse`: rows of (A U A^H)^-1, into out (row, source)."""
     n_src = len(demixing)
     own = np.empty((n_src, n_src), np.complex128)
     _covariance_of(demixing, covariance, own)
     out[:] = 0
     for i in range(n_src):
-        if own[i, i].real <= 0:
-            own[i, i] = 1
+        power = own[i, i].real
+        own[i, i] = power + INDEFINITE * eps * power if power > 0 else 1.0
     for r in range(len(rows)):
         out[r, rows[r]] = 1
     _eliminate(own, out)
@@ -305,11 +324,11 @@ def _combine(row, demixing, out):
 
 
 @jit
-def _ip(covariances, demixing):
+def _ip(covariances, demixing, eps):
     n_src = len(demixing)
     row, new = np.empty((1, n_src), np.complex128), np.empty(n_src, np.complex128)
     for k in range(n_src):
-        _inverse_rows(covariances[k], demixing, (k,), row)
+        _inverse_rows(covariances[k], demixing, (k,), eps, row)
         _combine(row[0], demixing, new)
         demixing[k] = new / np.sqrt(row[0, k].real if row[0, k].real > 0 else 1.0)
 
@@ -320,7 +339,7 @@ def _ip2(covariances, demixing, eps, p, q):
     rows = np.empty((2, 2, n_src), np.complex128)
     blocks = np.empty((2, 2, 2), np.complex128)
     for i, k in enumerate((p, q)):
-        _inverse_rows(covariances[k], demixing, (p, q), rows[i])
+        _inverse_rows(covariances[k], demixing, (p, q), eps, rows[i])
         for j in range(2):
             blocks[i, j, 0], blocks[i, j, 1] = rows[i, j, p], rows[i, j, q]
     vectors = np.empty((2, 2), np.complex128)
