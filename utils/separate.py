@@ -111,7 +111,10 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
         stitcher = Stitcher(system, blocks, related=True)
         writer = stack.enter_context(_Writer(outputs, rate, channels, source.frames))
         heard, alive = 0, np.zeros(source.channels, bool)
-        for block, last in _read(source, path, round(blocks.segment * rate)):
+        frames = round(blocks.segment * rate)
+        offset = _offset(path, frames)
+        for block, last in _read(source, path, frames):
+            block = block - offset
             heard, alive = heard + len(block), alive | block.any(axis=0)
             signal = torch.from_numpy(np.ascontiguousarray(to_model(block, last).T))
             for estimates in stitcher.push(signal if n_mics == 1 else signal[None]):
@@ -131,6 +134,17 @@ def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> 
                 file=sys.stderr,
             )
         return writer.peak
+
+
+def _offset(path: Path, frames: int) -> np.ndarray:
+    """The mean of each channel over the whole file, (channel,), which no block of it tells."""
+    with sf.SoundFile(path) as source:
+        total = np.zeros(source.channels)
+        length = 0
+        for block, _ in _read(source, path, frames):
+            total += block.sum(axis=0, dtype=np.float64)
+            length += len(block)
+    return (total / length).astype(np.float32)
 
 
 def _interleave(estimates: torch.Tensor) -> np.ndarray:

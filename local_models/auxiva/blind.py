@@ -45,7 +45,7 @@ class BlindSeparation(System):
         models = {"laplace": Laplace, "gauss": Gauss, "nmf": functools.partial(NMF, n_basis)}
         self.separation = AuxIVA(models[model](), update, n_iter, taps, delay, reference)
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, mic, time) to (batch, source, time), as loud as at the reference microphone."""
         if mixture.ndim != 3 or mixture.shape[1] < 2:
             raise ValueError("separation by microphones needs 2 channels at least")

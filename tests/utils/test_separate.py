@@ -29,7 +29,7 @@ class Parts(System):
         super().__init__(2, rate)
         self.width, self.shuffle, self.n_mics, self.seen, self.calls = width, shuffle, n_mics, [], 0
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         self.seen.append(tuple(mixture.shape))
         signal = mixture if mixture.ndim == 2 else mixture.mean(1)
         low = torch.nn.functional.avg_pool1d(signal, 2 * self.width + 1, 1, self.width)
@@ -50,7 +50,7 @@ class Images(Parts):
     def __init__(self, width):
         super().__init__(width, n_mics=2)
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         parts = (
             Parts(self.width)
             .separate(mixture.flatten(0, 1))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from local_models.system import System
+from local_models.system import System, without_offset
 from utils.errors import UserError
 
 
@@ -53,7 +53,8 @@ def separate_long(
         (batch, source, [channel,] time), on the CPU.
     """
     stitcher = Stitcher(system, Blocks(segment, overlap, batch), related=False)
-    return torch.cat([*stitcher.push(mixture.cpu()), *stitcher.finish()], dim=-1)
+    whole = without_offset(mixture.cpu())
+    return torch.cat([*stitcher.push(whole), *stitcher.finish()], dim=-1)
 
 
 class Stitcher:
@@ -80,7 +81,7 @@ class Stitcher:
         )
 
     def push(self, signal: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Take (stream, time) or (stream, mic, time)."""
+        """Take (stream, time) or (stream, mic, time), without the offset of the whole stream."""
         self.signal = signal if self.signal is None else torch.cat([self.signal, signal], dim=-1)
         at_once = max(1, self.batch // len(signal))
         yield from self._segments(self._waiting() // at_once * at_once, at_once)
@@ -118,7 +119,7 @@ class Stitcher:
         """(segment, stream, [mic,] time) to (segment, stream, source, [channel,] time)."""
         rows = segments.flatten(0, 1).split(self.batch)
         estimates = torch.cat(
-            [self.system.separate(r.to(self.system.device)).float().cpu() for r in rows]
+            [self.system.separate_centred(r.to(self.system.device)).float().cpu() for r in rows]
         )
         if not estimates.isfinite().all():
             raise UserError(

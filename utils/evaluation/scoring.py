@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from local_models.system import System
+from local_models.system import System, without_offset
 from utils import files
 from utils.data import audio
 from utils.errors import UserError
@@ -88,9 +88,12 @@ class _AsSystem:
     def __init__(self, oracle, sample_rate: int):
         self.oracle, self.sample_rate, self.device = oracle, sample_rate, "cpu"
 
-    def separate(self, signals: torch.Tensor) -> torch.Tensor:
+    def separate_centred(self, signals: torch.Tensor) -> torch.Tensor:
         """(batch, 1 + source, time)."""
         return self.oracle(signals[:, 0], signals[:, 1:])
+
+    def separate(self, signals: torch.Tensor) -> torch.Tensor:
+        return self.separate_centred(without_offset(signals))
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 LIMIT = 100.0  # dB
+MAX_SOURCES = 100  # of BSS Eval, as in mir_eval
 _SILENCE = 1e-26  # of the energy of a constant signal that rounding leaves when its mean is removed
 
 
@@ -94,6 +95,14 @@ def as_signals(estimates, references):
             f"estimates {estimates.shape} and references {references.shape} must have one length, at least 1"
         )
     return estimates, references
+
+
+def check_not_transposed(name, shape, axis):
+    """ValueError if there are more than MAX_SOURCES sources: BSS Eval of samples as sources asks for terabytes."""
+    if len(shape) >= -axis and shape[axis] > MAX_SOURCES:
+        raise ValueError(
+            f"{name} {shape} would be {shape[axis]} sources, more than {MAX_SOURCES}: are they transposed?"
+        )
 
 
 def centred(signals):
