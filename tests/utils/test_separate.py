@@ -62,9 +62,9 @@ class Images(Parts):
 
 
 def noise(seconds, channels=1, rate=RATE, seed=0):
-    return 0.1 * np.random.default_rng(seed).standard_normal(
-        (round(seconds * rate), channels)
-    ).astype(np.float32)
+    """(time, channel), without an offset, which would not come back."""
+    signal = 0.1 * np.random.default_rng(seed).standard_normal((round(seconds * rate), channels))
+    return (signal - signal.mean(axis=0)).astype(np.float32)
 
 
 def save(path, signal, rate=RATE, subtype="FLOAT"):
