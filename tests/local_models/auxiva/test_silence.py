@@ -1,0 +1,210 @@
+"""Frames and frequencies without signal change nothing, and single precision separates as double does."""
+
+import itertools
+import random
+
+import numpy as np
+import pyroomacoustics as pra
+import pytest
+import soxr
+import ssspy.bss.iva as ssspy_iva
+import torch
+
+from local_models.auxiva.auxiva import AuxIVA, audible
+from local_models.auxiva.blind import BlindSeparation
+from local_models.auxiva.source_models import NMF, Gauss, Laplace
+from local_models.stft import Stft
+from tests.local_models.auxiva.test_auxiva import SSSPY, UPDATES, error, separate, spectrogram
+from utils.data import speech
+from utils.data.rooms import RoomRules, draw_room, simulate
+from utils.evaluation.metrics.si_sdr import match, si_sdr
+
+RATE = 8000
+HOP = 256  # of BlindSeparation at this rate
+MODELS = {"laplace": Laplace(), "gauss": Gauss(), "nmf": NMF(2)}
+RULES = RoomRules(length=(4, 5), width=(4, 5), height=(2.5, 3), t60=(0.12, 0.15), source_square=2.0)
+
+
+# ---- spectrograms
+
+
+def zeros(mixture, number):
+    return np.zeros((*mixture.shape[:-1], number), mixture.dtype)
+
+
+@pytest.mark.parametrize("taken", ["compiled", "torch"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("update", UPDATES)
+def test_silent_frames_change_nothing(update, dtype, taken):
+    mixture = spectrogram(3)
+    begin, end = mixture[..., :20], mixture[..., 20:]
+    padded = np.concatenate(
+        [zeros(mixture, 7), begin, zeros(mixture, 30), end, zeros(mixture, 9)], -1
+    )
+    alive = np.r_[7:27, 57:87]
+    limit = 2e-3 if dtype == torch.complex64 else 1e-8
+    for name, model in MODELS.items():
+        expected = separate(mixture, model, update, 5, dtype, taken)
+        estimates = separate(padded, model, update, 5, dtype, taken)
+        assert error(estimates[..., alive], expected) < limit, name
+        assert not np.delete(estimates, alive, -1).any(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_silent_frames_change_nothing_with_dereverberation_taps(dtype):
+    mixture = spectrogram(2)
+    padded = np.concatenate([zeros(mixture, 7), mixture, zeros(mixture, 9)], -1)
+    for name, model in MODELS.items():
+        expected = separate(mixture, model, "iss", 5, dtype, taps=2, delay=2)
+        estimates = separate(padded, model, "iss", 5, dtype, taps=2, delay=2)
+        limit = 5e-3 if dtype == torch.complex64 else 1e-8
+        assert error(estimates[..., 7:-9], expected) < limit, name
+
+
+@pytest.mark.parametrize("taken", ["compiled", "torch"])
+@pytest.mark.parametrize("level", [0.0, 1e-8])
+def test_frequencies_without_signal_change_nothing(level, taken):
+    """Silent ones, and ones that hold what single precision leaves of the others."""
+    mixture = spectrogram(2)
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(2, 2, 40, 50)) * np.abs(mixture).mean((0, 1))
+    padded = np.concatenate([mixture, level * (noise[0] + 1j * noise[1])], axis=1)
+    for name in ("laplace", "gauss"):
+        for update in UPDATES:
+            expected = separate(mixture, MODELS[name], update, 5, taken=taken)
+            estimates = separate(padded, MODELS[name], update, 5, taken=taken)
+            assert error(estimates[:, :17], expected) < 1e-8, (name, update)
+
+
+def test_ordinary_recordings_keep_every_frame_and_frequency():
+    mixture = torch.from_numpy(spectrogram(3))[None]
+    level = mixture.abs().square().mean().sqrt()
+    assert torch.allclose(audible(mixture), mixture / level)
+
+
+def test_the_start_of_nmf_depends_neither_on_the_length_nor_on_silence():
+    power = torch.rand(1, 2, 5, 30, generator=torch.Generator().manual_seed(0)) + 0.1
+    silence = torch.zeros(1, 2, 5, 8)
+    model = NMF(3)
+    bases, activations = model._start(power)
+    longer = torch.cat([silence, power[..., :10], silence, power[..., 10:], power], -1)
+    other_bases, other = model._start(longer)
+    assert torch.equal(other_bases, bases)
+    alive = torch.cat([other[:, :, 8:18], other[:, :, 26:46]], 2)
+    assert torch.equal(alive, activations)
+
+
+@pytest.mark.parametrize("update", ["ip", "iss", "iss2"])
+@pytest.mark.parametrize("name", ["laplace", "gauss"])
+def test_with_silent_frames_the_updates_equal_ssspy(update, name):
+    mixture = spectrogram(3, frames=98)
+    mixture[..., :2] = 0
+    kind = {"laplace": ssspy_iva.AuxLaplaceIVA, "gauss": ssspy_iva.AuxGaussIVA}[name]
+    options = {"pair_selector": lambda n: [(0, 1), (1, 2), (2, 0)]} if update == "iss2" else {}
+    theirs = kind(spatial_algorithm=SSSPY[update], record_loss=False, **options)
+    reference = theirs(mixture, n_iter=5)
+    for taken in ("compiled", "torch"):
+        double = separate(mixture, MODELS[name], update, 5, taken=taken)
+        assert error(double, reference) < 1e-9
+        single = separate(mixture, MODELS[name], update, 5, torch.complex64, taken)
+        assert error(single, reference) < 1e-5
+
+
+# ---- recordings
+
+
+def voices(seconds, sample_rate):
+    """Two synthesised speakers, (2, time), which begin and end in silence of a window."""
+    draw = random.Random(4)
+    signals = []
+    for speaker in speech.make_speakers(2, seed=4):
+        parts = []
+        while sum(map(len, parts)) < seconds * sample_rate:
+            parts.append(speech.synthesise(speech.make_sentence(draw), speaker, sample_rate))
+        signal = np.concatenate(parts)[: round(seconds * sample_rate)]
+        signals.append(signal / signal.std())
+    return np.stack(signals)
+
+
+@pytest.fixture(scope="module")
+def room():
+    """Images (mic, source, time) of two voices in a small room without any noise."""
+    dry = voices(4, RATE)
+    responses = simulate(draw_room(RULES, 2, np.random.default_rng(0)), RATE).full
+    # The responses end within a window, and windows of silence on both sides hold every frame with any signal.
+    silence = np.zeros(8 * HOP)
+    images = [
+        [
+            np.concatenate([silence, np.convolve(s, h), silence])
+            for s, h in zip(dry, row, strict=True)
+        ]
+        for row in responses
+    ]
+    return 0.05 * np.array(images) / np.std(images)
+
+
+def score(mixture, reference, model, update, dtype, keep=slice(None)):
+    """Mean SI-SDR in dB of the samples `keep` after 15 iterations."""
+    with torch.no_grad():
+        signal = torch.from_numpy(mixture).float().to(dtype)[None]
+        estimates = BlindSeparation(RATE, model, update, 15).separate(signal)[0].numpy()
+    estimates = estimates[:, keep]
+    return si_sdr(estimates[match(estimates, reference)], reference).mean()
+
+
+def variants(images):
+    """{name: (mixture, reference, samples that the reference tells)}."""
+    mixture, reference = images.sum(1), images[0]
+    length = mixture.shape[1]
+    silence = np.zeros((2, 20 * HOP))
+    noise = np.random.default_rng(2).normal(size=silence.shape)
+    behind = slice(20 * HOP, None)
+    gated = mixture.copy()
+    gated[1, length // 2 : length // 2 + 10 * HOP] = 0
+    half = slice(0, length // 2 - 4 * HOP)
+    low = [soxr.resample(soxr.resample(x.T, RATE, RATE // 2), RATE // 2, RATE).T for x in images]
+    low = np.stack([x[:, :length] for x in low])
+    return {
+        "as it is": (mixture, reference, slice(None)),
+        "zeros before": (np.hstack([silence, mixture]), reference, behind),
+        "zeros after": (np.hstack([mixture, silence]), reference, slice(0, length)),
+        "noise at -60 dBFS": (np.hstack([1e-3 * noise, mixture]), reference, behind),
+        "noise at -90 dBFS": (np.hstack([10**-4.5 * noise, mixture]), reference, behind),
+        "noise at -120 dBFS": (np.hstack([1e-6 * noise, mixture]), reference, behind),
+        "a gated channel": (gated, reference[:, half], half),
+        "an empty upper band": (low.sum(1), low[0], slice(None)),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model, update", list(itertools.product(MODELS, UPDATES)))
+def test_single_precision_scores_as_double_and_zeros_cost_nothing(room, model, update):
+    if update == "iss2":
+        pytest.skip("with two sources it is ip2")
+    scores = {}
+    for name, (mixture, reference, keep) in variants(room).items():
+        double = score(mixture, reference, model, update, torch.float64, keep)
+        scores[name] = score(mixture, reference, model, update, torch.float32, keep)
+        assert abs(scores[name] - double) < 0.3, (name, scores[name], double)
+    for name in ("zeros before", "zeros after"):
+        assert abs(scores[name] - scores["as it is"]) < 0.3, (name, scores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_an_anechoic_mixture_of_two_voices_is_separated(dtype):
+    """As pyroomacoustics tests its own: relative mean square error below 0.05, in every model, rule and precision."""
+    dry = voices(4, 16000)
+    box = pra.ShoeBox([6, 5, 3], fs=16000, max_order=0)
+    for place, signal in zip(([2.0, 3.5, 1.6], [4.2, 3.6, 1.6]), dry, strict=True):
+        box.add_source(place, signal=signal)
+    box.add_microphone_array(np.array([[2.97, 1.5, 1.5], [3.03, 1.5, 1.5]]).T)
+    images = box.simulate(return_premix=True).transpose(1, 0, 2)  # (mic, source, time)
+    transform = Stft(2048, 512)
+    spectrum = transform(torch.from_numpy(images.sum(1)))[None].to(dtype)
+    length = images.shape[-1]
+    for name, update in itertools.product(MODELS, ("iss", "ip", "ip2")):
+        estimates = transform.inverse(AuxIVA(MODELS[name], update, 30)(spectrum)[0], length).numpy()
+        estimates = estimates[match(estimates, images[0])]
+        wrong = np.square(estimates - images[0]).sum() / np.square(images[0]).sum()
+        assert wrong < 0.05, (name, update, wrong)
