@@ -31,11 +31,13 @@ CAPS = {
     "n_bottleneck": 8,
     "n_filters": 16,
     "n_heard": 16,
+    "hop_size": 25,
+    "chunk_size": 50,
     "n_iter": 2,
     "n_layers": 1,
     "n_repeats": 1,
     "num_blocks": 1,
-    "out_chan": 8,
+    "out_chan": 16,
     "skip_chan": 8,
 }
 
