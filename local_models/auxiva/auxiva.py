@@ -149,14 +149,17 @@ class AuxIVA(nn.Module):
         # y = W x, and their powers give the weights.
         estimates = demixing @ observations
         power = torch.view_as_real(estimates).square().sum(-1)
-        weights, state = self.model(power.transpose(1, 2), state)
-        weights = weights.transpose(1, 2)
         signals = estimates
+        present = None
         if self.taps:
             signals = torch.cat([estimates, observations[:, :, n_src:]], 2)
-            # In a frame that is silent itself, the past would count with a huge weight.
-            present = observations[:, :, :n_src].abs().amax(2, keepdim=True)
-            weights = weights * (present > 0)
+            # In a frame that is silent itself, the past would count with a huge weight, and as power of a source.
+            present = observations[:, :, :n_src].abs().amax(2, keepdim=True) > 0
+            power = power * present
+        weights, state = self.model(power.transpose(1, 2), state)
+        weights = weights.transpose(1, 2)
+        if present is not None:
+            weights = weights * present
         # U_k = mean_n w_kn y_n y_n^H, and a little noise.
         weighted = covariances(signals, weights)
         weighted = weighted + self._loads(demixing, observations, weights, small.noise)

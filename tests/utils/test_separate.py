@@ -53,7 +53,7 @@ class Images(Parts):
     def separate_centred(self, mixture):
         parts = (
             Parts(self.width)
-            .separate(mixture.flatten(0, 1))
+            .separate_centred(mixture.flatten(0, 1))
             .unflatten(0, mixture.shape[:2])
             .transpose(1, 2)
         )
