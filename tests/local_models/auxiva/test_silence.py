@@ -1,19 +1,17 @@
 """Frames and frequencies without signal change nothing, and single precision separates as double does."""
 
-import itertools
 import random
 
 import numpy as np
-import pyroomacoustics as pra
 import pytest
 import soxr
-import ssspy.bss.iva as ssspy_iva
 import torch
+from ssspy.bss.iva import AuxLaplaceIVA
 
-from local_models.auxiva.auxiva import AuxIVA, audible
+from local_models.auxiva.auxiva import audible
 from local_models.auxiva.blind import BlindSeparation
+from local_models.auxiva.demixing_updates import pairs
 from local_models.auxiva.source_models import NMF, Gauss, Laplace
-from local_models.stft import Stft
 from tests.local_models.auxiva.test_auxiva import SSSPY, UPDATES, error, separate, spectrogram
 from utils.data import speech
 from utils.data.rooms import RoomRules, draw_room, simulate
@@ -95,18 +93,17 @@ def test_the_start_of_nmf_depends_neither_on_the_length_nor_on_silence():
 
 
 @pytest.mark.parametrize("update", ["ip", "iss", "iss2"])
-@pytest.mark.parametrize("name", ["laplace", "gauss"])
-def test_with_silent_frames_the_updates_equal_ssspy(update, name):
+def test_with_silent_frames_the_updates_equal_ssspy(update):
+    """Of its Laplace model: its Gauss model ends in NaN."""
     mixture = spectrogram(3, frames=98)
     mixture[..., :2] = 0
-    kind = {"laplace": ssspy_iva.AuxLaplaceIVA, "gauss": ssspy_iva.AuxGaussIVA}[name]
-    options = {"pair_selector": lambda n: [(0, 1), (1, 2), (2, 0)]} if update == "iss2" else {}
-    theirs = kind(spatial_algorithm=SSSPY[update], record_loss=False, **options)
+    options = {"pair_selector": pairs} if update == "iss2" else {}
+    theirs = AuxLaplaceIVA(spatial_algorithm=SSSPY[update], record_loss=False, **options)
     reference = theirs(mixture, n_iter=5)
     for taken in ("compiled", "torch"):
-        double = separate(mixture, MODELS[name], update, 5, taken=taken)
+        double = separate(mixture, MODELS["laplace"], update, 5, taken=taken)
         assert error(double, reference) < 1e-9
-        single = separate(mixture, MODELS[name], update, 5, torch.complex64, taken)
+        single = separate(mixture, MODELS["laplace"], update, 5, torch.complex64, taken)
         assert error(single, reference) < 1e-5
 
 
@@ -177,10 +174,9 @@ def variants(images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model, update", list(itertools.product(MODELS, UPDATES)))
+@pytest.mark.parametrize("update", ["iss", "ip", "ip2"])  # of two sources, iss2 is ip2
+@pytest.mark.parametrize("model", MODELS)
 def test_single_precision_scores_as_double_and_zeros_cost_nothing(room, model, update):
-    if update == "iss2":
-        pytest.skip("with two sources it is ip2")
     scores = {}
     for name, (mixture, reference, keep) in variants(room).items():
         double = score(mixture, reference, model, update, torch.float64, keep)
@@ -188,23 +184,3 @@ def test_single_precision_scores_as_double_and_zeros_cost_nothing(room, model, u
         assert abs(scores[name] - double) < 0.3, (name, scores[name], double)
     for name in ("zeros before", "zeros after"):
         assert abs(scores[name] - scores["as it is"]) < 0.3, (name, scores)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-def test_an_anechoic_mixture_of_two_voices_is_separated(dtype):
-    """As pyroomacoustics tests its own: relative mean square error below 0.05, in every model, rule and precision."""
-    dry = voices(4, 16000)
-    box = pra.ShoeBox([6, 5, 3], fs=16000, max_order=0)
-    for place, signal in zip(([2.0, 3.5, 1.6], [4.2, 3.6, 1.6]), dry, strict=True):
-        box.add_source(place, signal=signal)
-    box.add_microphone_array(np.array([[2.97, 1.5, 1.5], [3.03, 1.5, 1.5]]).T)
-    images = box.simulate(return_premix=True).transpose(1, 0, 2)  # (mic, source, time)
-    transform = Stft(2048, 512)
-    spectrum = transform(torch.from_numpy(images.sum(1)))[None].to(dtype)
-    length = images.shape[-1]
-    for name, update in itertools.product(MODELS, ("iss", "ip", "ip2")):
-        estimates = transform.inverse(AuxIVA(MODELS[name], update, 30)(spectrum)[0], length).numpy()
-        estimates = estimates[match(estimates, images[0])]
-        wrong = np.square(estimates - images[0]).sum() / np.square(images[0]).sum()
-        assert wrong < 0.05, (name, update, wrong)
