@@ -21,7 +21,6 @@ from local_models.auxiva.unrolled import unroll
 
 Update = Literal["iss", "ip", "ip2", "iss2"]
 ROUNDING = 1e-12  # of the mean power of a frame: below what 24 bits hold, above what single precision hides
-FAINT = 1e-9  # of a microphone's mean power: a frame that a window only touches; its few samples could be nulled
 SILENT = 1e-4  # of the usual share of a microphone in the power of a frame
 
 
@@ -219,7 +218,6 @@ def audible(mixture: torch.Tensor) -> torch.Tensor:
     dead = of_mic == 0
     # A microphone that is cut off fades within a frame, so zeros alone do not tell.
     silent = _shares(of_frame) <= SILENT * _shares(of_mic)
-    silent = silent | (of_frame <= FAINT * of_mic)
     frames = (~silent | dead).all(1, keepdim=True)
     clear = ((power > ROUNDING * of_frame) | dead).all(1, keepdim=True) & frames
     bins = 2 * clear.sum(3, keepdim=True) >= frames.sum(3, keepdim=True)
