@@ -218,6 +218,7 @@ def audible(mixture: torch.Tensor) -> torch.Tensor:
     dead = of_mic == 0
     # A microphone that is cut off fades within a frame, so zeros alone do not tell.
     silent = _shares(of_frame) <= SILENT * _shares(of_mic)
+    silent |= of_frame <= ROUNDING * of_mic
     frames = (~silent | dead).all(1, keepdim=True)
     clear = ((power > ROUNDING * of_frame) | dead).all(1, keepdim=True) & frames
     bins = 2 * clear.sum(3, keepdim=True) >= frames.sum(3, keepdim=True)

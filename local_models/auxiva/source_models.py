@@ -46,22 +46,23 @@ class NMF(nn.Module):
         return 1 / variance, (bases, activations)
 
     def _start(self, power):
-        """Random bases and activations.
+        """Random bases and activations, which depend on the number of frames with any signal: silence changes nothing.
 
-        The n-th frame with any signal gets the n-th draw, so that neither silence before or in a recording nor what
-        follows behind it changes the start. Every example of a batch starts alike: its result does not depend on the
-        others.
+        Examples of a batch with as many such frames start alike: no result depends on the others.
         """
-        _, n_src, n_freq, n_frames = power.shape
+        bases, activations = zip(*map(self._start_of, power), strict=True)
+        return torch.stack(bases), torch.stack(activations)
+
+    def _start_of(self, power):
+        """Of one example (source, frequency, frame): the n-th frame with any signal has the n-th activations."""
+        n_src, n_freq, n_frames = power.shape
+        alive = (power > 0).any(1).any(0).cpu()
         draw = torch.Generator().manual_seed(self.seed)
         bases = 0.1 + 0.9 * torch.rand(n_src, n_freq, self.n_basis, generator=draw)
-        draws = 0.1 + 0.9 * torch.rand(n_frames, n_src, self.n_basis, generator=draw)
-        bases = bases.to(power).expand(len(power), -1, -1, -1)
-        draws = draws.to(power).transpose(0, 1).expand(len(power), -1, -1, -1)
-        alive = (power > 0).any(-2)  # (batch, source, frame)
-        number = (alive.cumsum(-1) - 1).clamp(min=0)
-        activations = draws.gather(2, number[..., None].expand(-1, -1, -1, self.n_basis))
-        return bases, activations
+        drawn = 0.1 + 0.9 * torch.rand(n_src, int(alive.sum()), self.n_basis, generator=draw)
+        activations = torch.ones(n_src, n_frames, self.n_basis)
+        activations[:, alive] = drawn
+        return bases.to(power), activations.to(power)
 
     @staticmethod
     def _step(factor, other, power):

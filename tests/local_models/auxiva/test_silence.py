@@ -80,16 +80,22 @@ def test_ordinary_recordings_keep_every_frame_and_frequency():
     assert torch.allclose(audible(mixture), mixture / level)
 
 
-def test_the_start_of_nmf_depends_neither_on_the_length_nor_on_silence():
+def test_silence_does_not_change_the_start_of_nmf():
     power = torch.rand(1, 2, 5, 30, generator=torch.Generator().manual_seed(0)) + 0.1
     silence = torch.zeros(1, 2, 5, 8)
-    model = NMF(3)
+    model = NMF(3, seed=7)
     bases, activations = model._start(power)
-    longer = torch.cat([silence, power[..., :10], silence, power[..., 10:], power], -1)
-    other_bases, other = model._start(longer)
-    assert torch.equal(other_bases, bases)
-    alive = torch.cat([other[:, :, 8:18], other[:, :, 26:46]], 2)
-    assert torch.equal(alive, activations)
+    # The draws of a mixture that is never silent are those of torch, one after the other.
+    draw = torch.Generator().manual_seed(7)
+    assert torch.equal(bases[0], 0.1 + 0.9 * torch.rand(2, 5, 3, generator=draw))
+    assert torch.equal(activations[0], 0.1 + 0.9 * torch.rand(2, 30, 3, generator=draw))
+    # In a batch with one that is: each starts as it does alone.
+    padded = torch.cat([silence, power[..., :10], silence, power[..., 10:]], -1)
+    other = torch.rand(1, 2, 5, 46)
+    batch_bases, batch = model._start(torch.cat([padded, other]))
+    assert torch.equal(batch_bases, bases.expand(2, -1, -1, -1))
+    assert torch.equal(torch.cat([batch[:1, :, 8:18], batch[:1, :, 26:]], 2), activations)
+    assert torch.equal(batch[1:], model._start(other)[1])
 
 
 @pytest.mark.parametrize("update", ["ip", "iss", "iss2"])
