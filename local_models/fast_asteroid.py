@@ -6,7 +6,7 @@ intermediate result is kept for the backward pass. Here a block keeps two wide t
 the others again, which costs less than reading them back.
 """
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +64,14 @@ def _is_standard(block: Conv1DBlock) -> bool:
 
 def _is_basis_convolution(conv: nn.Conv2d) -> bool:
     """Whether a convolution is a tall filter over one channel, as masks are made with, and not a small ordinary one."""
-    plain = (
-        conv.stride == conv.dilation == (1, 1)
+    is_plain = (
+        conv.stride == (1, 1)
+        and conv.dilation == (1, 1)
         and conv.padding_mode == "zeros"
         and conv.bias is not None
     )
-    return (
-        plain and conv.in_channels == 1 and conv.kernel_size[1] == 1 and conv.kernel_size[0] >= 32
-    )
+    is_tall = conv.kernel_size[0] >= 32 and conv.kernel_size[1] == 1
+    return is_plain and is_tall and conv.in_channels == 1
 
 
 class BasisConv2d(nn.Conv2d):
@@ -82,14 +82,15 @@ class BasisConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 1, rows, frames) to (batch, out, rows + 2 p - taps + 1, frames)."""
-        matrix = self.toeplitz(x.shape[2])
-        out = torch.matmul(matrix.flatten(0, 1), x.squeeze(1)).unflatten(1, matrix.shape[:2])
-        return out + self.bias[:, None, None]
+        matrix = self.toeplitz(x.shape[2])  # (out, rows of the output, rows)
+        product = torch.matmul(matrix.flatten(0, 1), x.squeeze(1))
+        return product.unflatten(1, matrix.shape[:2]) + self.bias[:, None, None]
 
     def toeplitz(self, rows: int) -> Tensor:
         """The filters as matrices (out, rows + 2 p - taps + 1, rows): line i holds the taps that output row i reads."""
-        taps, before = self.kernel_size[0], self.padding[0]
-        padded = F.pad(self.weight[:, 0, :, 0], (rows + before - taps, rows + before - taps))
+        # Each line of a Toeplitz matrix is a window on the taps, one sample further than that of the line below.
+        zeros = rows + self.padding[0] - self.kernel_size[0]
+        padded = F.pad(self.weight[:, 0, :, 0], (zeros, zeros))
         return padded.unfold(1, rows, 1).flip(1)
 
 
@@ -134,18 +135,50 @@ class FastConv1DBlock(Conv1DBlock):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor | None, Tensor]:
         """(batch, in_chan, frames) to the residual, or to (residual or None, skip) if `skip_out_chan`."""
         conv_in, act1, norm1, conv_depth, act2, norm2 = self.shared_block
-        heads = [self.res_conv] if self.res_conv is not None else []
-        heads += [self.skip_conv] if self.skip_out_chan else []
-        outputs = BlockFunction.apply(
-            x,
-            *(conv_depth.dilation[0], 1, EPS),
-            *(conv_in.weight, conv_in.bias, act1.weight, norm1.gamma, norm1.beta),
-            *(conv_depth.weight, conv_depth.bias, act2.weight, norm2.gamma, norm2.beta),
-            *(parameter for head in heads for parameter in (head.weight, head.bias)),
+        parameters = BlockParameters(
+            in_weight=conv_in.weight,
+            in_bias=conv_in.bias,
+            slope1=act1.weight,
+            gamma1=norm1.gamma,
+            beta1=norm1.beta,
+            weight=conv_depth.weight,
+            bias=conv_depth.bias,
+            slope2=act2.weight,
+            gamma2=norm2.gamma,
+            beta2=norm2.beta,
         )
+        heads = []
+        if self.res_conv is not None:
+            heads += [self.res_conv.weight, self.res_conv.bias]
+        if self.skip_out_chan:
+            heads += [self.skip_conv.weight, self.skip_conv.bias]
+        outputs = BlockFunction.apply(x, conv_depth.dilation[0], 1, EPS, *parameters, *heads)
         if not self.skip_out_chan:
             return outputs[0]
-        return (outputs[0] if len(outputs) == 2 else None), outputs[-1]
+        residual = outputs[0] if len(outputs) == 2 else None
+        return residual, outputs[-1]
+
+
+class BlockParameters(NamedTuple):
+    """What a block is made of but for its heads, in the order in which `BlockFunction` takes it."""
+
+    in_weight: Tensor
+    """(hidden, in, 1): the 1x1 convolution at the input."""
+    in_bias: Tensor | None
+    """(hidden,)"""
+    slope1: Tensor
+    """(1,): PReLU."""
+    gamma1: Tensor
+    """(hidden,): gain of the norm."""
+    beta1: Tensor
+    """(hidden,): offset of the norm."""
+    weight: Tensor
+    """(hidden, 1, taps): the depthwise convolution."""
+    bias: Tensor | None
+    """(hidden,)"""
+    slope2: Tensor
+    gamma2: Tensor
+    beta2: Tensor
 
 
 class _PReLUFunction(torch.autograd.Function):
@@ -162,6 +195,9 @@ class _PReLUFunction(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_slope
 
 
+N_PARAMETERS = len(BlockParameters._fields)
+
+
 class BlockFunction(torch.autograd.Function):
     """1x1, PReLU, norm, depthwise, PReLU, norm, then one or two 1x1 heads; keeps the inputs of the PReLUs only.
 
@@ -171,68 +207,76 @@ class BlockFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, dilation, groups, eps, *params):
-        in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = (
-            params
-        )
+    def forward(ctx, x, dilation, groups, eps, *tensors):
+        """x (batch, in, frames) to a tuple of (batch, out, frames).
+
+        `tensors` are `BlockParameters`, then weight (out, hidden, 1) and bias of each head.
+        """
+        block = BlockParameters(*tensors[:N_PARAMETERS])
+        heads = tensors[N_PARAMETERS:]
         dtype = _matmul_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             x_low = x.to(dtype)
-            hidden = _pointwise(x_low, in_weight, in_bias)
-            normed = _norm(F.prelu(wide(hidden), slope1), gamma1, beta1, groups, eps)[0]
-            deep = _depthwise(normed, weight, dilation, bias).to(dtype)
-            normed = _norm(F.prelu(wide(deep), slope2), gamma2, beta2, groups, eps)[0].to(dtype)
-            outputs = tuple(
-                _pointwise(normed, heads[i], heads[i + 1]) for i in range(0, len(heads), 2)
-            )
-        ctx.save_for_backward(x_low, hidden, deep, *params)
-        ctx.dilation, ctx.groups, ctx.eps, ctx.x_dtype = dilation, groups, eps, x.dtype
+            hidden = _pointwise(x_low, block.in_weight, block.in_bias)
+            active = F.prelu(wide(hidden), block.slope1)
+            normed = _norm(active, block.gamma1, block.beta1, groups, eps)[0]
+            deep = _depthwise(normed, block.weight, dilation, block.bias).to(dtype)
+            active = F.prelu(wide(deep), block.slope2)
+            normed = _norm(active, block.gamma2, block.beta2, groups, eps)[0].to(dtype)
+            outputs = []
+            for weight, bias in zip(heads[::2], heads[1::2], strict=True):
+                outputs.append(_pointwise(normed, weight, bias))
+        ctx.save_for_backward(x_low, hidden, deep, *tensors)
+        ctx.dilation = dilation
+        ctx.groups = groups
+        ctx.eps = eps
+        ctx.x_dtype = x.dtype
         ctx.set_materialize_grads(False)
-        return outputs
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        x, hidden, deep, *params = ctx.saved_tensors
+        """Gradients in the order of the arguments of `forward`; what it did not keep is computed again."""
+        x, hidden, deep, *tensors = ctx.saved_tensors
         if all(grad is None for grad in grads):
-            return (None,) * (4 + len(params))
-        in_weight, in_bias, slope1, gamma1, beta1, weight, bias, slope2, gamma2, beta2, *heads = (
-            params
-        )
+            return (None,) * (4 + len(tensors))
+        block = BlockParameters(*tensors[:N_PARAMETERS])
+        heads = tensors[N_PARAMETERS:]
         with torch.autocast(x.device.type, enabled=False):
+            # Second half of the block, from the heads to the depthwise convolution.
             deep = wide(deep)
-            active = F.prelu(deep, slope2)
-            normed, *stats = _norm(active, gamma2, beta2, ctx.groups, ctx.eps)
+            active = F.prelu(deep, block.slope2)
+            normed, *stats = _norm(active, block.gamma2, block.beta2, ctx.groups, ctx.eps)
             grad, *head_grads = _heads_backward(grads, normed.to(x.dtype), heads[::2], heads[1::2])
-            grad, *norm2_grads = _norm_backward(grad, active, *stats, gamma2, ctx.groups)
-            grad, slope2_grad = _prelu_backward(grad, deep, slope2)
+            grad, *norm2_grads = _norm_backward(grad, active, *stats, block.gamma2, ctx.groups)
+            grad, slope2_grad = _prelu_backward(grad, deep, block.slope2)
+
+            # First half, from the depthwise convolution to the input.
             hidden = wide(hidden)
-            active = F.prelu(hidden, slope1)
-            normed, *stats = _norm(active, gamma1, beta1, ctx.groups, ctx.eps)
-            grad, *depth_grads = _depthwise_backward(grad, normed, weight, ctx.dilation)
-            grad, *norm1_grads = _norm_backward(grad, active, *stats, gamma1, ctx.groups)
-            grad, slope1_grad = _prelu_backward(grad, hidden, slope1)
-            grad, *in_grads = _heads_backward([grad.to(x.dtype)], x, [in_weight], [in_bias])
-        first = (*in_grads, slope1_grad, *norm1_grads)
-        return (
-            grad.to(ctx.x_dtype),
-            None,
-            None,
-            None,
-            *first,
-            *depth_grads,
-            slope2_grad,
-            *norm2_grads,
-            *head_grads,
+            active = F.prelu(hidden, block.slope1)
+            normed, *stats = _norm(active, block.gamma1, block.beta1, ctx.groups, ctx.eps)
+            grad, *depth_grads = _depthwise_backward(grad, normed, block.weight, ctx.dilation)
+            grad, *norm1_grads = _norm_backward(grad, active, *stats, block.gamma1, ctx.groups)
+            grad, slope1_grad = _prelu_backward(grad, hidden, block.slope1)
+            grad, *in_grads = _heads_backward(
+                [grad.to(x.dtype)], x, [block.in_weight], [block.in_bias]
+            )
+        block_grads = BlockParameters(
+            *in_grads, slope1_grad, *norm1_grads, *depth_grads, slope2_grad, *norm2_grads
         )
+        return (grad.to(ctx.x_dtype), None, None, None, *block_grads, *head_grads)
 
 
 def wide(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 stay."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    if x.dtype in (torch.bfloat16, torch.float16):
+        return x.float()
+    return x
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """The type in which autocast would run a matrix product."""
     kind = x.device.type
     if x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -249,19 +293,23 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
     """Gradients of 1x1 convolutions of one input `x`: of `x`, float32 at least, then weight and bias of each."""
-    total, parameter_grads = None, []
+    x_grad = None
+    parameter_grads = []
     for grad, weight, bias in zip(grads, weights, biases, strict=True):
         if grad is None:
             parameter_grads += [None, None]
             continue
         matrix = weight.to(x.dtype).squeeze(2).t().expand(x.shape[0], -1, -1)
-        total = torch.bmm(matrix, grad) if total is None else torch.baddbmm(total, matrix, grad)
-        weight_grad = wide(torch.bmm(grad, x.transpose(1, 2))).sum(0)
-        parameter_grads += [
-            weight_grad.unsqueeze(2),
-            None if bias is None else wide(grad).sum((0, 2)),
-        ]
-    return [wide(total), *parameter_grads]
+        if x_grad is None:
+            x_grad = torch.bmm(matrix, grad)
+        else:
+            x_grad = torch.baddbmm(x_grad, matrix, grad)
+        weight_grad = wide(torch.bmm(grad, x.transpose(1, 2))).sum(0).unsqueeze(2)
+        bias_grad = None
+        if bias is not None:
+            bias_grad = wide(grad).sum((0, 2))
+        parameter_grads += [weight_grad, bias_grad]
+    return [wide(x_grad), *parameter_grads]
 
 
 def _norm(
@@ -271,7 +319,10 @@ def _norm(
     return torch.native_group_norm(x, gamma, beta, *x.shape, groups, eps)
 
 
-def _norm_backward(grad, x, mean, deviation, gamma, groups) -> tuple[Tensor, Tensor, Tensor]:
+def _norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gamma: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input, the gain and the offset of `_norm`."""
     return torch.ops.aten.native_group_norm_backward(
         grad.contiguous(), x, mean, deviation, gamma, *x.shape, groups, [True, True, True]
     )
@@ -289,12 +340,12 @@ def _overlaps(kernel_size: int, dilation: int, frames: int):
     """For each tap of a centred kernel: its index, the frames that it writes and the frames that it reads."""
     for tap in range(kernel_size):
         shift = (tap - kernel_size // 2) * dilation
+        ahead = max(0, shift)
+        behind = max(0, -shift)
         if abs(shift) < frames:
-            yield (
-                tap,
-                slice(max(0, -shift), frames - max(0, shift)),
-                slice(max(0, shift), frames - max(0, -shift)),
-            )
+            write = slice(behind, frames - ahead)
+            read = slice(ahead, frames - behind)
+            yield tap, write, read
 
 
 def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = None) -> Tensor:
@@ -304,10 +355,14 @@ def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = N
     `torch.compile` fuses it with its neighbours.
     """
     taps = weight.shape[2]
-    centre = weight[:, :, taps // 2]
-    out = x * centre if bias is None else torch.addcmul(bias[:, None], x, centre)
+    middle = taps // 2
+    centre = weight[:, :, middle]
+    if bias is None:
+        out = x * centre
+    else:
+        out = torch.addcmul(bias[:, None], x, centre)
     for tap, write, read in _overlaps(taps, dilation, x.shape[2]):
-        if tap != taps // 2:
+        if tap != middle:
             out[..., write].addcmul_(x[..., read], weight[:, :, tap])
     return out
 
@@ -316,8 +371,11 @@ def _depthwise_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the input, the weight and the bias of `_depthwise`."""
-    columns = [torch.zeros_like(weight[:, 0, 0])] * weight.shape[2]
-    for tap, write, read in _overlaps(weight.shape[2], dilation, x.shape[2]):
-        columns[tap] = (grad[..., write] * x[..., read]).sum((0, 2))
-    grad_weight = torch.stack(columns, 1).unsqueeze(1)
-    return _depthwise(grad, weight.flip(2), dilation), grad_weight, grad.sum((0, 2))
+    taps = weight.shape[2]
+    by_tap = [torch.zeros_like(weight[:, 0, 0])] * taps
+    for tap, write, read in _overlaps(taps, dilation, x.shape[2]):
+        by_tap[tap] = (grad[..., write] * x[..., read]).sum((0, 2))
+    weight_grad = torch.stack(by_tap, 1).unsqueeze(1)
+    # The gradient of a correlation is the correlation with the reversed kernel.
+    x_grad = _depthwise(grad, weight.flip(2), dilation)
+    return x_grad, weight_grad, grad.sum((0, 2))

@@ -4,9 +4,8 @@ Source: github.com/google-research/sound-separation, models/dcase2020_fuss_basel
 Wisdom et al., "Unsupervised sound separation using mixture invariant training", NeurIPS 2020 (arXiv 2006.12701).
 """
 
-import itertools
-
 import torch
+from asteroid.losses import PITLossWrapper
 from torch import Tensor
 
 EPS = 1e-8
@@ -31,11 +30,9 @@ class LogMSE:
     def __init__(
         self, snr_max: float = 30.0, silent_snr_max: float = 20.0, silent_weight: float = 1.0
     ):
-        self.snr_max, self.silent_snr_max, self.silent_weight = (
-            snr_max,
-            silent_snr_max,
-            silent_weight,
-        )
+        self.snr_max = snr_max
+        self.silent_snr_max = silent_snr_max
+        self.silent_weight = silent_weight
 
     def __call__(
         self, estimates: Tensor, sources: Tensor, mixture: Tensor
@@ -46,16 +43,22 @@ class LogMSE:
             the mean over batch and slots, in dB, and `order` (batch, n_src): the estimate of each source.
         """
         with torch.autocast(sources.device.type, enabled=False):
-            estimates = estimates if estimates.dtype == torch.float64 else estimates.float()
+            if estimates.dtype != torch.float64:
+                estimates = estimates.float()
             order = best_order(estimates.detach(), sources)
             aligned = align(estimates, order)
-            energy = sources.square().sum(-1)
-            active_loss = decibels(
-                10 ** (-self.snr_max / 10) * energy + (sources - aligned).square().sum(-1)
-            )
-            floor = 10 ** (-self.silent_snr_max / 10) * mixture.square().sum(-1, keepdim=True)
-            silent_loss = self.silent_weight * decibels(floor + aligned.square().sum(-1))
-            return torch.where(active(sources), active_loss, silent_loss).mean(), order
+
+            # Active sources: 10 log10(tau |s|^2 + |s - e|^2), where tau = 10^(-snr_max / 10).
+            threshold = 10 ** (-self.snr_max / 10) * sources.square().sum(-1)
+            error = (sources - aligned).square().sum(-1)
+            active_loss = decibels(threshold + error)
+
+            # Silent ones: the same, with the energy of the mixture in place of the source's.
+            threshold = 10 ** (-self.silent_snr_max / 10) * mixture.square().sum(-1, keepdim=True)
+            silent_loss = self.silent_weight * decibels(threshold + aligned.square().sum(-1))
+
+            loss = torch.where(active(sources), active_loss, silent_loss).mean()
+        return loss, order
 
 
 def decibels(energy: Tensor) -> Tensor:
@@ -76,19 +79,14 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
 
     Returns:
         (batch, n_src): index of the estimate that belongs to each source.
-
-    Raises:
-        ValueError: more than 7 sources, whose permutations are too many.
     """
-    n_src = sources.shape[1]
-    if n_src > 7:
-        raise ValueError(f"{n_src} sources have too many permutations; 7 is the limit")
-    cross = torch.bmm(sources, estimates.transpose(1, 2))
-    error = sources.square().sum(-1)[..., None] + estimates.square().sum(-1)[:, None] - 2 * cross
-    pairwise = decibels(error.clamp(min=0))  # (batch, source, estimate)
-    orders = torch.tensor(list(itertools.permutations(range(n_src))), device=sources.device)
-    totals = pairwise[:, torch.arange(n_src, device=sources.device), orders].sum(-1)
-    return orders[totals.argmin(1)]
+    # |s - e|^2 = |s|^2 + |e|^2 - 2 s.e for all pairs at once: (batch, estimate, source)
+    cross = torch.bmm(estimates, sources.transpose(1, 2))
+    energy_of_estimates = estimates.square().sum(-1)[..., None]
+    energy_of_sources = sources.square().sum(-1)[:, None]
+    error = energy_of_sources + energy_of_estimates - 2 * cross
+    pairwise = decibels(error.clamp(min=0))
+    return PITLossWrapper.find_best_perm(pairwise)[1]
 
 
 def align(estimates: Tensor, order: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Literal, final
 import pytorch_lightning as pl
 import torch
 
+from local_models.ranges import NonNegative, Patience, Positive
+
 
 @dataclass
 class Optimisation:
@@ -13,11 +15,11 @@ class Optimisation:
 
     optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop", "RAdam"] = "Adam"
     """A class of torch.optim."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate at the start."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """L2 penalty (decoupled with AdamW)."""
-    halve_after: int = 5
+    halve_after: Patience = 6
     """Epochs without a better value of the step's monitor after which the rate is halved; 0: never."""
 
 
@@ -30,7 +32,8 @@ class System(pl.LightningModule):
     """Base of all systems.
 
     A batch is a dict: `mixture` (batch, time) or (batch, mic, time), `sources` (batch, source, [channel,] time), and
-    `id`. A subclass names its training steps in `step_names` and defines
+    `id`; in validation perhaps `weight`, 0 for a batch that does not count. A subclass names its training steps in
+    `step_names` and defines
 
     - `losses(batch) -> dict`: scalars of the present step in training and validation; `loss` is minimised;
     - `separate_centred(mixture) -> estimates`: (batch, time) or (batch, mic, time), each channel of mean zero, to
@@ -50,6 +53,11 @@ class System(pl.LightningModule):
     """Whether each source is estimated at every channel; `separate` then also takes a single one, a mono song."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
+    leaves_out_bad_batches: bool = False
+    """Whether a batch whose gradient is not finite is left out, where one now and then is to be expected; else it ends
+    the training."""
+    baseline: bool = False
+    """Whether it is a baseline: one of Asteroid's networks, with which the report compares the others."""
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -64,8 +72,7 @@ class System(pl.LightningModule):
         self.sample_rate = sample_rate
         self.step = next(iter(self.step_names), None)  # None: nothing to train
         self.optimisation = Optimisation()
-        self.monitor = "val_loss"
-        self._halving = self._restored_halving = self._never_trained = None
+        self._never_trained: list[torch.nn.Parameter] | None = None
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
         raise NotImplementedError(f"{type(self).__name__}.losses")
@@ -94,6 +101,9 @@ class System(pl.LightningModule):
         """The modules worth a `torch.compile` (fixed-length segments in training)."""
         return []
 
+    def check_updates(self, updates: int) -> None:
+        """Raise a `ValueError` if the present step, of so many updates at most, is too short for what it is for."""
+
     def noise(self, seconds: float, n_mics: int | None = None) -> torch.Tensor:
         """White noise of the shape that `separate` takes: (1, [mic,] time), the same at every call."""
         n_mics = self.n_mics or n_mics or self.n_src or 2
@@ -108,9 +118,10 @@ class System(pl.LightningModule):
         """Context for encoder, decoder and losses under mixed precision: bfloat16 rounds an SI-SDR to 0.1 dB."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def begin_step(self, step: str, optimisation: Optimisation, monitor: str = "val_loss") -> None:
+    def begin_step(self, step: str, optimisation: Optimisation) -> None:
         """Prepare for a training step: choose its losses, freeze what it does not train (and what was built frozen)."""
-        self.step, self.optimisation, self.monitor = step, optimisation, monitor
+        self.step = step
+        self.optimisation = optimisation
         if self._never_trained is None:
             self._never_trained = [p for p in self.parameters() if not p.requires_grad]
         self.requires_grad_(False)
@@ -123,31 +134,7 @@ class System(pl.LightningModule):
         options = self.optimisation
         parameters = [p for p in self.parameters() if p.requires_grad]
         make = getattr(torch.optim, options.optimizer)
-        optimizer = make(parameters, lr=options.lr, weight_decay=options.weight_decay)
-        if options.halve_after:
-            mode = "min" if "loss" in self.monitor else "max"
-            self._halving = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, mode=mode, factor=0.5, patience=options.halve_after
-            )
-        return optimizer
-
-    # Lightning steps a plateau schedule after the checkpoint is written and skips it on resuming, which would make a
-    # continued run differ from an uninterrupted one: so it is stepped here, before, and kept in the checkpoint.
-    def on_train_epoch_end(self):
-        reached = self.trainer.callback_metrics.get(self.monitor)
-        if self._halving is not None and reached is not None:
-            self._halving.step(reached.item())
-
-    def on_save_checkpoint(self, checkpoint):
-        if self._halving is not None:
-            checkpoint["halving"] = self._halving.state_dict()
-
-    def on_load_checkpoint(self, checkpoint):
-        self._restored_halving = checkpoint.get("halving")
-
-    def on_train_start(self):
-        if self._halving is not None and self._restored_halving is not None:
-            self._halving.load_state_dict(self._restored_halving)
+        return make(parameters, lr=options.lr, weight_decay=options.weight_decay)
 
     def training_step(self, batch, index):
         values = self.losses(batch)
@@ -160,6 +147,7 @@ class System(pl.LightningModule):
     def _log(self, phase, values, batch):
         # Devices average in the order in which names come up, so a value that this batch lacks, None, is logged too,
         # with no weight. Weights are floats: Lightning's mean over devices cuts whole numbers off.
+        weight = batch.get("weight", 1.0) * len(batch["mixture"])
         for name, value in values.items():
             self.log(
                 f"{phase}_{name}",
@@ -168,5 +156,5 @@ class System(pl.LightningModule):
                 on_epoch=True,
                 prog_bar=name in ("loss", "si_sdri"),
                 sync_dist=True,
-                batch_size=0.0 if value is None else float(len(batch["mixture"])),
+                batch_size=0.0 if value is None else weight,
             )

@@ -4,23 +4,9 @@ import torch
 from torch import Tensor
 
 from local_models.log_mse import LogMSE, active, align
+from local_models.scores import si_snr
 
 QUIET = 0.01  # power re the quietest active source below which an estimate counts as silent
-LIMIT = 1e-8  # si_snr lies within +- 80 dB, as in the official evaluation of FUSS
-
-
-def si_snr(estimates: Tensor, sources: Tensor) -> Tensor:
-    """SI-SNR in dB without removal of means, within +- 80: (..., time), (..., time) to (...)."""
-    unit = [
-        x / x.norm(dim=-1, keepdim=True).clamp(min=LIMIT)
-        for x in (estimates.double(), sources.double())
-    ]
-    cosine = (unit[0] * unit[1]).sum(-1)
-    residual = (unit[0] - cosine[..., None] * unit[1]).square().sum(-1)
-    rest = torch.where(
-        cosine.square() > 0.5, residual, 1 - cosine.square()
-    )  # exact near identity, and for silence
-    return 10 * torch.log10((cosine.square() + LIMIT) / (rest + LIMIT))
 
 
 class Universal:
@@ -39,31 +25,39 @@ class Universal:
         with self.full_precision():
             loss, order = self.loss_of(estimates, sources, mixture)
             if not self.training:
-                self._take_down(align(estimates, order), sources, mixture)
+                is_counted = batch.get("weight", 1.0) > 0
+                self._take_down(align(estimates, order), sources, mixture, is_counted)
         return {"loss": loss}
 
     @torch.no_grad()
-    def _take_down(self, aligned, sources, mixture):
-        is_active = active(sources)
+    def _take_down(
+        self, aligned: Tensor, sources: Tensor, mixture: Tensor, is_counted: bool
+    ) -> None:
+        """Keep the scores of one batch until the epoch ends."""
+        is_active = active(sources) & is_counted
+        n_active = is_active.sum(1, keepdim=True).expand_as(is_active)
+
+        # An estimate counts in `msi` if it is within 20 dB of the quietest active source.
         power = sources.square().mean(-1).masked_fill(~is_active, torch.inf)
-        audible = aligned.square().mean(-1) > QUIET * power.amin(1, keepdim=True)
-        number = is_active.sum(1, keepdim=True).expand_as(is_active)
+        is_audible = aligned.square().mean(-1) > QUIET * power.amin(1, keepdim=True)
+
         reached = si_snr(aligned, sources)
-        gained = reached - si_snr(mixture[:, None].expand_as(sources), sources)
-        self._scores["si_sdri"].append(gained[is_active & (number > 1)])
-        self._scores["msi"].append(gained[is_active & audible & (number > 1)])
-        self._scores["si_sdr_single"].append(reached[is_active & (number == 1)])
+        unprocessed = si_snr(mixture[:, None].expand_as(sources), sources)
+        improvement = reached - unprocessed
+        among_others = is_active & (n_active > 1)
+        self._scores["si_sdri"].append(improvement[among_others])
+        self._scores["msi"].append(improvement[among_others & is_audible])
+        self._scores["si_sdr_single"].append(reached[is_active & (n_active == 1)])
 
     def on_validation_epoch_start(self):
-        self._scores = {name: [] for name in ("si_sdri", "msi", "si_sdr_single")}
+        self._scores = {"si_sdri": [], "msi": [], "si_sdr_single": []}
 
     def on_validation_epoch_end(self):
-        for name, values in self._scores.items():
-            values = torch.cat(values)
+        for name, batches in self._scores.items():
+            values = torch.cat(batches)
             mean = values.mean() if len(values) else torch.zeros((), device=values.device)
-            weight = max(
-                float(len(values)), 1e-6
-            )  # a device without such mixtures has no say in the mean over all
+            # A device without such mixtures has next to no weight in the mean over all devices.
+            weight = max(float(len(values)), 1e-6)
             self.log(
                 f"val_{name}",
                 mean.float(),

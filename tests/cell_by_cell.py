@@ -10,7 +10,7 @@ class CellByCell(nn.Module):
 
     Or the ICASSP system: encoder residuals inside the recurrence, recurrent inference of the decoder.
     The backward half is put together in the order in which it was read. Attribute names are those of
-    local_models.masker_denoiser.system, so that weights can be copied.
+    local_models.masker_denoiser.network, so that weights can be copied.
     """
 
     def __init__(

@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Style and tests; arguments go to pytest, e.g. tests/run.sh tests/test_config.py
+# Style, types and tests; arguments go to pytest, e.g. tests/run.sh tests/utils/training. --fast leaves out slow tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . utils/env.sh
+
+if [ "${1:-}" = --fast ]; then
+    shift
+    set -- -m "not slow" "$@"
+fi
 $python -m ruff check .
 $python -m ruff format --check .
 $python -m pytest "$@"

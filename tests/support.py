@@ -90,6 +90,42 @@ class Counted(Mixtures):
         return example | {"mixture": np.full_like(example["mixture"], self.level)}
 
 
+class Poisoned(Mixtures):
+    """Mixtures of which one is not a number in the third epoch, while there is a file `poison` beside the manifests."""
+
+    def __init__(
+        self,
+        manifests: Path,
+        split: str,
+        n_src: int | None,
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        size: int | None,
+    ):
+        super().__init__(manifests, split, n_src, sample_rate, seconds, seed, size)
+        self.poison = manifests / "poison"
+
+    def __getitem__(self, key):
+        example = super().__getitem__(key)
+        if key == (2, 5) and self.poison.exists():
+            example["mixture"] = np.full_like(example["mixture"], np.nan)
+        return example
+
+
+class Still(Bands):
+    """Its weights change in training, and the loss of its validation never."""
+
+    step_names = ("joint", "finetune")
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def losses(self, batch):
+        return {"loss": self.weight.square().sum() if self.training else torch.ones(())}
+
+
 class Network(Bands):
     """A convolution of 80 multiply-adds at 801 points, and an LSTM: 4 gates of 16 + 16 inputs to 16 units."""
 
@@ -164,12 +200,19 @@ def two_step_model(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def evaluation_of(method, name="test") -> Path:
+    """The folder of the only evaluation of a method on a set of that name."""
+    [folder] = method.folder.glob(f"eval/*/{name}")
+    return folder
+
+
 def read_rows(method, name="test"):
-    return pd.read_csv(method.folder / "eval" / name / "all_metrics.csv", dtype={"mixture_ID": str})
+    path = evaluation_of(method, name) / "all_metrics.csv"
+    return pd.read_csv(path, dtype={"mixture_ID": str})
 
 
 def read_final(method, name="test"):
-    return json.loads((method.folder / "eval" / name / "final_metrics.json").read_text())
+    return json.loads((evaluation_of(method, name) / "final_metrics.json").read_text())
 
 
 def projection_db(estimate, reference):

@@ -1,8 +1,12 @@
 """Errors that a person caused and can mend: printed as one message, without a traceback."""
 
+import contextlib
 import errno
 import functools
+import os
 import sys
+
+INTERRUPTED = 130  # exit code of a program that Ctrl-C ended, as shells have it
 
 
 class UserError(Exception):
@@ -10,27 +14,61 @@ class UserError(Exception):
 
 
 def command(main):
-    """Decorate the main function of a command: a `UserError` or a full disk ends it with a message and exit code 2."""
+    """Decorate the main function of a command: what a person can mend ends it with one line.
+
+    The exit code is 2 for a `UserError` and for errors of the operating system (a full disk, a name that is too long,
+    a loop of links, ...), of memory and of a closed output; 130 for Ctrl-C. Names of files that the terminal cannot
+    show are printed with backslashes.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        _print_any_name()
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()  # a closed output would else be noticed when Python ends
+            return result
         except UserError as error:
-            message = str(error)
+            _end(f"error: {error}")
+        except KeyboardInterrupt:
+            _end("interrupted; the same command goes on", INTERRUPTED)
+        except BrokenPipeError:
+            # Python would try to write the rest of the output at its end, and fail again.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _end("error: the program that was to read the output has ended")
+        except MemoryError:
+            _end("error: not enough memory: use fewer jobs or smaller batches, or a larger machine")
         except OSError as error:
-            where = error.filename or "while writing"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message = (
-                    f"the disk is full ({where}): free some space and run the same command again"
-                )
-            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                message = (
-                    f"{where}: {error.strerror}. Choose another place, or change its permissions"
-                )
-            else:
+            if error.errno is None or error.filename is None and error.errno not in _FULL_DISK:
                 raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+            _end(f"error: {explain(error)}")
 
     return wrapped
+
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def explain(error: OSError) -> str:
+    """The message for an error of the operating system: what, where, and what to do."""
+    where = error.filename or "while writing"
+    if error.errno in _FULL_DISK:
+        return f"the disk is full ({where}): free some space and run the same command again"
+    if error.errno in _FORBIDDEN:
+        return f"{where}: {error.strerror}. Choose another place, or change its permissions"
+    if error.errno == errno.EMFILE:
+        return f"{where}: {error.strerror}. Raise the limit with `ulimit -n 4096`"
+    return f"{where}: {error.strerror}"
+
+
+def _end(message: str, code: int = 2):
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_any_name():
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

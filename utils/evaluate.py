@@ -1,22 +1,18 @@
 """Evaluate an experiment on a test set, with the unprocessed mixture and oracle masks beside it:
 `python -m utils.evaluate --exp exp/NAME --manifest DIR/test.csv`.
 
-Writes exp/NAME/eval/<set>/{all_metrics.csv, final_metrics.json, examples/}, and for what needs no training the same in
-exp/reference-<corpus>/<method>/. A killed evaluation continues where it was; other models, manifests or metrics start
-anew.
+Writes exp/NAME/eval/<corpus>/<set>/{all_metrics.csv, final_metrics.json, examples/}, and for what needs no training the
+same in exp/reference-<corpus>/<method>/. A killed evaluation continues where it was. Scores that were made from another
+model, manifest, audio or setting are replaced, and a line says so.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import shlex
-import shutil
-import statistics
 import sys
-import time
-import warnings
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,130 +20,250 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-import yaml
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from local_models.oracles.masks import MASKS, WINDOWS
 from utils.data import audio
 from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
-from utils.evaluation.scoring import How, Method, dumps, example_name, numbered_score
+from utils.evaluation import results
+from utils.evaluation.cost import measure
+from utils.evaluation.methods import Method, references, trained_system
+from utils.evaluation.overlap_add import Blocks
+from utils.evaluation.results import ROWS, SUMMARY, TABLE, Row
+from utils.evaluation.scoring import How, numbered_score
 from utils.evaluation.suites import SUITES
-from utils.files import sha256, write_text
-from utils.training.model_files import load_system
+from utils.files import end_with_parent, read_json, write_text
+from utils.stamps import state_of_manifest
+from utils.training.trust import add_trust
 
-VERSION = 2  # of the rows: raise it when they mean something else, and old ones are not continued
+VERSION = 3  # of the rows: raise it when they mean something else, and old ones are not continued
 GPU_JOBS = 4  # processes that share a GPU at most
 
 
-# ---- what is evaluated
+# ---- the set
 
 
-def trained_system(exp: Path) -> Method:
-    """The system of an experiment: model.pth, else the best model of its last step."""
-    config = (
-        yaml.safe_load((exp / "config.yml").read_text()) if (exp / "config.yml").is_file() else {}
-    )
-    candidates = [
-        exp / "model.pth",
-        *(exp / step / "best.ckpt" for step in list(config.get("steps") or {})[-1:]),
-    ]
-    for model in candidates:
-        if model.is_file():
-            return Method(
-                exp, config.get("description") or "", model=model, model_sha256=sha256(model)
-            )
-    raise UserError(
-        f"{exp} has no trained model ({' or '.join(map(str, candidates))}): train it first (stages 2 and 3)"
-    )
+@dataclass(frozen=True)
+class TestSet:
+    """What is evaluated on."""
+
+    __test__ = False  # the name looks like one of pytest's
+
+    manifest: Path
+    table: pd.DataFrame
+    manifest_sha256: str
+    audio_sha256: str
+    """Of names, sizes and times of the audio files."""
+
+    @property
+    def name(self) -> str:
+        return self.manifest.stem
+
+    @property
+    def corpus(self) -> str:
+        return corpus_name(self.manifest)
+
+    @property
+    def sources(self) -> list[list[str]]:
+        """Paths of the sources of each mixture; "" for one that is not there."""
+        return self.table[source_columns(self.table)].to_numpy().tolist()
+
+    def folder(self, method: Method) -> Path:
+        """Where the results of a method go: those of another corpus stay."""
+        return method.folder / "eval" / self.corpus / self.name
+
+    def origin(self) -> dict:
+        """What scores on this set depend on, as plain data."""
+        return {
+            "corpus": self.corpus,
+            "set": self.name,
+            "manifest_sha256": self.manifest_sha256,
+            "audio_sha256": self.audio_sha256,
+        }
 
 
-def references(folder: Path, path: Path | None = None) -> list[Method]:
-    """What needs no training, as experiments below `folder`.
+def read_test_set(manifest: Path) -> TestSet:
+    """A test set.
 
-    Args:
-        path: YAML file with a list of {name, kind (mixture, oracle or classic), description, class_path, init_args};
-            None: the unprocessed mixture and the oracle masks.
+    Raises:
+        UserError: the manifest, or a file that it names, is not there.
     """
-    listed = yaml.safe_load(path.read_text()) if path else oracle_masks()
-    methods = []
-    for number, entry in enumerate(listed, 1):
-        unknown = {*entry} - {"name", "kind", "description", "class_path", "init_args"}
-        kind = entry.get("kind", "classic")
-        if unknown or "name" not in entry or kind not in ("mixture", "oracle", "classic"):
-            raise UserError(
-                f"{path}, entry {number}: needs name, kind (mixture, oracle or classic), class_path, and may have "
-                f"description and init_args; it has {', '.join(f'{k}: {v}' for k, v in entry.items())}"
-            )
-        recipe = (
-            None
-            if kind == "mixture"
-            else json.dumps({k: entry.get(k) for k in ("class_path", "init_args")})
-        )
-        methods.append(
-            Method(folder / entry["name"], entry.get("description", ""), kind, recipe=recipe)
-        )
-    return methods
-
-
-def oracle_masks() -> list[dict]:
-    """The unprocessed mixture and every oracle mask, as entries of a list of references."""
-    listed = [{"name": "mixture", "kind": "mixture", "description": "unprocessed mixture"}]
-    for window in WINDOWS:
-        for mask, text in MASKS.items():
-            entry = {"name": f"stft_{mask}_{window}ms", "kind": "oracle"}
-            entry |= {"description": f"oracle: {text}, STFT, Hann {window} ms"}
-            entry |= {"class_path": "local_models.oracles.StftOracle"}
-            listed.append(entry | {"init_args": {"kind": mask, "window": window}})
-    return listed
+    table = read_manifest(manifest, absent=True)
+    state = state_of_manifest(manifest)
+    return TestSet(manifest, table, state["csv"], state["audio"])
 
 
 def corpus_name(manifest: Path) -> str:
     """`NAME-SETTING` of .../NAME/manifests/SETTING/test.csv; else the name of the manifest's folder."""
     folders = manifest.resolve().parent.parts
     if "manifests" not in folders[1:]:
-        return folders[-1]
+        return folders[-1] if len(folders) > 1 else "root"
+    # The last folder of that name, wherever the data are.
     last = len(folders) - 1 - folders[::-1].index("manifests")
     return "-".join((folders[last - 1], *folders[last + 1 :]))
 
 
-# ---- rows, kept as they come
+# ---- one method on one set
 
 
-def finished_rows(folder: Path, stamp: dict) -> dict[int, dict]:
-    """Rows by number from an earlier run with the same stamp; what another one left is removed.
+def evaluate(
+    method: Method,
+    manifest: Path | TestSet,
+    nj: int = 1,
+    how: How | None = None,
+    n_examples: int = 5,
+) -> dict:
+    """Score a method on a set, or finish what was begun.
 
-    rows.jsonl holds the stamp, then a line a row. A line that a kill cut short is dropped.
+    Args:
+        method: what to evaluate.
+        manifest: CSV, or what `read_test_set` made of it.
+        nj: parallel processes.
+        how: device and metrics.
+        n_examples: utterances, spread evenly over the set, whose audio is kept.
+
+    Returns:
+        What final_metrics.json holds.
+
+    Raises:
+        UserError: the method cannot be used, or does not fit the set; files of the set cannot be read.
     """
-    path, header = folder / "rows.jsonl", json.dumps(stamp)
-    text = path.read_text() if path.exists() else ""
-    lines = text.split("\n")[:-1]
-    if lines[:1] != [header]:
-        if folder.exists():
-            shutil.rmtree(folder)
-        lines = [header]
-    whole = [line for line in lines[1:] if line.endswith("]") and line.startswith("[")]
-    mended = "\n".join([header, *whole]) + "\n"
-    if mended != text:
-        write_text(path, mended)
-    return dict(json.loads(line) for line in whole)
+    how = how or How()
+    test_set = manifest if isinstance(manifest, TestSet) else read_test_set(manifest)
+    check_system(method, test_set)
+    folder = test_set.folder(method)
+    stamp = stamp_of(method, test_set, how)
+    n_rows = len(test_set.table)
+    rows = results.open_folder(folder, stamp, n_rows)
+
+    examples = set(np.linspace(0, n_rows - 1, min(n_examples, n_rows)).round().astype(int).tolist())
+    # What has no row, and examples whose audio was not kept.
+    todo = []
+    for number in range(n_rows):
+        known = rows.get(number)
+        if known is None or (number in examples and not known.is_example):
+            todo.append(number)
+    if todo:
+        _score_all(method, how, nj, test_set, todo, examples, rows)
+
+    # What is made of the rows is compared with them, so that what was lost or damaged is written again.
+    table = results.table_text(rows)
+    old_table = folder / TABLE
+    table_is_whole = old_table.is_file() and old_table.read_bytes() == table.encode()
+    if not table_is_whole:
+        write_text(old_table, table)
+    final = {} if todo else _finished_summary(folder, stamp, n_rows)
+    if final:
+        mended = "" if table_is_whole else f"; {TABLE} was missing or damaged, and is written again"
+        print(f"{folder}: already evaluated{mended}")
+        return final
+    return _summarise(method, how, test_set, rows, stamp)
 
 
-def _missing(table: pd.DataFrame, rows: dict, examples: set[int], folder: Path) -> list[int]:
-    kept = {
-        k
-        for k in examples
-        if (folder / example_name(table.mixture_ID[k]) / "metrics.json").exists()
+def check_system(method: Method, test_set: TestSet) -> None:
+    """Load the system of a method, if it has one, and compare it with the set: before hours of scoring."""
+    if method.kind != "system":
+        return
+    n_src = len(source_columns(test_set.table))
+    system = method.load()
+    if system.n_src not in (None, n_src):
+        raise UserError(
+            f"{method.folder} separates {system.n_src} sources, but {test_set.manifest} has {n_src}"
+        )
+
+
+def stamp_of(method: Method, test_set: TestSet, how: How) -> dict:
+    """What the scores depend on, as plain data."""
+    return {
+        "rows": VERSION,
+        "suite": how.suite,
+        "extra": " ".join(how.extra),
+        "segment": how.blocks.segment,
+        "overlap": how.blocks.overlap,
+        **test_set.origin(),
+        **method.origin,
     }
-    return [k for k in range(len(table)) if k not in rows or (k in examples and k not in kept)]
+
+
+def _finished_summary(folder: Path, stamp: dict, n_rows: int) -> dict:
+    """What final_metrics.json holds; nothing if it is missing, damaged or of something else."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return {}
+    try:
+        final = read_json(path, "it is written again")
+    except UserError as error:
+        print(error)
+        return {}
+    # The folder was prepared for this stamp, but its summary may be older.
+    expected = {**stamp, "n": n_rows}
+    if any(final.get(key) != value for key, value in expected.items()):
+        return {}
+    return final
+
+
+def _summarise(
+    method: Method, how: How, test_set: TestSet, rows: dict[int, Row], stamp: dict
+) -> dict:
+    """Write final_metrics.json, and a line on the terminal."""
+    folder = test_set.folder(method)
+    scores = pd.DataFrame([rows[number].scores for number in sorted(rows)])
+    final = {
+        "name": method.folder.name,
+        "kind": method.kind,
+        "description": method.description,
+        "manifest": str(test_set.manifest),
+        **stamp,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "n": len(scores),
+        **SUITES[how.suite].summary(scores),
+    }
+    if method.kind == "system":
+        system = method.load()
+        # What others need to know about a system, the report among them.
+        final["baseline"] = system.baseline
+        final["ordered"] = system.ordered
+        final["n_mics"] = system.n_mics
+        channels = audio.info(test_set.table.mixture_path[0])[2]
+        final |= measure(system, how.device, channels)
+    final = results.plain(final)
+    write_text(folder / SUMMARY, results.dumps(final, indent=1) + "\n")
+    print(in_words(folder, final))
+    return final
+
+
+def in_words(folder: Path, final: dict) -> str:
+    """One line for the terminal."""
+    suite = SUITES[final["suite"]]
+    texts = []
+    for key in ("mean", "standard_error", "median"):
+        value = final[suite.primary].get(key)
+        texts.append("-" if value is None else f"{value:z.2f}")
+    mean, error, median = texts
+    text = f"{folder}: {suite.label} {mean} +- {error} (median {median}), {final['n']} mixtures"
+    # What makes a mean hard to read.
+    notes = {
+        "silent_sources": "silent sources have no score",
+        "silent_mixture": "silent mixtures have no improvement",
+        "failed_estimates": "estimates are silent, not finite or without any trace of the source (-100 dB)",
+    }
+    for key, note in notes.items():
+        if final.get(key):
+            text += f"; {final[key]} {note}"
+    return text
+
+
+# ---- processes
 
 
 @contextlib.contextmanager
 def workers(cluster: str | None):
     """Where the processes run: on this machine, or on the Dask cluster of this address, which sees the same files."""
     if cluster is None:
-        yield
+        # A worker must know its parent before its first job, which may never come.
+        with joblib.parallel_config("loky", initializer=end_with_parent, initargs=(os.getpid(),)):
+            yield
         return
     from dask.distributed import Client  # takes a second to import
 
@@ -161,30 +277,42 @@ def workers(cluster: str | None):
         yield
 
 
-def _score_all(method, how, nj, table, todo, examples, rows, folder):
+def _score_all(
+    method: Method,
+    how: How,
+    nj: int,
+    test_set: TestSet,
+    todo: list[int],
+    examples: set[int],
+    rows: dict[int, Row],
+) -> None:
     """Score the utterances `todo` in parallel, adding to `rows` and to the file as they come."""
-    records, sources = table.to_dict("records"), table[source_columns(table)].to_numpy().tolist()
-    jobs = (
-        joblib.delayed(numbered_score)(
-            k, method, how, records[k], sources[k], folder, k in examples
-        )
-        for k in todo
-    )
-    nj = min(nj, len(todo), GPU_JOBS if how.device == "cuda" else nj)
-    results = joblib.Parallel(n_jobs=nj, return_as="generator_unordered")(jobs)
+    folder = test_set.folder(method)
+    records = test_set.table.to_dict("records")
+    sources = test_set.sources
+    jobs = []
+    for number in todo:
+        job = (method, how, records[number], sources[number], folder, number in examples)
+        jobs.append(joblib.delayed(numbered_score)(os.getpid(), number, *job))
+    # More processes than work, or than a GPU can hold, would only take memory.
+    nj = min(nj, len(todo))
+    if how.device == "cuda":
+        nj = min(nj, GPU_JOBS)
+    scored = joblib.Parallel(n_jobs=nj, return_as="generator_unordered")(jobs)
     bar = tqdm(
-        results,
+        scored,
         method.folder.name,
-        initial=len(table) - len(todo),
-        total=len(table),
+        initial=len(records) - len(todo),
+        total=len(records),
         unit="utt",
         disable=None,
     )
     try:
-        with open(folder / "rows.jsonl", "a") as file:
-            for k, row in bar:
-                rows[k] = row
-                file.write(json.dumps([k, row]) + "\n")
+        # Rows are written as they come: a kill costs only those under way.
+        with open(folder / ROWS, "a") as file:
+            for number, row in bar:
+                rows[number] = row
+                file.write(row.to_line(number))
                 file.flush()
     except joblib.externals.loky.process_executor.TerminatedWorkerError:
         raise UserError(
@@ -193,126 +321,10 @@ def _score_all(method, how, nj, table, todo, examples, rows, folder):
         ) from None
 
 
-# ---- one method on one set
-
-
-def evaluate(
-    method: Method, manifest: Path, nj: int = 1, how: How | None = None, n_examples: int = 5
-) -> dict:
-    """Score a method on all utterances of a manifest, one at a time.
-
-    Args:
-        method: what to evaluate.
-        manifest: CSV.
-        nj: parallel processes.
-        how: device and metrics.
-        n_examples: utterances, spread evenly over the set, whose audio is kept.
-
-    Returns:
-        What final_metrics.json holds.
-    """
-    how = how or How()
-    folder = method.folder / "eval" / manifest.stem
-    stamp = {
-        "rows": VERSION,
-        "suite": how.suite,
-        "extra": " ".join(how.extra),
-        "segment": how.segment,
-    }
-    stamp |= {"model_sha256": method.model_sha256, "manifest_sha256": sha256(manifest)}
-    stamp |= {"recipe": method.recipe} if method.recipe else {}
-    system = load_system(method.model) if method.model else None
-    table = read_manifest(manifest, absent=True)
-    n_src = len(source_columns(table))
-    if system and system.n_src not in (None, n_src):
-        raise UserError(
-            f"{method.folder} separates {system.n_src} sources, but {manifest} has {n_src}"
-        )
-    rows = finished_rows(folder, stamp)
-    chosen = np.linspace(0, len(table) - 1, min(n_examples, len(table))).round().astype(int)
-    examples = set(chosen.tolist())
-    todo = _missing(table, rows, examples, folder)
-    final = folder / "final_metrics.json"
-    if not todo and final.exists():
-        print(f"{folder}: already evaluated")
-        return json.loads(final.read_text())
-    cost = measure(system, how.device, audio.info(table.mixture_path[0])[2]) if system else {}
-    if todo:
-        _score_all(method, how, nj, table, todo, examples, rows, folder)
-    scores = pd.DataFrame([rows[k] for k in range(len(table))])
-    write_text(folder / "all_metrics.csv", scores.to_csv(index=False, float_format="%.6f"))
-    origin = {"name": method.folder.name, "kind": method.kind, "description": method.description}
-    origin |= {
-        "set": manifest.stem,
-        "corpus": corpus_name(manifest),
-        "manifest": str(manifest),
-        **stamp,
-    }
-    origin |= {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.orig_argv),
-    }
-    result = origin | {"n": len(scores)} | SUITES[how.suite].summary(scores) | cost
-    write_text(final, dumps(result, indent=1) + "\n")
-    print(in_words(folder, json.loads(dumps(result))))
-    return result
-
-
-def in_words(folder: Path, result: dict) -> str:
-    """One line for the terminal."""
-    suite = SUITES[result["suite"]]
-    numbers = [result[suite.primary].get(key) for key in ("mean", "standard_error", "median")]
-    mean, error, median = ("-" if value is None else f"{value:.2f}" for value in numbers)
-    text = f"{folder}: {suite.label} {mean} +- {error} (median {median}), {result['n']} mixtures"
-    notes = {
-        "silent_sources": "silent sources have no score",
-        "silent_mixture": "silent mixtures have no improvement",
-        "failed_estimates": "estimates are silent, not finite or without any trace of the source (-100 dB)",
-    }
-    return text + "".join(
-        f"; {result[name]} {note}" for name, note in notes.items() if result.get(name)
-    )
-
-
-# ---- cost
-
-
-def measure(system, device: str, n_mics: int = 1) -> dict:
-    """Size and speed of a system on `n_mics` channels.
-
-    Returns:
-        parameters; macs_per_second: multiply-adds for a second of audio (half of what torch.utils.flop_counter counts
-        for convolutions and matrix products in `separate`); seconds_per_second: median time to separate 4 s, over 4 s;
-        device.
-    """
-    noise = system.noise(4.0, n_mics)
-    counter = FlopCounterMode(display=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about Intel GPUs
-        # oneDNN runs recurrent layers as one operation, which the counter does not know.
-        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), counter:
-            system.separate(noise[..., : system.sample_rate])
-    system, noise = system.to(device), noise.to(device)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        with torch.inference_mode():
-            system.separate(noise).sum().item()  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return {
-        "parameters": sum(parameter.numel() for parameter in system.parameters()),
-        "macs_per_second": counter.get_total_flops() // 2,
-        "seconds_per_second": statistics.median(seconds[1:]) / 4,
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{torch.get_num_threads()} CPU threads",
-    }
-
-
 # ---- command
 
 
-def _arguments(arguments):
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="utils.evaluate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -332,9 +344,13 @@ def _arguments(arguments):
     parser.add_argument("--n_examples", type=int, default=5, help="utterances whose audio is kept")
     parser.add_argument(
         "--references",
-        default="yes",
-        help="also evaluate what needs no training: yes (the mixture and oracle masks), FILE.yml (what it lists), no;\n"
-        "with `only:` before it, nothing else",
+        default="default",
+        metavar="FILE",
+        help="what needs no training is evaluated too: FILE.yml lists it; `default`: the mixture and oracle masks;\n"
+        "`none`: nothing",
+    )
+    parser.add_argument(
+        "--no_system", action="store_true", help="evaluate the references only, not the experiment"
     )
     parser.add_argument(
         "--suite", choices=SUITES, default="speech", help="metrics, see utils/evaluation/suites.py"
@@ -343,10 +359,15 @@ def _arguments(arguments):
         "--extra", nargs="*", default=[], help="further metrics of the suite, which take long"
     )
     parser.add_argument(
-        "--segment", type=float, default=How.segment, help="seconds that are separated at once"
+        "--segment",
+        type=float,
+        default=Blocks.segment,
+        help="seconds that are separated at once, as of utils.separate (%(default)s)",
     )
     parser.add_argument("--cluster", help="address of a Dask scheduler whose workers do the job")
+    add_trust(parser)
     args = parser.parse_args(arguments)
+    # What can be known before hours of work is said now.
     known = SUITES[args.suite].extra
     if not {*args.extra} <= {*known}:
         raise UserError(
@@ -365,31 +386,41 @@ def _arguments(arguments):
     return args
 
 
+def _reference_methods(args: argparse.Namespace) -> list[Method]:
+    """What `--references` asks for."""
+    if args.references == "none":
+        return []
+    path = None
+    if args.references != "default":
+        path = Path(args.references)
+        if not path.is_file():
+            raise UserError(
+                f"--references {path}: there is no such file; give a YAML file, default or none"
+            )
+    folder = Path(os.path.abspath(args.exp)).parent / f"reference-{corpus_name(args.manifest)}"
+    if folder.is_relative_to(os.getcwd()):
+        folder = folder.relative_to(os.getcwd())
+    return references(folder, path)
+
+
 @command
 def main(arguments: list[str] | None = None) -> None:
     args = _arguments(arguments)
-    listed = args.references.removeprefix("only:")
-    systems = [] if args.references.startswith("only") else [trained_system(args.exp)]
-    folder = args.exp.resolve().parent / f"reference-{corpus_name(args.manifest)}"
-    if folder.is_relative_to(os.getcwd()):
-        folder = folder.relative_to(os.getcwd())
-    path = None if listed in ("yes", "no", "only") else Path(listed)
-    if path and not path.is_file():
-        raise UserError(
-            f"--references {listed}: there is no such file; give yes, no, only or a YAML file"
-        )
-    how = How(args.device, args.suite, tuple(sorted(args.extra)), args.segment)
+    # Segments that are shorter than usual share less.
+    blocks = Blocks(args.segment, min(Blocks.overlap, args.segment / 4))
+    how = How(args.device, args.suite, tuple(sorted(args.extra)), blocks)
+    system = None if args.no_system else trained_system(args.exp, tuple(args.trust))
+    methods = _reference_methods(args)
+    test_set = read_test_set(args.manifest)
+    if system:
+        # A model that is refused must not be found out after hours of scoring references.
+        check_system(system, test_set)
     with workers(args.cluster):
-        for method in [] if listed == "no" else references(folder, path):
-            evaluate(
-                method,
-                args.manifest,
-                args.nj,
-                dataclasses.replace(how, device="cpu"),
-                args.n_examples,
-            )
-        for method in systems:
-            evaluate(method, args.manifest, args.nj, how, args.n_examples)
+        for method in methods:
+            on_cpu = dataclasses.replace(how, device="cpu")
+            evaluate(method, test_set, args.nj, on_cpu, args.n_examples)
+        if system:
+            evaluate(system, test_set, args.nj, how, args.n_examples)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Files that are whole or not there, their hashes, and work on many of them at once."""
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
+import threading
 import time
 from pathlib import Path
 
@@ -12,33 +15,75 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
+TEMPORARY = ".belt-"  # how names of temporary files begin; no other program's do
+
 
 def write_text(path, text):
-    """Write a text file (UTF-8) atomically; folders are made."""
-    write_bytes(path, text.encode())
+    """Write a text file (UTF-8) atomically; folders are made. File names that are not UTF-8 keep their bytes."""
+    write_bytes(path, text.encode(errors="surrogateescape"))
 
 
-def write_bytes(path, data):
-    """Write a file atomically: under a temporary name in the same folder, then renamed."""
+def write_bytes(path, data, durable=True):
+    """Write a file atomically: under a temporary name in the same folder, then renamed.
+
+    Args:
+        durable: have it on the disk before it gets its name, so that a power cut leaves the old file or the new one,
+            and never an empty one. It costs some milliseconds (on a network, more).
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = os.fspath(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, since only within a file system is renaming atomic.
+        temporary = temporary_name(path.parent)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        # The temporary name would tell a person nothing.
+        error.filename = os.fspath(path)
+        error.filename2 = None
         raise
 
 
-def remove_leftovers(folder, age=3600.0):
-    """Remove temporary files of killed runs below `folder` that are older than `age` seconds."""
-    for temporary in Path(folder).rglob(".*.tmp"):
-        if time.time() - temporary.stat().st_mtime > age:
-            temporary.unlink(missing_ok=True)
+def temporary_name(folder):
+    """A name for a file that is not whole yet: short, and no other process's, on whatever machine it runs."""
+    return Path(folder) / f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
+
+
+def remove_leftovers(folder, age=3600.0, nested=True):
+    """Remove temporary files of killed runs, older than `age` seconds, in `folder` and, if `nested`, below it."""
+    pattern = f"{TEMPORARY}*.tmp"
+    folder = Path(folder)
+    for temporary in folder.rglob(pattern) if nested else folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another run may be faster
+            if time.time() - temporary.stat().st_mtime > age:
+                temporary.unlink()
+
+
+def end_with_parent(parent: int, interval: float = 1.0) -> None:
+    """Let this process end when its parent has ended, also by kill -9; called again, it does nothing.
+
+    Args:
+        parent: its process ID, from itself: it may have ended before this process had begun.
+        interval: seconds between two looks at the parent.
+    """
+    if any(thread.name == "end_with_parent" for thread in threading.enumerate()):
+        return
+
+    def watch():
+        # A process whose parent is gone gets another one.
+        while os.getppid() == parent:
+            time.sleep(interval)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def parallel(function, jobs, n_jobs, description):

@@ -1,10 +1,11 @@
 """Separate audio files of any length, rate and channel count: `python -m utils.separate MODEL FILE... [--out DIR]`.
 
-A file is read, separated (utils/evaluation/overlap_add.py) and written in blocks: memory does not grow with its length.
+A file is read, separated (utils/evaluation/apply.py) and written in blocks: memory does not grow with its length.
 """
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections import Counter
@@ -18,12 +19,15 @@ import torch
 from tqdm import tqdm
 
 from local_models.system import System
+from utils import files
 from utils.data import audio
-from utils.errors import UserError, command
-from utils.evaluation.overlap_add import Blocks, Stitcher, separate_long
+from utils.errors import UserError, command, explain
+from utils.evaluation.apply import Separation
+from utils.evaluation.overlap_add import Blocks
 from utils.training.model_files import load_system
+from utils.training.trust import add_trust
 
-__all__ = ["Blocks", "separate_file", "separate_long"]
+__all__ = ["Blocks", "separate_file"]
 
 
 def separate_file(
@@ -48,109 +52,129 @@ def separate_file(
         The files written, in the order of the sources.
 
     Raises:
-        UserError: if the file is missing, empty, not audio or not finite, or an output cannot be written.
+        UserError: if the file is missing, empty, not audio or not finite, or an output cannot be written. A file that
+            is cut off, or whose header lies, is separated as far as it goes, with a warning on stderr.
     """
-    path, out_dir = Path(path), Path(out_dir)
-    audio.info(path)
-    targets = outputs_of(system, path, out_dir)
-    if path.resolve() in [target.resolve() for target in targets]:
-        raise UserError(f"{path} would be overwritten by its own estimate: give another --out")
-    with contextlib.ExitStack() as stack, _explained(out_dir):
+    path = Path(path)
+    out_dir = Path(out_dir)
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(audio.Reader(path, salvage=True))
+        targets = _targets(system, path, out_dir, reader.channels)
+        if os.path.realpath(path) in map(os.path.realpath, targets):
+            raise UserError(f"{path} would be overwritten by its own estimate: give another --out")
+        stack.enter_context(_explained(path, out_dir))
         out_dir.mkdir(parents=True, exist_ok=True)
-        temporary = [target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets]
+        files.remove_leftovers(out_dir, nested=False)
+        for target in targets:
+            with contextlib.suppress(FileNotFoundError):
+                target.lstat()  # raises an OSError if there can be no such name
+        # Estimates get their names once all are complete; whatever happens before, nothing is left.
+        temporary = [files.temporary_name(out_dir) for _ in targets]
         for name in temporary:
             stack.callback(name.unlink, missing_ok=True)
-        peak = _stream(system, path, temporary, blocks or Blocks())
+        peak = _stream(system, reader, temporary, blocks or Blocks())
         if subtype != "FLOAT":
+            # One gain for all, so that the estimates still add up to the mixture, if quieter.
+            gain = 0.99 / peak if peak > 1 else 1.0
             for name in temporary:
-                _to_integers(name, subtype, 0.99 / peak if peak > 1 else 1.0)
+                _to_integers(name, subtype, gain)
         for name, target in zip(temporary, targets, strict=True):
             os.replace(name, target)
     return targets
 
 
-def outputs_of(system: System, path: Path, out_dir: Path) -> list[Path]:
-    n_src = system.n_src or audio.info(path)[2]
-    return [out_dir / f"{path.stem}_s{i + 1}.wav" for i in range(n_src)]
+def _targets(system: System, path: Path, out_dir: Path, channels: int) -> list[Path]:
+    return [out_dir / f"{path.stem}_s{i + 1}.wav" for i in range(system.n_src or channels)]
 
 
 @contextlib.contextmanager
-def _explained(out_dir: Path):
+def _explained(path: Path, out_dir: Path):
+    """Turn errors of writing, and of memory, into messages."""
     try:
         yield
-    except (sf.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
-        raise UserError(
-            f"cannot write in {out_dir}: {error or 'incomplete'} Is the disk full?"
-        ) from None
+    except sf.LibsndfileError as error:  # reading has its own messages
+        raise UserError(f"cannot write in {out_dir}: {error} Is the disk full?") from None
     except torch.OutOfMemoryError:
         raise UserError(
             "not enough memory on the device: lower --segment or --batch, or use --device cpu"
         ) from None
     except OSError as error:
-        if error.errno == 28:  # a full disk has its own message
+        if error.errno == errno.ENOSPC:  # it has its own message
             raise
-        raise UserError(f"cannot write in {out_dir}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"{path}: no room for _s1.wav after its name in {out_dir} ({reason}). Rename the file"
+            ) from None
+        raise UserError(f"cannot write in {out_dir}: {reason}") from None
 
 
-def _stream(system: System, path: Path, outputs: list[Path], blocks: Blocks) -> float:
+def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: Blocks) -> float:
     """Take a file through resampling, system and resampling into float wav files; returns the largest sample."""
-    with contextlib.ExitStack() as stack:
-        source = stack.enter_context(sf.SoundFile(path))
-        n_mics, rate = system.n_mics, source.samplerate
-        if n_mics not in (None, 1, source.channels) and not (
-            system.images and source.channels == 1
-        ):
-            raise UserError(
-                f"{path} has {source.channels} channels; the model hears {n_mics} microphones"
-            )
-        if n_mics is None and source.channels == 1:
-            raise UserError(f"{path} has one channel; the model separates by several microphones")
-        channels = source.channels if n_mics == 1 or system.images else 1
-        to_model = _resampler(rate, system.sample_rate, source.channels)
-        from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)
-        stitcher = Stitcher(system, blocks, related=True)
-        writer = stack.enter_context(_Writer(outputs, rate, channels, source.frames))
-        heard, alive = 0, np.zeros(source.channels, bool)
-        frames = round(blocks.segment * rate)
-        offset = _offset(path, frames)
-        for block, last in _read(source, path, frames):
+    path = source.path
+    rate = source.sample_rate
+    try:
+        separation = Separation(system, source.channels, blocks)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    channels = separation.n_outputs
+    to_model = _resampler(rate, system.sample_rate, source.channels)
+    from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)
+    alive = np.zeros(source.channels, bool)
+    frames = round(blocks.segment * rate)
+    offset = _offset(path, frames)
+    with _Writer(outputs, rate, channels, source.frames) as writer:
+        for block, last in _read(source, frames):
             block = block - offset
-            heard, alive = heard + len(block), alive | block.any(axis=0)
+            alive = alive | block.any(axis=0)
             signal = torch.from_numpy(np.ascontiguousarray(to_model(block, last).T))
-            for estimates in stitcher.push(signal if n_mics == 1 else signal[None]):
+            for estimates in separation.push(signal):
                 writer.write(from_model(_interleave(estimates), False))
-        for estimates in stitcher.finish():
-            writer.write(from_model(_interleave(estimates), False))
-        if stitcher.signal.shape[-1] == 0:
+        # What was read, which of a damaged file is less than its header said.
+        length = source.position
+        if not separation.pending:
             raise UserError(
-                f"{path}: too short, {heard} samples at {rate} Hz are not one at {system.sample_rate} Hz"
+                f"{path}: too short, {length} samples at {rate} Hz are not one at {system.sample_rate} Hz"
             )
+        for estimates in separation.finish():
+            writer.write(from_model(_interleave(estimates), False))
         writer.write(from_model(np.zeros((0, len(outputs) * channels), np.float32), True))
-        writer.end(heard)
-        if n_mics != 1 and alive.any() and not alive.all():
-            dead = ", ".join(map(str, np.flatnonzero(~alive) + 1))
-            print(
-                f"warning: {path}: channel {dead} is silent throughout: a dead microphone?",
-                file=sys.stderr,
-            )
-        return writer.peak
+        writer.end(length)
+        peak = writer.peak
+    if not separation.one_by_one and alive.any() and not alive.all():
+        dead = ", ".join(map(str, np.flatnonzero(~alive) + 1))
+        _warn(f"{path}: channel {dead} is silent throughout: a dead microphone?")
+    _warn_of_length(source)
+    return peak
 
 
-def _offset(path: Path, frames: int) -> np.ndarray:
-    """The mean of each channel over the whole file, (channel,), which no block of it tells."""
-    with sf.SoundFile(path) as source:
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _warn_of_length(source: audio.Reader) -> None:
+    """Say it if less, or more, was separated than the file announces, or if nobody can know."""
+    amount = f"{source.position:,} samples ({source.position / source.sample_rate:.3f} s)"
+    if source.fault:
+        _warn(f"{source.path}: {source.fault}. The {amount} that are there were separated")
+    elif source.unsaid:
+        _warn(f"{source.path}: does not say how long it is. {amount} were separated")
+
+
+def _offset(path: str | Path, frames: int) -> np.ndarray:
+    """The mean of each channel over the whole file, (channel,), which no block of it tells; read by itself."""
+    with audio.Reader(path, salvage=True) as source:
         total = np.zeros(source.channels)
-        length = 0
-        for block, _ in _read(source, path, frames):
+        for block, _ in _read(source, frames):
             total += block.sum(axis=0, dtype=np.float64)
-            length += len(block)
-    return (total / length).astype(np.float32)
+        return (total / source.position).astype(np.float32)
 
 
 def _interleave(estimates: torch.Tensor) -> np.ndarray:
-    """(channel, source, time), or (1, source, channel, time), to (time, source * channel), as audio files are."""
-    by_source = estimates.transpose(0, 1) if estimates.ndim == 3 else estimates[0]
-    return by_source.flatten(0, 1).T.contiguous().numpy()
+    """(source, channel, time) to (time, source * channel), as audio files are."""
+    if not estimates.isfinite().all():
+        raise UserError("the model's estimates are not finite numbers: its training has gone wrong")
+    return estimates.flatten(0, 1).T.contiguous().numpy()
 
 
 def _resampler(rate: int, new_rate: int, channels: int):
@@ -160,34 +184,27 @@ def _resampler(rate: int, new_rate: int, channels: int):
     return soxr.ResampleStream(rate, new_rate, channels, dtype="float32").resample_chunk
 
 
-def _read(source: sf.SoundFile, path: Path, frames: int) -> Iterator[tuple[np.ndarray, bool]]:
+def _read(source: audio.Reader, frames: int) -> Iterator[tuple[np.ndarray, bool]]:
     """Blocks (time, channel) of a file, and at the end an empty one that is marked as the last."""
-    heard = 0
+    name = Path(source.path).name
     with tqdm(
-        total=source.frames, desc=path.name, unit_scale=True, leave=False, disable=None
+        total=source.frames, desc=name, unit_scale=True, leave=False, disable=None
     ) as progress:
         while True:
-            try:
-                block = source.read(frames, "float32", always_2d=True)
-            except sf.LibsndfileError as error:
-                raise UserError(
-                    f"{path}: damaged audio file ({error}). Restore it from its source"
-                ) from None
+            begin = source.position
+            block = source.read(frames)
             wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
             if len(wrong):
-                place = (heard + wrong[0]) / source.samplerate
+                place = (begin + wrong[0]) / source.sample_rate
                 raise UserError(
-                    f"{path}: contains NaN or infinite samples, the first at {place:.3f} s. Repair it first"
+                    f"{source.path}: contains NaN or infinite samples, the first at {place:.3f} s. Repair it first"
                 )
             yield block, not len(block)
             if not len(block):
                 break
-            heard += len(block)
             progress.update(len(block))
-    if heard == 0 or heard < source.frames < 2**40:  # larger: a stream of unknown length
-        raise UserError(
-            f"{path}: cut off, {heard} of {source.frames} samples are there. Restore it from its source"
-        )
+    if source.position == 0:
+        raise UserError(f"{source.path}: {source.fault}. Restore it from its source")
 
 
 class _Writer:
@@ -195,9 +212,13 @@ class _Writer:
 
     def __init__(self, outputs: list[Path], rate: int, channels: int, frames: int):
         container = "WAV" if frames * channels < 2**29 else "RF64"  # a WAV file ends at 4 GiB
-        self.outputs, self.channels, self.written, self.peak = outputs, channels, 0, 0.0
+        self.outputs = outputs
+        self.channels = channels
+        self.written = 0
+        self.peak = 0.0
         self.files = [
-            sf.SoundFile(name, "w", rate, channels, "FLOAT", format=container) for name in outputs
+            sf.SoundFile(os.fsencode(name), "w", rate, channels, "FLOAT", format=container)
+            for name in outputs
         ]
 
     def __enter__(self):
@@ -209,7 +230,7 @@ class _Writer:
 
     def write(self, frames: np.ndarray) -> None:
         for file, part in zip(self.files, np.split(frames, len(self.files), axis=1), strict=True):
-            file.write(part)
+            _write(file, part)
         self.written += len(frames)
         self.peak = max(self.peak, float(np.abs(frames).max(initial=0)))
 
@@ -224,15 +245,23 @@ class _Writer:
                 file.truncate(length)
 
 
+def _write(file: sf.SoundFile, frames: np.ndarray) -> None:
+    try:
+        file.write(frames)
+    except (sf.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
+        reason = f"{error or 'incomplete'} Is the disk full?"
+        raise OSError(errno.EIO, reason) from None
+
+
 def _to_integers(name: Path, subtype: str, gain: float) -> None:
     """Replace a float wav file by one of integer samples."""
-    other = name.with_suffix(".pcm.tmp")
+    other = files.temporary_name(name.parent)
     try:
-        with sf.SoundFile(name) as source:
+        with sf.SoundFile(os.fsencode(name)) as source:
             shape = source.samplerate, source.channels, subtype
-            with sf.SoundFile(other, "w", *shape, format=source.format) as target:
+            with sf.SoundFile(os.fsencode(other), "w", *shape, format=source.format) as target:
                 for block in source.blocks(2**16, dtype="float32"):
-                    target.write(block * np.float32(gain))
+                    _write(target, block * np.float32(gain))
         os.replace(other, name)
     finally:
         other.unlink(missing_ok=True)
@@ -246,12 +275,17 @@ def _device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def _check_names(system: System, files: list[Path], out_dir: Path) -> None:
+def _check_names(system: System, paths: list[Path], out_dir: Path) -> None:
     """No estimate may overwrite an input or another file's estimate."""
-    inputs = {path.resolve() for path in files}
-    outputs = Counter(
-        target.resolve() for path in files for target in outputs_of(system, path, out_dir)
-    )
+    inputs = set(map(os.path.realpath, paths))
+    outputs = Counter()
+    for path in paths:
+        channels = 1
+        if system.n_src is None:
+            # As many sources as channels; a file that cannot be read has its message later, in its turn.
+            with contextlib.suppress(UserError), audio.Reader(path, salvage=True) as reader:
+                channels = reader.channels
+        outputs.update(map(os.path.realpath, _targets(system, path, out_dir, channels)))
     for target, times in outputs.items():
         if times > 1:
             raise UserError(
@@ -294,21 +328,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch", type=int, default=Blocks.batch, help="segments in a forward pass (%(default)s)"
     )
+    add_trust(parser)
     args = parser.parse_args(arguments)
     blocks = Blocks(args.segment, args.overlap, args.batch)
     device = _device(args.device)
-    system = load_system(args.model).to(device)
+    system = load_system(args.model, args.trust).to(device)
     _check_names(system, args.files, args.out)
     failed = 0
     for path in args.files:  # one bad file does not cost the others
         try:
-            made = separate_file(system, path, args.out, blocks, args.subtype)
-            print(path, "->", *made)
-        except UserError as error:
-            if len(args.files) == 1:
+            estimates = separate_file(system, path, args.out, blocks, args.subtype)
+        except (UserError, OSError) as error:
+            if len(args.files) == 1 or isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            reason = explain(error) if isinstance(error, OSError) else error
+            print(f"error: {reason}", file=sys.stderr)
+        else:
+            print(path, "->", *estimates)
     if failed:
         raise UserError(f"{failed} of {len(args.files)} files could not be separated, see above")
 

@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
+from utils.data.tables import read_table
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
@@ -50,7 +49,7 @@ def state_of_manifest(csv: str | Path) -> dict[str, str]:
     if not csv.is_file():
         raise UserError(f"{csv}: no such manifest. Stage 1 makes it")
     text = csv.read_bytes()
-    table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    table = read_table(csv)
     folder = csv.resolve().parent
     paths = []
     for column in table.columns:

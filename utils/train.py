@@ -1,41 +1,37 @@
 """Train the steps of an experiment: `python -m utils.train --conf YAML --manifests DIR --exp DIR [KEY=VALUE ...]`."""
 
 import argparse
+import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
-import platform
-import shlex
-import subprocess
+import os
+import re
 import sys
 import warnings
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-import yaml
-from pytorch_lightning.callbacks import (
-    EarlyStopping,
-    ModelCheckpoint,
-    TQDMProgressBar,
-    WeightAveraging,
-)
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.data.datasets import loaders
 from utils.errors import UserError, command
-from utils.files import sha256, write_text
-from utils.stamps import differences
+from utils.files import read_json, sha256, write_text
 from utils.training import config as configuration
-from utils.training.callbacks import Bookkeeping, EagerValidation, Examples
+from utils.training.callbacks import Bookkeeping, CountOnce, EagerValidation, Examples, Halving
+from utils.training.checkpoints import Checkpoints, Interrupted, StepCheckpoints, read_checkpoint
+from utils.training.clusters import without_requeueing
 from utils.training.config import Experiment, Step
-from utils.training.model_files import export, save
+from utils.training.folder import claim_folder, note_start, tidy
+from utils.training.lock import is_first_process, only_training
+from utils.training.model_files import export
 from utils.training.selftest import self_test
+from utils.training.watchdog import Watchdog
 
 LIGHTNING_CHATTER = (
     "num_workers",
@@ -44,51 +40,12 @@ LIGHTNING_CHATTER = (
     "srun",
     "Checkpoint directory",
     "logging interval",
+    "resuming from a checkpoint that ended before",  # our sampler goes on within an epoch
 )
-MAY_CHANGE = ("runtime", "description")
-
-
-def describe_run(description: str, manifests: Path) -> dict:
-    """What else a result depends on: code, packages, command, machine."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    packages = ("torch", "asteroid", "pytorch-lightning", "numpy", "soundfile")
-    return {
-        "description": description,
-        "command": shlex.join(sys.orig_argv),
-        "commit": git.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "manifests": str(manifests.resolve()),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def claim_folder(exp: Path, settings: dict, manifests: Path) -> None:
-    """Make the experiment's folder, or check that it holds the same experiment."""
-    path = exp / "config.yml"
-    description = settings["description"]
-    settings = {"manifests": str(manifests.resolve())} | {
-        k: v for k, v in settings.items() if k not in MAY_CHANGE
-    }
-    if path.exists() and any(
-        (*exp.glob("*/*.ckpt"), *exp.glob("*/done.json"))
-    ):  # else nothing is trained yet
-        old = {k: v for k, v in yaml.safe_load(path.read_text()).items() if k not in MAY_CHANGE}
-        changed = differences(old, settings)
-        if changed:
-            raise UserError(
-                f"{exp} holds an experiment with other settings ({'; '.join(changed[:5])}): "
-                "give the new one a --tag of its own, or delete that folder"
-            )
-    elif rank_zero_only.rank == 0:
-        exp.mkdir(parents=True, exist_ok=True)
-        write_text(exp / "run.json", json.dumps(describe_run(description, manifests), indent=1))
-        write_text(path, yaml.safe_dump(settings, sort_keys=False))
+# What torch says when a loader process has died, or memory shared with it has run out.
+LOADER_DEATH = re.compile(
+    r"DataLoader worker .*(killed|exited)|bus error|shared memory|/torch_\d+", re.IGNORECASE
+)
 
 
 def fingerprint(system: torch.nn.Module) -> str:
@@ -104,40 +61,29 @@ def start_from(system, previous: Path | None, folder: Path) -> None:
     """Load the best model of the step before, and remember which one it was."""
     if previous is None:
         return
-    best = previous / "best.ckpt"
-    if not (previous / "done.json").exists():
-        raise UserError(f"step `{previous.name}` is not finished: train it first (stage 2)")
-    origin = {"from": str(best.relative_to(folder.parent)), "sha256": sha256(best)}
-    note = folder / "start.json"
-    if note.exists() and json.loads(note.read_text()) != origin:
-        raise UserError(
-            f"{folder} was started from another {best.name}: delete {folder} to train it anew"
-        )
-    system.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-    if rank_zero_only.rank == 0:
-        folder.mkdir(exist_ok=True)
-        write_text(note, json.dumps(origin))
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning copies a checkpoint from /tmp over the old one, which a kill or a full disk leaves as half a file."""
-
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
-        save(checkpoint, path)
+    best = note_start(folder, previous)
+    remedy = f"delete {previous} to train it anew"
+    state = read_checkpoint(best, remedy)["state_dict"]
+    try:
+        system.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[-1].strip()
+        raise UserError(f"{best} is of another system ({reason}): {remedy}") from None
 
 
 def make_trainer(
-    folder: Path, step: Step, experiment: Experiment, bookkeeping: Bookkeeping
+    folder: Path,
+    step: Step,
+    experiment: Experiment,
+    bookkeeping: Bookkeeping,
+    checkpoints: Checkpoints,
 ) -> pl.Trainer:
-    runtime, system = experiment.runtime, experiment.system
-    mode = "min" if "loss" in step.monitor else "max"
-    callbacks = [
-        bookkeeping,
-        ModelCheckpoint(
-            folder, "best", monitor=step.monitor, mode=mode, save_last=True, save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
-    ]  # fmt: skip
+    """The trainer of a step. Its callbacks act in this order at the end of an epoch, `checkpoints` last."""
+    runtime = experiment.runtime
+    system = experiment.system
+    callbacks = [bookkeeping, Watchdog(step.monitor), CountOnce()]
+    if step.optim.halve_after:
+        callbacks.append(Halving(step.monitor, checkpoints.mode, step.optim.halve_after))
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=5))
     if runtime.log_audio:
@@ -145,13 +91,17 @@ def make_trainer(
     if step.early_stop:
         callbacks.append(
             EarlyStopping(
-                step.monitor, patience=step.early_stop, mode=mode, check_on_train_epoch_end=True
+                step.monitor,
+                patience=step.early_stop,
+                mode=checkpoints.mode,
+                check_on_train_epoch_end=True,
             )
         )
     if step.compile:
         callbacks.append(EagerValidation())
     if step.ema:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(step.ema)))
+    callbacks.append(checkpoints)
     parallel = runtime.devices * runtime.num_nodes > 1
     manual = not system.automatic_optimization
     return pl.Trainer(
@@ -159,81 +109,141 @@ def make_trainer(
         strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
         gradient_clip_val=None if manual else step.gradient_clip or None,
         accumulate_grad_batches=1 if manual else step.accumulate,
-        callbacks=callbacks, plugins=[WholeCheckpoints()],
+        callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
         logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
-        use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
+        default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
+        enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
     )  # fmt: skip
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a step is trained, and its result is there, whole and unchanged."""
+    note = folder / "done.json"
+    if not note.exists():
+        return False
+    done = read_json(note, "delete it, and the same command makes it again")
+    best = folder / "best.ckpt"
+    if not best.exists() or sha256(best) != done.get("best_sha256"):
+        raise UserError(
+            f"{best} is not the file that {note} tells of: put it back, or delete {folder} to train it anew"
+        )
+    return True
 
 
 def train_step(name: str, previous: Path | None, config, exp: Path, manifests: Path) -> None:
     """Train one step to its end, from where it was if it was interrupted."""
     folder = exp / name
-    if (folder / "done.json").exists():
+    if is_finished(folder):
         print(f"{folder}: already trained")
         return
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    experiment, settings = configuration.build(config), configuration.plain(config)
-    system, step, runtime = experiment.system, experiment.steps[name], experiment.runtime
+    experiment = configuration.build(config)
+    settings = configuration.plain(config)
+    system = experiment.system
+    step = experiment.steps[name]
     start_from(system, previous, folder)
     try:
-        system.begin_step(name, step.optim, step.monitor)
+        system.begin_step(name, step.optim)
     except ValueError as error:
         raise UserError(f"steps.{name}: {error}") from None
     frozen = fingerprint(system)
     bookkeeping = Bookkeeping(folder, settings["system"], experiment.data.segment)
-    trainer = make_trainer(folder, step, experiment, bookkeeping)
+    mode = "min" if "loss" in step.monitor else "max"
+    minutes = experiment.runtime.checkpoint_minutes
+    checkpoints = Checkpoints(folder, step.monitor, mode, minutes)
+    trainer = make_trainer(folder, step, experiment, bookkeeping, checkpoints)
     options = (manifests, experiment.data, system.n_src, system.sample_rate, step.batch_size)
-    options += (config.seed, runtime.workers)
+    options += (config.seed, experiment.runtime.workers)
     train, valid = loaders(*options, trainer.global_rank, trainer.world_size)
+    checkpoints.sampler = train.sampler
     last = folder / "last.ckpt"
-    if not last.exists() and trainer.is_global_zero:
-        rehearse(name, experiment, settings["system"], options)
-    if step.compile:
-        for part in system.compiled_parts():
-            part.compile(dynamic=False)
-    try:
-        trainer.fit(
-            system, train, valid, ckpt_path=last if last.exists() else None, weights_only=True
-        )
-    except SystemExit:
-        raise UserError(f"interrupted; the same command continues {folder}") from None
+    with explained(trainer, folder):
+        if not last.exists() and trainer.is_global_zero:
+            rehearse(name, experiment, settings["system"], options)
+        if step.compile:
+            for part in system.compiled_parts():
+                part.compile(dynamic=False)
+        begin = last if last.exists() else None
+        trainer.fit(system, train, valid, ckpt_path=begin, weights_only=True)
     if fingerprint(system) != frozen:
-        raise RuntimeError(f"step `{name}` changed parameters that it must leave alone")
+        raise UserError(
+            f"step `{name}` changed parameters that it must leave alone: {last} is of another training; "
+            f"delete {folder} to train this step anew"
+        )
     if trainer.is_global_zero:
-        finish(folder, trainer, bookkeeping, system, frozen, config.seed)
+        finish(folder, trainer, bookkeeping, checkpoints, system, frozen, config.seed)
+    # The next step reads in all processes what the first one has written.
+    trainer.strategy.barrier("step is finished")
+
+
+@contextlib.contextmanager
+def explained(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
+    """Turn what ends a training from outside into a message.
+
+    Raises:
+        UserError: the training was interrupted, or a loader process has died.
+    """
+    interrupted = f"interrupted; the same command continues {folder}"
+    try:
+        yield
+    except (Interrupted, SystemExit):
+        if not trainer.is_global_zero:
+            sys.exit(0)  # one message is enough
+        raise UserError(interrupted) from None
+    except UserError as error:
+        # From a loader process it comes with the traceback there: what counts is the last line.
+        raise UserError(str(error).strip().split("utils.errors.UserError: ")[-1]) from None
+    except (RuntimeError, OSError) as error:
+        if not LOADER_DEATH.search(str(error)):
+            raise
+        if trainer.checkpoint_callback.is_told():  # the signal may have gone to all processes
+            raise UserError(interrupted) from None
+        raise UserError(
+            "a loader process has ended, for lack of memory or of shared memory (/dev/shm) perhaps: "
+            "the same command with runtime.workers=0 goes on without such processes"
+        ) from None
 
 
 def rehearse(name: str, experiment: Experiment, system_config: dict, options: tuple) -> None:
-    step, runtime = experiment.steps[name], experiment.runtime
+    """Test the step in a few updates, and say how long it will take."""
+    step = experiment.steps[name]
     rehearsal = loaders(*options[:-1], 0, 0, 1)  # in this process, on one device
-    estimate = self_test(experiment.system, system_config, step, runtime, *rehearsal)
-    epoch, memory = estimate["epoch_seconds"], estimate["memory_mib"]
+    estimate = self_test(experiment.system, system_config, step, experiment.runtime, *rehearsal)
+    epoch = estimate["epoch_seconds"]
     print(
         f"step `{name}`: self-test passed; an epoch takes about {timedelta(seconds=round(epoch))} (h:mm:ss), "
         f"{step.epochs} epochs {timedelta(seconds=round(epoch * step.epochs))}, on one device; "
-        f"{memory:.0f} MiB at the peak",
+        f"{estimate['memory_mib']:.0f} MiB at the peak",
         flush=True,
     )
 
 
-def finish(folder: Path, trainer, bookkeeping: Bookkeeping, system, frozen: str, seed: int) -> None:
+def finish(
+    folder: Path,
+    trainer: pl.Trainer,
+    bookkeeping: Bookkeeping,
+    checkpoints: Checkpoints,
+    system,
+    frozen: str,
+    seed: int,
+) -> None:
     """Write done.json, which makes the step a finished one."""
-    device = (
-        torch.cuda.get_device_name(system.device)
-        if system.device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
-    best = trainer.checkpoint_callback
+    best = folder / "best.ckpt"
+    if checkpoints.best_score is None:
+        raise UserError(f"{best} is gone: put it back, or delete {folder} to train it anew")
+    if system.device.type == "cuda":
+        device = torch.cuda.get_device_name(system.device)
+    else:
+        device = f"{torch.get_num_threads()} CPU threads"
     done = {
         "hours": round(bookkeeping.seconds / 3600, 4),
         "epochs": len(bookkeeping.rows),
         "updates": trainer.global_step,
         "device": device if trainer.world_size == 1 else f"{trainer.world_size} x {device}",
         "seed": seed,
-        "best": {best.monitor: round(best.best_model_score.item(), 4)},
+        "best": {checkpoints.monitor: round(checkpoints.best_score, 4)},
         "peak_memory_mib": round(bookkeeping.peak_memory),
-        "best_sha256": sha256(folder / "best.ckpt"),
+        "best_sha256": sha256(best),
         "frozen_sha256": frozen,
     }
     write_text(folder / "done.json", json.dumps(done, indent=1))
@@ -266,16 +276,34 @@ def main(arguments: list[str] | None = None) -> None:
     )
     names = list(config.steps)
     configuration.check_steps(config, args.conf)
-    configuration.check_data(config, args.conf)
-    claim_folder(args.exp, configuration.plain(config), args.manifests)
     chosen = {"first": names[:1], "rest": names[1:], "all": names}[args.steps]
+    if is_complete(args.exp, names, chosen):
+        claim_folder(args.exp, configuration.plain(config), args.manifests, chosen)
+        print(f"{args.exp}: already trained")
+        return
+    with only_training(args.exp):
+        claim_folder(args.exp, configuration.plain(config), args.manifests, chosen)
+        tidy(args.exp, names)
+        train(config, args.exp, args.manifests, chosen)
+
+
+def is_complete(exp: Path, names: list[str], chosen: list[str]) -> bool:
+    """Whether a folder that can only be read holds all that is to be made there."""
+    if os.access(exp, os.W_OK) or not exp.is_dir():
+        return False
+    has_model = names[-1] not in chosen or (exp / "model.pth").is_file()
+    return has_model and all(is_finished(exp / name) for name in chosen)
+
+
+def train(config, exp: Path, manifests: Path, chosen: list[str]) -> None:
+    """Train the chosen steps in order, and export the model after the last one."""
+    names = list(config.steps)
     for name in chosen:
         index = names.index(name)
-        train_step(
-            name, args.exp / names[index - 1] if index else None, config, args.exp, args.manifests
-        )
-    if names[-1] in chosen:
-        export(args.exp / names[-1] / "best.ckpt", args.exp / "model.pth")
+        previous = exp / names[index - 1] if index else None
+        train_step(name, previous, config, exp, manifests)
+    if names[-1] in chosen and is_first_process():
+        export(exp / names[-1] / "best.ckpt", exp / "model.pth")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Universal sound separation: one to four sounds of any kind, FUSS and its relatives.
 #
-#   ./run.sh [--stage N] [--stop_stage N] [--conf conf/x.yml] [--corpus WHAT] [--tag NAME] [--nj N] [-- KEY=VALUE ...]
+#   ./run.sh [--stage N] [--stop_stage N] [--conf conf/x.yml] [--corpus WHAT] [--tag TAG] [--nj N] [-- KEY=VALUE ...]
 #
 #   stage 0  corpus      synthesise the clips of the mini corpus, download FUSS, or look at the directory given
 #   stage 1  mixtures    make them of clips where there are none, list and check them
@@ -15,35 +15,31 @@
 #   --mixtures     TRAIN,VALIDATION,EVAL: how many are made of clips; --seconds: how long they are
 #   --conf         the system, see conf/
 #   --tag          added to the experiment's name, e.g. for another seed
+#   --name         of data/NAME and the experiments, if the corpus's own name is taken
 #   --nj (parallel jobs), --device (of the evaluation: auto, cpu, cuda)
 #   KEY=VALUE      any key of the YAML, e.g. -- seed=1 steps.adversarial.epochs=100
 set -euo pipefail
-cd "$(dirname "$0")"
 
-stage=0
-stop_stage=5
-last_stage=5
-corpus=mini
 room=reverb
 mixtures=
 seconds=
-conf=
-tag=
-nj=$(nproc)
-device=auto
-. ../../utils/options.sh
+. "$(dirname "$(realpath -- "$0")")/../../utils/options.sh"
 . ../../utils/env.sh
 
-name=$([ "$corpus" = download ] && echo fuss || basename "$(realpath "$corpus")")
-[ -n "$conf" ] || { [ "$corpus" = mini ] && conf=conf/mini_adversarial.yml || conf=conf/adversarial_tdcnpp.yml; }
-[ "$corpus" = mini ] && : "${mixtures:=200,20,40}" "${seconds:=4}"
+find_corpus --downloaded fuss
+if [ "$corpus" = mini ]; then
+    find_conf conf/mini_adversarial.yml
+    : "${mixtures:=200,20,40}" "${seconds:=4}"
+else
+    find_conf conf/adversarial_tdcnpp.yml
+fi
 manifests=data/$name/manifests/$room
 exp=exp/$name-$room-$(basename "$conf" .yml)${tag:+-$tag}
-made=(--corpus "$corpus" --room "$room" --mixtures "${mixtures:-20000,1000,1000}" --seconds "${seconds:-10}" --nj "$nj" --out data)
-runs() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 =="; }
+corpus_options=(--corpus "$corpus" --name "$name" --nj "$nj" --room "$room")
+corpus_options+=(--mixtures "${mixtures:-20000,1000,1000}" --seconds "${seconds:-10}")
 
-if runs 0 "corpus"; then $python local/prepare_corpus.py "${made[@]}"; fi
-if runs 1 "mixtures"; then $python local/make_mixtures.py "${made[@]}"; fi
+if runs 0 "corpus"; then $python local/prepare_corpus.py "${corpus_options[@]}"; fi
+if runs 1 "mixtures"; then $python local/make_mixtures.py "${corpus_options[@]}"; fi
 train() { $python -m utils.train --conf "$conf" --manifests "$manifests" --exp "$exp" --steps "$1" -- "${overrides[@]}"; }
 if runs 2 "first training step"; then train first; fi
 if runs 3 "other training steps"; then train rest; fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Singing voice and accompaniment: Masker and Denoiser on MUSDB18 and MIR-1K.
 #
-#   ./run.sh [--stage N] [--stop_stage N] [--conf conf/x.yml] [--corpus WHAT] [--tag NAME] [--nj N] [-- KEY=VALUE ...]
+#   ./run.sh [--stage N] [--stop_stage N] [--conf conf/x.yml] [--corpus WHAT] [--tag TAG] [--nj N] [-- KEY=VALUE ...]
 #
 #   stage 0  corpus      make the mini corpus, download, decode stems, or look at the directory given
 #   stage 1  manifests   accompaniments, split, lists, a check of every file
@@ -13,32 +13,31 @@
 #   --corpus       mini | download (MUSDB18-HQ, 22 GB) | DIR with MUSDB18-HQ, MUSDB18 stems, or MIR-1K
 #   --conf         the system, see conf/
 #   --tag          added to the experiment's name, e.g. for another seed
+#   --name         of data/NAME and the experiments, if the corpus's own name is taken
 #   --nj (parallel jobs), --device (of the evaluation: auto, cpu, cuda)
 #   KEY=VALUE      any key of the YAML, e.g. -- seed=1 steps.joint.epochs=100
 set -euo pipefail
-cd "$(dirname "$0")"
 
-stage=0
-stop_stage=5
-last_stage=5
-corpus=mini
-conf=
-tag=
-nj=$(nproc)
-device=auto
-. ../../utils/options.sh
+. "$(dirname "$(realpath -- "$0")")/../../utils/options.sh"
 . ../../utils/env.sh
 
-case $corpus in mini) name=mini ;; download) name=musdb18hq ;; *) name=$(basename "$(realpath "$corpus")") ;; esac
-corpus_options=(--corpus "$corpus" --nj "$nj" --out data)
-runs() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 =="; }
+find_corpus --downloaded musdb18hq
+corpus_options=(--corpus "$corpus" --name "$name" --nj "$nj")
 
 if runs 0 "corpus"; then $python local/prepare_corpus.py "${corpus_options[@]}"; fi
 if runs 1 "manifests"; then $python local/make_manifests.py "${corpus_options[@]}"; fi
-rate=44100 manifests=data/$name/manifests/44k default=mdl1 extra=()
-[ ! -d "data/$name/manifests/16k" ] || { rate=16000 manifests=data/$name/manifests/16k default=mir1k_mdl1 extra=(--extra gnsdr); }
-[ "$name" != mini ] || default=mini_mad
-conf=${conf:-conf/$default.yml}
+rate=44100
+manifests=data/$name/manifests/44k
+default=mdl1
+extra=()
+if [ -d "data/$name/manifests/16k" ]; then
+    rate=16000
+    manifests=data/$name/manifests/16k
+    default=mir1k_mdl1
+    extra=(--extra gnsdr)
+fi
+[ "$corpus" != mini ] || default=mini_mad
+find_conf "conf/$default.yml"
 exp=exp/$name-$(basename "$conf" .yml)${tag:+-$tag}
 if runs 2 "training"; then
     $python -m utils.train --conf "$conf" --manifests "$manifests" --exp "$exp" -- system.init_args.sample_rate="$rate" "${overrides[@]}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two-step separation of two (or three) speakers, WSJ0-2mix and its relatives.
 #
-#   ./run.sh [--stage N] [--stop_stage N] [--conf conf/x.yml] [--corpus WHAT] [--tag NAME] [--nj N] [-- KEY=VALUE ...]
+#   ./run.sh [--stage N] [--stop_stage N] [--conf conf/x.yml] [--corpus WHAT] [--tag TAG] [--nj N] [-- KEY=VALUE ...]
 #
 #   stage 0  corpus      make the mini corpus, or look at the one given
 #   stage 1  mixtures    mix, list and check them
@@ -13,32 +13,24 @@
 #   --corpus       mini, or DIR: wsj0-2mix tree | WSJ0 as wav + MERL lists | LibriMix CSVs | TRAIN_DIR,TEST_DIR of single speakers
 #   --conf         the system, see conf/
 #   --tag          added to the experiment's name, e.g. for another seed
+#   --name         of data/NAME and the experiments, if the corpus's own name is taken
 #   --n_src, --sample_rate, --mode (min or max), --nj (parallel jobs), --device (of the evaluation: auto, cpu, cuda)
 #   KEY=VALUE      any key of the YAML, e.g. -- seed=1 steps.separator.epochs=100
 set -euo pipefail
-cd "$(dirname "$0")"
 
-stage=0
-stop_stage=5
-last_stage=5
-corpus=mini
-conf=
-tag=
 n_src=2
 sample_rate=8000
 mode=min
-nj=$(nproc)
-device=auto
-. ../../utils/options.sh
+. "$(dirname "$(realpath -- "$0")")/../../utils/options.sh"
 . ../../utils/env.sh
 
-name=$(IFS=,; for part in $corpus; do basename "$(realpath "$part" 2>/dev/null || echo "$part")"; done | paste -sd- -)
-[ -n "$conf" ] || { [ "$corpus" = mini ] && conf=conf/mini_two_step_tdcn.yml || conf=conf/two_step_tdcn.yml; }
-set_name=${n_src}spk_$((sample_rate / 1000))k_$mode
-manifests=data/$name/manifests/$set_name
+whole_number n_src sample_rate
+find_corpus --pair
+find_conf "$([ "$corpus" = mini ] && echo conf/mini_two_step_tdcn.yml || echo conf/two_step_tdcn.yml)"
+manifests=data/$name/manifests/${n_src}spk_$((sample_rate / 1000))k_$mode
 exp=exp/$name-$(basename "$conf" .yml)${tag:+-$tag}
-corpus_options=(--corpus "$corpus" --n_src "$n_src" --sample_rate "$sample_rate" --mode "$mode" --nj "$nj" --out data)
-runs() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 =="; }
+corpus_options=(--corpus "$corpus" --name "$name" --nj "$nj")
+corpus_options+=(--n_src "$n_src" --sample_rate "$sample_rate" --mode "$mode")
 
 if runs 0 "corpus"; then $python local/prepare_corpus.py "${corpus_options[@]}"; fi
 if runs 1 "mixtures"; then $python local/make_mixtures.py "${corpus_options[@]}"; fi

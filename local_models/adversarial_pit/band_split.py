@@ -29,7 +29,8 @@ class BandSplit(nn.Module):
         super().__init__()
         if min(n_freq, n_src, chan, hid_chan, n_layers) < 1:
             raise ValueError("sizes of a BandSplit must be 1 at least")
-        self.n_src, self.summary_chan = n_src, chan
+        self.n_src = n_src
+        self.summary_chan = chan
         self.widths = band_widths(n_freq)
         self.split = nn.ModuleList(
             nn.Sequential(nn.GroupNorm(1, 2 * width, EPS), nn.Conv1d(2 * width, chan, 1))
@@ -52,20 +53,25 @@ class BandSplit(nn.Module):
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Complex (batch, freq, frames) to complex masks (batch, n_src, freq, frames) and a summary (batch, chan)."""
-        parts = torch.cat([spectrum.real, spectrum.imag], 1)
-        bands = [
-            torch.cat(pair, 1)
-            for pair in zip(
-                *(half.split(self.widths, 1) for half in parts.chunk(2, 1)), strict=True
-            )
-        ]
-        x = torch.stack([split(band) for split, band in zip(self.split, bands, strict=True)], 2)
+        # Each band: its real parts, then its imaginary parts, (batch, 2 * width, frames).
+        real = spectrum.real.split(self.widths, 1)
+        imaginary = spectrum.imag.split(self.widths, 1)
+        features = []
+        for split, *parts in zip(self.split, real, imaginary, strict=True):
+            features.append(split(torch.cat(parts, 1)))
+        x = torch.stack(features, 2)  # (batch, chan, band, frame)
+
         for along_time, along_bands in self.layers:
             x = along_time(x)
             x = along_bands(x.transpose(2, 3)).transpose(2, 3)
-        masks = [wide(head(x[:, :, k])) for k, head in enumerate(self.heads)]
-        masks = torch.cat([mask.unflatten(1, (2, self.n_src, -1)) for mask in masks], 3)
-        return torch.complex(masks[:, 0], masks[:, 1]), wide(x).mean((2, 3))
+
+        masks = []
+        for band, head in enumerate(self.heads):
+            mask = wide(head(x[:, :, band]))
+            masks.append(mask.unflatten(1, (2, self.n_src, -1)))
+        masks = torch.cat(masks, 3)  # (batch, real and imaginary, n_src, freq, frame)
+        summary = wide(x).mean((2, 3))
+        return torch.complex(masks[:, 0], masks[:, 1]), summary
 
 
 class Recurrent(nn.Module):
@@ -86,11 +92,19 @@ class Recurrent(nn.Module):
 
 def band_widths(n_freq: int) -> list[int]:
     """Widths of the bands in bins: 4 in the lowest quarter of the spectrum, 8 up to five eighths, then 16."""
-    widths, first = [], 0
+    widths = []
+    first = 0
+    last_bin = n_freq - 1
     while first < n_freq:
-        width = 4 if 4 * first < n_freq - 1 else 8 if 8 * first < 5 * (n_freq - 1) else 16
-        if n_freq - first - width <= width // 2:  # what is left would be no band of its own
-            width = n_freq - first
+        if 4 * first < last_bin:
+            width = 4
+        elif 8 * first < 5 * last_bin:
+            width = 8
+        else:
+            width = 16
+        remaining = n_freq - first
+        if remaining - width <= width // 2:  # what is left would be no band of its own
+            width = remaining
         widths.append(width)
         first += width
     return widths

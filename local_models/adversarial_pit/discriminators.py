@@ -31,21 +31,24 @@ class Waveform(nn.Module):
     ):
         super().__init__()
         self.with_mixture = with_mixture
-        sizes = [(n_signals + with_mixture, filters, 15, 4, 1), (filters, 2 * filters, 41, 4, 4)]
-        sizes += [
+        # in_chan, out_chan, taps, stride, groups
+        shapes = [
+            (n_signals + with_mixture, filters, 15, 4, 1),
+            (filters, 2 * filters, 41, 4, 4),
             (2 * filters, 4 * filters, 41, 4, 16),
             (4 * filters, 8 * filters, 5, 1, 1),
             (8 * filters, 1, 3, 1, 1),
         ]
-        self.layers = nn.ModuleList(
-            weight_norm(nn.Conv1d(a, b, taps, stride, taps // 2, groups=groups))
-            for a, b, taps, stride, groups in sizes
-        )
+        self.layers = nn.ModuleList()
+        for in_chan, out_chan, taps, stride, groups in shapes:
+            layer = nn.Conv1d(in_chan, out_chan, taps, stride, taps // 2, groups=groups)
+            self.layers.append(weight_norm(layer))
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
         """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, fewer steps)."""
-        x = torch.cat([signals, mixture[:, None]], 1) if self.with_mixture else signals
-        return [_through(self.layers, x)]
+        if self.with_mixture:
+            signals = torch.cat([signals, mixture[:, None]], 1)
+        return [_through(self.layers, signals)]
 
 
 class Spectrum(nn.Module):
@@ -59,18 +62,21 @@ class Spectrum(nn.Module):
 
     def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int]):
         super().__init__()
-        self.with_mixture, self.windows = with_mixture, windows
+        self.with_mixture = with_mixture
+        self.windows = windows
         self.scales = nn.ModuleList(
             spectral_layers(n_signals + with_mixture, filters) for _ in windows
         )
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
         """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands) of each scale."""
-        x = torch.cat([signals, mixture[:, None]], 1) if self.with_mixture else signals
-        return [
-            _through(layers, compress(magnitude(x, window)))
-            for layers, window in zip(self.scales, self.windows, strict=True)
-        ]
+        if self.with_mixture:
+            signals = torch.cat([signals, mixture[:, None]], 1)
+        scores = []
+        for layers, window in zip(self.scales, self.windows, strict=True):
+            spectrum = compress(magnitude(signals, window))
+            scores.append(_through(layers, spectrum))
+        return scores
 
 
 class Mask(nn.Module):
@@ -86,17 +92,19 @@ class Mask(nn.Module):
 
     def __init__(self, n_signals: int, with_mixture: bool, filters: int, windows: Sequence[int]):
         super().__init__()
-        self.with_mixture, self.window = with_mixture, windows[0]
+        self.with_mixture = with_mixture
+        self.window = windows[0]
         self.layers = spectral_layers(n_signals + with_mixture, filters)
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
         """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands)."""
         whole = magnitude(mixture[:, None], self.window)
-        masks = (magnitude(signals, self.window) / whole.clamp(min=SILENT_BIN)).clamp(max=1)
-        x = torch.where(whole > SILENT_BIN, masks, 0.0)
-        return [
-            _through(self.layers, torch.cat([x, compress(whole)], 1) if self.with_mixture else x)
-        ]
+        parts = magnitude(signals, self.window)
+        masks = (parts / whole.clamp(min=SILENT_BIN)).clamp(max=1)
+        masks = torch.where(whole > SILENT_BIN, masks, 0.0)
+        if self.with_mixture:
+            masks = torch.cat([masks, compress(whole)], 1)
+        return [_through(self.layers, masks)]
 
 
 DOMAINS = {"waveform": Waveform, "stft": Spectrum, "mask": Mask}
@@ -106,9 +114,18 @@ def spectral_layers(in_chan: int, filters: int) -> nn.ModuleList:
     """Convolutions over (tuple, in_chan, frames, bins); the first thins out, for all the cost is at full resolution."""
     layers = [nn.Conv2d(in_chan, filters, (3, 9), stride=(2, 4), padding=(1, 4))]
     for dilation in (1, 2):
-        shape = {"stride": (1, 2), "dilation": (dilation, 1), "padding": (dilation, 4)}
-        layers.append(nn.Conv2d(filters, filters, (3, 9), **shape))
-    layers += [nn.Conv2d(filters, filters, 3, padding=1), nn.Conv2d(filters, 1, 3, padding=1)]
+        layers.append(
+            nn.Conv2d(
+                filters,
+                filters,
+                (3, 9),
+                stride=(1, 2),
+                dilation=(dilation, 1),
+                padding=(dilation, 4),
+            )
+        )
+    layers.append(nn.Conv2d(filters, filters, 3, padding=1))
+    layers.append(nn.Conv2d(filters, 1, 3, padding=1))
     return nn.ModuleList(weight_norm(layer) for layer in layers)
 
 
@@ -116,11 +133,12 @@ def magnitude(signals: Tensor, window: int) -> Tensor:
     """(tuple, signal, time) to (tuple, signal, frames, bins), with a gradient at zero too; 1 is a bin at unit RMS."""
     with torch.autocast(signals.device.type, enabled=False):
         shape = torch.hann_window(window, device=signals.device)
+        shape = shape / shape.square().sum().sqrt()
         padded = F.pad(signals.float(), (window // 2, window // 2))
         # Frames before bins in memory too, as the convolutions want them; torch.stft has it the other way round.
-        spectrum = _Spectra.apply(
-            padded.unfold(-1, window, window // 4) * (shape / shape.square().sum().sqrt())
-        )
+        frames = padded.unfold(-1, window, window // 4)
+        spectrum = _Spectra.apply(frames * shape)
+        # The small constant gives the square root a gradient at zero.
         return (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
 
 
@@ -133,19 +151,24 @@ class _Spectra(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        n = 2 * (gradient.shape[-1] - 1)
-        halves = torch.full(
-            gradient.shape[-1:], n / 2, device=gradient.device, dtype=gradient.real.dtype
+        # The transpose of the real FFT of length n is n times its inverse, with half of the weight on all bins that
+        # stand for two, that is on all but the first and the last.
+        n_fft = 2 * (gradient.shape[-1] - 1)
+        weights = torch.full(
+            gradient.shape[-1:], n_fft / 2, device=gradient.device, dtype=gradient.real.dtype
         )
-        halves[0] = halves[-1] = n
-        return torch.fft.irfft(gradient * halves)
+        weights[0] = n_fft
+        weights[-1] = n_fft
+        return torch.fft.irfft(gradient * weights)
 
 
 def compress(magnitudes: Tensor) -> Tensor:
+    """Magnitudes with half of their range in dB, so that weak bins count too."""
     return magnitudes.sqrt()
 
 
 def _through(layers: nn.ModuleList, x: Tensor) -> Tensor:
+    """Layers with leaky ReLUs between them."""
     for layer in layers[:-1]:
         x = F.leaky_relu(layer(x), SLOPE)
     return layers[-1](x).float()

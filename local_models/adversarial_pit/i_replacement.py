@@ -14,7 +14,7 @@ from torch import Tensor
 
 from local_models.log_mse import active
 
-DITHER = 10 ** (-90 / 20)
+DITHER = 10 ** (-90 / 20)  # amplitude of the noise in silent slots, re the mixture's RMS
 SilentSlots = Literal["truth", "dither"]
 
 
@@ -43,18 +43,19 @@ def draw_real_slots(
     n_src = is_active.shape[1]
     if not 0 <= n_real < n_src:
         raise ValueError(f"{n_real} of {n_src} slots cannot be replaced: from 0 to {n_src - 1}")
-    subsets = torch.zeros(0, n_src, dtype=torch.bool)
-    for chosen in itertools.combinations(range(n_src), n_real):
-        subset = torch.zeros(1, n_src, dtype=torch.bool)
-        subset[0, list(chosen)] = True
-        subsets = torch.cat([subsets, subset])
-    allowed = (is_active.cpu()[:, None] & ~subsets).any(-1)
-    allowed |= ~allowed.any(
-        -1, keepdim=True
-    )  # nothing is active: any will do, for the example is left out
-    return subsets[torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]].to(
-        is_active.device
-    )
+
+    # All subsets of n_real slots: (subset, n_src) of bool.
+    combinations = list(itertools.combinations(range(n_src), n_real))
+    subsets = torch.zeros(len(combinations), n_src, dtype=torch.bool)
+    for subset, chosen in zip(subsets, combinations, strict=True):
+        subset[list(chosen)] = True
+
+    # Those that leave an active slot to estimate: (batch, subset). Where nothing is active any will do, since the
+    # example is left out.
+    is_allowed = (is_active.cpu()[:, None] & ~subsets).any(-1)
+    is_allowed |= ~is_allowed.any(-1, keepdim=True)
+    drawn = torch.multinomial(is_allowed.float(), 1, generator=generator)[:, 0]
+    return subsets[drawn].to(is_active.device)
 
 
 def instance_pairs(
@@ -78,12 +79,17 @@ def instance_pairs(
         pairs of one source each, with all signals divided by the mixture's RMS.
     """
     sources, aligned, mixture, level = _levelled(sources, aligned, mixture)
-    shown = active(sources) if silent == "truth" else (level > 0)[:, :, 0].expand(sources.shape[:2])
-    clips = torch.arange(len(mixture), device=mixture.device)[:, None].expand_as(shown)[shown]
-    real, fake = sources[shown][:, None], aligned[shown][:, None]
+    if silent == "truth":
+        is_shown = active(sources)
+    else:
+        is_shown = (level > 0)[:, :, 0].expand(sources.shape[:2])
+    examples = torch.arange(len(mixture), device=mixture.device)
+    example_of_pair = examples[:, None].expand_as(is_shown)[is_shown]
+    real = sources[is_shown][:, None]
+    fake = aligned[is_shown][:, None]
     if silent == "dither":
         real, fake = _dithered(real, fake, generator)
-    return Pairs(real, fake, mixture[clips])
+    return Pairs(real, fake, mixture[example_of_pair])
 
 
 def context_pairs(
@@ -107,31 +113,40 @@ def context_pairs(
         single_source: also take mixtures of one active source, whose real tuple is (mixture, 0, 0, 0).
     """
     is_active = active(sources)
-    kept = is_active.sum(1) >= (1 if single_source else 2)
-    sources, aligned, mixture, _ = _levelled(sources[kept], aligned[kept], mixture[kept])
-    is_active = is_active[kept]
-    true = draw_real_slots(is_active, n_real, generator)
-    if silent == "truth":
-        true = true | ~is_active
-    fake = torch.where(true[..., None], sources, aligned)
-    order = (
-        torch.rand(true.shape, generator=generator)
-        .argsort(1)
-        .to(true.device)[..., None]
-        .expand_as(sources)
+    is_taken = is_active.sum(1) >= (1 if single_source else 2)
+    is_active = is_active[is_taken]
+    sources, aligned, mixture, _ = _levelled(
+        sources[is_taken], aligned[is_taken], mixture[is_taken]
     )
-    real, fake = sources.gather(1, order), fake.gather(1, order)
+
+    # The fake tuple: truth in the drawn slots, estimates in the others.
+    is_true = draw_real_slots(is_active, n_real, generator)
+    if silent == "truth":
+        is_true = is_true | ~is_active
+    fake = torch.where(is_true[..., None], sources, aligned)
+
+    # The same random order of the slots on both sides.
+    order = torch.rand(is_true.shape, generator=generator).argsort(1).to(is_true.device)
+    order = order[..., None].expand_as(sources)
+    real = sources.gather(1, order)
+    fake = fake.gather(1, order)
     if silent == "dither":
         real, fake = _dithered(real, fake, generator)
     return Pairs(real, fake, mixture)
 
 
-def _levelled(sources, aligned, mixture):
+def _levelled(
+    sources: Tensor, aligned: Tensor, mixture: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Signals divided by the RMS of their mixture, and that RMS (batch, 1, 1); only `aligned` carries gradients."""
     level = mixture.square().mean(-1).sqrt()[:, None, None]
     scale = 1 / level.clamp(min=1e-8)
     return sources.detach() * scale, aligned * scale, mixture.detach() * scale[:, 0], level
 
 
-def _dithered(real, fake, generator):
+def _dithered(
+    real: Tensor, fake: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Real and fake with the same noise added."""
     noise = DITHER * torch.randn(real.shape, generator=generator).to(real)
     return real + noise, fake + noise

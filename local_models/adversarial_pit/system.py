@@ -8,7 +8,7 @@ Balancing of gradients: Defossez et al. 2022 (arXiv 2210.13438).
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from local_models.adversarial_pit.i_replacement import (
 )
 from local_models.adversarial_pit.stft_masking import Consistency, StftMasking
 from local_models.log_mse import LogMSE, align
+from local_models.ranges import Count, CountOrNone, Decay, NonNegative, Positive, Range, Share
 from local_models.system import System
 from local_models.universal import Universal
 
@@ -38,15 +39,15 @@ class Adversary:
     """What it looks at."""
     family: Literal["instance", "context"] = "context"
     """One source at a time, or all sources of a mixture together."""
-    n_real: int = 0
+    n_real: Annotated[int, Range(at_least=0)] = 0
     """I, of family context: true sources in the fake tuple, from 0 (the standard adversarial loss) to n_src - 1."""
     with_mixture: bool = False
     """It sees the mixture too."""
-    share: float = 0.1
+    share: NonNegative = 0.1
     """Norm of its gradient at the estimates, as a part of the norm of the PIT loss's gradient there."""
-    filters: int = 16
+    filters: Annotated[int, Range(at_least=8)] = 16
     """Its width; a multiple of 8."""
-    windows: tuple[int, ...] = (512, 1024, 2048)
+    windows: tuple[Annotated[int, Range(at_least=4)], ...] = (512, 1024, 2048)
     """STFT windows in samples, multiples of 4: resolutions of domain stft; domain mask takes the first."""
 
     @property
@@ -65,13 +66,14 @@ class Game:
     """Silent slots, see `i_replacement`."""
     single_source: bool = False
     """Show context-based discriminators mixtures of one source too."""
-    lr: float = 2e-4
+    lr: Positive = 2e-4
     """Learning rate of the discriminators."""
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
     """Of their Adam; other optimisers have none."""
-    warm_up: int = 0
-    """Updates in which the discriminators learn, but the separator follows the PIT loss alone."""
-    saturated: float = 0.95
+    warm_up: CountOrNone = 0
+    """Updates of each discriminator before the separator, which follows the PIT loss alone till then, hears it. Batches
+    that show it nothing do not count."""
+    saturated: Share = 0.95
     """Running accuracy above which a discriminator is not trained until the separator has caught up."""
 
 
@@ -96,15 +98,15 @@ class AdversarialPIT(Universal, System):
     def __init__(
         self,
         network: Callable[[int, int], nn.Module],
-        n_src: int = 4,
-        sample_rate: int = 16000,
-        window: int = 512,
-        hop: int = 128,
+        n_src: Count = 4,
+        sample_rate: Count = 16000,
+        window: Count = 512,
+        hop: Count = 128,
         edges: Literal["published", "padded"] = "published",
         consistency: Consistency = "predicted",
         snr_max: float = 30.0,
         silent_snr_max: float = 20.0,
-        silent_weight: float = 1.0,
+        silent_weight: NonNegative = 1.0,
         adversaries: Sequence[Adversary] = (),
         game: Game | None = None,
     ):
@@ -123,6 +125,13 @@ class AdversarialPIT(Universal, System):
         if step == "adversarial" and not self.opponents:
             raise ValueError("step `adversarial` needs system.init_args.adversaries")
         return [self.masking, self.opponents] if step == "adversarial" else [self.masking]
+
+    def check_updates(self, updates):
+        if self.step == "adversarial" and updates <= self.game.warm_up:
+            raise ValueError(
+                f"game.warm_up is {self.game.warm_up}, but the step has {updates} updates, in which the separator "
+                "would never hear a discriminator: give it more epochs, or a shorter warm-up"
+            )
 
     def compiled_parts(self):
         return [self.masking.network]
@@ -168,15 +177,19 @@ class AdversarialPIT(Universal, System):
             and torch.get_autocast_dtype(leaf.device.type) == torch.half
         )
         lift = leaf.numel() if half else 1
+        # Discriminators count batches; several may make one update.
+        warm_up = self.game.warm_up * self.trainer.accumulate_grad_batches
         for name, opponent in self.opponents.items():
             aligned = align(leaf, order)
             own_loss, adversarial_loss, seen = opponent.meet(
                 opponent.pairs(sources, aligned, mixture)
             )
             push = torch.autograd.grad(adversarial_loss * lift, leaf, retain_graph=True)[0]
+            push = without_overflow(push)
             scale, share = opponent.balance(push, pit_gradient)
-            if opponent.updates > self.game.warm_up:
-                gradient, seen["share"] = gradient + scale * push, share
+            if opponent.updates > warm_up:
+                gradient = gradient + scale * push
+                seen["share"] = share
             values |= {f"{name}_{key}": seen.get(key) for key in LOGGED}
             their_loss = their_loss + own_loss
         return values, gradient, their_loss
@@ -195,7 +208,9 @@ class AdversarialPIT(Universal, System):
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ):
         """Clip separator and each discriminator by themselves: joint clipping would let one starve the others."""
-        for part in [self.masking, *self.opponents.values()] if gradient_clip_val else ():
+        if not gradient_clip_val or gradient_clip_val < 0:
+            return
+        for part in [self.masking, *self.opponents.values()]:
             nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
 
@@ -224,8 +239,6 @@ class Opponent(nn.Module):
             raise ValueError(
                 f"adversaries: windows is {list(options.windows)}; give one or more multiples of 4, in samples"
             )
-        if options.share < 0:
-            raise ValueError(f"adversaries: share is {options.share}; it must not be negative")
         self.options, self.game = options, game
         self.network = DOMAINS[options.domain](
             n_src if context else 1, options.with_mixture, options.filters, options.windows
@@ -292,11 +305,15 @@ class Opponent(nn.Module):
         It follows the running mean of the logarithm of the ratio of norms, example by example: the norm of the PIT
         loss's gradient varies with the level and the error of an example by orders of magnitude.
 
+        Examples whose norm of either is zero or not finite say nothing of the ratio.
+
         Returns:
-            the factor, and the share that `push` has with it (geometric mean).
+            the factor, and the share that `push` has with it (geometric mean); both 0 if no example says anything.
         """
-        norms = push.flatten(1).norm(dim=1), pit_gradient.flatten(1).norm(dim=1)
-        judged = (norms[0] > 0) & (norms[1] > 0)
+        norms = [gradient.flatten(1).norm(dim=1) for gradient in (push, pit_gradient)]
+        judged = torch.ones_like(norms[0], dtype=torch.bool)
+        for norm in norms:
+            judged = judged & (norm > 0) & norm.isfinite()
         if not judged.any():
             return torch.zeros_like(self.log_ratio), torch.zeros_like(self.log_ratio)
         ratio = (norms[1][judged] / norms[0][judged]).log().mean()
@@ -306,6 +323,12 @@ class Opponent(nn.Module):
         return self.options.share * self.log_ratio.exp(), self.options.share * (
             self.log_ratio - ratio
         ).exp()
+
+
+def without_overflow(gradient: Tensor) -> Tensor:
+    """`gradient` (batch, n_src, time), zero for each example whose norm is not finite, as scaled losses bring about."""
+    finite = gradient.flatten(1).norm(dim=1).isfinite()
+    return torch.where(finite[:, None, None], gradient, 0.0)
 
 
 def mean_of(scores: Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from local_models.fast_asteroid import BlockFunction, wide
+from local_models.fast_asteroid import BlockFunction, BlockParameters, wide
 
 EPS = 1e-3  # of all norms: the default of Keras, which the baseline leaves alone
 
@@ -48,7 +48,9 @@ class TDCNpp(nn.Module):
             raise ValueError(
                 "sizes of a TDCNpp must be 1 at least, and kernel_size odd to keep the number of frames"
             )
-        self.n_src, self.summary_chan, self.exponent = n_src, bn_chan, exponent
+        self.n_src = n_src
+        self.summary_chan = bn_chan
+        self.exponent = exponent
         self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)  # frames
         self.norm = ScalarNorm()
         self.bottleneck = ScaledDense(n_freq, bn_chan)
@@ -56,25 +58,24 @@ class TDCNpp(nn.Module):
             TDCNppBlock(bn_chan, hid_chan, kernel_size, 2 ** (index % n_blocks), 0.9**index)
             for index in range(n_blocks * n_repeats)
         )
-        self.starts = range(0, n_blocks * n_repeats, n_blocks)
-        pairs = [
-            (source, target) for target in self.starts for source in self.starts if source < target
-        ]
-        self.long_skips = nn.ModuleDict(
-            {f"{a}_{b}": ScaledDense(bn_chan, bn_chan) for a, b in pairs}
-        )
+        self.starts = range(0, n_blocks * n_repeats, n_blocks)  # the first block of each repeat
+        self.long_skips = nn.ModuleDict()
+        for target in self.starts:
+            for source in self.starts:
+                if source < target:
+                    self.long_skips[f"{source}_{target}"] = ScaledDense(bn_chan, bn_chan)
         self.masks = nn.Conv1d(bn_chan, n_src * n_freq, 1, bias=False)
         nn.init.xavier_uniform_(self.masks.weight)
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Complex (batch, freq, frames) to masks (batch, n_src, freq, frames) and a summary (batch, summary_chan)."""
         x = self.bottleneck(self.norm(spectrum.abs() ** self.exponent))
-        kept: dict[int, Tensor] = {}
+        inputs: dict[int, Tensor] = {}  # of the repeats so far, by their first block
         for index, block in enumerate(self.blocks):
-            for source in kept if index in self.starts else ():
-                x = x + self.long_skips[f"{source}_{index}"](kept[source])
             if index in self.starts:
-                kept[index] = x
+                for source, earlier in inputs.items():
+                    x = x + self.long_skips[f"{source}_{index}"](earlier)
+                inputs[index] = x
             x = x + block(x)
         masks = wide(self.masks(x)).unflatten(1, (self.n_src, -1)).sigmoid()
         return masks, wide(x).mean(-1)
@@ -95,26 +96,33 @@ class TDCNppBlock(nn.Module):
         super().__init__()
         self.dilation = dilation
         self.dense1 = ScaledDense(chan, hid_chan, bias=False)
-        self.act1, self.norm1 = nn.PReLU(init=0.1), ScalarNorm()
+        self.act1 = nn.PReLU(init=0.1)
+        self.norm1 = ScalarNorm()
         self.depthwise = nn.Conv1d(hid_chan, hid_chan, kernel_size, groups=hid_chan)
-        self.act2, self.norm2 = nn.PReLU(init=0.1), ScalarNorm()
+        self.act2 = nn.PReLU(init=0.1)
+        self.norm2 = ScalarNorm()
         self.dense2 = ScaledDense(hid_chan, chan, bias=False, scale=scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to the residual, of the same shape."""
         hid_chan = self.depthwise.in_channels
-        return BlockFunction.apply(
-            x,
-            *(self.dilation, hid_chan, EPS),
-            *(self.dense1.matrix(), None, self.act1.weight, *self.norm1.expand(hid_chan)),
-            *(
-                self.depthwise.weight,
-                self.depthwise.bias,
-                self.act2.weight,
-                *self.norm2.expand(hid_chan),
-            ),
-            *(self.dense2.matrix(), None),
-        )[0]
+        gamma1, beta1 = self.norm1.expand(hid_chan)
+        gamma2, beta2 = self.norm2.expand(hid_chan)
+        parameters = BlockParameters(
+            in_weight=self.dense1.matrix(),
+            in_bias=None,
+            slope1=self.act1.weight,
+            gamma1=gamma1,
+            beta1=beta1,
+            weight=self.depthwise.weight,
+            bias=self.depthwise.bias,
+            slope2=self.act2.weight,
+            gamma2=gamma2,
+            beta2=beta2,
+        )
+        head = (self.dense2.matrix(), None)
+        # As many groups as channels: a norm of each channel over its frames.
+        return BlockFunction.apply(x, self.dilation, hid_chan, EPS, *parameters, *head)[0]
 
 
 class ScaledDense(nn.Module):
@@ -128,12 +136,14 @@ class ScaledDense(nn.Module):
         self.scale = nn.Parameter(torch.tensor([scale]))
 
     def matrix(self) -> Tensor:
+        """The map with its scale, (out, in, 1)."""
         return self.weight * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv1d(
-            x, self.matrix(), None if self.bias is None else self.bias * self.scale
-        )
+        bias = None
+        if self.bias is not None:
+            bias = self.bias * self.scale
+        return nn.functional.conv1d(x, self.matrix(), bias)
 
 
 class ScalarNorm(nn.Module):
@@ -141,7 +151,8 @@ class ScalarNorm(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.gamma, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.ones(1))
+        self.beta = nn.Parameter(torch.zeros(1))
 
     def expand(self, chan: int) -> Sequence[Tensor]:
         """Gain and offset for each channel."""

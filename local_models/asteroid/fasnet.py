@@ -21,6 +21,7 @@ class FasNet(System):
     """
 
     n_mics = None
+    baseline = True
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ class NamedSources(System):
     """
 
     ordered = True
+    baseline = True
 
     def __init__(self, model: Callable[[int], nn.Module], n_src: int = 2, sample_rate: int = 44100):
         super().__init__(n_src, sample_rate)

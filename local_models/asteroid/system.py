@@ -16,6 +16,7 @@ import torch
 from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from asteroid.models.base_models import BaseEncoderMaskerDecoder
 from asteroid.utils.torch_utils import pad_x_to_y
+from asteroid_filterbanks import Filterbank
 from torch import nn
 
 from local_models.fast_asteroid import accelerate
@@ -36,6 +37,8 @@ class AsteroidSystem(System):
     Raises:
         ValueError: if the network has no such argument, or cannot be made of these.
     """
+
+    baseline = True
 
     def __init__(self, model: Callable[[int], nn.Module], n_src: int = 2, sample_rate: int = 8000):
         super().__init__(n_src, sample_rate)
@@ -143,7 +146,11 @@ def _make(model: Callable, args: dict, n_src: int, sample_rate: int) -> BaseEnco
 
 def _accepted(model: type, args: dict) -> set[str]:
     """Arguments that a network or its filter bank really has; both swallow any other without a word."""
-    filterbank = asteroid_filterbanks.get(args.get("fb_name", "free"))
+    name = args.get("fb_name", "free")
+    filterbank = asteroid_filterbanks.get(name)
+    # Asteroid looks names up among everything in its module, functions and imports included
+    if not inspect.isclass(filterbank) or not issubclass(filterbank, Filterbank):
+        raise ValueError(f"fb_name: `{name}` is no filter bank of asteroid_filterbanks")
     parameters = [
         inspect.signature(f).parameters
         for f in (model, filterbank, asteroid_filterbanks.make_enc_dec)

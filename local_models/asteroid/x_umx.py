@@ -1,17 +1,17 @@
 """Asteroid's CrossNet-Open-Unmix (X-UMX) as a system: Sawata et al., ICASSP 2021 (arXiv 2010.04228).
 
 asteroid 0.7.0 refuses to make an `XUMX`, since its transforms do not run on torch 2. The network itself does, and is
-still there under another name: here its spectra come from, and its masks go to, transforms of this file. The names of
+still there under another name: here its spectra come from, and its masks go to, `local_models.stft`. The names of
 its weights are Asteroid's.
 """
 
 import itertools
 
-import torch
 from asteroid.models.x_umx import BrokenXUMX
 from torch import Tensor
 
 from local_models.scores import sdr_of_batch
+from local_models.stft import Stft
 from local_models.system import System
 
 
@@ -30,7 +30,10 @@ class XUMX(System):
         time_weight: of the loss in time.
     """
 
-    n_mics, images, ordered = 2, True, True
+    n_mics = 2
+    images = True
+    ordered = True
+    baseline = True
 
     def __init__(
         self,
@@ -46,10 +49,12 @@ class XUMX(System):
             raise ValueError(
                 f"n_src {n_src}: the sources whose networks are bridged are 2 at least"
             )
-        self.n_fft, self.hop, self.time_weight = n_fft, n_fft // 4, time_weight
+        self.time_weight = time_weight
+        hop = n_fft // 4
+        self.stft = Stft(n_fft, hop)
         heard = min(round(bandwidth * n_fft / sample_rate), n_fft // 2) + 1
         names = [f"source_{k + 1}" for k in range(n_src)]
-        options = dict(window_length=n_fft, in_chan=n_fft, n_hop=self.hop, sample_rate=sample_rate)
+        options = dict(window_length=n_fft, in_chan=n_fft, n_hop=hop, sample_rate=sample_rate)
         self.network = BrokenXUMX(names, **options, hidden_size=hidden_size, max_bin=heard)
         for part in (self.network.encoder, self.network.decoder):
             part.requires_grad_(False)  # their windows
@@ -59,17 +64,17 @@ class XUMX(System):
         if mixture.shape[1] == 1:
             both = mixture.expand(-1, 2, -1)
             return self.separate_centred(both).mean(dim=2, keepdim=True)
-        spectrum = self._stft(mixture)
-        return self._istft(self._masks(spectrum) * spectrum[:, None], mixture.shape[-1])
+        spectrum = self.stft(mixture.float())
+        return self.stft.inverse(self._masks(spectrum) * spectrum[:, None], mixture.shape[-1])
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture, sources = batch["mixture"], batch["sources"]
         with self.full_precision():
-            spectrum, targets = self._stft(mixture), self._stft(sources)
+            spectrum, targets = self.stft(mixture.float()), self.stft(sources.float())
         masks = self._masks(spectrum)
         with self.full_precision():
             masked = masks.float() * spectrum[:, None]
-            estimates = self._istft(masked, mixture.shape[-1])
+            estimates = self.stft.inverse(masked, mixture.shape[-1])
             values = {"loss_magnitude": 0.0, "loss_time": 0.0}
             groups = [
                 g
@@ -93,21 +98,6 @@ class XUMX(System):
             spectrum.abs().permute(3, 0, 1, 2)
         )  # frame, batch, channel, bin
         return masks.permute(2, 0, 3, 4, 1)
-
-    def _stft(self, signals: Tensor) -> Tensor:
-        window = torch.hann_window(self.n_fft, device=signals.device)
-        options = dict(window=window, pad_mode="constant", return_complex=True)
-        found = torch.stft(
-            signals.reshape(-1, signals.shape[-1]).float(), self.n_fft, self.hop, **options
-        )
-        return found.unflatten(0, signals.shape[:-1])
-
-    def _istft(self, spectra: Tensor, length: int) -> Tensor:
-        window = torch.hann_window(self.n_fft, device=spectra.device)
-        flat = torch.istft(
-            spectra.flatten(0, -3), self.n_fft, self.hop, window=window, length=length
-        )
-        return flat.unflatten(0, spectra.shape[:-2])
 
 
 def _distortion(estimates: Tensor, sources: Tensor) -> Tensor:

@@ -4,13 +4,12 @@ The products of D channels are D^2 real numbers a frame: the powers, then real a
 < i.
 """
 
-import numba
 import numpy as np
 import torch
 
-jit = numba.njit(
-    cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
-)
+from local_models import compiled
+
+jit = compiled.jit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 
 
 def supports(signals: torch.Tensor) -> bool:

@@ -6,199 +6,23 @@ with a norm penalty on the decoder's states. Where the published program and the
 """
 
 import contextlib
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from local_models.masker_denoiser.network import MaskerDenoiser, Network
+from local_models.masker_denoiser.objective import Objective
 from local_models.masker_denoiser.overlapping_frames import OverlappingFrames
-from local_models.masker_denoiser.recurrence import GRU
+from local_models.masker_denoiser.sequences import Block, Sequences
 from local_models.masker_denoiser.wiener import wiener
 from local_models.scores import sdr_of_batch
 from local_models.system import System
 
-Residual = Literal["none", "output", "recurrent"]
-EPS = 1e-6  # of the published divergence
-SEQUENCES, ROWS = 48, 4  # of a block: sequences of a channel, channels at once
-PUBLISHED_BATCH = 16  # sequences that the published sum over |H| runs over
-
-
-@dataclass
-class Network:
-    """Sizes and variants of the network. One sequence gives `frames - 2 * context` frames of output."""
-
-    n_heard: int = 744
-    """Lowest bins of the spectrum that the encoder hears; masks cover all."""
-    frames: int = 60
-    """Frames of a sequence."""
-    context: int = 10
-    """Frames at each end of a sequence that only the encoder sees."""
-    denoiser_size: int = 1024
-    """Hidden units of the denoiser."""
-    encoder_residual: Residual = "output"
-    """Input added to the states of the encoder: to its output alone, or also to what the next step sees."""
-    decoder_residual: Residual = "none"
-    """The same of the decoder."""
-    backward: Literal["aligned", "reversed"] = "aligned"
-    """`reversed`: the backward half stays in the order in which it was read, as in the published program: output t then
-    describes frame T-1-t in that half. For published weights."""
-    iterations: int = 0
-    """Recurrent inference: so many further passes through the decoder at most; 0: none (MDL1)."""
-    tolerance: float = 1e-3
-    """... until a pass changes the states of a sequence by less than this (mean square). The published program takes
-    the mean over the whole batch, so that its output depends on what else is in the batch."""
-    threshold: float = 0.0
-    """In separation, states of the decoder up to this size become zero (MDLT: 0.2)."""
-    standardise: bool = False
-    """Give the encoder each bin with zero mean and unit variance, measured over the training so far."""
-
-
-@dataclass
-class Objective:
-    """The training loss: Kullback-Leibler divergences of masked and denoised spectra from the target, and penalties."""
-
-    target: Literal["ratio", "harmonic", "magnitude"] = "ratio"
-    """Magnitude to reach, of voice V, accompaniment B and mixture M: `ratio` M V / (V + B) (MDL1's program),
-    `harmonic` 2 M V / (M + V), which is up to 5 dB too large where V is weak (the ICASSP program), or `magnitude`
-    min(V, M)."""
-    clip: float | None = 1.0
-    """The spectrum that the network sees and its target are cut to this in training, not in separation, as published;
-    null: not cut. The target is made of whole spectra and then cut."""
-    gated: bool = False
-    """The masked divergence counts only while it is above 1.5 and the denoised one above 0.25 (the ICASSP program)."""
-    hidden_norm: float = 0.0
-    """Times the sum of |H|, the decoder's states of 16 sequences (MDL1: 2e-7); other batches are scaled to 16."""
-    mask_norm: float = 0.0
-    """Times the sum of the absolute weights that make masks."""
-    mask_diagonal: float = 0.0
-    """Times the sum of their absolute diagonal (ICASSP: 1e-2; the published program gave it no gradient)."""
-    denoiser_norm: float = 0.0
-    """Times the squared norm of the denoiser's second weights (ICASSP: 1e-4)."""
-
-
-class Spectra(NamedTuple):
-    """What the network makes of a sequence."""
-
-    masked: Tensor
-    """(batch, frame, bin)"""
-    denoised: Tensor
-    """(batch, frame, bin)"""
-    hidden: Tensor
-    """(batch, frame, unit), the states of the decoder."""
-    passes: Tensor
-    """(batch,) through the decoder."""
-
-
-class MaskerDenoiser(nn.Module):
-    """The network: encoder, decoder, mask and denoiser.
-
-    Args:
-        n_bins: of the spectrum.
-        options: see `Network`.
-    """
-
-    def __init__(self, n_bins: int, options: Network):
-        super().__init__()
-        if not 0 < options.n_heard <= n_bins:
-            raise ValueError(f"n_heard {options.n_heard}: the spectrum has {n_bins} bins")
-        if options.context < 0 or options.frames <= 2 * options.context:
-            raise ValueError(
-                f"frames {options.frames}: must be more than twice the context, {options.context}"
-            )
-        heard, self.options = options.n_heard, options
-        self.ahead, self.behind = GRU(heard, heard), GRU(heard, heard)
-        self.decoder = GRU(2 * heard, 2 * heard)
-        self.mask = nn.Linear(2 * heard, n_bins)
-        self.denoiser = nn.Sequential(
-            nn.Linear(n_bins, options.denoiser_size),
-            nn.ReLU(),
-            nn.Linear(options.denoiser_size, n_bins),
-            nn.ReLU(),
-        )
-        self.statistics = Standardisation(heard) if options.standardise else nn.Identity()
-        self._initialise()
-
-    def _initialise(self):
-        for name, parameter in self.named_parameters():
-            if "bias" in name:
-                nn.init.zeros_(parameter)
-            elif "weight_hh" in name:
-                nn.init.orthogonal_(parameter)
-            else:
-                nn.init.xavier_normal_(parameter)
-
-    def forward(self, magnitudes: Tensor) -> Spectra:
-        """(batch, frames, bin), with the context, to spectra without it, (batch, frames - 2 * context, bin)."""
-        inputs = (
-            self.statistics(magnitudes[..., : self.options.n_heard]).transpose(0, 1).contiguous()
-        )
-        hidden, passes = self._decode(self._encode(inputs))
-        hidden = hidden.transpose(0, 1).contiguous()
-        if self.options.threshold and not self.training:
-            hidden = torch.where(hidden.abs() > self.options.threshold, hidden, 0.0)
-        middle = slice(self.options.context, magnitudes.shape[1] - self.options.context)
-        masked = F.relu(self.mask(hidden)).float() * magnitudes[:, middle]
-        denoised = self.denoiser(masked).float() * masked
-        return Spectra(masked, denoised, hidden, passes)
-
-    def _encode(self, inputs: Tensor) -> Tensor:
-        """(frame, batch, heard) to (frame - 2 * context, batch, 2 * heard)."""
-        kind, context = self.options.encoder_residual, self.options.context
-        used = (
-            len(inputs) - context
-        )  # neither direction needs to read the context behind its last output
-        halves = []
-        for layer, heard in ((self.ahead, inputs), (self.behind, inputs.flip(0))):
-            heard = heard[:used]
-            states = layer(heard, heard if kind == "recurrent" else None)
-            states = states + heard if kind == "output" else states
-            halves.append(states[context:])
-        if self.options.backward == "aligned":
-            halves[1] = halves[1].flip(0)
-        return torch.cat(halves, dim=-1)
-
-    def _decode(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """States (frame, batch, 2 * heard), and how many passes each item took."""
-        hidden = self._pass(encoded)
-        passes = torch.ones(encoded.shape[1], dtype=torch.long, device=encoded.device)
-        active = torch.arange(encoded.shape[1], device=encoded.device)
-        before = hidden
-        for _ in range(self.options.iterations):
-            after = self._pass(before)
-            hidden = hidden.index_copy(1, active, after)
-            passes[active] += 1
-            with torch.no_grad():
-                moving = (after - before).square().mean(dim=(0, 2)) >= self.options.tolerance
-            if not moving.any():
-                break
-            active, before = active[moving], after[:, moving]
-        return hidden, passes
-
-    def _pass(self, inputs: Tensor) -> Tensor:
-        kind = self.options.decoder_residual
-        states = self.decoder(inputs, inputs if kind == "recurrent" else None)
-        return states + inputs if kind == "output" else states
-
-
-class Standardisation(nn.Module):
-    """(x - mean) / deviation of each bin, measured over all training batches so far."""
-
-    def __init__(self, n_bins: int):
-        super().__init__()
-        self.register_buffer("count", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(n_bins))
-        self.register_buffer("square", torch.ones(n_bins))
-
-    def forward(self, magnitudes: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                self.count += 1
-                self.mean.lerp_(magnitudes.mean(dim=(0, 1)), 1 / self.count)
-                self.square.lerp_(magnitudes.square().mean(dim=(0, 1)), 1 / self.count)
-        deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
-        return (magnitudes - self.mean) / deviation.clamp(min=1e-4)
+ROWS = 4  # channels that are separated at once
+FILTERED = 2**18  # points of a spectrum, (frame, bin), that the Wiener filter takes at once
 
 
 class MaD(System):
@@ -217,8 +41,12 @@ class MaD(System):
         hop: between frames in samples.
         network: sizes and variants.
         objective: the loss.
-        wiener: passes of the multichannel Wiener filter (`local_models.masker_denoiser.wiener`), with n_mics 2.
+        wiener: passes of the multichannel Wiener filter (`local_models.masker_denoiser.wiener`), with n_mics 2. Its
+            covariances are measured over the whole signal that `separate` is given.
         bfloat16: separate with matrix products in bfloat16 if the processor has them: twice as fast.
+
+    Raises:
+        ValueError: options that do not fit together, or are out of their range.
     """
 
     images = ordered = True
@@ -239,23 +67,32 @@ class MaD(System):
         super().__init__(n_src, sample_rate)
         if n_src != 2:
             raise ValueError(f"n_src {n_src}: the voice and its accompaniment are 2")
+        if wiener < 0:
+            raise ValueError(f"wiener {wiener}: the number of passes must be 0 or more")
         if wiener and n_mics != 2:
             raise ValueError("wiener needs both channels of a stereo file: set n_mics to 2")
         if not 0 < hop <= window <= n_fft:
             raise ValueError(
                 f"hop {hop}, window {window}, n_fft {n_fft}: each must be at most the next"
             )
-        self.n_mics, self.wiener, self.bfloat16 = n_mics, wiener, bfloat16
+        self.n_mics = n_mics
+        self.wiener = wiener
+        self.bfloat16 = bfloat16
         self.objective = objective or Objective()
+        self.objective.check()
         self.network = MaskerDenoiser(n_fft // 2 + 1, network or Network())
         self.transform = OverlappingFrames(window, n_fft, hop)
+        options = self.network.options
+        self.sequences = Sequences(options.frames, options.context, window, hop)
 
     # ---- separation
 
     def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, source, time); with n_mics 2 (batch, 1 or 2, time) to (batch, source, 1 or 2, time).
 
-        Any length from one sample on; the memory needed beyond input and output does not grow with it.
+        Any length from one sample on. The memory needed beyond input and output does not grow with it, except with
+        `wiener`, which holds the spectra of the whole signal: 12 bytes a channel, frame and bin (6 MB a second of
+        stereo at the default sizes).
         """
         items = (mixture if self.n_mics == 2 else mixture[:, None]).float()
         with self._precision():
@@ -264,123 +101,126 @@ class MaD(System):
         return estimates if self.n_mics == 2 else estimates[:, :, 0]
 
     def _precision(self):
-        if torch.is_autocast_enabled(self.device.type) or not (
-            self.bfloat16 and _has_bfloat16(self.device)
-        ):
+        if torch.is_autocast_enabled(self.device.type):
+            return contextlib.nullcontext()
+        if not self.bfloat16 or not _has_bfloat16(self.device):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def _voice(self, mixture: Tensor) -> Tensor:
-        """(batch, mic, time), in blocks of sequences. Blocks start at the same frames whatever else is in the batch."""
-        options, hop, length = self.network.options, self.transform.hop, mixture.shape[-1]
-        step, window = options.frames - 2 * options.context, len(self.transform.window)
-        lead = (window - 1) // hop * hop  # so that all frames that touch the first sample are there
-        n_sequences = -(-((length - 1 + lead) // hop + 1) // step)
-        before = lead + options.context * hop
-        total = (n_sequences * step + 2 * options.context - 1) * hop + window
-        padded = F.pad(mixture, (before, total - before - length))
-        voice = mixture.new_zeros(*mixture.shape[:-1], (n_sequences * step - 1) * hop + window)
+        """The voice of (batch, mic, time), like it. Blocks begin at the same frames whatever else is in the batch."""
+        length = mixture.shape[-1]
+        blocks = self.sequences.blocks(length)
+        masks = self._masks(self.sequences.pad(mixture), blocks)
+        if self.wiener:
+            spectra = self._filtered(masks, blocks)
+        else:
+            spectra = (mixture_spectra * mask for mixture_spectra, mask in masks)
+        # Overlap-add of the frames of all blocks, divided by that of their squared windows.
+        voice = mixture.new_zeros(*mixture.shape[:-1], self.sequences.estimated(length))
         weight = torch.zeros_like(voice[0, 0])
-        at_once = -(
-            -n_sequences // -(-n_sequences // SEQUENCES)
-        )  # equal blocks: a short last one would be slow
-        for first in range(0, n_sequences, at_once):
-            n_frames = min(at_once, n_sequences - first) * step
-            start = first * step * hop
-            heard = padded[..., start : start + (n_frames + 2 * options.context - 1) * hop + window]
-            part = slice(start, start + (n_frames - 1) * hop + window)
-            voice[..., part] += self.transform.overlap_add(
-                self._block(self.transform.spectra(heard))
-            )
-            weight[part] += self.transform.weight(n_frames)
+        for block, block_spectra in zip(blocks, spectra, strict=True):
+            voice[..., block.estimated] += self.transform.overlap_add(block_spectra)
+            weight[block.estimated] += self.transform.weight(block.n_frames)
+        lead = self.sequences.lead
         return (voice / weight)[..., lead : lead + length]
 
-    def _block(self, spectra: Tensor) -> Tensor:
-        """Complex spectra (batch, mic, frame, bin) of a mixture, with context, to those of its voice, without."""
-        magnitudes = spectra.abs()
-        sequences = self._sequences(magnitudes)
-        denoised = (
-            self.network(sequences).denoised.unflatten(0, (*spectra.shape[:2], -1)).flatten(2, 3)
-        )
-        middle = slice(
-            self.network.options.context, spectra.shape[2] - self.network.options.context
-        )
-        spectra, magnitudes = spectra[:, :, middle], magnitudes[:, :, middle]
-        voice = spectra * (denoised / magnitudes.clamp(min=1e-12))
-        if self.wiener:
-            voice = wiener(torch.stack([voice, spectra - voice], dim=1), spectra, self.wiener)[:, 0]
-        return voice
+    def _masks(self, padded: Tensor, blocks: list[Block]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each block, spectra of the mixture, complex, and what to multiply them with for those of its voice, real.
 
-    def _sequences(self, magnitudes: Tensor) -> Tensor:
-        """(batch, mic, frame, bin) to (batch * mic * sequence, frames, bin); what fills no sequence is left out."""
-        options = self.network.options
-        sequences = magnitudes.unfold(2, options.frames, options.frames - 2 * options.context)
-        return sequences.transpose(-1, -2).flatten(0, 2)
+        Args:
+            padded: mixture (batch, mic, time), padded.
+            blocks: of it.
+
+        Yields:
+            two tensors (batch, mic, frame, bin), without the context.
+        """
+        context = self.sequences.context
+        for block in blocks:
+            spectra = self.transform.spectra(padded[..., block.seen])
+            magnitudes = spectra.abs()
+            denoised = self.network(self.sequences.cut(magnitudes)).denoised
+            denoised = self.sequences.join(denoised, spectra.shape[:2])
+            middle = slice(context, context + block.n_frames)
+            # The phase is the mixture's. A silent point stays silent: its denoised magnitude is zero, too.
+            mask = denoised / magnitudes[:, :, middle].clamp(min=1e-12)
+            yield spectra[:, :, middle], mask
+
+    def _filtered(
+        self, masks: Iterator[tuple[Tensor, Tensor]], blocks: list[Block]
+    ) -> list[Tensor]:
+        """Spectra of the voice of all blocks, by a Wiener filter whose covariances are of all their frames.
+
+        So the filter does not depend on where blocks begin and end.
+
+        Args:
+            masks: from `_masks`.
+            blocks: that they are of.
+
+        Returns:
+            complex (batch, mic, frame, bin) of each block.
+        """
+        # Spectra of a whole song are large: they are put together block by block, as a list and its concatenation
+        # would need twice as much.
+        spectra = None
+        for block, (block_spectra, block_mask) in zip(blocks, masks, strict=True):
+            if spectra is None:
+                batch, n_mics, _, n_bins = block_spectra.shape
+                n_frames = blocks[-1].frames.stop
+                spectra = block_spectra.new_empty(batch, n_mics, n_frames, n_bins)
+                mask = block_mask.new_empty(spectra.shape)
+            spectra[:, :, block.frames] = block_spectra
+            mask[:, :, block.frames] = block_mask
+        # The filter of a bin needs no other bin: some at a time bound its memory. Each group takes the place of the
+        # mixture that it was made of.
+        n_bins_at_once = max(1, FILTERED // n_frames)
+        for first in range(0, n_bins, n_bins_at_once):
+            bins = slice(first, first + n_bins_at_once)
+            mixture = spectra[..., bins].clone()
+            voice = mixture * mask[..., bins]
+            estimates = torch.stack([voice, mixture - voice], dim=1)
+            spectra[..., bins] = wiener(estimates, mixture, self.wiener)[:, 0]
+        return [spectra[:, :, block.frames] for block in blocks]
 
     # ---- training
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        mixture, voice = batch["mixture"].float(), batch["sources"][:, 0].float()
+        """Scalars of `Objective.losses`, and in validation `sdr`, the voice's over the whole batch, in dB."""
+        mixture = batch["mixture"].float()
+        voice = batch["sources"][:, 0].float()
+        # Signals as (batch, mic, time).
         if mixture.ndim == 2:
-            mixture, voice = mixture[:, None], voice[:, None]
+            mixture = mixture[:, None]
+            voice = voice[:, None]
+        # Transforms and losses in full precision, the network in what the trainer has chosen.
         with self.full_precision():
-            spectra = [
-                self._training_spectra(signal) for signal in (mixture, voice, mixture - voice)
-            ]
-        loudest = self.objective.clip or float("inf")
-        found = self.network(spectra[0].clamp(max=loudest))
-        context = self.network.options.context
+            signals = (mixture, voice, mixture - voice)
+            spectra = [self._training_spectra(signal) for signal in signals]
+        estimate = self.network(self.objective.cut(spectra[0]))
         with self.full_precision():
-            middle = [s[:, context : s.shape[1] - context] for s in spectra]
-            values = self._objective(found, _target(self.objective, *middle).clamp(max=loudest))
+            target = self.objective.cut(self._target(*spectra))
+            values = self.objective.losses(estimate, target, self.network)
             if not self.training:
                 values["sdr"] = self._sdr(mixture, voice)
         return values
 
     def _training_spectra(self, signal: Tensor) -> Tensor:
-        options = self.network.options
-        shortest = (options.frames - 1) * self.transform.hop + len(self.transform.window)
-        signal = F.pad(signal, (0, max(shortest - signal.shape[-1], 0)))
-        return self._sequences(self.transform.spectra(signal).abs())
+        """Magnitudes of the sequences of (batch, mic, time): (batch * mic * sequence, frames, bin)."""
+        missing = max(self.sequences.shortest - signal.shape[-1], 0)
+        spectra = self.transform.spectra(F.pad(signal, (0, missing)))
+        return self.sequences.cut(spectra.abs())
 
-    def _objective(self, found: Spectra, target: Tensor) -> dict[str, Tensor]:
-        options = self.objective
-        masked, denoised = divergence(target, found.masked), divergence(target, found.denoised)
-        counted = 1.0
-        if options.gated:
-            counted = ((masked >= 1.5) & (denoised >= 0.25)).to(masked.dtype).detach()
-        values = {"loss": denoised + counted * masked, "kl_masked": masked, "kl_denoised": denoised}
-        weight = self.network.mask.weight
-        penalties = {
-            "hidden_norm": lambda: PUBLISHED_BATCH * found.hidden.abs().sum() / len(found.hidden),
-            "mask_norm": lambda: weight.abs().sum(),
-            "mask_diagonal": lambda: weight.diagonal().abs().sum(),
-            "denoiser_norm": lambda: self.network.denoiser[2].weight.square().sum(),
-        }
-        for name, penalty in penalties.items():
-            if getattr(options, name):
-                values[name] = getattr(options, name) * penalty()
-                values["loss"] = values["loss"] + values[name]
-        if self.network.options.iterations:
-            values["passes"] = found.passes.float().mean()
-        return values
+    def _target(self, mixture: Tensor, voice: Tensor, rest: Tensor) -> Tensor:
+        """Of magnitudes of sequences, (batch, frames, bin), without the context."""
+        context = self.sequences.context
+        middle = slice(context, context + self.sequences.step)
+        return self.objective.magnitude_to_reach(
+            mixture[:, middle], voice[:, middle], rest[:, middle]
+        )
 
     def _sdr(self, mixture: Tensor, voice: Tensor) -> Tensor:
-        heard = mixture if self.n_mics == 2 else mixture.flatten(0, 1)
-        return sdr_of_batch(self.separate(heard)[:, 0].reshape(voice.shape), voice)
-
-
-def divergence(target: Tensor, estimate: Tensor) -> Tensor:
-    """Generalised Kullback-Leibler divergence of magnitudes (..., bin): summed over the bins, mean over the rest."""
-    ratio = torch.log(target + EPS) - torch.log(estimate + EPS)
-    return (target * ratio + estimate - target).sum(dim=-1).mean()
-
-
-def _target(options: Objective, mixture: Tensor, voice: Tensor, rest: Tensor) -> Tensor:
-    if options.target == "magnitude":
-        return torch.minimum(voice, mixture)
-    other, factor = (mixture, 2) if options.target == "harmonic" else (rest, 1)
-    return factor * mixture * voice / (voice + other).clamp(min=1e-12)
+        items = mixture if self.n_mics == 2 else mixture.flatten(0, 1)
+        return sdr_of_batch(self.separate(items)[:, 0].reshape(voice.shape), voice)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from local_models.stft import Stft
+
 MASKS = {
     "ibm": "ideal binary mask",
     "irm": "ideal ratio mask (magnitudes)",
@@ -28,34 +30,18 @@ class StftOracle:
         sample_rate: in Hz.
     """
 
+    n_mics = 1  # each channel by itself
+
     def __init__(self, kind: Kind, window: float, sample_rate: int):
         self.kind = kind
-        self.hop = round(window * sample_rate / 4000)
-        self.size = 4 * self.hop
+        hop = round(window * sample_rate / 4000)
+        self.stft = Stft(4 * hop, hop)
 
     def __call__(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         """(batch, time) and (batch, source, time) to estimates (batch, source, time), of any length from one sample."""
         spectrum = self.stft(mixture)[:, None]
         estimates = masks(self.kind, spectrum, self.stft(sources)) * spectrum
-        return self.istft(estimates, mixture.shape[-1])
-
-    def stft(self, signals: torch.Tensor) -> torch.Tensor:
-        """(..., time) to complex (..., frequency, frame)."""
-        window = torch.hann_window(self.size, dtype=signals.dtype, device=signals.device)
-        flat = signals.reshape(-1, signals.shape[-1])
-        # Zeros around the signal: the default, reflection, needs more samples than half a window.
-        spectrum = torch.stft(
-            flat, self.size, self.hop, window=window, pad_mode="constant", return_complex=True
-        )
-        return spectrum.reshape(*signals.shape[:-1], *spectrum.shape[-2:])
-
-    def istft(self, spectrum: torch.Tensor, length: int) -> torch.Tensor:
-        """Inverse of `stft`: complex (..., frequency, frame) to (..., length)."""
-        window = torch.hann_window(self.size, dtype=spectrum.real.dtype, device=spectrum.device)
-        flat = spectrum.reshape(-1, *spectrum.shape[-2:])
-        return torch.istft(flat, self.size, self.hop, window=window, length=length).reshape(
-            *spectrum.shape[:-2], length
-        )
+        return self.stft.inverse(estimates, mixture.shape[-1])
 
 
 def masks(kind: Kind, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:

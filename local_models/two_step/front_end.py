@@ -33,8 +33,11 @@ class FrontEnd(nn.Module):
         super().__init__()
         if kernel_size < 2:
             raise ValueError(f"kernel_size {kernel_size} is too short: at least 2 samples")
-        self.n_src, self.n_basis, self.hop, self.mask = n_src, n_basis, kernel_size // 2, mask
-        groups = n_src if decoder == "private" else 1
+        self.n_src = n_src
+        self.n_basis = n_basis
+        self.hop = kernel_size // 2
+        self.mask = mask
+        groups = n_src if decoder == "private" else 1  # decoders
         geometry = dict(stride=self.hop, padding=kernel_size // 2)
         self.encoder = nn.Conv1d(1, n_basis, kernel_size, **geometry)
         self.decoder = nn.ConvTranspose1d(
@@ -51,7 +54,8 @@ class FrontEnd(nn.Module):
     def encode(self, signal: torch.Tensor) -> torch.Tensor:
         """(..., time) to the non-negative code (..., n_basis, frames)."""
         *batch, time = signal.shape
-        padded = F.pad(signal, (0, -time % self.hop)).reshape(-1, 1, time + -time % self.hop)
+        padding = -time % self.hop  # to whole hops
+        padded = F.pad(signal, (0, padding)).reshape(-1, 1, time + padding)
         code = F.relu(self.encoder(padded))
         return code.reshape(*batch, *code.shape[1:])
 
@@ -60,22 +64,20 @@ class FrontEnd(nn.Module):
         code = self.encode(sources)
         if self.mask == "softmax":
             return code.softmax(dim=1)
-        code = code + 1e-8
+        code = code + 1e-8  # silence is shared equally
         return code / code.sum(dim=1, keepdim=True)
 
     def decode(self, latents: torch.Tensor, length: int) -> torch.Tensor:
         """Latents (batch, n_src, n_basis, frames) to signals (batch, n_src, `length`)."""
         batch, n_src, n_basis, frames = latents.shape
-        if self.decoder.groups > 1:
+        if self.decoder.groups > 1:  # a decoder for each source
             signals = self.decoder(latents.reshape(batch, n_src * n_basis, frames))
         else:
-            signals = self.decoder(latents.reshape(batch * n_src, n_basis, frames)).reshape(
-                batch, n_src, -1
-            )
+            signals = self.decoder(latents.reshape(batch * n_src, n_basis, frames))
+            signals = signals.reshape(batch, n_src, -1)
         return signals[..., :length]
 
     def basis_energy(self) -> torch.Tensor:
         """Energy of each decoder basis, (decoders, n_basis): what a unit of latent is worth in the waveform."""
-        return (
-            self.decoder.weight.square().sum(dim=(1, 2)).reshape(self.decoder.groups, self.n_basis)
-        )
+        energy = self.decoder.weight.square().sum(dim=(1, 2))
+        return energy.reshape(self.decoder.groups, self.n_basis)

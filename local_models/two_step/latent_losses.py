@@ -12,22 +12,28 @@ EPS = 1e-8
 
 
 def _negative_db(signal: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """The negative ratio of two energies, in dB."""
     return -10 * torch.log10((signal + EPS) / (error + EPS))
 
 
 def _pairwise_si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """(batch, source, n) twice to (batch, estimate, target), by the angle between the vectors; no mean is removed."""
-    estimates, targets = estimates.float(), targets.float()
+    estimates = estimates.float()
+    targets = targets.float()
+    # SI-SDR = 10 log10(cos^2 / (1 - cos^2)) of the angle between estimate and target.
     cross = torch.einsum("bin,bjn->bij", estimates, targets)
     energy = estimates.square().sum(-1)[:, :, None] * targets.square().sum(-1)[:, None, :]
-    cosine2 = (cross.square() / (energy + EPS)).clamp(max=1 - 1e-7)
-    return _negative_db(cosine2, 1 - cosine2)
+    cosine_squared = (cross.square() / (energy + EPS)).clamp(max=1 - 1e-7)
+    return _negative_db(cosine_squared, 1 - cosine_squared)
 
 
 def _pairwise_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """As `_pairwise_si_sdr`, but the scale counts."""
-    error = (estimates.float()[:, :, None] - targets.float()[:, None]).square().sum(-1)
-    return _negative_db(targets.float().square().sum(-1)[:, None, :].expand_as(error), error)
+    estimates = estimates.float()
+    targets = targets.float()
+    error = (estimates[:, :, None] - targets[:, None]).square().sum(-1)
+    signal = targets.square().sum(-1)[:, None, :].expand_as(error)
+    return _negative_db(signal, error)
 
 
 def si_sdr(estimates, targets):

@@ -16,6 +16,7 @@ from local_models.fast_asteroid import (
     FastFeatsGlobLN,
     FastGlobLN,
     FastPReLU,
+    wide,
 )
 
 
@@ -66,25 +67,28 @@ class TDCN(nn.Module):
             bn_chan=bn_chan,
             hid_chan=hid_chan,
             kernel_size=kernel_size,
+            n_blocks=n_blocks,
+            n_repeats=n_repeats,
         )
-        _check_options({**sizes, "n_blocks": n_blocks, "n_repeats": n_repeats}, skip_chan, mask_act)
-        self.in_chan, self.n_src, self.mask_act = in_chan, n_src, mask_act
-        self.n_blocks, self.n_repeats = n_blocks, n_repeats
+        _check_options(sizes, skip_chan, mask_act)
+        self.in_chan = in_chan
+        self.n_src = n_src
+        self.mask_act = mask_act
+        self.n_blocks = n_blocks
+        self.n_repeats = n_repeats
         self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)  # frames
         norm = nn.BatchNorm1d(in_chan) if input_norm == "batch" else FastGlobLN(in_chan)
         self.bottleneck = nn.Sequential(norm, nn.Conv1d(in_chan, bn_chan, 1))
         self.TCN = nn.ModuleList()
-        for dilation in [2**x for x in range(n_blocks)] * n_repeats:
+        for index in range(n_repeats * n_blocks):
+            dilation = 2 ** (index % n_blocks)
             padding = dilation * (kernel_size // 2)
             self.TCN.append(
                 FastConv1DBlock(bn_chan, hid_chan, skip_chan, kernel_size, padding, dilation, "gLN")
             )
         if skip_chan:
-            self.TCN[
-                -1
-            ].res_conv = (
-                None  # nothing reads the last residual: without weights, DDP waits for no gradient
-            )
+            # Nothing reads the last residual: without weights, DDP waits for no gradient.
+            self.TCN[-1].res_conv = None
         last = skip_chan or bn_chan
         if mask_head == "basis":
             self.mask_net: nn.Module = BasisHead(last, in_chan, n_src)
@@ -94,7 +98,8 @@ class TDCN(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """Latent mixture (batch, in_chan, frames) to masks (batch, n_src, in_chan, frames), float32 at least."""
         x = self.bottleneck(latent)
-        skips, sources = None, {}
+        skips = None  # sum of the skip outputs, if the blocks have one
+        sources = {}
         for index, block in enumerate(self.TCN):
             x = self._with_long_skips(index, x, sources)
             update = block(x)
@@ -103,15 +108,12 @@ class TDCN(nn.Module):
                 skips = skip if skips is None else skips + skip
             if update is not None:
                 x = x + update
-        scores = self.mask_net(x if skips is None else skips)
-        scores = scores.unflatten(1, (self.n_src, self.in_chan))
-        if scores.dtype in (torch.bfloat16, torch.float16):
-            scores = scores.float()
-        return (
-            scores.softmax(1)
-            if self.mask_act == "softmax"
-            else getattr(torch, self.mask_act)(scores)
-        )
+        if skips is not None:
+            x = skips
+        scores = wide(self.mask_net(x).unflatten(1, (self.n_src, self.in_chan)))
+        if self.mask_act == "softmax":
+            return scores.softmax(1)
+        return getattr(torch, self.mask_act)(scores)
 
     def _with_long_skips(self, index: int, x: Tensor, sources: dict[int, Tensor]) -> Tensor:
         """Input of block `index`, given the output `x` of the block before; `sources` lives as long as one forward."""
@@ -135,24 +137,20 @@ class RTDCN(TDCN):
         super().__init__(in_chan, n_src, bn_chan=bn_chan, **options)
         self.table = long_skip_table(self.n_blocks, self.n_repeats)
         sources = sorted({source for row in self.table.values() for source in row})
-        self.skip_norms = nn.ModuleDict(
-            {str(source): FastFeatsGlobLN(bn_chan) for source in sources}
-        )
-        self.skip_convs = nn.ModuleDict(
-            {
-                str(block): nn.Conv1d(len(row) * bn_chan, bn_chan, 1)
-                for block, row in self.table.items()
-            }
-        )
+        self.skip_norms = nn.ModuleDict()
+        for source in sources:
+            self.skip_norms[str(source)] = FastFeatsGlobLN(bn_chan)
+        self.skip_convs = nn.ModuleDict()
+        for block, row in self.table.items():
+            self.skip_convs[str(block)] = nn.Conv1d(len(row) * bn_chan, bn_chan, 1)
 
     def _with_long_skips(self, index: int, x: Tensor, sources: dict[int, Tensor]) -> Tensor:
         if str(index - 1) in self.skip_norms:
             sources[index - 1] = self.skip_norms[str(index - 1)](x)
         if index not in self.table:
             return x
-        return x + self.skip_convs[str(index)](
-            torch.cat([sources[source] for source in self.table[index]], dim=1)
-        )
+        earlier = torch.cat([sources[source] for source in self.table[index]], dim=1)
+        return x + self.skip_convs[str(index)](earlier)
 
 
 class BasisHead(nn.Module):
@@ -177,9 +175,9 @@ class BasisHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to scores (batch, n_src * in_chan, frames)."""
         x = F.relu(self.norm(self.expand(x)))
-        return self.conv(x.unsqueeze(1))[:, :, : x.shape[1]].flatten(
-            1, 2
-        )  # odd N gives a row too many
+        scores = self.conv(x.unsqueeze(1))
+        rows = x.shape[1]  # odd N gives a row too many
+        return scores[:, :, :rows].flatten(1, 2)
 
 
 def long_skip_table(n_blocks: int, n_repeats: int) -> dict[int, list[int]]:
@@ -211,12 +209,13 @@ def from_tdconvnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
         state: of the mask network alone, without a "masker." prefix.
     """
     last = max(int(name.split(".")[1]) for name in state if name.startswith("TCN."))
-    unused = f"TCN.{last}.res_conv." if f"TCN.{last}.skip_conv.weight" in state else None
-    return {
-        name: value
-        for name, value in state.items()
-        if unused is None or not name.startswith(unused)
-    }
+    has_skips = f"TCN.{last}.skip_conv.weight" in state
+    renamed = {}
+    for name, value in state.items():
+        is_unused = has_skips and name.startswith(f"TCN.{last}.res_conv.")
+        if not is_unused:
+            renamed[name] = value
+    return renamed
 
 
 def _check_options(sizes: dict[str, int], skip_chan: int, mask_act: str) -> None:

@@ -22,7 +22,9 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).parents[k]) for k in (2, 1)]
 from cell_by_cell import CellByCell  # noqa: E402
 
-from local_models.masker_denoiser.system import MaD, Network, divergence  # noqa: E402
+from local_models.masker_denoiser import MaD  # noqa: E402
+from local_models.masker_denoiser.network import Network  # noqa: E402
+from local_models.masker_denoiser.objective import divergence  # noqa: E402
 
 # published systems: bins heard, units of the denoiser, residual in the decoder, further passes
 SYSTEMS = {

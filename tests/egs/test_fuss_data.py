@@ -1,6 +1,7 @@
 """Stages 0 and 1 of egs/fuss: clips, mixtures by FUSS's rules, lists, manifests, and messages for what is wrong."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import soundfile as sf
 from tests.support import ROOT, recipe_scripts
 from utils.data.datasets import rng_of
 from utils.data.manifest import read_manifest
+from utils.data.walking import walk
 from utils.errors import UserError
 
 LOCAL = ROOT / "egs" / "fuss" / "local"
@@ -198,7 +200,7 @@ def test_rooms_are_shared_by_few_mixtures_in_ever_new_order(local, clips, tmp_pa
     asked = []
     monkeypatch.setattr(local.scenes, "simulate", lambda split, index, rate: np.full((4, 1), index))
     monkeypatch.setattr(
-        local.scenes, "make_example", lambda *job: asked.append(int(job[4][0, 0])) or "a\tb"
+        local.scenes, "make_example", lambda *job: (asked.append(int(job[4][0, 0])) or "a\tb", [])
     )
     local.scenes.make_tree({"train": []}, tmp_path, {"train": 20}, 3.0, RATE, True, 1)
     assert [sorted(asked[k : k + 4]) for k in range(0, 20, 4)] == [[0, 1, 2, 3]] * 5
@@ -208,7 +210,7 @@ def test_rooms_are_shared_by_few_mixtures_in_ever_new_order(local, clips, tmp_pa
 def test_the_same_mixtures_are_made_each_time_and_finished_ones_kept(local, clips, tree, tmp_path):
     pools = local.scenes.find_clips(clips)
     local.scenes.make_tree(pools, tmp_path, {"eval": 4}, 3.0, RATE, False, 1)
-    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("[!.]*") if path.is_file()]
     assert (
         all((tmp_path / name).read_bytes() == (tree / name).read_bytes() for name in files)
         and len(files) > 12
@@ -260,9 +262,8 @@ def test_a_tree_gives_manifests_with_empty_cells_for_what_is_not_there(run, tree
     assert len(frame) == 40
     columns = [f"source_{k}_path" for k in range(1, 5)]
     for row, line in zip(frame.to_dict("records"), lines_of(tree), strict=True):
-        assert [Path(row["mixture_path"]), *(Path(row[c]) for c in columns if row[c])] == [
-            tree / name for name in line
-        ]
+        paths = [Path(row[column]) for column in ["mixture_path", *columns] if row[column]]
+        assert [path.resolve() for path in paths] == [tree / name for name in line]
         assert row["length"] == 3 * RATE and row["n_active"] == len(line) - 1
     report = json.loads((manifests / "data_report.json").read_text())
     assert report["train"]["rows"] == 40 and report["test"]["not_additive"] == 0
@@ -280,6 +281,54 @@ def test_clips_are_mixed_reverberant_and_listed(run, clips, capsys):
     assert "made with other settings" in run(
         clips, "--mixtures", "4,1,2", "--seconds", "3", first=1
     )
+
+
+def test_mixtures_follow_their_clips(run, clips, tmp_path, capsys):
+    corpus = shutil.copytree(clips, tmp_path / "clips")
+    options = ("--mixtures", "6,1,2", "--seconds", "3", "--room", "dry")
+    data = run(corpus, *options).parent.parent
+
+    def state():
+        paths = [path for path in walk(data, audio_only=False) if "corpus" not in path.parts]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    before = state()
+    run(corpus, *options)
+    assert "already made" in capsys.readouterr().out and state() == before
+    # Lost and damaged files are made again.
+    sources = sorted(data.glob("ssdata/train/*_sources/*.wav"))
+    sources[0].unlink()
+    sources[1].write_bytes(sources[1].read_bytes()[:200])
+    (data / "manifests" / "dry" / "valid.csv").unlink()
+    run(corpus, *options, first=1)
+    after = state()
+    assert {p: content for p, (content, _) in after.items()} == {
+        p: content for p, (content, _) in before.items()
+    }
+    # A clip replaced: the mixtures that hold it follow.
+    kinds = {line.split("\t")[2] for path in data.rglob("train/*.txt") for line in path.open()}
+    kind = sorted(kind.strip() for kind in kinds)[0]
+    for path in (corpus / "train" / kind).glob("*.wav"):
+        signal, rate = sf.read(path)
+        sf.write(path, signal[::-1], rate)
+    run(corpus, *options, first=1)
+    changed = {path.name for path, content in state().items() if content[0] != before[path][0]}
+    named = {path.name for path in data.rglob("train/*.txt") if f"\t{kind}\n" in path.read_text()}
+    assert {name.replace(".txt", ".wav") for name in named} <= changed
+    assert not any(name.startswith("example0000.") for name in changed)  # of other splits
+    # Clips added or gone are refused by name.
+    shutil.copy(path, path.with_name("new.wav"))
+    message = run(corpus, *options, first=1)
+    assert f"clips: 1 added (train/{kind}/new.wav)" in message and "--name" in message
+
+
+def test_all_clips_that_are_no_audio_are_named(run, clips, tmp_path):
+    corpus = shutil.copytree(clips, tmp_path / "clips")
+    for name in ("bad1.wav", "bad2.WAV"):
+        (corpus / "train" / "rain" / name).write_bytes(b"no audio")
+    (corpus / "train" / "rain" / "._00.wav").write_bytes(b"litter")
+    message = run(corpus)
+    assert "2 problems" in message and "bad1.wav" in message and "bad2.WAV" in message
 
 
 def test_silent_sources_are_slots_that_are_not_there_and_silent_mixtures_are_left_out(

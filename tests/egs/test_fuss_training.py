@@ -95,6 +95,7 @@ def test_the_log_tells_how_each_discriminator_fares(exp):
     for name in ("stft_context1", "waveform_instance"):
         for value in ("real", "fake", "accuracy", "share", "trained"):
             assert table[f"train_{name}_{value}"].map(math.isfinite).all()
+        assert (table[f"train_{name}_share"] > 0).all(), "the game is played"
         assert table[f"train_{name}_accuracy"].between(0, 1).all()
     assert {"val_msi", "val_si_sdri", "val_si_sdr_single", "val_loss"} <= {*table.columns}
 
@@ -209,6 +210,22 @@ def test_an_adversarial_step_without_discriminators_is_a_message(
     )
 
 
+def test_a_warm_up_as_long_as_the_step_is_refused_before_the_first_update(
+    exp, tone_manifests, tmp_path, capsys
+):
+    config = copy.deepcopy(CONFIG)
+    config["system"]["init_args"]["game"] = {"warm_up": 6}
+    config["steps"]["adversarial"] |= {
+        "accumulate": 2
+    }  # 4 batches, so 2 updates, in each of 3 epochs
+    shutil.copytree(exp / "pit", tmp_path / "cold" / "pit")
+    with pytest.raises(SystemExit):
+        run(tmp_path, tone_manifests, "cold", "rest", config)
+    said = capsys.readouterr().err
+    assert "steps.adversarial: game.warm_up is 6, but the step has 6 updates" in said
+    assert not list((tmp_path / "cold" / "adversarial").glob("*.ckpt"))
+
+
 def test_evaluation_reports_the_official_score_and_holes(exp, tone_manifests):
     arguments = [
         "--exp",
@@ -218,8 +235,10 @@ def test_evaluation_reports_the_official_score_and_holes(exp, tone_manifests):
         "--suite",
         "fuss",
     ]
-    evaluate.main([*arguments, "--nj", "1", "--device", "cpu", "--references", "no"])
-    final = json.loads((exp / "eval" / "test" / "final_metrics.json").read_text())
+    evaluate.main([*arguments, "--nj", "1", "--device", "cpu", "--references", "none"])
+    final = json.loads(
+        (exp / "eval" / tone_manifests.name / "test" / "final_metrics.json").read_text()
+    )
     assert {
         "msi",
         "msi_all",

@@ -9,13 +9,16 @@ import pytest
 import soundfile as sf
 import torch
 
-from tests.support import ROOT, recipe_scripts
+from tests.support import ROOT, recipe_scripts, two_step_model
 from utils import files
 from utils.data import audio
 from utils.data.manifest import read_manifest
+from utils.data.spatial import read_listed
+from utils.data.walking import walk
 from utils.errors import UserError
+from utils.evaluation.methods import Method
 from utils.evaluation.metrics.wer import word_errors
-from utils.evaluation.scoring import How, Method, estimate
+from utils.evaluation.scoring import How, estimate
 from utils.separate import main as separate
 from utils.separate import separate_file
 from utils.training import config
@@ -114,7 +117,8 @@ def test_finished_sets_train_by_the_documented_option():
 @pytest.mark.parametrize("n_mics", [2, 4])
 def test_another_number_of_sources_than_microphones_is_told(tmp_path, n_mics):
     method = Method(tmp_path, model=surrogate(tmp_path) / "model.pth", model_sha256="")
-    mixture, sources = (np.ones((n, 800), np.float32) for n in (n_mics, 3))
+    mixture = np.ones((n_mics, 800), np.float32)
+    sources = np.ones((3, 1, 800), np.float32)
     with pytest.raises(
         ValueError, match=f"as many sources as microphones, {n_mics}, but there are 3"
     ):
@@ -122,16 +126,13 @@ def test_another_number_of_sources_than_microphones_is_told(tmp_path, n_mics):
 
 
 def test_every_reference_can_be_made():
-    import pydoc
-
-    from utils.evaluate import references
+    from utils.evaluation.methods import references
 
     methods = references(Path("exp"), RECIPE / "references.yml")
     assert len({m.folder for m in methods}) == len(methods) == 31
     for method in methods:
-        if method.recipe:
-            recipe = json.loads(method.recipe)
-            pydoc.locate(recipe["class_path"])(**recipe["init_args"], sample_rate=16000)
+        if method.class_path:
+            method.load(16000)
 
 
 def test_stages_make_sets_of_two_three_and_four_speakers(made):
@@ -160,6 +161,61 @@ def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path
     assert "is silent" in message(
         capsys, run, local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}"
     )
+
+
+def test_speakers_behind_links_count_and_all_bad_files_are_named(local, tmp_path, capsys):
+    write_corpus(tmp_path)
+    (tmp_path / "train" / "c").rename(tmp_path / "far")
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "far")
+    for name, samples, rate in (("0", np.zeros(RATE), RATE), ("1", np.ones(4000), 4000)):
+        sf.write(tmp_path / "far" / f"{name}.wav", samples, rate)
+    corpus = f"{tmp_path / 'train'},{tmp_path / 'test'}"
+    text = message(capsys, run, local, tmp_path, corpus)
+    assert "2 problems" in text and "c/0.wav: is silent" in text and "c/1.wav: sampled" in text
+    for name in "01":
+        (tmp_path / "far" / f"{name}.wav").unlink()
+    run(local, tmp_path, corpus)
+    data = tmp_path / "data" / "train-test"
+    tables = [read_listed(data / f"{part}_recordings.csv") for part in ("train", "valid")]
+    assert set(pd.concat(tables)["speaker"]) == set("abc")
+
+
+def test_stages_see_what_has_changed_since_and_else_write_nothing(local, tmp_path, capsys):
+    write_corpus(tmp_path)
+    corpus = f"{tmp_path / 'train'},{tmp_path / 'test'}"
+    run(local, tmp_path, corpus)
+    data = tmp_path / "data" / "train-test"
+
+    def state():
+        paths = [path for path in walk(data, audio_only=False) if "corpus" not in path.parts]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    before = state()
+    run(local, tmp_path, corpus)
+    assert "already made" in capsys.readouterr().out and state() == before
+    lost = sorted((data / "test" / "2spk_8k").rglob("*.wav"))
+    lost += [data / "manifests" / "2spk_8k" / name for name in ("test_2spk_early.csv",)]
+    lost += sorted((data / "rooms").rglob("*.npz"))[:1]
+    lost[0].write_bytes(b"cut")
+    for path in lost[1:]:
+        path.unlink()
+    run(local, tmp_path, corpus, first=1)
+    assert {p: content for p, (content, _) in state().items()} == {
+        p: content for p, (content, _) in before.items()
+    }
+    recording = tmp_path / "test" / "d" / "0.wav"
+    audio.write(recording, audio.read(recording)[::-1], RATE)
+    run(local, tmp_path, corpus, first=1)
+    changed = {path for path, content in state().items() if before[path][0] != content[0]}
+    assert {path.parts[-3] for path in changed if path.suffix == ".wav"} <= {
+        "2spk_8k",
+        "3spk_8k",
+        "4spk_8k",
+    }
+    assert changed
+    (tmp_path / "train" / "a" / "0.wav").unlink()
+    text = message(capsys, run, local, tmp_path, corpus, 1)
+    assert "files in train: 1 gone (corpus/train/a/0.wav)" in text and "--name" in text
 
 
 def write_csvs(folder, **changed):
@@ -380,6 +436,28 @@ def test_convergence_curves(local, made, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10000
 
 
+def test_mixtures_called_na_or_null_count_in_the_breakdown(local, tmp_path):
+    names = ["NA", "null", "nan", "None", "007"]
+    rows = [
+        {
+            "mixture_ID": name,
+            "mixture_path": "m.wav",
+            "source_1_path": "s.wav",
+            "length": 9,
+            "t60": k,
+        }
+        for k, name in enumerate(names)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "test.csv", index=False)
+    scores = {"mixture_ID": names, "sources": 1, "si_sdr_1": [1.0, 2.0, 3.0, 4.0, 5.0]}
+    pd.DataFrame(scores).to_csv(tmp_path / "all_metrics.csv", index=False)
+    final = {"manifest": str(tmp_path / "test.csv"), "corpus": "c", "set": "test", "name": "x"}
+    final["manifest_sha256"] = files.sha256(tmp_path / "test.csv")
+    files.write_json(tmp_path / "final_metrics.json", final)
+    table = local["breakdown"].by_source(tmp_path)
+    assert table["si_sdr"].tolist() == [1, 2, 3, 4, 5] and table["t60"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, capsys):
     exp = surrogate(tmp_path / "exp" / "learnt")
     references = "[{name: mixture, kind: mixture}]"
@@ -402,7 +480,9 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
     whole = table[table["condition"] == "all"]
     assert list(whole["sources"]) == [4, 6, 8, 4] and set(whole["system"]) == {"learnt", "mixture"}
     for n_src in (2, 3, 4):
-        final = json.loads((exp / "eval" / f"test_{n_src}spk" / "final_metrics.json").read_text())
+        final = json.loads(
+            (exp / f"eval/corpus-{n_src}spk_8k/test_{n_src}spk/final_metrics.json").read_text()
+        )
         row = whole[
             (whole["set"] == f"corpus-{n_src}spk_8k/test_{n_src}spk")
             & (whole["system"] == "learnt")
@@ -411,7 +491,7 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
             row[name] == pytest.approx(final[name]["mean"], abs=1e-3)
             for name in ("si_sdr", "sdr", "sir")
         )
-    scores = pd.read_csv(exp / "eval" / "test_2spk" / "all_metrics.csv")
+    scores = pd.read_csv(exp / "eval/corpus-2spk_8k/test_2spk/all_metrics.csv")
     manifest = read_manifest(made / "manifests" / "2spk_8k" / "test_2spk.csv")
     by_t60 = table[
         (table["condition"] == "t60 (s)")
@@ -426,6 +506,23 @@ def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, ca
     assert "nothing evaluated" in message(
         capsys, local["breakdown"].main, ["--exp", str(tmp_path), *out]
     )
+
+
+def test_a_system_of_a_fixed_number_of_sources_is_evaluated_on_the_set_of_that_number(
+    local, made, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(local["evaluate_all"], "evaluate", calls.append)
+    exp = two_step_model(tmp_path / "fixed/model.pth").parent
+    local["evaluate_all"].main(["--exp", str(exp), "--data", str(made)])
+    left_out = {Path(call[3]).stem: "--no_system" in call for call in calls}
+    assert left_out == {"test_2spk": False, "test_3spk": True, "test_4spk": True}
+    calls.clear()
+    local["evaluate_all"].main(["--exp", str(exp), "--data", str(made), "--references", "none"])
+    assert [Path(call[3]).stem for call in calls] == ["test_2spk"]
+    calls.clear()
+    local["evaluate_all"].main(["--exp", str(surrogate(tmp_path / "any")), "--data", str(made)])
+    assert [("--no_system" in call) for call in calls] == [False] * 3
 
 
 def stub(signal, sample_rate):

@@ -1,71 +1,25 @@
 """Stages 0 and 1 of egs/musdb18: each form of corpus, and messages for what is wrong with one."""
 
+# ruff: noqa: F811 (fixtures are imported)
+
 import functools
 import hashlib
 import http.server
+import json
 import shutil
 import subprocess
 import threading
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile as sf
 
-from tests.support import ROOT, recipe_scripts
+from tests.egs.musdb18_corpora import SILENT, SONGS, change, clips, hq, local, run, tree  # noqa: F401
 from utils.data import audio
 from utils.data.manifest import read_manifest
 from utils.data.songs import Songs
-
-LOCAL = ROOT / "egs" / "musdb18" / "local"
-NAMES = ("mini_songs", "prepare_corpus", "make_manifests", "compare_sisec")
-SONGS = ["A - One", "B.C. - Two. Three", "D - It's", "E - Four"]
-SILENT = "Nettle - Silent Bridge"
-
-
-@pytest.fixture(scope="module")
-def local():
-    with recipe_scripts(LOCAL, NAMES) as modules:
-        yield modules
-
-
-@pytest.fixture(scope="module")
-def hq(local, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpora") / "hq"
-    local["mini_songs"].make_mini(folder, 1, 1.5, SONGS, [SILENT])
-    return folder
-
-
-@pytest.fixture
-def tree(hq, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(hq, tmp_path / "songs")
-
-
-@pytest.fixture
-def run(local, tmp_path, capsys):
-    """Run both stages on a corpus (one process); returns the folder of the data and what was printed."""
-
-    def run(corpus):
-        capsys.readouterr()
-        arguments = ["--corpus", str(corpus), "--nj", "1", "--out", str(tmp_path / "data")]
-        try:
-            for stage in ("prepare_corpus", "make_manifests"):
-                local[stage].main(arguments)
-        except SystemExit as stop:
-            assert stop.code == 2
-            return None, capsys.readouterr().err
-        return tmp_path / "data" / Path(corpus).name, capsys.readouterr().out
-
-    return run
-
-
-def change(path, edit, rate=44100):
-    signal, _ = sf.read(path)
-    sf.write(path, edit(signal), rate)
-
 
 # ---- the mini corpus
 
@@ -159,6 +113,14 @@ def no_drums(song):
     (song / "drums.wav").unlink()
 
 
+def shorter_stem(song):
+    change(song / "drums.wav", lambda signal: signal[:-1024])
+
+
+def longer_voice(song):
+    change(song / "vocals.wav", lambda signal: np.pad(signal, ((0, 2048), (0, 0))))
+
+
 def short(song):
     for path in song.glob("*.wav"):
         change(path, lambda signal: signal[:4000])
@@ -175,6 +137,8 @@ def short(song):
         (silent_song, ["the mixture is silent"]),
         (no_drums, ["lacks drums.wav", "do not sum"]),
         (short, ["shorter than a second", "4000"]),
+        (shorter_stem, ["cut to that of drums.wav, 65126 samples", "loses 1024 (23 ms)"]),
+        (longer_voice, ["cut to that of mixture.wav, 66150", "vocals.wav loses 2048 (46 ms)"]),
     ],
 )
 def test_unusual_songs_are_kept_with_a_remark(tree, run, spoil, words):
@@ -199,8 +163,8 @@ def test_unusual_songs_are_kept_with_a_remark(tree, run, spoil, words):
     )
 
 
-def shorter_stem(song):
-    change(song / "drums.wav", lambda signal: signal[:-100])
+def cut_off_stem(song):
+    change(song / "drums.wav", lambda signal: signal[:30000])
 
 
 def other_rate(song):
@@ -223,7 +187,7 @@ def three_channels(song):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (shorter_stem, ["drums.wav", "66050 samples", "66150"]),
+        (cut_off_stem, ["drums.wav 30000", "66150 samples", "leave the song out"]),
         (other_rate, ["mixture.wav", "48000 Hz", "44100 Hz is needed"]),
         (no_mixture, ["lacks mixture.wav"]),
         (not_audio, ["other.wav", "not an audio file"]),
@@ -239,7 +203,7 @@ def test_unusable_songs_are_named_with_what_is_wrong(tree, run, spoil, words):
 
 def test_a_mended_corpus_needs_no_deletion(tree, run):
     not_the_sum(tree / "train" / SONGS[1])
-    shorter_stem(tree / "train" / SONGS[2])
+    cut_off_stem(tree / "train" / SONGS[2])
     assert run(tree)[0] is None
     for song in SONGS[1:3]:
         change(tree / "train" / song / "drums.wav", lambda signal: np.full((66150, 2), 0.1))
@@ -258,10 +222,8 @@ def test_empty_folders_and_changed_corpora_are_messages(tree, run, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "MUSDB18-HQ" in run(tmp_path / "empty")[1]
     run(tree)
-    short(tree / "train" / SONGS[2])
-    assert "other settings" in run(tree)[1]
     shutil.rmtree(tree / "test")
-    assert "other settings" in run(tree)[1]
+    assert "0 in test/" in run(tree)[1]
 
 
 def test_songs_that_training_needs_are_messages(tree, run):
@@ -336,17 +298,6 @@ def test_download_is_checked_unpacked_and_not_repeated(local, hq, tmp_path):
 # ---- MIR-1K
 
 
-@pytest.fixture
-def clips(tmp_path):
-    rng = np.random.default_rng(0)
-    names = ["abjones_1_01", "abjones_5_08", "amy_9_09", "amy_2_03", "bobon_1_01", "Ani_1_01"]
-    for k, name in enumerate(names):
-        path = tmp_path / "clips" / "Wavfile" / f"{name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sf.write(path, rng.normal(0, [0.02, 0.1 + 0.02 * k], (8000, 2)), 16000)
-    return tmp_path / "clips"
-
-
 def test_mir1k_is_split_by_singer_and_mixed_at_0_db(clips, run):
     folder, _ = run(clips)
     frames = {
@@ -405,7 +356,7 @@ def test_clips_of_one_singer_need_lists(clips, run):
 
 def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
     compare = local["compare_sisec"]
-    folder = tmp_path / "exp" / "system" / "eval" / "test"
+    folder = tmp_path / "exp" / "system" / "eval" / "musdb18hq" / "test"
     folder.mkdir(parents=True)
     (folder / "final_metrics.json").write_text('{"name": "mine"}')
     rows = {"mixture_ID": ["PR - Happy Daze", *(f"s{k}" for k in range(49))]}
@@ -426,4 +377,21 @@ def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
         "MIX (mixture)",
     } <= {*order}
     assert any(line.startswith("| MDL1 | 4.02 | 7.85 | 9.38 | 4.53 | 2.47 |") for line in lines)
+    assert (tmp_path / "exp" / "sisec18.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_systems_are_text_in_table_and_plot(local, tmp_path):
+    compare = local["compare_sisec"]
+    names = ["NA", "null", "PR - Happy Daze", *(f"s{k}" for k in range(47))]
+    columns = {"mixture_ID": names}
+    for metric in ("sdr", "sir", "isr", "sar"):
+        for number in (1, 2):
+            columns[f"{metric}_{number}"] = np.full(50, 4.0)
+    folder = tmp_path / "exp" / "odd" / "eval" / "musdb18hq" / "test"
+    folder.mkdir(parents=True)
+    pd.DataFrame(columns).to_csv(folder / "all_metrics.csv", index=False)
+    (folder / "final_metrics.json").write_text(json.dumps({"name": "$\\frac{$ <b>|"}))
+    compare.main(["--exp", str(tmp_path / "exp")])
+    assert "| **$\\frac{$ &lt;b>\\|** | 4.00 |" in (tmp_path / "exp/sisec18.md").read_text()
     assert (tmp_path / "exp" / "sisec18.png").stat().st_size > 1000

@@ -21,7 +21,7 @@ def plot_holes():
 
 def evaluated(exp, name, kind="system", msi=1.0, manifest="a", date="2026-01-01", rate=0.1):
     """What evaluation leaves of a method: an estimate of two sources, the second silent."""
-    folder = exp / name / "eval" / "test"
+    folder = exp / name / "eval" / "mini" / "test"
     noise = np.random.default_rng(0).normal(size=RATE // 4) * 0.1
     for slot, signal in ((1, noise), (2, 0 * noise)):
         path = folder / "examples" / "ex_m0" / f"s{slot}.wav"
@@ -50,7 +50,7 @@ def test_the_figure_shows_masks_and_the_best_systems_of_the_last_set(plot_holes,
         evaluated(tmp_path, f"reference-{corpus}/mixture", "mixture", 0.0, corpus, "2026-03-01")
     evaluated(tmp_path, "other", msi=20.0, manifest="b", date="2025-12-31")
     results = plot_holes.find_results(tmp_path, "test")
-    shown = [folder.parts[-3] for folder in plot_holes.to_show(results)]
+    shown = [folder.parts[-4] for folder in plot_holes.to_show(results)]
     assert shown == ["stft_ibm_32ms", "system4", "system3", "system2", "system1"]
     assert len(results) == 7 and not any("reference-b" in folder.parts for folder in results)
     out = tmp_path / "holes.png"

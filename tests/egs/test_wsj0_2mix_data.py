@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import soundfile as sf
 from tests.support import ROOT, recipe_scripts
 from utils.data import audio
 from utils.data.manifest import read_manifest
+from utils.data.tables import read_table
+from utils.data.walking import walk
 
 LOCAL = ROOT / "egs" / "wsj0-2mix" / "local"
 TINY = {
@@ -69,6 +72,22 @@ def run(stages, tmp_path, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def finished(stages, tiny, tmp_path_factory):
+    """The data of `tiny` after stage 1."""
+    data = tmp_path_factory.mktemp("finished") / "data"
+    for stage in stages:
+        stage.main(["--corpus", str(tiny), "--nj", "1", "--out", str(data)])
+    return data
+
+
+@pytest.fixture
+def data(finished, tmp_path):
+    """A copy of them, where `run` has its own; data/tiny."""
+    shutil.copytree(finished, tmp_path / "data", symlinks=True)
+    return tmp_path / "data" / "tiny"
+
+
 def sets(manifests, n_src=2):
     return {
         name: read_manifest(manifests / f"{name}.csv", n_src) for name in ("train", "valid", "test")
@@ -91,7 +110,7 @@ def test_the_mini_corpus_has_the_layout_of_wsj0_and_unseen_test_speakers(tiny):
 
 def test_the_mini_corpus_is_the_same_each_time(stages, tiny, tmp_path):
     stages[0].make_mini(tmp_path / "again", 1, TINY)
-    files = [path.relative_to(tiny) for path in tiny.rglob("*") if path.is_file()]
+    files = [path.relative_to(tiny) for path in tiny.rglob("[!.]*") if path.is_file()]
     assert len(files) == 6 + 4 * 4 + 4 * 2
     assert all(
         (tmp_path / "again" / name).read_bytes() == (tiny / name).read_bytes() for name in files
@@ -122,14 +141,91 @@ def test_three_speakers_at_16_khz_padded(run, tiny):
     assert sf.info(sets(manifests, 3)["test"]["source_3_path"][0]).samplerate == 16000
 
 
-def test_a_finished_stage_is_skipped_and_lost_files_are_made_again(run, tiny, capsys):
-    manifests = run(tiny)
-    first = read_manifest(manifests / "train.csv")["mixture_path"][0]
+def state_of(folder):
+    """{name: (content, time)} of the files below a folder but its corpus and what is hidden."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in walk(folder, audio_only=False)
+        if path.relative_to(folder).parts[0] != "corpus"
+    }
+
+
+def test_a_finished_stage_writes_nothing(run, tiny, data, capsys):
+    before = state_of(data)
+    run(tiny)
+    assert "already made" in capsys.readouterr().out
+    assert state_of(data) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifests/2spk_8k_min/valid.csv",
+        "manifests/2spk_8k_min/train_sources.csv",
+        "manifests/2spk_8k_min/data_report.json",
+        "2speakers/wav8k/min/tr/mix/*.wav",
+        "2speakers/wav8k/min/tt/s1/*.wav",
+        "sources8k/tr/*/*.wav",
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True], ids=["deleted", "cut"])
+def test_what_is_lost_or_damaged_is_made_again_to_the_same_bytes(
+    run, tiny, data, name, cut, capsys
+):
+    before = state_of(data)
+    path = sorted(data.glob(name))[0]
+    if cut and path.suffix == ".json":
+        path.write_text("{}")
+    elif cut:
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        path.unlink()
+    run(tiny, first=1)
+    after = state_of(data)
+    assert {name: content for name, (content, _) in after.items()} == {
+        name: content for name, (content, _) in before.items()
+    }
+    # Audio gets its old time back, so that what was trained on it goes on.
+    assert path.suffix != ".wav" or after == before
     run(tiny, first=1)
     assert "already made" in capsys.readouterr().out
-    os.unlink(first)
-    run(tiny, first=1)
-    assert "already made" not in capsys.readouterr().out and Path(first).is_file()
+
+
+def test_a_recording_replaced_after_stage_1_is_mixed_anew(run, tiny, tmp_path, capsys):
+    corpus = shutil.copytree(tiny, tmp_path / "copy")
+    data = run(corpus).parent.parent
+    before = state_of(data)
+    fields = (corpus / "mix_lists" / "mix_2_spk_tt.txt").read_text().split()
+    recording = corpus / fields[0]
+    signal, rate = sf.read(recording)
+    audio.write(recording, signal[::-1], rate)
+    run(corpus, first=1)
+    assert "made again" in capsys.readouterr().out
+    changed = {name for name, state in state_of(data).items() if before.get(name) != state}
+    mixtures = {Path(name).stem for name in changed if "/mix/" in name}
+    assert mixtures and all(recording.stem in name for name in mixtures)
+    lines = (corpus / "mix_lists" / "mix_2_spk_tt.txt").read_text().splitlines()
+    assert len(mixtures) == sum(fields[0] in line for line in lines)
+
+
+def test_a_moved_or_copied_corpus_and_repository_go_on(run, tiny, tmp_path, capsys):
+    corpus = shutil.copytree(tiny, tmp_path / "copy")
+    data = run(corpus).parent.parent
+    before = state_of(data)
+    moved = tmp_path / "elsewhere" / "copy"
+    moved.parent.mkdir()
+    corpus.rename(moved)
+    run(moved)
+    assert "already made" in capsys.readouterr().out
+    assert state_of(data) == before
+    # New times, as by a plain copy.
+    for path in moved.rglob("*.wav"):
+        os.utime(path)
+    run(moved)
+    now = state_of(data)
+    assert all(now[name] == state for name, state in before.items() if name.endswith(".wav"))
+    run(moved)
+    assert "already made" in capsys.readouterr().out
 
 
 def test_a_changed_list_stops_and_says_what_to_delete(run, tiny, tmp_path):
@@ -137,7 +233,8 @@ def test_a_changed_list_stops_and_says_what_to_delete(run, tiny, tmp_path):
     run(corpus)
     path = corpus / "mix_lists" / "mix_2_spk_tr.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    assert "Delete this folder" in run(corpus)
+    message = run(corpus)
+    assert "mix_2_spk_tr.txt is another file" in message and "or delete" in message
 
 
 def test_a_finished_tree_is_taken_as_it_is(run, tiny, tmp_path):
@@ -148,7 +245,7 @@ def test_a_finished_tree_is_taken_as_it_is(run, tiny, tmp_path):
     manifests = run(tree)
     for name, frame in sets(manifests).items():
         assert sorted(frame["mixture_ID"]) == sorted(made[name]["mixture_ID"])
-        assert frame["mixture_path"].str.startswith(str(tree)).all()
+        assert all(Path(path).resolve().is_relative_to(tree) for path in frame["mixture_path"])
     sources = pd.read_csv(manifests / "train_sources.csv", dtype=str)
     assert set(sources["speaker"]) <= {"00f", "01m", "02f", "03m"} and sources["path"].is_unique
     next((tree / "wav8k/min/tr/s2").glob("*.wav")).unlink()
@@ -234,22 +331,102 @@ def test_two_directories_of_recordings_are_mixed_on_the_fly(run, tmp_path):
     assert not run(f"{tmp_path / 'mine'},{tmp_path / 'theirs'}").joinpath("train.csv").exists()
 
 
-def test_bad_recordings_are_named(run, tmp_path):
+def numbered(folder, speakers, n_files, seed=0):
+    """The usual layout: folders of speakers with files 00.wav, 01.wav, ..."""
+    rng = np.random.default_rng(seed)
+    for speaker in speakers:
+        for number in range(n_files):
+            samples = 0.1 * rng.standard_normal(4000 + 100 * number)
+            audio.write(folder / speaker / f"{number:02d}.wav", samples, 8000)
+    return folder
+
+
+def test_numbered_files_of_many_speakers_are_listed_without_repetition(run, tmp_path):
+    # So many that stems and gains alone would repeat in a list of 3000.
+    pair = f"{numbered(tmp_path / 'A', map(str, range(80)), 10)},"
+    pair += str(numbered(tmp_path / "B", ["x", "y"], 2, seed=1))
+    frame = sets_of_pair(run(pair))["valid"]
+    assert frame["mixture_ID"].is_unique and len(frame) == 160
+    first = frame["mixture_ID"][0].split("_")
+    assert re.fullmatch(r"\d+-0\d", first[0]) and re.fullmatch(r"\d+-0\d", first[2])
+
+
+def sets_of_pair(manifests):
+    return {name: read_manifest(manifests / f"{name}.csv", 2) for name in ("valid", "test")}
+
+
+def test_speakers_behind_links_and_with_odd_names_count(run, tmp_path, capsys):
+    train = numbered(tmp_path / "A", ["NA", "null", "a b", "a_b", "007"], 10)
+    put_aside = numbered(tmp_path / "far", ["linked"], 10)
+    (train / "linked").symlink_to(put_aside / "linked")
+    (train / "linked" / "loop").symlink_to(train)
+    (train / "NA" / "._00.wav").write_bytes(b"litter of macOS")
+    manifests = run(f"{train},{train}")
+    assert "6 speakers are in training and test" in capsys.readouterr().out
+    table = read_table(manifests / "train_sources.csv")
+    speakers = set(table["speaker"])
+    assert {"NA", "null", "007", "linked"} <= speakers and len(speakers) == 6
+    assert len(table) == 54 and table["path"].is_unique
+
+
+def test_a_source_that_would_be_silent_is_left_out_and_told(run, tmp_path, capsys):
+    train = numbered(tmp_path / "A", "abc", 10)
+    test = numbered(tmp_path / "B", "xyz", 2, seed=1)
+    late = np.concatenate([np.zeros(8000), 0.1 * np.ones(800)])
+    audio.write(test / "x" / "frog.wav", late, 8000)
+    manifests = run(f"{train},{test}")
+    told = capsys.readouterr().out
+    assert "frog.wav is silent in the" in told and "--mode max keeps all of it" in told
+    frame = sets_of_pair(manifests)["test"]
+    assert 0 < len(frame) < 20 and not frame["mixture_ID"].str.contains("frog").any()
+    # The remedies work, without deleting anything.
+    manifests = run(f"{train},{test}", "--mode", "max")
+    assert "left out" not in capsys.readouterr().out
+    os.unlink(test / "x" / "frog.wav")
+    message = run(f"{train},{test}", first=1)
+    assert "files in test: 1 gone (x/frog.wav)" in message
+    shutil.rmtree(tmp_path / "data" / "A-B" / "manifests" / "2spk_8k_min")
+    assert (
+        len(sets_of_pair(tmp_path / run(f"{train},{test}").with_name("2spk_8k_min"))["test"]) == 20
+    )
+
+
+def test_too_few_speakers_are_told(run, tmp_path):
     make_recordings(tmp_path / "mine", 1, 3)
     make_recordings(tmp_path / "theirs", 2, 1)
     pair = f"{tmp_path / 'mine'},{tmp_path / 'theirs'}"
     assert "1 speakers for the part tr" in run(pair)
-    shutil.rmtree(tmp_path / "mine")
-    shutil.rmtree(tmp_path / "data")
-    make_recordings(tmp_path / "mine", 3, 10)
-    bad = tmp_path / "mine" / "speaker 1" / "room" / "take 3.flac"
-    for samples, rate, message in [
-        (0.1 * np.ones(4000), 4000, "take 3.flac: sampled at 4000 Hz, too low"),
-        (np.zeros(4000), 8000, "take 3.flac: is silent"),
-        (0.1 * np.ones((4000, 2)), 8000, "take 3.flac: has 2 channels"),
-    ]:
-        sf.write(bad, samples, rate)
-        assert message in run(pair)
+
+
+def test_all_bad_recordings_are_named_at_once_and_may_be_mended(run, tmp_path):
+    train = numbered(tmp_path / "A", "abcd", 5)
+    test = numbered(tmp_path / "B", "xy", 2, seed=1)
+    bad = {
+        "00": (0.1 * np.ones(4000), 4000, "sampled at 4000 Hz, too low"),
+        "01": (np.zeros(4000), 8000, "is silent"),
+        "02": (0.1 * np.ones((4000, 2)), 8000, "has 2 channels"),
+    }
+    for name, (samples, rate, _) in bad.items():
+        sf.write(train / "b" / f"{name}.wav", samples, rate)
+    message = run(f"{train},{test}")
+    # A tenth is for validation, which is read after training; so one may be missing.
+    named = [f"{name}.wav: {told}" in message for name, (_, _, told) in bad.items()]
+    assert sum(named) >= 2 and "problems:" in message
+    for name in bad:
+        os.unlink(train / "b" / f"{name}.wav")
+    assert not isinstance(run(f"{train},{test}"), str)
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".WAV"])
+def test_trees_of_other_formats_are_taken(run, finished, tmp_path, suffix):
+    tree = tmp_path / "tree"
+    for path in (finished / "tiny" / "2speakers").rglob("*.wav"):
+        target = tree / path.relative_to(finished / "tiny" / "2speakers").with_suffix(suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sf.write(target, *sf.read(path), format="FLAC" if suffix == ".flac" else "WAV")
+    frames = sets(run(tree))
+    assert [len(frame) for frame in frames.values()] == [12, 3, 3]
+    assert frames["train"]["source_2_path"].str.endswith(suffix).all()
 
 
 def test_missing_files_and_bad_lines_of_lists_stop_with_their_lines(run, tiny, tmp_path):
@@ -277,7 +454,14 @@ def test_stage_1_before_stage_0_and_a_namesake_are_told(run, tiny, tmp_path):
     assert "run stage 0 first" in run(tiny, first=1)
     run(tiny)
     other = shutil.copytree(tiny, tmp_path / "elsewhere" / "tiny")
-    assert "already holds" in run(other) and "belongs to another corpus" in run(other, first=1)
+    recording = next(other.glob("wsj0/*/*/*.wav"))
+    # The same names and sizes: only the content tells them apart.
+    recording.write_bytes(recording.read_bytes()[:-2] + b"xx")
+    for first in (0, 1):
+        message = run(other, first=first)
+        assert f"belongs to another corpus ({tiny})" in message and "--name" in message
+    run(other, "--name", "other")
+    assert (tmp_path / "data" / "other" / "corpus").resolve() == other
 
 
 def test_a_killed_stage_1_continues_where_it_was(stages, tiny, tmp_path, run):

@@ -6,7 +6,7 @@ from asteroid.models import ConvTasNet
 
 from local_models.asteroid.universal import UniversalAsteroid
 from local_models.log_mse import LogMSE
-from local_models.universal import si_snr
+from local_models.scores import si_snr
 
 
 class Logged(UniversalAsteroid):

@@ -14,7 +14,8 @@ from local_models.system import System
 from tests.support import ROOT
 from utils import separate
 from utils.errors import UserError
-from utils.separate import Blocks, separate_file, separate_long
+from utils.evaluation.apply import apply
+from utils.separate import Blocks, separate_file
 
 RATE = 8000
 
@@ -98,7 +99,7 @@ def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(
     mixture = torch.from_numpy(noise(seconds, 2)).T
     whole = Parts(width=400).separate(mixture)
     system = Parts(width=400, shuffle=shuffle)
-    joined = separate_long(system, mixture, segment=1.0, overlap=0.25, batch=batch)
+    joined = apply(system, mixture, Blocks(segment=1.0, overlap=0.25, batch=batch)).transpose(0, 1)
     assert joined.shape == whole.shape
     for one, other in zip(joined, whole, strict=True):
         one = one.flip(0) if (one[0] - other[0]).norm() > (one[1] - other[0]).norm() else one
@@ -111,18 +112,15 @@ def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(
 
 def test_a_signal_of_one_segment_is_separated_whole():
     system, mixture = network(), torch.from_numpy(noise(1.0)).T
-    assert torch.equal(
-        separate_long(system, mixture, segment=1.0, overlap=0.5), system.separate(mixture)
-    )
+    separated = apply(system, mixture, Blocks(segment=1.0, overlap=0.5))
+    assert torch.equal(separated[:, 0], system.separate(mixture)[0])
 
 
 def test_sources_that_have_names_are_never_reordered():
     system, mixture = Parts(shuffle=True), torch.from_numpy(noise(2.0)).T
     system.ordered = True
-    whole, joined = (
-        Parts().separate(mixture),
-        separate_long(system, mixture, segment=1.0, overlap=0.25, batch=1),
-    )
+    whole = Parts().separate(mixture)
+    joined = apply(system, mixture, Blocks(segment=1.0, overlap=0.25, batch=1)).transpose(0, 1)
     assert torch.allclose(joined[..., :6000], whole[..., :6000], atol=1e-6)
     assert torch.allclose(joined[..., 8000:11500], whole.flip(1)[..., 8000:11500], atol=1e-6)
 
@@ -140,9 +138,9 @@ def test_a_system_that_makes_images_gives_each_source_at_every_channel(tmp_path,
 
 def test_several_microphones_go_through_together():
     system = Parts(width=400, n_mics=3)
-    mixture = torch.from_numpy(noise(3.3, 6)).T.reshape(2, 3, -1)
-    joined = separate_long(system, mixture, segment=1.0, overlap=0.25)
-    assert torch.allclose(joined, Parts(width=400).separate(mixture), atol=1e-6)
+    mixture = torch.from_numpy(noise(3.3, 3)).T
+    joined = apply(system, mixture, Blocks(segment=1.0, overlap=0.25))
+    assert torch.allclose(joined[:, 0], Parts(width=400).separate(mixture[None])[0], atol=1e-6)
     assert all(shape[1] == 3 for shape in system.seen)
 
 
@@ -219,6 +217,7 @@ assert peak() - first < 60, (first, peak())  # MiB
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_file(tmp_path):
     rate = 16000
     for name, minutes in (("short", 3), ("long", 10)):
@@ -270,11 +269,8 @@ def bad_nan(path):
 
 
 def bad_cut(path):
-    flac = path.with_suffix(".flac")
-    sf.write(flac, noise(3.0), RATE)
-    content = flac.read_bytes()
-    flac.unlink()
-    path.write_bytes(content[: len(content) // 2])
+    sf.write(path, noise(0.1), RATE, format="FLAC")
+    path.write_bytes(path.read_bytes()[:200])
 
 
 BAD = {
@@ -284,7 +280,8 @@ BAD = {
     "is not an audio file": lambda path: path.write_text("hello " * 100),
     "is a folder": lambda path: path.mkdir(),
     "NaN or infinite samples, the first at 2.000 s": bad_nan,
-    "cut off|damaged": bad_cut,
+    "damaged .flac decoder lost sync. after sample 0": bad_cut,
+    "Too many levels of symbolic links": lambda path: path.symlink_to(path),
 }
 
 

@@ -1,23 +1,33 @@
 """Reading and writing audio files: every fault of a file is one `UserError`, and no half-written file is ever seen."""
 
+import functools
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 
+from utils.data import audio_headers
 from utils.errors import UserError
 from utils.files import write_bytes
 
 LSB = 1.0 / 32768  # one step of 16-bit audio, as libsndfile reads it
+PIECE = 1024  # samples that are decoded at once where a file may be damaged, as more than these would be lost
+# Decoding of MP3 begins at a multiple of this, and at least so much before the samples that are asked for: a frame
+# (1152 samples, below 32 kHz 576) may need the bits of twenty before it, and the filter bank rounds alike only every
+# sixteenth frame. Samples are then the same to the last bit, below 32 kHz to 1e-7 of full scale.
+MP3_LEAD = 16 * 1152
+MP3_STRETCH = 64  # the largest bit rate is 40 times the smallest
+UNKNOWN = 2**62  # libsndfile gives more than this for a stream of unknown length
 
 
 def read(path, start=0, frames=-1, sample_rate=None, channels=False):
     """Read a file, or a segment of it.
 
     Args:
-        path: any file that libsndfile opens.
+        path: any file that libsndfile opens; its name need not be UTF-8.
         start, frames: first sample and number of samples; -1 reads to the end.
         sample_rate: the rate in Hz that the file must have; None accepts any.
         channels: also accept several channels.
@@ -26,81 +36,298 @@ def read(path, start=0, frames=-1, sample_rate=None, channels=False):
         float32 array `(time,)`, or `(channels, time)` if `channels`; full scale is 1.
 
     Raises:
-        UserError: missing, SPHERE, not audio, empty, shorter than asked for, wrong rate, not mono, NaN or infinity.
+        UserError: missing, SPHERE, not audio, empty, cut off, of another length than its header says, shorter than
+            asked for, wrong rate, not mono, NaN or infinity.
     """
-    with _open(path) as file:
-        if sample_rate is not None and file.samplerate != sample_rate:
+    with Reader(path) as reader:
+        if sample_rate is not None and reader.sample_rate != sample_rate:
             raise UserError(
-                f"{path}: sampled at {file.samplerate} Hz, but {sample_rate} Hz is needed. Resample it, for instance "
-                f"with `sox {Path(path).name} -r {sample_rate} out.wav`, or, in a recipe with that option, choose "
-                f"--sample_rate {file.samplerate}"
+                f"{path}: sampled at {reader.sample_rate} Hz, but {sample_rate} Hz is needed. Resample it, "
+                f"for instance with `sox {Path(path).name} -r {sample_rate} out.wav`, or, "
+                f"in a recipe with that option, choose --sample_rate {reader.sample_rate}"
             )
-        if file.channels != 1 and not channels:
+        if reader.channels != 1 and not channels:
             raise UserError(
-                f"{path}: has {file.channels} channels, but a mono file is needed. Keep one channel, for instance with "
-                f"`sox {Path(path).name} out.wav remix 1`"
+                f"{path}: has {reader.channels} channels, but a mono file is needed. Keep one channel, for instance "
+                f"with `sox {Path(path).name} out.wav remix 1`"
             )
-        end = file.frames if frames < 0 else start + frames
-        if start < 0 or start >= end or end > file.frames:
+        end = reader.frames if frames < 0 else start + frames
+        if start < 0 or start >= end or end > reader.frames:
             raise UserError(
-                f"{path}: samples {start} to {end} were asked for, but it has {file.frames}"
+                f"{path}: samples {start} to {end} were asked for, but it has {reader.frames}"
             )
-        try:
-            file.seek(start)
-            audio = file.read(end - start, dtype="float32", always_2d=channels)
-        except sf.LibsndfileError as error:
-            raise UserError(
-                f"{path}: damaged audio file ({error.error_string}). Restore it from its source"
-            ) from None
-    if len(audio) != end - start:
-        raise UserError(
-            f"{path}: cut off: its header says {file.frames} samples. Restore it from its source"
-        )
+        reader.skip(start)
+        audio = reader.read(end - start)
     if not np.isfinite(audio).all():
         raise UserError(
             f"{path}: contains NaN or infinite samples. Restore it from its source, or leave it out"
         )
-    return np.ascontiguousarray(audio.T)
+    return np.ascontiguousarray(audio.T) if channels else audio[:, 0]
 
 
 def info(path):
-    """Return `(frames, sample_rate, channels)` from the header; errors as in `read`."""
-    with _open(path) as file:
-        return file.frames, file.samplerate, file.channels
+    """Return `(frames, sample_rate, channels)`, the true ones; errors as in `read`."""
+    with Reader(path) as reader:
+        if reader.format == "FLAC":
+            # The header of a FLAC file that is cut off cannot be told from a whole one's, but its end is not found.
+            reader.skip(reader.frames - 1)
+            reader.read(1)
+        return reader.frames, reader.sample_rate, reader.channels
 
 
-def _open(path):
+class Reader:
+    """An audio file that is open for reading, from front to back.
+
+    Args:
+        path: any file that libsndfile opens.
+        salvage: read what there is of a file that is cut off or damaged, or whose header tells another length than
+            that, and say so in `fault`. Otherwise such a file is refused.
+
+    Attributes:
+        format, sample_rate, channels: libsndfile's name of the format; Hz; their number.
+        frames: samples of a channel. Of a salvaged file there may prove to be fewer.
+        fault: what is wrong with the length, as the end of "x.wav: ..."; None of a whole file.
+        unsaid: the file does not say how long it is, so nobody can tell whether it is whole.
+
+    Raises:
+        UserError: as of `read`.
+    """
+
+    def __init__(self, path, salvage=False):
+        self.path = path
+        self.salvage = salvage
+        self.position = 0
+        self._descriptor = _open_regular_file(path)
+        self._sound = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self):
+        if _is_compressed_sphere(self._descriptor):
+            raise UserError(_about_sphere(Path(self.path)))
+        length = audio_headers.examine(self._descriptor)
+        self.unsaid = length.unsaid
+        self.fault = None
+        self._note(length.fault)
+        self._decode(() if length.counting else tuple(length.patches.items()))
+        self.format = self._sound.format
+        self.sample_rate = self._sound.samplerate
+        self.channels = self._sound.channels
+        self.frames = self._sound.frames
+        if length.counting or self.frames > UNKNOWN:
+            self._count(length)
+        if self.frames == 0:
+            raise UserError(
+                f"{self.path}: {self.fault or 'holds no samples (an empty file)'}. "
+                "Make it again, or leave it out"
+            )
+
+    def _note(self, fault):
+        """Remember what is wrong, or refuse the file because of it."""
+        if fault and not self.salvage:
+            raise UserError(f"{self.path}: {fault}. Restore it from its source, or leave it out")
+        self.fault = fault
+
+    def _decode(self, *view):
+        if self._sound is not None:
+            self._sound.close()
+        try:
+            self._sound = _decoder(self._descriptor, *view)
+        except sf.LibsndfileError as error:
+            if os.pread(self._descriptor, 7, 0) == b"NIST_1A":
+                raise UserError(_about_sphere(Path(self.path))) from None
+            raise UserError(
+                f"{self.path}: is not an audio file that can be read ({error.error_string})"
+            ) from None
+
+    def _count(self, length):
+        """Find the number of samples by decoding them, since no header tells it reliably."""
+        status = os.fstat(self._descriptor)
+        key = os.path.abspath(self.path), status.st_size, status.st_mtime_ns
+        patches = length.patches
+        stretch = 1
+        if self.format == "MP3":
+            stretch = MP3_STRETCH
+        view = tuple(patches.items()), stretch, length.tail
+        frames, whole = _decodable(*key, *view)
+        if patches and frames < self.frames + 5 * 1152:
+            # The index is true, and a tag follows: what is more are the delays that the index takes away.
+            return
+        if patches:
+            self._note(f"its index announces {self.frames:,} samples, but {frames:,} are there")
+        elif not whole:
+            self._note(f"is damaged, or cut off, after {frames:,} samples")
+        else:
+            self.unsaid = True
+        self._decode(*view)
+        self.frames = frames
+
+    def skip(self, start):
+        """Go on to the sample `start`."""
+        if self.format == "MP3":
+            target = max(start // MP3_LEAD - 2, 0) * MP3_LEAD
+        elif sf.SoundFile.seekable(self._sound):
+            target = start
+        else:
+            target = 0  # GSM 6.10 in WAV, for one, cannot seek
+        if target > self.position:
+            try:
+                self._sound.seek(target)
+            except sf.LibsndfileError:
+                self._note(f"is damaged, or cut off, before sample {target:,} of {self.frames:,}")
+            self.position = target
+        while self.position < start:
+            if not len(self.read(min(start - self.position, 2**16))):
+                break
+
+    def read(self, frames):
+        """The next samples, (time, channel) in float32: as many as asked for, fewer at the end only."""
+        frames = min(frames, self.frames - self.position)
+        end = self.position + frames
+        reason = ""
+        pieces = []
+        while self.position < end and not reason:
+            # An error loses what was asked for with it, so a damaged file is read in small pieces.
+            size = min(end - self.position, PIECE) if self.salvage else end - self.position
+            try:
+                piece = self._sound.read(size, dtype="float32", always_2d=True)
+                if len(piece) < size:
+                    reason = "cut off"
+            except sf.LibsndfileError as error:
+                piece = np.zeros((0, self.channels), np.float32)
+                reason = f"damaged ({error.error_string.removeprefix('Error : ').rstrip('.')})"
+            pieces.append(piece)
+            self.position += len(piece)
+        if reason:
+            if self.salvage:
+                reason += f" after sample {self.position:,} of {self.frames:,}"
+            self._note(f"is {reason}")
+            self.frames = self.position
+        if not pieces:
+            return np.zeros((0, self.channels), np.float32)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def close(self):
+        if self._sound is not None:
+            self._sound.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+class _Stream(sf.SoundFile):
+    """Never asked where it stands: soundfile seeks after each read, which fails at the end of a stream."""
+
+    def seekable(self):
+        return False
+
+
+class _View(io.RawIOBase):
+    """A file with other bytes in some places, without its tail, seemingly `stretch` times as long, for libsndfile.
+
+    libsndfile reads no more samples than it expects, and without an index it expects of an MP3 what its size and its
+    first bit rate give. Of a stretched file it expects more than there is, and reads to the true end.
+    """
+
+    def __init__(self, descriptor, patches, stretch, tail):
+        self.descriptor = descriptor
+        self.patches = patches
+        self.true_size = os.fstat(descriptor).st_size - tail
+        self.size = self.true_size * stretch
+        self.position = 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def tell(self):
+        return self.position
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
+
+    def readinto(self, buffer):
+        wanted = min(len(buffer), max(self.true_size - self.position, 0))
+        data = bytearray(os.pread(self.descriptor, wanted, self.position))
+        if self.size > self.true_size and self.position >= self.size - 128:
+            # The decoder looks for an ID3 tag in the last 128 bytes, and gives up if they cannot be read.
+            data = bytearray(min(len(buffer), self.size - self.position))
+        for offset, patch in self.patches:
+            for place, byte in enumerate(patch, offset - self.position):
+                if 0 <= place < len(data):
+                    data[place] = byte
+        buffer[: len(data)] = bytes(data)
+        self.position += len(data)
+        return len(data)
+
+
+def _decoder(descriptor, patches=(), stretch=1, tail=0):
+    if patches or stretch > 1:
+        return _Stream(_View(descriptor, patches, stretch, tail))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return _Stream(descriptor, closefd=False)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _decodable(path, _size, _time, *view):
+    """How many samples can be decoded, and whether that is all; the size and time of the file are for the cache."""
+    descriptor = _open_regular_file(path)
+    frames = 0
     try:
-        file = sf.SoundFile(os.fspath(path))
+        with _decoder(descriptor, *view) as sound:
+            while True:
+                piece = sound.read(PIECE, dtype="float32", always_2d=True)
+                frames += len(piece)
+                if len(piece) < PIECE:
+                    return frames, True
     except sf.LibsndfileError:
-        raise UserError(_why_unreadable(Path(path))) from None
-    if file.format == "NIST" or file.frames == 0:
-        file.close()
-        raise UserError(_why_unreadable(Path(path)))
-    return file
+        return frames, False
+    finally:
+        os.close(descriptor)
 
 
-def _why_unreadable(path):
-    if path.is_dir():
-        return f"{path}: is a folder, but an audio file is needed"
-    if not path.exists():
-        return f"{path}: no such file"
-    if not os.access(path, os.R_OK):
-        return f"{path}: may not be read. Change its permissions"
-    with open(path, "rb") as file:
-        head = file.read(7)
-    if head == b"NIST_1A":
-        return (
-            f"{path}: a NIST SPHERE file, which must be converted first: "
-            f"`sph2pipe -f wav {path.stem}.wv1 {path.stem}.wav` (the .wv1 files, not the .wv2 of the second microphone)"
-        )
-    if not head:
-        return f"{path}: is an empty file (0 bytes). Make it again, or leave it out"
+def _open_regular_file(path):
+    """A descriptor: libsndfile opens names of UTF-8 only, and tells less of what is wrong with others."""
+    name = os.fsencode(path)
     try:
-        with sf.SoundFile(path):
-            return f"{path}: holds no samples (an empty file). Make it again, or leave it out"
-    except sf.LibsndfileError as error:
-        return f"{path}: is not an audio file that can be read ({error.error_string})"
+        status = os.stat(name)
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path}: is a folder, but an audio file is needed")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is a pipe or a device. Save the audio in a file first")
+        if not status.st_size:
+            raise UserError(f"{path}: is an empty file (0 bytes). Make it again, or leave it out")
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except PermissionError:
+        raise UserError(f"{path}: may not be read. Change its permissions") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _is_compressed_sphere(descriptor):
+    head = os.pread(descriptor, 1024, 0)
+    return head.startswith(b"NIST_1A") and b"embedded-" in head
+
+
+def _about_sphere(path):
+    return (
+        f"{path}: a compressed NIST SPHERE file, which must be converted first: "
+        f"`sph2pipe -f wav {path.stem}.wv1 {path.stem}.wav` (the .wv1 files, not the .wv2 of the second microphone)"
+    )
 
 
 def write(path, audio, sample_rate, subtype="PCM_16"):
@@ -127,4 +354,5 @@ def write(path, audio, sample_rate, subtype="PCM_16"):
     # libsndfile hides a full disk behind "System error", so it encodes in memory and Python writes.
     encoded = io.BytesIO()
     sf.write(encoded, audio, sample_rate, subtype=subtype, format="WAV")
-    write_bytes(path, encoded.getbuffer())
+    # Thousands of files are written, each of which can be made again: waiting for the disk would take too long.
+    write_bytes(path, encoded.getbuffer(), durable=False)

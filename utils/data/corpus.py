@@ -1,28 +1,376 @@
-"""What `--corpus` of a recipe names: the mini corpus, a directory, or directories for training and test."""
+"""What `--corpus` of a recipe names, and where its data go: the protocol of stages 0 and 1 of all recipes.
 
+A corpus lives in `data/NAME`: `corpus` is the corpus itself (a link, two links `train` and `test`, or what stage 0
+made or fetched), `corpus.json` says what it is, and the stages put theirs beside it. All that is made names the audio
+through `data/NAME/corpus`, so neither the data's own place nor that of the corpus is part of what anything was made
+from. A recipe brings the forms that it accepts and finds out which one it got:
+
+    corpus = locate(args, ACCEPTED, downloaded="fuss")
+    root = detect(corpus.origins)     # of the recipe; names what is wrong by the user's own paths
+    corpus.claim({"form": ...})       # stage 0: links, and corpus.json
+    corpus.require()                  # stage 1: stage 0 has been here, for this corpus
+    for path in walk(corpus.roots[0]): ...
+
+`python -m utils.data.corpus --corpus=WHAT` gives run.sh the name and the place, so that shell and Python agree.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.data.walking import fingerprint, is_litter
+from utils.errors import UserError, command
+from utils.files import read_json, write_json
+from utils.stamps import NAME as STAMP
+from utils.stamps import differences
+
+NOTE = "corpus.json"
+LONGEST_NAME = 100  # bytes: names of experiments are made of it and must fit into 255
 
 
-def corpus_folders(corpus: str, accepted: str) -> list[Path]:
-    """The directories that `--corpus DIR` or `--corpus TRAIN_DIR,TEST_DIR` names, absolute.
+# ---- changes
+
+
+def compare_names(old: Iterable[str], new: Iterable[str]) -> str:
+    """How two lists of files differ, for a message; "" if they do not."""
+    old, new = set(old), set(new)
+    parts = []
+    for names, verb in ((new - old, "added"), (old - new, "gone")):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            parts.append(f"{len(names)} {verb} ({', '.join(sorted(names)[:3])}{more})")
+    return " and ".join(parts)
+
+
+def refuse_changes(manifests: Path, now: dict) -> None:
+    """Stop if a folder was finished of other lists, or of more or fewer files, than there are now.
+
+    Args:
+        manifests: the folder; its stamp.json, if there is one, is what `now` was then.
+        now: lists of names of files, or hashes of files, by whatever they are to be called.
 
     Raises:
-        UserError: one is not there; `accepted` lists the forms of a corpus.
+        UserError: with the names of what has changed.
     """
-    names = [corpus] if Path(corpus).exists() else corpus.split(",")
-    folders = [Path(name).expanduser().resolve() for name in names]
-    for folder in folders:
-        if not folder.is_dir():
+    stamp = manifests / STAMP
+    if not stamp.is_file():
+        return
+    before = read_json(stamp, f"delete {manifests} to make it anew")
+    changes = []
+    for key in sorted(before.keys() | now.keys()):
+        old = before.get(key)
+        new = now.get(key)
+        if isinstance(old, list) and isinstance(new, list):
+            difference = compare_names(old, new)
+            changes += [f"files in {key}: {difference}"] if difference else []
+        elif old != new:
+            changes.append(f"{key} is another file" if old and new else f"{key} is new, or gone")
+    if changes:
+        raise UserError(
+            f"the corpus is not what {manifests} was made of: {'; '.join(changes)}. Restore it, or delete {manifests} "
+            "to make it anew (what stays as it is is kept), or choose another name by --name"
+        )
+
+
+def contents(folder: Path) -> str:
+    """The first names in a folder, for a message about what it is not."""
+    names = sorted(entry.name for entry in os.scandir(folder) if not is_litter(entry.name))
+    return ", ".join(names[:12]) or "nothing"
+
+
+# ---- names
+
+
+def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> list[str]:
+    """File names that differ wherever the keys do, and are labels where these are short enough and differ.
+
+    Args:
+        labels: wanted names; what cannot stand in a name (separators, control characters, bytes that are not UTF-8)
+            becomes `_`.
+        keys: what is named, for instance paths.
+        longest: bytes of a name.
+    """
+    pairs = [(_plain(label), key) for label, key in zip(labels, keys, strict=True)]
+    keys_of = {}
+    for name, key in pairs:
+        keys_of.setdefault(name, set()).add(key)
+    names = []
+    for name, key in pairs:
+        encoded = name.encode()
+        if len(encoded) > longest or len(keys_of[name]) > 1:
+            digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:10]
+            name = f"{encoded[: longest - 11].decode(errors='ignore')}-{digest}"
+        names.append(name)
+    return names
+
+
+def _plain(text: str) -> str:
+    text = os.fsencode(text).decode(errors="replace").replace("\ufffd", "_")
+    return re.sub(r"[\x00-\x1f\x7f/]", "_", text)
+
+
+def _check_name(name: str, option: str) -> str:
+    """Raises a `UserError` unless `name` can be that of a folder and a part of the names of experiments."""
+    if name in ("", ".", "..") or "/" in name or _plain(name) != name:
+        raise UserError(
+            f"{option}: {name!r} cannot be the name of a folder of data. Choose one by --name"
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(
+            f"{option}: the name {name[:20]}... has {len(name.encode())} bytes; at most {LONGEST_NAME} are possible. "
+            "Choose a shorter one by --name"
+        )
+    return name
+
+
+# ---- a corpus and its folder
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What `--corpus` names."""
+
+    kind: str
+    """`mini`, `download` or `directory`."""
+    name: str
+    """Of the folder of data and of the experiments."""
+    origins: tuple[Path, ...]
+    """Absolute: the directory, or those of training and test; of mini and download, as `roots`."""
+    folder: Path
+    """Absolute and without links, data/NAME."""
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The same as `origins`, through `data/NAME/corpus`: what manifests and stamps refer to."""
+        place = self.folder / "corpus"
+        return (place / "train", place / "test") if len(self.origins) == 2 else (place,)
+
+    @property
+    def given(self) -> str:
+        """What to write after `--corpus` to get this corpus from anywhere."""
+        return self.kind if self.kind != "directory" else ",".join(map(str, self.origins))
+
+    def claim(self, details: dict | None = None) -> None:
+        """Take data/NAME for this corpus (stage 0): links to the directories, and corpus.json.
+
+        Nothing is written where all is there already.
+
+        Args:
+            details: what else data/NAME depends on, plain data.
+
+        Raises:
+            UserError: the folder is of another corpus, or of other details.
+        """
+        self.check(details)
+        if self.kind == "directory":
+            self._link()
+        note = {"corpus": self.kind, **(details or {})}
+        path = self.folder / NOTE
+        if self.kind == "directory":
+            note["fingerprint"] = fingerprint(self.origins)
+        if not path.is_file() or self._read_note() != note:
+            write_json(path, note)
+
+    def require(self) -> dict:
+        """corpus.json, for stage 1.
+
+        Raises:
+            UserError: stage 0 has not been here, or for another corpus.
+        """
+        if not (self.folder / NOTE).is_file():
+            raise UserError(f"{self.folder / NOTE} is not there: run stage 0 first")
+        self.check()
+        return self._read_note()
+
+    def check(self, details: dict | None = None) -> None:
+        """Compare data/NAME, if it is there, with the corpus, and renew the links to one that has moved.
+
+        As long as the links lead to the directories given, nothing is read. Else their contents decide, so a corpus
+        may be moved, copied or mounted elsewhere, and two with one name are told apart.
+
+        Args:
+            details: as of `claim`; None: any.
+
+        Raises:
+            UserError: it is of another corpus, or of other details; or the directory given is not there.
+        """
+        known = (self.folder / NOTE).is_file()
+        if known and details:
+            self._check_details(details)
+        linked = self.kind == "directory" and self._is_linked()
+        if known and linked:
+            return
+        absent = [origin for origin in self.origins if not origin.is_dir()]
+        if self.kind == "directory" and absent:
+            raise UserError(f"--corpus: {absent[0]} is not a directory")
+        place = self.folder / "corpus"
+        if not known:
+            # Of a stage 0 that was killed. What is made must not go through a link into another's corpus.
+            if place.is_symlink() and self.kind != "directory":
+                place.unlink()
+            return
+        note = self._read_note()
+        same = note.get("corpus") == self.kind
+        if same and self.kind == "directory":
+            same = note.get("fingerprint") == fingerprint(self.origins)
+        if not same:
             raise UserError(
-                f"--corpus: {folder} is not a directory. Give `mini`, or one of these forms:\n{accepted}"
+                f"{self.folder} belongs to another corpus ({self._owner(note)}), not to {self.given}. Choose another "
+                f"name for this one by --name, or delete {self.folder}"
             )
-    return folders
+        if self.kind == "directory":
+            self._link()
+
+    def _check_details(self, details: dict) -> None:
+        old = self._read_note()
+        if old.get("corpus") != self.kind:
+            return
+        changes = differences({key: old.get(key) for key in details}, details)
+        if changes:
+            raise UserError(
+                f"{self.folder} was made with other settings ({'; '.join(changes)}). Delete it to make it anew, or "
+                "keep it and choose another name by --name"
+            )
+
+    def through(self, path: str | Path) -> Path:
+        """A path below `origins` as one below `roots`; any other as it is."""
+        for root, origin in zip(self.roots, self.origins, strict=True):
+            if Path(path).is_relative_to(origin):
+                return root / Path(path).relative_to(origin)
+        return Path(path)
+
+    def _read_note(self) -> dict:
+        path = self.folder / NOTE
+        return read_json(path, f"delete {path} and run stage 0 again")
+
+    def _owner(self, note: dict) -> str:
+        place = self.folder / "corpus"
+        links = [path for path in (place, place / "train", place / "test") if path.is_symlink()]
+        if links:
+            return ",".join(os.readlink(path) for path in links)
+        return str(note.get("corpus"))
+
+    def _is_linked(self) -> bool:
+        pairs = zip(self.roots, self.origins, strict=True)
+        return all(
+            root.is_symlink() and Path(os.readlink(root)) == origin for root, origin in pairs
+        )
+
+    def _link(self) -> None:
+        if self._is_linked():
+            return
+        place = self.folder / "corpus"
+        if len(self.roots) == 2 and place.is_symlink():
+            place.unlink()
+        for root, origin in zip(self.roots, self.origins, strict=True):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            if root.is_dir() and not root.is_symlink():
+                raise UserError(
+                    f"{root} is in the way of a link to {origin}. Delete {self.folder}, or choose another name by "
+                    "--name"
+                )
+            # A link cannot be replaced in one step, but renamed over.
+            temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(origin)
+            os.replace(temporary, root)
 
 
-def data_folder(corpus: str, out: Path, accepted: str) -> Path:
-    """`out/mini`, `out/<name of the directory>` or `out/<train>-<test>`."""
-    return out / (
-        "mini" if corpus == "mini" else "-".join(f.name for f in corpus_folders(corpus, accepted))
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of stages 0 and 1 that `locate` reads, and --nj."""
+    parser.add_argument("--corpus", default="mini", help="mini, download, or a directory")
+    parser.add_argument("--name", default="", help="of the folder of data; default: the corpus's")
+    parser.add_argument("--out", type=Path, default=Path("data"), help="folder for the data")
+    parser.add_argument("--nj", type=positive, default=2, help="processes")
+
+
+def positive(text: str) -> int:
+    """A type for argparse: a whole number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def locate(
+    args: argparse.Namespace,
+    accepted: str = "",
+    downloaded: str = "",
+    pair: bool = False,
+    base: Path | None = None,
+) -> Corpus:
+    """The corpus that the options name.
+
+    Args:
+        args: of `add_arguments`: corpus, name, out.
+        accepted: the forms of a directory, a line each, for messages.
+        downloaded: name of the folder for `--corpus download`; none: nothing can be downloaded.
+        pair: whether TRAIN_DIR,TEST_DIR is a form.
+        base: folder that relative paths are relative to; None: the current one.
+
+    Raises:
+        UserError: the directory is not there and was not before, or cannot give a name to the data.
+    """
+    words = {"mini": "mini"} | ({"download": downloaded} if downloaded else {})
+    if args.corpus in words:
+        name = _check_name(args.name or words[args.corpus], "--name")
+        folder = (args.out / name).resolve()
+        return Corpus(args.corpus, name, (folder / "corpus",), folder)
+    if not args.corpus:
+        raise UserError("--corpus is empty: give mini, or a directory")
+    origins = _directories(args.corpus, base or Path.cwd(), pair)
+    name = args.name or "-".join(_plain(origin.name) for origin in origins)
+    name = _check_name(name, "--name" if args.name else f"--corpus {args.corpus}")
+    corpus = Corpus("directory", name, origins, (args.out / name).resolve())
+    known = (corpus.folder / NOTE).is_file() and corpus._is_linked()
+    absent = [origin for origin in origins if not origin.is_dir()]
+    # Once all is mixed, the corpus itself may have gone.
+    if absent and not known:
+        forms = "See --help for what it may be"
+        if accepted:
+            forms = f"Give `{'` or `'.join(words)}`, or one of these forms:\n{accepted}"
+        raise UserError(f"--corpus: {absent[0]} is not a directory. {forms}")
+    return corpus
+
+
+def _directories(text: str, base: Path, pair: bool) -> tuple[Path, ...]:
+    """The directory, or the two, that a text names, without links; a comma may be part of a name, too."""
+
+    def resolved(part: str) -> Path:
+        return (base / Path(part).expanduser()).resolve()
+
+    if resolved(text).is_dir() or not pair:
+        return (resolved(text),)
+    fields = text.split(",")
+    for cut in range(1, len(fields)):
+        parts = (",".join(fields[:cut]), ",".join(fields[cut:]))
+        if all(parts) and all(resolved(part).is_dir() for part in parts):
+            return tuple(map(resolved, parts))
+    # Of two names, at least one of which is wrong, the one that is wrong is to be told.
+    if len(fields) == 2 and all(fields):
+        return tuple(map(resolved, fields))
+    return (resolved(text),)
+
+
+@command
+def main(argv=None):
+    """Print the name of a corpus and where it is, each with a NUL behind it; check data/NAME if it is there."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    add_arguments(parser)
+    parser.add_argument("--base", type=Path, help="folder that relative paths are relative to")
+    parser.add_argument("--downloaded", default="", help="name of what --corpus download fetches")
+    parser.add_argument("--pair", action="store_true", help="TRAIN_DIR,TEST_DIR is a form")
+    args = parser.parse_args(argv)
+    corpus = locate(args, downloaded=args.downloaded, pair=args.pair, base=args.base)
+    corpus.check()
+    for text in (corpus.name, corpus.given):
+        sys.stdout.buffer.write(os.fsencode(text) + b"\0")
+
+
+if __name__ == "__main__":
+    main()

@@ -88,8 +88,28 @@ class Mixtures(Dataset):
         return {"mixture": signals[0], "sources": signals[1:], "id": str(row["mixture_ID"])}
 
 
+def read_recordings(csv: Path) -> pd.DataFrame:
+    """A list of single-speaker recordings: speaker (text, whatever it says), absolute path, length in samples."""
+    texts = {"speaker": str, "path": str}
+    try:
+        # Speakers may be called NA, null or 007.
+        frame = pd.read_csv(csv, dtype=texts, keep_default_na=False)
+        frame["length"] = frame["length"].astype(int)
+        frame["path"] = [str(csv.parent / path) for path in frame["path"]]
+        speakers = frame["speaker"]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{csv}: is not a list of recordings with the columns speaker, path and length ({error})"
+        ) from None
+    if (speakers == "").any():
+        raise UserError(f"{csv}, line {int((speakers == '').idxmax()) + 2}: the speaker is empty")
+    return frame
+
+
 class DynamicMixtures(Dataset):
     """New mixtures of `n_src` different speakers each epoch, by key (epoch, index).
+
+    Any index is an example, so an epoch may be of any size (`draws`).
 
     Levels: each segment gets unit power, then gains that differ by at most `options.max_gain` dB; the mixture is scaled
     so that the largest sample of mixture and sources is 0.9, as in wsj0-2mix.
@@ -99,6 +119,8 @@ class DynamicMixtures(Dataset):
         size: mixtures an epoch; None: as many as there are recordings.
         others: as in `Mixtures`.
     """
+
+    draws = True
 
     def __init__(
         self,
@@ -113,17 +135,20 @@ class DynamicMixtures(Dataset):
         recordings = Path(recordings)
         if not recordings.is_file():
             raise UserError(
-                f"dynamic mixing needs {recordings}, a list of single-speaker recordings; stage 1 makes it"
+                f"dynamic mixing needs {recordings}, a list of single-speaker recordings, which is not there: stage 1 "
+                "writes one only where a corpus of speakers is mixed. Take data.dynamic_mixing out"
             )
-        frame = pd.read_csv(recordings, dtype={"speaker": str, "path": str})
-        frame["path"] = [str(recordings.parent / path) for path in frame["path"]]
+        frame = read_recordings(recordings)
         self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
         if len(self.speakers) < n_src:
             raise UserError(
                 f"{recordings} has {len(self.speakers)} speakers; a mixture needs {n_src}"
             )
-        self.n_src, self.sample_rate, self.seed = n_src, sample_rate, seed
-        self.size, self.options = size or len(frame), options
+        self.n_src = n_src
+        self.sample_rate = sample_rate
+        self.seed = seed
+        self.size = size or len(frame)
+        self.options = options
         self.frames = round(seconds * sample_rate)
 
     def __len__(self) -> int:
@@ -133,9 +158,12 @@ class DynamicMixtures(Dataset):
         rng = rng_of(self.seed, *key)
         chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
         sources = np.stack([self._source(self.speakers[speaker], rng) for speaker in chosen])
+        # Gains in dB, uniform within half the range about zero: two differ by the whole range at most.
         half = self.options.max_gain / 2
-        sources *= 10 ** (rng.uniform(-half, half, (self.n_src, 1)) / 20)
-        sources *= 0.9 / max(np.abs(sources).max(), np.abs(sources.sum(0)).max())
+        gains = rng.uniform(-half, half, (self.n_src, 1))
+        sources *= 10 ** (gains / 20)
+        peak = max(np.abs(sources).max(), np.abs(sources.sum(0)).max())
+        sources *= 0.9 / peak
         sources = sources.astype(np.float32)
         return {"mixture": sources.sum(0), "sources": sources, "id": f"epoch{key[0]}_{key[1]}"}
 
@@ -162,29 +190,77 @@ class DynamicMixtures(Dataset):
 class EpochSampler(Sampler):
     """Keys (epoch, index) for this rank: shuffled anew each epoch in training, in order and of epoch 0 in validation.
 
-    All ranks get the same number of keys; over all ranks each index comes once (a few twice if that does not divide).
-    Lightning calls `set_epoch`, which also makes a resumed training go on with the epoch it was in.
+    All ranks get equally many batches. In training, batch k over all ranks together is the same whatever the number of
+    ranks. In validation each index comes once; a rank whose share is one batch short sees one index again, in a batch
+    of its own that `repeats` tells apart. Lightning calls `set_epoch`, but with loader workers too late for the first
+    epoch of a continued training: `start` says where that begins.
+
+    Args:
+        n_items: length of the data set.
+        size: keys an epoch, over all ranks.
+        seed: of the order.
+        shuffle: True in training.
+        rank, world: this process, of how many.
+        batch: keys a batch of this rank.
     """
 
-    def __init__(self, n_items: int, size: int, seed: int, shuffle: bool, rank: int, world: int):
-        self.n_items, self.size, self.seed, self.shuffle = n_items, size, seed, shuffle
-        self.rank, self.world, self.epoch = rank, world, 0
+    def __init__(
+        self,
+        n_items: int,
+        size: int,
+        seed: int,
+        shuffle: bool,
+        rank: int,
+        world: int,
+        batch: int = 1,
+    ):
+        self.n_items = n_items
+        self.size = size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world = world
+        self.batch = batch
+        self.epoch = 0
+        self.batches_done = 0
+
+    def start(self, epoch: int, batches_done: int) -> None:
+        """Begin with `epoch`, behind its first `batches_done` batches."""
+        self.epoch = epoch
+        self.batches_done = batches_done
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.start(epoch, 0)
 
     def __len__(self) -> int:
-        return -(-self.size // self.world)
+        """Keys of a whole epoch, those done included: Lightning counts batches by it."""
+        if self.shuffle:
+            full_batches = self.size // (self.batch * self.world)
+            return full_batches * self.batch
+        return len(range(self.rank, self.size, self.world)) + self._has_repetition()
+
+    def _has_repetition(self) -> bool:
+        """Whether this rank's share fills one batch less than that of rank 0."""
+        share = len(range(self.rank, self.size, self.world))
+        largest_share = len(range(0, self.size, self.world))
+        return -(-share // self.batch) < -(-largest_share // self.batch)
+
+    def repeats(self, batch_index: int) -> bool:
+        """Whether this batch of validation is there for the number of batches only, and counts for nothing."""
+        return self._has_repetition() and batch_index == (len(self) - 1) // self.batch
 
     def __iter__(self):
-        epoch = self.epoch if self.shuffle else 0
-        order = (
-            rng_of(self.seed, epoch).permutation(self.n_items)
-            if self.shuffle
-            else np.arange(self.n_items)
-        )
-        order = np.resize(order, max(self.size, len(self) * self.world))
-        yield from ((epoch, int(index)) for index in order[self.rank :: self.world][: len(self)])
+        # Drawn when the iterator is made, not when a worker asks for the first key.
+        if self.shuffle:
+            order = rng_of(self.seed, self.epoch).permutation(self.n_items)
+            share = np.resize(order, self.size)[self.rank :: self.world]
+            keys = [(self.epoch, int(index)) for index in share[: len(self)]]
+            return iter(keys[self.batches_done * self.batch :])
+        keys = [(0, index) for index in range(self.rank, self.size, self.world)]
+        if self._has_repetition():
+            keys.append((0, 0))
+        return iter(keys)
 
 
 def loaders(
@@ -205,17 +281,14 @@ def loaders(
     valid = dataset(
         manifests, "valid", n_src, sample_rate, data.valid_segment, seed, data.valid_size
     )
-    fixed, singles = manifests / "train.csv", manifests / "train_sources.csv"
-    if data.dynamic_mixing is None and (data.dataset or fixed.exists() or not singles.exists()):
-        train = dataset(manifests, "train", n_src, sample_rate, data.segment, seed, None)
-    else:
-        options = data.dynamic_mixing or DynamicMixing()
-        size = data.epoch_size or (len(read_manifest(fixed, n_src)) if fixed.exists() else None)
-        train = DynamicMixtures(singles, n_src, sample_rate, data.segment, seed, size, options)
+    train = training_set(manifests, data, n_src, sample_rate, seed)
+    size = epoch_size(train, data.epoch_size)
     made = []
     for dataset, shuffle in ((train, True), (valid, False)):
-        size = min(data.epoch_size or len(dataset), len(dataset)) if shuffle else len(dataset)
-        sampler = EpochSampler(len(dataset), size, seed, shuffle, rank, world)
+        n_examples = size if shuffle else len(dataset)
+        # More than there are items: of a data set that draws, whose further indices are examples too.
+        n_items = max(len(dataset), n_examples)
+        sampler = EpochSampler(n_items, n_examples, seed, shuffle, rank, world, batch_size // world)
         if shuffle and len(sampler) < batch_size // world:
             raise UserError(
                 f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
@@ -224,6 +297,8 @@ def loaders(
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "drop_last": shuffle,
+            # Of its own, so that what a training draws does not depend on the number of workers.
+            "generator": torch.Generator().manual_seed(seed),
         }
         made.append(
             DataLoader(
@@ -231,3 +306,43 @@ def loaders(
             )
         )
     return made[0], made[1]
+
+
+def training_set(
+    manifests: Path, data: Data, n_src: int | None, sample_rate: int, seed: int
+) -> Dataset:
+    """The training examples that the configuration asks for: a data set of its own, dynamic mixtures or train.csv."""
+    fixed = manifests / "train.csv"
+    singles = manifests / "train_sources.csv"
+    # A corpus that lists recordings and no mixtures is mixed on the fly without being asked.
+    only_singles = singles.exists() and not fixed.exists()
+    if data.dynamic_mixing is None and (data.dataset or not only_singles):
+        dataset = data.dataset or Mixtures
+        return dataset(manifests, "train", n_src, sample_rate, data.segment, seed, None)
+    size = data.epoch_size
+    if size is None and fixed.exists():
+        size = len(read_manifest(fixed, n_src))
+    options = data.dynamic_mixing or DynamicMixing()
+    return DynamicMixtures(singles, n_src, sample_rate, data.segment, seed, size, options)
+
+
+def epoch_size(dataset: Dataset, asked: int | None) -> int:
+    """Examples an epoch.
+
+    Args:
+        dataset: it is asked for the indices below this size. An attribute `draws` that is true says that any index
+            gives an example, another one for each; else there are `len(dataset)` of them.
+        asked: data.epoch_size; None: as many as `dataset` is long.
+
+    Raises:
+        UserError: more are asked for than there are.
+    """
+    available = len(dataset)
+    if asked is None:
+        return available
+    if asked > available and not getattr(dataset, "draws", False):
+        raise UserError(
+            f"data.epoch_size is {asked}, but there are {available} training mixtures; with data.epoch_size=null an "
+            "epoch has all of them"
+        )
+    return asked

@@ -29,7 +29,9 @@ def fetch(url: str, folder: str | Path, sha256: str) -> Path:
     folder, name = Path(folder), url.rsplit("/", 1)[-1]
     part = folder / f"{name}.part"
     try:
-        return Path(pooch.retrieve(url, sha256, name, folder, downloader=_Resuming(part)))
+        path = Path(pooch.retrieve(url, sha256, name, folder, downloader=_Resuming(part)))
+        part.unlink(missing_ok=True)  # if the server sent the whole file anew
+        return path
     except requests.RequestException as error:
         kept = part.stat().st_size if part.exists() else 0
         raise UserError(f"{url}: {error}. The same command goes on after {kept} bytes") from None
@@ -42,7 +44,7 @@ def fetch(url: str, folder: str | Path, sha256: str) -> Path:
 
 
 class _Resuming:
-    """A downloader for pooch."""
+    """A downloader for pooch. What has come is given up only for a whole file: pooch then compares the checksums."""
 
     def __init__(self, part: Path):
         self.part = part
@@ -52,28 +54,56 @@ class _Resuming:
         headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             if response.status_code == requests.codes.requested_range_not_satisfiable:
-                size = response.headers.get("Content-Range", "*/-1").rsplit("/", 1)[-1]
-                whole = int(size) == start
-                if not whole:
-                    self.part.unlink(missing_ok=True)
-                    raise requests.ConnectionError(
-                        f"the {start} bytes that are here are not of this file"
-                    )
+                self._check_size(response, start)
+                complete = self.part
             else:
                 response.raise_for_status()
-                start = start if response.status_code == requests.codes.partial_content else 0
-                self._write(response, start)
-        self.part.replace(output_file)
+                complete = self._receive(response, start)
+        complete.replace(output_file)
 
-    def _write(self, response, start):
-        expected = (
-            int(response.headers["Content-Length"])
-            if "Content-Length" in response.headers
-            else None
-        )
-        total = None if expected is None else start + expected
+    def _check_size(self, response, start):
+        """The server has nothing after `start`: is that because the file is whole?"""
+        size = response.headers.get("Content-Range", "").rpartition("/")[2]
+        if not size.isdecimal():
+            raise requests.ConnectionError(
+                f"the server sends nothing after {start} bytes, and not how long the file is"
+            )
+        if int(size) != start:
+            self.part.unlink(missing_ok=True)
+            raise requests.ConnectionError(f"the {start} bytes that are here are not of this file")
+
+    def _receive(self, response, start):
+        """Write what comes, and return the file, which is whole then."""
+        length = response.headers.get("Content-Length")
+        length = None if length is None else int(length)
+        if response.status_code == requests.codes.partial_content and start:
+            begin = response.headers.get("Content-Range", f"bytes {start}-").split("-")[0]
+            if begin.split()[-1] != str(start):
+                raise requests.ConnectionError(f"the server does not go on after {start} bytes")
+            self._write(response, self.part, start, length)
+            return self.part
+        if start == 0:
+            self._write(response, self.part, 0, length)
+            return self.part
+        # The server, or something before it such as a log-in page, sends a whole file from its beginning.
+        if length is not None and length < start:
+            raise requests.ConnectionError(
+                f"{length} bytes came where more than the {start} that are here were to come; "
+                "is there a log-in page before the network?"
+            )
+        other = self.part.with_name(f"{self.part.name}.anew")
+        try:
+            self._write(response, other, 0, length)
+        except BaseException:
+            other.unlink(missing_ok=True)
+            raise
+        return other
+
+    def _write(self, response, path, start, length):
+        total = None if length is None else start + length
+        mode = "ab" if start else "wb"
         with (
-            open(self.part, "ab" if start else "wb") as file,
+            open(path, mode) as file,
             tqdm(
                 total=total,
                 initial=start,

@@ -6,16 +6,21 @@ cell is a source that is not there.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import soundfile as sf
 
 from utils import files
 from utils.data import audio
+from utils.data.products import problems_error
+from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError
+from utils.stamps import state_of_manifest
 
-_SHOWN = 10  # problems listed in one message
+CHECKED = "checked.json"
 
 
 def source_columns(frame):
@@ -42,7 +47,9 @@ def read_manifest(csv, n_src=None, absent=False):
         UserError: no such file, not a CSV, a missing column, no rows, an empty cell, duplicate IDs.
     """
     csv = Path(csv)
-    frame = _read_csv(csv)
+    if not csv.is_file():
+        raise UserError(f"{csv}: no such manifest. Stage 1 makes it")
+    frame = read_numbers(read_table(csv))
     needed = ["mixture_ID", "mixture_path", *(f"source_{i + 1}_path" for i in range(n_src or 1))]
     missing = [column for column in needed if column not in frame.columns]
     if missing:
@@ -53,7 +60,6 @@ def read_manifest(csv, n_src=None, absent=False):
     if frame.empty:
         raise UserError(f"{csv}: has no rows, only a header")
     _check_cells(csv, frame, paths, absent)
-    frame[paths] = frame[paths].fillna("")
     folder = csv.resolve().parent
     for column in paths:
         frame[column] = [os.path.normpath(folder / path) if path else "" for path in frame[column]]
@@ -61,19 +67,19 @@ def read_manifest(csv, n_src=None, absent=False):
         frame["length"] = [audio.info(path)[0] for path in frame["mixture_path"]]
     try:
         frame["length"] = frame["length"].astype(int)
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{csv}: the column length must hold numbers of samples") from None
     return frame
 
 
 def _check_cells(csv, frame, paths, absent):
-    if absent and (none := frame[paths[1:]].isna().all(axis=1)).any():
-        raise UserError(f"{csv}, line {int(none.idxmax()) + 2}: the mixture has no source")
+    without = (frame[paths[1:]] == "").all(axis=1)
+    if absent and without.any():
+        raise UserError(f"{csv}, line {int(without.idxmax()) + 2}: the mixture has no source")
     for column in ["mixture_ID", *(paths[:1] if absent else paths)]:
-        if frame[column].isna().any():
-            raise UserError(
-                f"{csv}, line {int(frame[column].isna().idxmax()) + 2}: the cell of {column} is empty"
-            )
+        empty = frame[column] == ""
+        if empty.any():
+            raise UserError(f"{csv}, line {int(empty.idxmax()) + 2}: the cell of {column} is empty")
     repeated = frame["mixture_ID"][frame["mixture_ID"].duplicated()].unique()
     if len(repeated):
         raise UserError(
@@ -81,24 +87,11 @@ def _check_cells(csv, frame, paths, absent):
         )
 
 
-def _read_csv(csv):
-    if not csv.is_file():
-        raise UserError(f"{csv}: no such manifest. Stage 1 makes it")
-    numbered = [
-        name.format(i) for name in ("source_{}_path", "speaker_{}", "text_{}") for i in range(1, 20)
-    ]
-    strings = dict.fromkeys(("mixture_ID", "mixture_path", *numbered), str)
-    try:
-        frame = pd.read_csv(csv, dtype=strings, keep_default_na=False, na_values=[""])
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{csv}: is not a CSV file that can be read ({error})") from None
-    return frame.drop(
-        columns=[column for column in frame.columns if str(column).startswith("Unnamed:")]
-    )
-
-
 def write_manifest(frame, csv):
-    """Write a manifest (or any table with columns named `path` or `*_path`) atomically, paths relative to the CSV."""
+    """Write a manifest (or any table with columns named `path` or `*_path`) atomically, paths relative to the CSV.
+
+    A file that holds the same already is left alone, so that finished data may be read-only.
+    """
     csv = Path(csv)
     folder = csv.parent.resolve()
     frame = frame.copy()
@@ -107,7 +100,50 @@ def write_manifest(frame, csv):
             frame[column] = [
                 os.path.relpath(path, folder) if path else "" for path in frame[column]
             ]
-    files.write_text(csv, frame.to_csv(index=False))
+    # Names of files may hold bytes that are not UTF-8.
+    data = frame.to_csv(index=False).encode(errors="surrogateescape")
+    if not csv.is_file() or csv.read_bytes() != data:
+        files.write_bytes(csv, data)
+
+
+def checked(
+    manifests: dict[str, Path], folder: Path, check: Callable[[Path], dict]
+) -> tuple[dict[str, dict], bool]:
+    """Check manifests that have not been checked, or are not what they were then.
+
+    Args:
+        manifests: CSVs by the names of their sets.
+        folder: where the reports are kept, as data_report.json, and, in checked.json, the state of the manifests and
+            of all files that they name.
+        check: makes a report (plain data) of a manifest, or raises a `UserError`.
+
+    Returns:
+        the reports by name, and whether nothing was to be done.
+    """
+    report_path = folder / "data_report.json"
+    state_path = folder / CHECKED
+    old_reports = _read_note(report_path)
+    old_states = _read_note(state_path)
+    reports, states = {}, {}
+    for name, csv in manifests.items():
+        states[name] = state_of_manifest(csv)
+        if name in old_reports and old_states.get(name) == states[name]:
+            reports[name] = old_reports[name]
+        else:
+            reports[name] = check(csv)
+    finished = reports == old_reports and states == old_states
+    if not finished:
+        files.write_json(report_path, reports)
+        files.write_json(state_path, states)
+    return reports, finished
+
+
+def _read_note(path):
+    """A note that can be made again; {} if it is not there or damaged."""
+    try:
+        return files.read_json(path, "")
+    except UserError:
+        return {}
 
 
 def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channels=1):
@@ -137,11 +173,7 @@ def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channe
     problems = [problem for found, _ in results for problem in found]
     warnings = []
     numbers = pd.DataFrame([row for _, row in results if row])
-    wrong = (
-        numbers[numbers["difference"] > (len(sources) + 1.1) / 2 * audio.LSB]
-        if len(numbers)
-        else numbers
-    )
+    wrong = numbers[numbers["difference"] > numbers["tolerance"]] if len(numbers) else numbers
     if additive and len(wrong):
         text = f"{csv}: in {len(wrong)} of {len(frame)} rows the mixture is not the sum of its sources (greatest "
         text += f"difference {wrong['difference'].max():.2g} of full scale, {frame['mixture_path'][wrong.index[0]]})"
@@ -150,11 +182,7 @@ def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channe
         else:
             warnings.append(text)
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise UserError(
-            f"{csv}: {len(problems)} problem{'s' * (len(problems) > 1)} in {len(frame)} rows:\n{shown}{more}"
-        )
+        raise problems_error(f"{csv}, {len(frame)} rows", problems)
     return _report(numbers, len(sources), sample_rate) | {
         "not_additive": len(wrong),
         "warnings": warnings,
@@ -190,13 +218,25 @@ def _check_row(mixture_path, source_paths, length, sample_rate, channels):
         return problems, None
     if sources[0].ndim < mixture.ndim:  # mono sources at the first microphone
         mixture = mixture[0]
+    difference = np.abs(mixture - sum(sources)).max()
+    # Each file is off by half a step at most.
+    tolerance = (len(sources) + 1.1) / 2 * audio.LSB
+    if difference > tolerance:
+        tolerance *= max(_step(path) for path in (mixture_path, *source_paths)) / audio.LSB
     return [], {
         "length": length,
-        "difference": np.abs(mixture - sum(sources)).max(),
+        "difference": difference,
+        "tolerance": tolerance,
         "mixture_db": _decibels(np.mean(mixture**2)),
         "source_db": [_decibels(np.mean(source**2)) for source in sources],
         "si_sdr": np.mean([_si_sdr(mixture.ravel(), source.ravel()) for source in sources]),
     }
+
+
+def _step(path):
+    """The step of the samples of a file, for full scale 1: 16 bits, or 8 where it has no more."""
+    subtype = sf.info(os.fspath(path)).subtype
+    return 1 / 128 if subtype in ("PCM_S8", "PCM_U8", "ULAW", "ALAW") else audio.LSB
 
 
 def _read_channels(path, sample_rate, channels, mono_too):
@@ -214,18 +254,20 @@ def _decibels(power):
 
 
 def _si_sdr(estimate, source):
+    # SI-SDR: the part along the source against the rest.
     projection = np.dot(estimate, source) / np.dot(source, source) * source
     eps = np.finfo(np.float64).eps
     return _decibels((np.sum(projection**2) + eps) / (np.sum((estimate - projection) ** 2) + eps))
 
 
 def _report(numbers, n_src, sample_rate):
+    # Plain floats, which print as numbers.
     seconds = numbers["length"] / sample_rate
     report = {
         "rows": len(numbers),
         "n_src": n_src,
         "sample_rate": sample_rate,
-        "hours": round(seconds.sum() / 3600, 4),
+        "hours": round(float(seconds.sum()) / 3600, 4),
     }
     report["seconds"] = {
         name: round(float(getattr(seconds, name)()), 3) for name in ("min", "median", "max")

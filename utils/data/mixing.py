@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
+import os
 import random
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from scipy.signal import cheby2, lfilter, resample_poly, sosfilt
 
 from utils import files
 from utils.data import audio
+from utils.data.corpus import distinct
+from utils.data.products import Product, make, problems_error
 from utils.errors import UserError
-from utils.stamps import claim
 
 LEVEL_RATE = 8000  # the levels are measured on the 8 kHz signals, also for mixtures at 16 kHz
 PEAK = 0.9
@@ -44,6 +45,7 @@ def active_speech_level(signal, sample_rate):
     signal = np.concatenate(
         [np.asarray(signal, dtype=np.float64), np.zeros(math.ceil(0.35 * sample_rate))]
     )
+    # Band limits, so that hum and offset are no speech.
     for sections in _band_limits(sample_rate):
         signal = sosfilt(sections, signal)
     energy = np.sum(signal**2)
@@ -51,16 +53,20 @@ def active_speech_level(signal, sample_rate):
         raise UserError(
             "the signal is silent, so that it has no speech level; take it out of the list"
         )
+    # The envelope: two exponential averages of the rectified signal in series.
     pole = math.exp(-1 / (0.03 * sample_rate))
     envelope = lfilter([(1 - pole) ** 2], [1, -2 * pole, pole**2], np.abs(signal))
+    # Thresholds are powers of two of the squared envelope, so its exponent says which it exceeds.
     mantissa, exponent = np.frexp(envelope**2)
     exponent = np.where(mantissa > 0, exponent, np.iinfo(np.int32).min // 2)
+    # A sample is active as long as the threshold was exceeded within the hangover.
     hangover = math.ceil(0.2 * sample_rate) + 1
     exponent = maximum_filter1d(exponent, hangover, origin=(hangover - 1) // 2, mode="nearest")
     # Class k (from 1) counts the samples whose envelope lies k - 1 to k thresholds below the greatest.
     top = exponent.max() + 1
     classes = np.minimum(top - exponent, _N_THRESHOLDS)
     active = np.cumsum(np.bincount(classes, minlength=_N_THRESHOLDS + 1)[1:])
+    # Level over the active time of each threshold, and how far it lies above it.
     levels = 10 * np.log10(energy / active)
     thresholds = 10 * np.log10(2) * (top - np.arange(1, _N_THRESHOLDS + 1) - 1)
     level = 10 ** (_interpolate_level(levels, levels - thresholds - _MARGIN_DB) / 10)
@@ -115,6 +121,7 @@ def mix_utterances(utterances, levels, gains_db, mode):
         `(mixture, sources)`: `(time,)` and `(n_src, time)`, mixture = sum of sources, and the largest absolute sample
         of them all is 0.9.
     """
+    # Unit power of the active speech first, then the gains of the list.
     length = {"min": min, "max": max}[mode](map(len, utterances))
     sources = np.zeros((len(utterances), length))
     for source, utterance, level, gain in zip(sources, utterances, levels, gains_db, strict=True):
@@ -147,36 +154,72 @@ def parse_list(path, root, n_src):
         root: folder that its paths are relative to; they are also found if `root` lies inside or above `wsj0/`.
 
     Returns:
-        a list of `Entry`.
+        a list of `Entry`. Names are those of MERL's script; recordings of one name in different folders, such as
+        `A/1.wav` and `B/1.wav`, are told apart by as much of their folders as is needed.
 
     Raises:
-        UserError: no such list, malformed lines, duplicate mixtures, missing files; with line numbers.
+        UserError: no such list, malformed lines, repeated mixtures, missing files; with line numbers.
     """
     path, root = Path(path), Path(root)
     if not path.is_file():
         raise UserError(f"{path}: no such mixing list")
-    entries, line_of, missing = [], {}, []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+    rows, problems, missing, line_of = [], [], [], {}
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        names, gains = _parse_line(line, n_src, f"{path}, line {number}")
-        found = [_find(root, name) for name in names]
-        missing += [(number, name) for name, file in zip(names, found, strict=True) if file is None]
-        entry = Entry(mixture_name(names, gains), tuple(found), gains)
-        if entry.name in line_of:
-            raise UserError(
-                f"{path}, line {number}: the mixture {entry.name} is already in line {line_of[entry.name]}. Remove one"
+        try:
+            names, gains = _parse_line(line, n_src)
+        except UserError as error:
+            problems.append(f"line {number}: {error}")
+            continue
+        paths = tuple(_find(root, name) for name in names)
+        missing += [(number, name) for name, file in zip(names, paths, strict=True) if file is None]
+        if (paths, gains) in line_of and None not in paths:
+            first = line_of[paths, gains]
+            problems.append(
+                f"line {number}: the mixture {line.strip()} is already in line {first}. Remove one"
             )
-        line_of[entry.name] = number
-        entries.append(entry)
+        line_of[paths, gains] = number
+        rows.append((paths, gains))
+    if problems:
+        raise problems_error(path, problems)
     if missing:
         raise UserError(_missing_message(path, root, missing))
-    if not entries:
+    if not rows:
         raise UserError(f"{path}: the mixing list is empty")
-    return entries
+    return _entries(rows, root)
 
 
-def _parse_line(line, n_src, where):
+def _entries(rows, root):
+    labels = _labels({path for paths, _ in rows for path in paths}, root)
+    names = [mixture_name([labels[path] for path in paths], gains) for paths, gains in rows]
+    keys = [" ".join(map(str, (*paths, *gains))) for paths, gains in rows]
+    names = distinct(names, keys)
+    return [Entry(name, *row) for name, row in zip(names, rows, strict=True)]
+
+
+def _labels(paths, root):
+    """{path: label}: the stem, preceded by as many folders as tell it from others of the same stem."""
+    parts = {path: Path(os.path.relpath(path, root)).with_suffix("").parts for path in paths}
+    labels = {}
+    # Most are alone, or clash with few, from the first stem on.
+    clashing, depth = sorted(paths), 0
+    while clashing:
+        depth += 1
+        groups = {}
+        for path in clashing:
+            groups.setdefault("-".join(parts[path][-depth:]), []).append(path)
+        clashing = []
+        for label, group in groups.items():
+            if len(group) == 1 or depth >= max(len(parts[path]) for path in group):
+                labels |= dict.fromkeys(group, label)
+            else:
+                clashing += group
+    return labels
+
+
+def _parse_line(line, n_src):
     fields = line.split()
     try:
         gains = tuple(float(gain) for gain in fields[1::2])
@@ -184,7 +227,7 @@ def _parse_line(line, n_src, where):
         gains = ()
     if len(fields) != 2 * n_src or len(gains) != n_src or not np.isfinite(gains).all():
         raise UserError(
-            f"{where}: expected {n_src} pairs of a path and a gain in dB (`path1 gain1 path2 gain2 ...`), "
+            f"expected {n_src} pairs of a path and a gain in dB (`path1 gain1 path2 gain2 ...`), "
             f"found `{line.strip()}`"
         )
     return fields[0::2], gains
@@ -216,8 +259,9 @@ def draw_list(recordings, n_src, n_mixtures, seed):
     """
     draw = random.Random(seed)
     speakers = sorted(recordings)
-    lines = []
-    for _ in range(n_mixtures):
+    lines, seen = [], set()
+    while len(lines) < n_mixtures:
+        # MERL's lists: two speakers up to 5 dB apart, a third one between them.
         half = draw.uniform(0.0, 2.5)
         gains = [half, -half] + [0.0] * (n_src - 2)
         chosen = draw.sample(speakers, n_src)
@@ -225,47 +269,65 @@ def draw_list(recordings, n_src, n_mixtures, seed):
             f"{draw.choice(recordings[name])} {gain:.5g}"
             for name, gain in zip(chosen, gains, strict=True)
         ]
-        lines.append(" ".join(fields) + "\n")
+        line = " ".join(fields) + "\n"
+        if line not in seen:
+            seen.add(line)
+            lines.append(line)
     return "".join(lines)
 
 
-def mixture_name(paths, gains):
+def mixture_name(labels, gains):
     """`utt1_gain1_utt2_gain2`, with the gains as MATLAB's num2str writes them (5 significant digits below 10 dB)."""
     parts = []
-    for path, gain in zip(paths, gains, strict=True):
+    for label, gain in zip(labels, gains, strict=True):
         digits = max(5, math.floor(math.log10(abs(gain))) + 5) if gain else 5
-        parts += [Path(path).stem, f"{gain + 0.0:.{digits}g}"]
+        parts += [label, f"{gain + 0.0:.{digits}g}"]
     return "_".join(parts)
 
 
 def mix_list(entries, folder, sample_rate, mode, n_jobs):
-    """Make the mixtures of a list as 16-bit files `folder/{mix,s1,s2,...}/<name>.wav`; those that exist are kept.
+    """Make the mixtures of a list as 16-bit files `folder/{mix,s1,s2,...}/<name>.wav`.
+
+    Those that are there, whole and of the same recordings, are kept. A mixture in which a source would be silent, for
+    "min" cuts it before it begins, is left out.
 
     Args:
         entries: from `parse_list`, all of the same number of sources.
-        folder: it belongs to this list and these settings, and says so in its `stamp.json`.
+        folder: where the files go.
         sample_rate, mode, n_jobs: rate in Hz, "min" or "max", number of processes.
 
     Returns:
-        a manifest (`pandas.DataFrame`) with absolute paths, in the order of the list.
+        a manifest (`pandas.DataFrame`) with absolute paths, in the order of the list, and a list of warnings (texts),
+        one for each mixture that is left out.
 
     Raises:
-        UserError: the folder was made from another list or with other settings; faults of the recordings.
+        UserError: faults of the recordings, all in one; no mixture is left.
     """
     folder = Path(folder).resolve()
-    text = "\n".join(f"{entry.name} {' '.join(entry.paths)}" for entry in entries)
-    settings = {"sample_rate": sample_rate, "mode": mode, "n_mixtures": len(entries)}
-    claim(folder, settings | {"list_sha256": hashlib.sha256(text.encode()).hexdigest()})
     files.remove_leftovers(folder)
-    jobs = [(entry, str(folder), sample_rate, mode) for entry in entries]
-    lengths = files.parallel(_mix_entry, jobs, n_jobs, f"mixing {folder.name}")
-    frame = pd.DataFrame({"mixture_ID": [entry.name for entry in entries]})
-    for column, part in zip(
-        _columns(len(entries[0].paths)), _parts(len(entries[0].paths)), strict=True
-    ):
-        frame[column] = [f"{folder}/{part}/{entry.name}.wav" for entry in entries]
-    frame["length"] = lengths
-    return frame
+    parts = _parts(len(entries[0].paths))
+    products = []
+    for entry in entries:
+        settings = {
+            "paths": [os.path.relpath(path, folder) for path in entry.paths],
+            "gains": entry.gains,
+            "sample_rate": sample_rate,
+            "mode": mode,
+        }
+        paths = tuple(folder / part / f"{entry.name}.wav" for part in parts)
+        products.append(Product(entry.name, settings, paths, (entry, paths, sample_rate, mode)))
+    results = make(_mix_entry, products, folder, n_jobs, f"mixing {folder.name}")
+    rows, warnings = [], []
+    for product, result in zip(products, results, strict=True):
+        if "silent" in result:
+            warnings.append(f"{product.name}: left out: {result['silent']}")
+            continue
+        row = {"mixture_ID": product.name}
+        row |= dict(zip(_columns(len(parts) - 1), map(str, product.paths), strict=True))
+        rows.append(row | {"length": result["length"]})
+    if not rows:
+        raise UserError(f"{folder}: no mixture of the list is left, e.g. {warnings[0]}")
+    return pd.DataFrame(rows), warnings
 
 
 def _columns(n_src):
@@ -276,19 +338,27 @@ def _parts(n_src):
     return ["mix"] + [f"s{i + 1}" for i in range(n_src)]
 
 
-def _mix_entry(entry, folder, sample_rate, mode):
-    """Make one mixture unless it exists; returns its length in samples."""
-    files = [Path(folder) / part / f"{entry.name}.wav" for part in _parts(len(entry.paths))]
-    if all(file.is_file() for file in files):
-        return audio.info(files[0])[0]
+def _mix_entry(entry, paths, sample_rate, mode):
+    """Make one mixture; returns its length in samples, or which source is silent, and the files that were read."""
     utterances, levels = zip(*(_utterance(path, sample_rate) for path in entry.paths), strict=True)
-    try:
+    length = {"min": min, "max": max}[mode](map(len, utterances))
+    audible = [utterance[:length].any() for utterance in utterances]
+    if all(audible):
         mixture, sources = mix_utterances(utterances, levels, entry.gains, mode)
-    except UserError as error:
-        raise UserError(f"mixture {entry.name}: {error}") from None
-    for file, signal in zip(files, [mixture, *sources], strict=True):
-        audio.write(file, signal, sample_rate)
-    return len(mixture)
+        # What counts is what is left of it in 16 bits.
+        audible = [np.rint(source / audio.LSB).any() for source in sources]
+    if not all(audible):
+        for path in paths:
+            path.unlink(missing_ok=True)
+        silent = entry.paths[audible.index(False)]
+        seconds = f"{length / sample_rate:.2f} s"
+        remedy = "; --mode max keeps all of it" if mode == "min" else ""
+        return {
+            "silent": f"{silent} is silent in the {seconds} of the mixture{remedy}"
+        }, entry.paths
+    for path, signal in zip(paths, [mixture, *sources], strict=True):
+        audio.write(path, signal, sample_rate)
+    return {"length": len(mixture)}, entry.paths
 
 
 def _utterance(path, sample_rate):

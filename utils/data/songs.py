@@ -10,6 +10,8 @@ from utils.data.datasets import rng_of
 from utils.data.manifest import read_manifest
 from utils.errors import UserError
 
+SONG = ("mixture_path", "source_1_path", "source_2_path")  # mixture, voice, accompaniment
+
 
 class Songs(Dataset):
     """Segments of the songs of a manifest, by key (epoch, index); in training, remixed from stems of several songs.
@@ -20,17 +22,22 @@ class Songs(Dataset):
     Args:
         manifests: folder of the CSVs.
         split: name of the CSV: train or valid.
-        n_src: 2.
+        n_src: 2, or None.
         sample_rate: of the files, in Hz.
         seconds: length of an example; shorter songs are followed by zeros.
         seed: of all that is random.
-        size: keep only so many first songs; None: all.
+        size: use only this number of first songs; None: all.
         channels: 1: examples are mono, the mean of the channels; 2: stereo, a mono file being heard on both.
         segments: training examples a song and epoch.
         remix: share of training examples whose voice and stems come from different songs.
         gain: lowest and highest factor, drawn for the voice and each stem of a training example; null: 1.
         swap: exchange the channels of half of the voices and stems of training examples.
+
+    Raises:
+        UserError: an option is out of its range, or the manifest cannot be used.
     """
+
+    draws = True  # any index is an example, see `utils.data.datasets.epoch_size`
 
     def __init__(
         self,
@@ -47,28 +54,25 @@ class Songs(Dataset):
         gain: tuple[float, float] | None = None,
         swap: bool = False,
     ):
+        _check_options(n_src, channels, segments, remix, gain)
         frame = read_manifest(manifests / f"{split}.csv", 2, absent=True)[:size]
         folder = manifests.resolve()
         stems = [column for column in frame.columns if str(column).startswith("stem_")]
         for column in stems:
-            frame[column] = [
-                str(folder / path) if isinstance(path, str) and path else ""
-                for path in frame[column]
-            ]
-        if channels not in (1, 2) or segments < 1 or not 0 <= remix <= 1:
-            raise UserError(
-                f"data.dataset: channels is {channels} (1, 2), segments {segments} (1 or more), remix {remix} (0 to 1)"
-            )
-        self.rows, self.parts = (
-            frame.to_dict("records"),
-            ["source_1_path", *(stems or ["source_2_path"])],
-        )
-        self.sample_rate, self.seed, self.channels = sample_rate, seed, channels
+            # A song that lacks the stem has an empty cell.
+            cells = frame[column].fillna("")
+            frame[column] = [str(folder / cell) if cell else "" for cell in cells]
+        self.rows = frame.to_dict("records")
+        self.parts = ["source_1_path", *(stems or ["source_2_path"])]
+        self.sample_rate = sample_rate
+        self.seed = seed
+        self.channels = channels
         self.frames = round(seconds * sample_rate)
-        self.segments = segments if split == "train" else 1
-        self.remix, self.gain, self.swap = (
-            (remix, gain, swap) if split == "train" else (0.0, None, False)
-        )
+        in_training = split == "train"
+        self.segments = segments if in_training else 1
+        self.remix = remix if in_training else 0.0
+        self.gain = gain if in_training else None
+        self.swap = swap and in_training
 
     def __len__(self) -> int:
         return len(self.rows) * self.segments
@@ -77,29 +81,31 @@ class Songs(Dataset):
         epoch, index = key
         rng = rng_of(self.seed, epoch, index)
         row = self.rows[index % len(self.rows)]
-        position, name = rng.random(), str(row["mixture_ID"])
+        position = rng.random()
+        name = str(row["mixture_ID"])
         if rng.random() < self.remix:
-            parts = [
-                self._augmented(self._other(column, rng), column, rng.random(), rng)
-                for column in self.parts
-            ]
+            parts = []
+            for column in self.parts:
+                other = self._draw_song(column, rng)
+                parts.append(self._augmented(other, column, rng.random(), rng))
             return self._example(None, parts[0], sum(parts[1:]), f"remix{epoch}_{index}")
         if self.gain or self.swap:
             parts = [self._augmented(row, column, position, rng) for column in self.parts]
             return self._example(None, parts[0], sum(parts[1:]), name)
-        signals = [
-            self._read(row, c, position) for c in ("mixture_path", "source_1_path", "source_2_path")
-        ]
-        return self._example(*signals, name)
+        mixture, voice, accompaniment = (self._read(row, column, position) for column in SONG)
+        return self._example(mixture, voice, accompaniment, name)
 
     def _example(self, mixture, voice, accompaniment, name: str) -> dict:
+        """Of signals (2, frames); without a mixture it is their sum."""
         sources = np.stack([voice, accompaniment])
-        mixture = sources.sum(0) if mixture is None else mixture
+        if mixture is None:
+            mixture = sources.sum(0)
         if self.channels == 1:
-            mixture, sources = mixture.mean(0), sources.mean(1)
+            mixture = mixture.mean(0)
+            sources = sources.mean(1)
         return {"mixture": mixture, "sources": sources, "id": name}
 
-    def _other(self, column: str, rng: np.random.Generator) -> dict:
+    def _draw_song(self, column: str, rng: np.random.Generator) -> dict:
         """A song that has the part, if there is one."""
         having = [row for row in self.rows if row[column]] or self.rows
         return having[rng.integers(len(having))]
@@ -107,25 +113,47 @@ class Songs(Dataset):
     def _augmented(
         self, row: dict, column: str, position: float, rng: np.random.Generator
     ) -> np.ndarray:
-        factor, swapped = rng.uniform(*(self.gain or (1.0, 1.0))), self.swap and rng.random() < 0.5
-        return np.float32(factor) * self._read(row, column, position)[:: -1 if swapped else 1]
+        """(2, frames), with a gain and exchanged channels as drawn."""
+        factor = rng.uniform(*(self.gain or (1.0, 1.0)))
+        # No number is drawn for what is off: the others stay what they are.
+        swapped = self.swap and rng.random() < 0.5
+        signal = self._read(row, column, position)
+        if swapped:
+            signal = signal[::-1]
+        return np.float32(factor) * signal
 
     def _read(self, row: dict, column: str, position: float) -> np.ndarray:
         """(2, frames): from `position` in [0, 1) of the slack of the song; zeros where it has no such part."""
-        signal = np.zeros((2, self.frames), np.float32)
-        if row[column]:
-            length = int(row["length"])
-            start = int(position * (max(length - self.frames, 0) + 1))
-            heard = audio.read(
-                row[column],
-                start,
-                min(self.frames, length - start),
-                self.sample_rate,
-                channels=True,
-            )
-            if len(heard) > 2:
-                raise UserError(
-                    f"{row[column]}: has {len(heard)} channels; songs are mono or stereo"
-                )
-            signal[:, : heard.shape[1]] = heard
-        return signal
+        segment = np.zeros((2, self.frames), np.float32)
+        path = row[column]
+        if not path:
+            return segment
+        length = int(row["length"])
+        slack = max(length - self.frames, 0)
+        start = int(position * (slack + 1))
+        n_read = min(self.frames, length - start)
+        signal = audio.read(path, start, n_read, self.sample_rate, channels=True)
+        if len(signal) > 2:
+            raise UserError(f"{path}: has {len(signal)} channels; songs are mono or stereo")
+        # A mono file is heard on both channels.
+        segment[:, : signal.shape[1]] = signal
+        return segment
+
+
+def _check_options(n_src, channels, segments, remix, gain):
+    if n_src not in (None, 2):
+        raise UserError(
+            f"system.init_args.n_src is {n_src}, but songs have 2 sources: the voice and its accompaniment"
+        )
+    wrong = []
+    if channels not in (1, 2):
+        wrong.append(f"channels is {channels} (1 or 2)")
+    if segments < 1:
+        wrong.append(f"segments is {segments} (1 or more)")
+    if not 0 <= remix <= 1:
+        wrong.append(f"remix is {remix} (0 to 1)")
+    # Written so that NaN is refused, too.
+    if gain is not None and not 0 <= gain[0] <= gain[1] < float("inf"):
+        wrong.append(f"gain is {list(gain)} (the lowest, then the highest factor, 0 or more)")
+    if wrong:
+        raise UserError(f"data.dataset.init_args: {', '.join(wrong)}")

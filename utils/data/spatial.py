@@ -5,7 +5,9 @@ start at a random time, the levels of the reverberant images differ by -5 to 5 d
 30 dB below their sum. There the noise is CHiME-3's; here it is white and different at each microphone, as in SMS-WSJ.
 """
 
+import hashlib
 import io
+import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from torch.utils.data import Dataset
 from utils import files
 from utils.data.datasets import Mixtures, audio, rng_of, segment_of
 from utils.data.manifest import write_manifest
+from utils.data.products import Product, make
 from utils.data.rooms import VERSION, Responses, Room, RoomRules, draw_room, simulate
+from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError
 from utils.stamps import claim
 
@@ -66,29 +70,26 @@ def make_rooms(
         | {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(rules).items()},
     )
     files.remove_leftovers(folder)
-    jobs = [
-        (folder / f"{index:05d}.npz", rules, n_src, sample_rate, (seed, index))
-        for index in range(n_rooms)
-    ]
-    rows = files.parallel(_make_room, jobs, n_jobs, f"rooms {folder.name}")
+    products = []
+    for index in range(n_rooms):
+        path = folder / f"{index:05d}.npz"
+        arguments = (path, rules, n_src, sample_rate, (seed, index))
+        products.append(Product(path.stem, None, (path,), arguments))
+    results = make(_make_room, products, folder, n_jobs, f"rooms {folder.name}")
+    rows = []
+    for product, result in zip(products, results, strict=True):
+        rows.append({"path": str(product.paths[0]), **result})
     return pd.DataFrame(rows)
 
 
 def _make_room(path, rules, n_src, sample_rate, key):
-    if path.is_file():
-        room, _ = load_room(path)
-    else:
-        room = draw_room(rules, n_src, rng_of(*key))
-        responses = simulate(room, sample_rate)
-        arrays = vars(room) | vars(responses)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        files.write_bytes(path, buffer.getbuffer())
-    return {
-        "path": str(path),
-        "t60": round(room.t60, 4),
-        "size": " ".join(f"{side:.3f}" for side in room.size),
-    }
+    room = draw_room(rules, n_src, rng_of(*key))
+    responses = simulate(room, sample_rate)
+    buffer = io.BytesIO()
+    np.savez(buffer, **vars(room), **vars(responses))
+    files.write_bytes(path, buffer.getbuffer())
+    size = " ".join(f"{side:.3f}" for side in room.size)
+    return {"t60": round(float(room.t60), 4), "size": size}, []
 
 
 def load_room(path: str | Path) -> tuple[Room, Responses]:
@@ -125,16 +126,19 @@ def mix_in_room(
         the mixture (mic, time), as long as the longest recording; the images at the first microphone (source, time) by
         name; the levels in dB that were drawn. All have one gain, which puts the largest sample at 0.9.
     """
+    # Each recording starts at random, as far as the longest one leaves room.
     frames = max(map(len, dry))
     placed = np.zeros((len(dry), frames), np.float32)
     for source, signal in zip(placed, dry, strict=True):
         start = rng.integers(frames - len(signal) + 1)
         source[start : start + len(signal)] = signal - signal.mean()
     images = _convolve(placed[None], responses.full, frames)
+    # Levels of the reverberant images, relative to the first source.
     levels = np.r_[0.0, rng.uniform(*rules.level, len(dry) - 1)]
     power = np.square(images).mean((0, 2))
     gains = 10 ** (levels / 20) / np.sqrt(np.maximum(power, 1e-20))
     mixture = np.einsum("mst,s->mt", images, gains)
+    # White noise, independent at each microphone, at a distance from the images' sum.
     noise = rng.uniform(*rules.noise)
     scale = np.sqrt(np.square(mixture[0]).mean() / 10 ** (noise / 10))
     mixture = mixture + scale * rng.standard_normal(mixture.shape)
@@ -145,6 +149,7 @@ def mix_in_room(
     for name in references:
         image = images[0] if name == "reverberant" else _convolve(placed, kinds[name][0], frames)
         kept[name] = image * gains[:, None]
+    # One gain for all, so that mixture and images keep their relations.
     gain = PEAK / max(np.abs(signals).max() for signals in (mixture, *kept.values()))
     drawn = {f"level_{k}": round(float(level), 3) for k, level in enumerate(levels, 1)}
     drawn["noise"] = round(float(noise), 3)
@@ -185,6 +190,8 @@ class SpatialMixtures(Dataset):
         shuffle_mics: order the microphones anew each time, so that any is the first.
     """
 
+    draws = True  # any index is an example, see `utils.data.datasets.epoch_size`
+
     def __init__(
         self,
         manifests: Path,
@@ -200,7 +207,7 @@ class SpatialMixtures(Dataset):
         shuffle_mics: bool = True,
     ):
         sources, rooms = (
-            read_table(manifests / f"{split}_{name}.csv") for name in ("sources", "rooms")
+            read_listed(manifests / f"{split}_{name}.csv") for name in ("sources", "rooms")
         )
         self.speakers = [rows.to_dict("records") for _, rows in sources.groupby("speaker")]
         self.rooms = rooms["path"].tolist()
@@ -300,8 +307,12 @@ class ArrayMixtures(Mixtures):
         return {"mixture": mixture, "sources": sources, "id": str(row["mixture_ID"])}
 
 
-def read_table(csv: Path) -> pd.DataFrame:
-    """A CSV with a column path (relative to it or absolute); a `UserError` if stage 1 has not made it."""
+def read_listed(csv: Path) -> pd.DataFrame:
+    """A list of recordings or rooms, with absolute paths in the column path.
+
+    Raises:
+        UserError: stage 1 has not made it; it is no CSV.
+    """
     if not csv.is_file() and (csv.parent / "train.csv").is_file():
         raise UserError(
             f"{csv.parent} lists finished mixtures: train with "
@@ -309,8 +320,7 @@ def read_table(csv: Path) -> pd.DataFrame:
         )
     if not csv.is_file():
         raise UserError(f"there is no {csv}: run stage 1 first")
-    strings = dict.fromkeys(("speaker", "path", "size", "text"), str)
-    frame = pd.read_csv(csv, dtype=strings, keep_default_na=False, na_values=[""])
+    frame = read_numbers(read_table(csv))
     frame["path"] = [str(csv.parent / path) for path in frame["path"]]
     return frame
 
@@ -340,11 +350,24 @@ def write_test_set(
         raise UserError(
             f"the test set has {len(by_speaker)} speakers; mixtures of {n_src} need as many"
         )
-    jobs = [
-        (folder, f"{i:04d}", by_speaker, path, n_src, sample_rate, (seed, i))
-        for i, path in enumerate(rooms["path"])
-    ]
-    rows = files.parallel(_write_mixture, jobs, n_jobs, f"test set {folder.name}")
+    # Everything that decides what is drawn, without the place.
+    listed = recordings.assign(path=[os.path.relpath(path, folder) for path in recordings["path"]])
+    digest = hashlib.sha256(os.fsencode(listed.to_csv(index=False))).hexdigest()
+    products = []
+    for index, room in enumerate(rooms["path"]):
+        name = f"{index:04d}"
+        key = (seed, index)
+        paths = [folder / "mix" / f"{name}.wav"]
+        for reference in REFERENCES:
+            paths += [folder / reference / f"{name}_s{k}.wav" for k in range(1, n_src + 1)]
+        arguments = (tuple(paths), by_speaker, room, n_src, sample_rate, key)
+        settings = [digest, n_src, sample_rate, seed, os.path.relpath(room, folder)]
+        products.append(Product(name, settings, tuple(paths), arguments))
+    results = make(_write_mixture, products, folder, n_jobs, f"test set {folder.name}")
+    rows = []
+    for product, result in zip(products, results, strict=True):
+        row = {"mixture_ID": product.name, "mixture_path": str(product.paths[0])}
+        rows.append(row | result)
     for reference in REFERENCES:
         frame = pd.DataFrame(rows)
         for k in range(1, n_src + 1):
@@ -354,7 +377,8 @@ def write_test_set(
         write_manifest(frame, manifests / f"test_{n_src}spk{suffix}.csv")
 
 
-def _write_mixture(folder, name, by_speaker, room_path, n_src, sample_rate, key):
+def _write_mixture(paths, by_speaker, room_path, n_src, sample_rate, key):
+    """Write a mixture and its images; returns its columns of the manifest, and the files that were read."""
     rng = rng_of(*key)
     room, responses = load_room(room_path)
     chosen = [by_speaker[k] for k in rng.choice(len(by_speaker), n_src, replace=False)]
@@ -363,22 +387,13 @@ def _write_mixture(folder, name, by_speaker, room_path, n_src, sample_rate, key)
     mixture, images, drawn = mix_in_room(
         dry, responses, sample_rate, rng, MixingRules(), REFERENCES
     )
-    files = {folder / "mix" / f"{name}.wav": mixture}
-    for reference, signals in images.items():
-        files |= {
-            folder / reference / f"{name}_s{k}.wav": signal for k, signal in enumerate(signals, 1)
-        }
-    for path, signal in files.items():
-        if not path.is_file():
-            audio.write(path, signal, sample_rate)
-    described = {
-        "mixture_ID": name,
-        "mixture_path": str(folder / "mix" / f"{name}.wav"),
-        "length": mixture.shape[1],
-    }
-    described |= {"t60": round(room.t60, 4)} | drawn
+    signals = [mixture, *(image for reference in REFERENCES for image in images[reference])]
+    for path, signal in zip(paths, signals, strict=True):
+        audio.write(path, signal, sample_rate)
+    described = {"length": mixture.shape[1], "t60": round(room.t60, 4), **drawn}
     for k, (row, distance) in enumerate(zip(rows, room.distances()[0], strict=True), 1):
-        described |= {f"distance_{k}": round(float(distance), 3), f"speaker_{k}": row["speaker"]}
-        if isinstance(row.get("text"), str):
+        described[f"distance_{k}"] = round(float(distance), 3)
+        described[f"speaker_{k}"] = row["speaker"]
+        if row.get("text"):
             described[f"text_{k}"] = row["text"]
-    return described
+    return described, [Path(room_path), *(Path(row["path"]) for row in rows)]

@@ -5,10 +5,14 @@ import contextlib
 import ctypes
 import dataclasses
 import random
+from pathlib import Path
 
 import espeakng_loader
 import numpy as np
 import soxr
+
+from utils.data import audio
+from utils.data.products import Product, make
 
 # Constants of speak_lib.h, the public C interface of espeak-ng.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -88,11 +92,32 @@ def synthesise(text, speaker, sample_rate):
             espeak.espeak_SetParameter(parameter, value, 0)
         data = text.encode()
         espeak.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _CHARS_UTF8, None, None)
-    audio = np.concatenate(chunks).astype(np.float64)
-    audible = np.flatnonzero(np.abs(audio) > 0.01 * np.abs(audio).max())
-    audio = audio[audible[0] : audible[-1] + 1]
-    audio = soxr.resample(audio, espeak_rate * speaker.tract, sample_rate)
-    return (0.5 * audio / np.abs(audio).max()).astype(np.float32)
+    signal = np.concatenate(chunks).astype(np.float64)
+    audible = np.flatnonzero(np.abs(signal) > 0.01 * np.abs(signal).max())
+    signal = signal[audible[0] : audible[-1] + 1]
+    signal = soxr.resample(signal, espeak_rate * speaker.tract, sample_rate)
+    return (0.5 * signal / np.abs(signal).max()).astype(np.float32)
+
+
+def write_sentences(jobs, folder, sample_rate, n_jobs):
+    """Speak sentences into files; those that are there are kept.
+
+    Args:
+        jobs: `(name, text, speaker)` of each, the name of a WAV file relative to `folder`.
+        folder, sample_rate, n_jobs: where to, in Hz, processes.
+    """
+    folder = Path(folder)
+    products = []
+    for name, text, speaker in jobs:
+        settings = {"text": text, "speaker": dataclasses.asdict(speaker), "rate": sample_rate}
+        path = folder / name
+        products.append(Product(name, settings, (path,), (path, text, speaker, sample_rate)))
+    make(_write_sentence, products, folder, n_jobs, "synthesising speech")
+
+
+def _write_sentence(path, text, speaker, sample_rate):
+    audio.write(path, synthesise(text, speaker, sample_rate), sample_rate)
+    return None, []
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from local_models.system import System, without_offset
+from local_models.system import System
 from utils.errors import UserError
 
 
@@ -33,28 +33,6 @@ class Blocks:
             )
         if self.batch < 1:
             raise UserError(f"--batch {self.batch}: at least 1")
-
-
-def separate_long(
-    system: System,
-    mixture: torch.Tensor,
-    segment: float = 20.0,
-    overlap: float = 4.0,
-    batch: int = 2,
-) -> torch.Tensor:
-    """Separate a signal of any length in overlapping segments, a few of them at a time on the system's device.
-
-    Args:
-        mixture: (batch, time) or, for a system of several microphones, (batch, mic, time), at the system's rate.
-        segment, overlap, batch: see `Blocks`. A quarter of the overlap at the ends of a segment is not used: a system
-            that hears no more than that to each side of a sample gives what it would give for the whole.
-
-    Returns:
-        (batch, source, [channel,] time), on the CPU.
-    """
-    stitcher = Stitcher(system, Blocks(segment, overlap, batch), related=False)
-    whole = without_offset(mixture.cpu())
-    return torch.cat([*stitcher.push(whole), *stitcher.finish()], dim=-1)
 
 
 class Stitcher:
@@ -88,7 +66,8 @@ class Stitcher:
 
     def finish(self) -> Iterator[torch.Tensor]:
         """The rest. The last segment is as long as the others: it begins earlier. Nothing if there was no input."""
-        yield from self._segments(self._waiting(), max(1, self._waiting()))
+        waiting = self._waiting()
+        yield from self._segments(waiting, max(1, waiting))
         total = 0 if self.signal is None else self.signal.shape[-1]
         if total:
             start = max(total - self.length, 0)
@@ -121,10 +100,6 @@ class Stitcher:
         estimates = torch.cat(
             [self.system.separate_centred(r.to(self.system.device)).float().cpu() for r in rows]
         )
-        if not estimates.isfinite().all():
-            raise UserError(
-                "the model's estimates are not finite numbers: its training has gone wrong"
-            )
         return estimates.unflatten(0, segments.shape[:2])
 
     def _join(self, estimates: torch.Tensor) -> torch.Tensor:
@@ -146,9 +121,10 @@ class Stitcher:
 
 def _order(wanted: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """The order of the rows of `given` (source, ...) that fits `wanted` best, by the sum of their inner products."""
-    return torch.as_tensor(
-        linear_sum_assignment(-(wanted.flatten(1) @ given.flatten(1).T).numpy())[1]
-    )
+    products = wanted.flatten(1) @ given.flatten(1).T
+    # An estimate that is not finite fits nothing; the assignment itself refuses such numbers.
+    products = products.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.as_tensor(linear_sum_assignment(-products.numpy())[1])
 
 
 def _envelopes(estimates: torch.Tensor) -> torch.Tensor:

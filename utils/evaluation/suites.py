@@ -36,7 +36,7 @@ class Scored:
     row: dict
     """Of all_metrics.csv."""
     estimates: np.ndarray
-    """In the order of the sources."""
+    """(source, channel, time), in the order of the sources."""
     files: dict[str, str] = field(default_factory=dict)
     """JSON texts to be kept beside the table, by the name of their folder."""
 
@@ -45,7 +45,9 @@ class Scored:
 class Suite:
     name: str
     score: Callable[..., Scored]
-    """(mixture, sources, estimates, sample_rate, extra, oracle) to `Scored`; shapes as in scoring.py."""
+    """(mixture, sources, estimates, sample_rate, extra, oracle) to `Scored`; shapes as in scoring.py.
+
+    A ValueError says that the suite cannot score such signals."""
     summary: Callable[[pd.DataFrame], dict]
     """The rows of a set to what final_metrics.json says about it."""
     primary: str
@@ -69,54 +71,75 @@ class Suite:
 # ---- speech: SI-SDR, in the best order of the estimates
 
 
+def _only_channel(signals: np.ndarray) -> np.ndarray:
+    """(source, 1, time) to (source, time)."""
+    if signals.shape[1] != 1:
+        raise ValueError(
+            f"it scores one channel, but the sources have {signals.shape[1]}: use --suite music, or "
+            "give sources of one channel"
+        )
+    return signals[:, 0]
+
+
 def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
-    """Scores in dB of estimates (source, time); means over the sources that have a score, then one at a time."""
+    """Scores in dB; means over the sources that have a score, then one at a time."""
+    sources = _only_channel(sources)
+    estimates = _only_channel(estimates)
+    mixture = mixture[0]
     order = match(estimates, sources)
-    estimates, mixture = estimates[order], mixture if mixture.ndim == 1 else mixture[0]
+    estimates = estimates[order]
+    silent_mixture = np.ptp(mixture) == 0
+    input_si_sdr = np.full(len(sources), np.nan)
+    if not silent_mixture:
+        input_si_sdr = si_sdr(mixture[None], sources)
     by_source = {
-        "input_si_sdr": si_sdr(mixture[None], sources)
-        if np.ptp(mixture) > 0
-        else np.full(len(sources), np.nan),
+        "input_si_sdr": input_si_sdr,
         "si_sdr": si_sdr(estimates, sources),
         "snr": snr(estimates, sources),
     }
-    by_source["si_sdri"] = by_source["si_sdr"] - by_source["input_si_sdr"]
+    # Improvements over the unprocessed mixture.
+    by_source["si_sdri"] = by_source["si_sdr"] - input_si_sdr
     if oracle is not None:
-        by_source["oracle_si_sdr"] = si_sdr(oracle, sources)
-        by_source["oracle_si_sdri"] = by_source["oracle_si_sdr"] - by_source["input_si_sdr"]
+        by_source["oracle_si_sdr"] = si_sdr(oracle[:, 0], sources)
+        by_source["oracle_si_sdri"] = by_source["oracle_si_sdr"] - input_si_sdr
     by_source |= _speech_extra(mixture, sources, estimates, sample_rate, extra)
     scored = ~np.isnan(by_source["si_sdr"])
     row = {name: mean(values) for name, values in by_source.items()}
-    row |= {
-        "inverted": int(inverted(estimates, sources)[scored].sum()),
-        "sources": len(sources),
-        "silent_sources": int((~scored).sum()),
-        "silent_mixture": int(np.ptp(mixture) == 0),
-        "failed_estimates": int((by_source["si_sdr"] <= -LIMIT).sum()),
-    }
-    row |= {
-        f"{name}_{k}": float(x)
-        for name, values in by_source.items()
-        for k, x in enumerate(values, 1)
-    }
-    return Scored(row | {"permutation": " ".join(str(k + 1) for k in order)}, estimates)
+    row["inverted"] = int(inverted(estimates, sources)[scored].sum())
+    row["sources"] = len(sources)
+    row["silent_sources"] = int((~scored).sum())
+    row["silent_mixture"] = int(silent_mixture)
+    row["failed_estimates"] = int((by_source["si_sdr"] <= -LIMIT).sum())
+    row |= numbered(by_source)
+    row["permutation"] = " ".join(str(k + 1) for k in order)
+    return Scored(row, estimates[:, None])
+
+
+def numbered(by_source: dict[str, np.ndarray]) -> dict[str, float]:
+    """Scores of the sources as columns: NAME_1, NAME_2, ..."""
+    columns = {}
+    for name, values in by_source.items():
+        for k, value in enumerate(values, 1):
+            columns[f"{name}_{k}"] = float(value)
+    return columns
 
 
 def _speech_extra(mixture, sources, estimates, sample_rate, extra) -> dict[str, np.ndarray]:
-    found = {}
-    if "sdr" in extra or "bss_eval" in extra:
-        if "bss_eval" in extra:
-            found["sdr"], found["sir"], found["sar"], _ = bss_eval(
-                estimates, sources, permute=False
-            )
-        else:
-            found["sdr"] = sdr(estimates, sources)
-        found["sdri"] = found["sdr"] - sdr(np.broadcast_to(mixture, sources.shape), sources)
-    for name in {"stoi", "estoi"} & {*extra}:
-        found[name] = stoi(estimates, sources, sample_rate, extended=name == "estoi")
+    """Metrics on demand, of signals (source, time) in the order of the sources."""
+    scores = {}
+    if "bss_eval" in extra:
+        scores["sdr"], scores["sir"], scores["sar"], _ = bss_eval(estimates, sources, permute=False)
+    elif "sdr" in extra:
+        scores["sdr"] = sdr(estimates, sources)
+    if "sdr" in scores:
+        unprocessed = np.broadcast_to(mixture, sources.shape)
+        scores["sdri"] = scores["sdr"] - sdr(unprocessed, sources)
+    for name in ("stoi", "estoi"):
+        if name in extra:
+            scores[name] = stoi(estimates, sources, sample_rate, extended=name == "estoi")
     if "pesq" in extra:
-        found["pesq"] = pesq(estimates, sources, sample_rate)
-    return found
+        scores["pesq"] = pesq(estimates, sources, sample_rate)
+    return scores
 
 
 def mean(values: np.ndarray) -> float:
@@ -127,93 +150,88 @@ def mean(values: np.ndarray) -> float:
 
 def statistics(scores: pd.DataFrame, names) -> dict:
     """{mean, median, standard_error} of the columns that are there."""
-    present = {name: scores[name].dropna() for name in names if name in scores}
-    return {
-        n: {"mean": v.mean(), "median": v.median(), "standard_error": v.sem()}
-        for n, v in present.items()
-    }
+    result = {}
+    for name in names:
+        if name in scores:
+            values = scores[name].dropna()
+            result[name] = {
+                "mean": values.mean(),
+                "median": values.median(),
+                "standard_error": values.sem(),
+            }
+    return result
 
 
 def _speech_summary(scores: pd.DataFrame) -> dict:
-    names = ("si_sdri", "si_sdr", "input_si_sdr", "snr", "oracle_si_sdri", "oracle_si_sdr")
-    result = statistics(scores, names + ("sdr", "sdri", "sir", "sar", "stoi", "estoi", "pesq"))
+    names = ["si_sdri", "si_sdr", "input_si_sdr", "snr", "oracle_si_sdri", "oracle_si_sdr"]
+    names += ["sdr", "sdri", "sir", "sar", "stoi", "estoi", "pesq"]
+    result = statistics(scores, names)
+    # Silent sources have no score.
     scored = (scores.sources - scores.silent_sources).sum()
     result["share_below_0_db"] = float((scores.si_sdr.dropna() < 0).mean())
     result["inverted_share"] = float(scores.inverted.sum() / scored) if scored else float("nan")
-    return result | {
-        name: int(scores[name].sum())
-        for name in ("silent_sources", "silent_mixture", "failed_estimates")
-    }
+    for name in ("silent_sources", "silent_mixture", "failed_estimates"):
+        result[name] = int(scores[name].sum())
+    return result
 
 
 # ---- universal sounds: the official score of FUSS
 
 
 def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
-    """Slots (source, time), silent ones being all zeros; the mixture that counts is their sum, as officially."""
+    """Silent slots are all zeros; the mixture that counts is the sum of the slots, as officially."""
+    sources = _only_channel(sources)
+    estimates = _only_channel(estimates)
     clip = fuss.clip_score(estimates, sources, sources.sum(axis=0))
-    silent = np.zeros(
-        (max(len(clip.order) - len(estimates), 0), estimates.shape[-1]), estimates.dtype
-    )
-    ordered = np.concatenate([estimates, silent])[clip.order][: len(sources)]
-    rates = pd.DataFrame(
-        [
-            spectral_holes(*pair)
-            for *pair, counts in zip(ordered, sources, clip.pairs, strict=False)
-            if counts
-        ],
-        columns=HOLES,
-    )
-    row = (
-        fuss.row(clip)
-        | rates.mean().to_dict()
-        | {"permutation": " ".join(str(k + 1) for k in clip.order)}
-    )
-    return Scored(row, ordered)
+    # The order may name slots of silence that were added to the estimates.
+    n_added = max(len(clip.order) - len(estimates), 0)
+    added = np.zeros((n_added, estimates.shape[-1]), estimates.dtype)
+    ordered = np.concatenate([estimates, added])[clip.order][: len(sources)]
+    rates = []
+    for estimate, source, counts in zip(ordered, sources, clip.pairs, strict=False):
+        if counts:
+            rates.append(spectral_holes(estimate, source))
+    row = fuss.row(clip)
+    row |= pd.DataFrame(rates, columns=HOLES).mean().to_dict()
+    row["permutation"] = " ".join(str(k + 1) for k in clip.order)
+    return Scored(row, ordered[:, None])
 
 
 def _fuss_summary(scores: pd.DataFrame) -> dict:
-    result = fuss.summary(scores) | statistics(scores, HOLES)
+    result = {**fuss.summary(scores), **statistics(scores, HOLES)}
+    # Over mixtures, while the official mean is over pairs of sources.
     improvement = scores.msi[scores.pairs > 0]
-    result["msi"] |= {"median": improvement.median(), "standard_error": improvement.sem()}
-    return result | {
-        "share_below_0_db": float((improvement < 0).mean()),
-        "silent_mixture": result["skipped"],
-    }
+    result["msi"]["median"] = improvement.median()
+    result["msi"]["standard_error"] = improvement.sem()
+    result["share_below_0_db"] = float((improvement < 0).mean())
+    result["silent_mixture"] = result["skipped"]
+    return result
 
 
 # ---- music: BSS Eval v4 of stems that have names
 
 
 def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
-    """Stems (source, channel, time) or mono (source, time); the first one is the target, usually the vocals."""
-    mixture = mixture if mixture.ndim == sources.ndim - 1 else mixture[0]
+    """The first stem is the target, usually the vocals."""
+    mixture = mixture[: sources.shape[1]]
     unprocessed = np.broadcast_to(mixture, sources.shape)
     frames = bss_eval_v4.frame_scores(estimates, sources, sample_rate)
     frames_input = bss_eval_v4.frame_sdr(unprocessed, sources, sample_rate)
     by_source = bss_eval_v4.track_medians(frames)
     share = by_source.pop("nan_share")
     # Of a song without one of its stems uSDR is -100 dB for this and up to 100 for the other: nothing for a mean.
-    complete = sources.any(axis=tuple(range(1, sources.ndim))).all()
+    complete = sources.any(axis=(1, 2)).all()
     usdr = np.where(complete, bss_eval_v4.usdr(estimates, sources), np.nan)
     by_source |= {"usdr": usdr, "sdr_mean": _row_means(frames["sdr"])}
     by_source["input_sdr"] = bss_eval_v4.track_medians({"sdr": frames_input})["sdr"]
     if "gnsdr" in extra:
         by_source |= _karaoke(mixture, sources, estimates)
-    row = {"nan_share": float(share[0])}
-    row |= {
-        f"{name}_{k}": float(x)
-        for name, values in by_source.items()
-        for k, x in enumerate(values, 1)
-    }
-    names = (
-        ["vocals", "accompaniment"]
-        if len(sources) == 2
-        else [f"source {k + 1}" for k in range(len(sources))]
-    )
-    return Scored(
-        row, estimates, {"museval/test": json.dumps(bss_eval_v4.museval_json(frames, names))}
-    )
+    row = {"nan_share": float(share[0])} | numbered(by_source)
+    names = [f"source {k + 1}" for k in range(len(sources))]
+    if len(sources) == 2:
+        names = ["vocals", "accompaniment"]
+    museval = json.dumps(bss_eval_v4.museval_json(frames, names))
+    return Scored(row, estimates, {"museval/test": museval})
 
 
 def _row_means(frames: np.ndarray) -> np.ndarray:
@@ -222,42 +240,32 @@ def _row_means(frames: np.ndarray) -> np.ndarray:
 
 def _karaoke(mixture, sources, estimates) -> dict[str, np.ndarray]:
     """BSS Eval v3 of mono clips; NSDR is the improvement of the SDR over the mixture's."""
-    if sources.ndim == 3:
+    if sources.shape[1] != 1:
         raise ValueError("GNSDR, GSIR and GSAR are defined for mono")
-    found = dict(
-        zip(
-            ("v3_sdr", "v3_sir", "v3_sar"),
-            bss_eval(estimates, sources, permute=False)[:3],
-            strict=True,
-        )
-    )
-    return found | {
-        "v3_nsdr": found["v3_sdr"] - sdr(np.broadcast_to(mixture, sources.shape), sources)
-    }
+    sources = sources[:, 0]
+    ratios = bss_eval(estimates[:, 0], sources, permute=False)
+    scores = dict(zip(("v3_sdr", "v3_sir", "v3_sar"), ratios[:3], strict=True))
+    unprocessed = np.broadcast_to(mixture[0], sources.shape)
+    scores["v3_nsdr"] = scores["v3_sdr"] - sdr(unprocessed, sources)
+    return scores
 
 
 def _music_summary(scores: pd.DataFrame) -> dict:
-    kinds = (
-        "sdr",
-        "isr",
-        "sir",
-        "sar",
-        "usdr",
-        "sdr_mean",
-        "input_sdr",
-        "v3_sdr",
-        "v3_sir",
-        "v3_sar",
-    )
+    kinds = {"sdr", "isr", "sir", "sar", "usdr", "sdr_mean", "input_sdr"}
+    kinds |= {"v3_sdr", "v3_sir", "v3_sar"}
+    # Columns are named KIND_k, for source k.
     result = statistics(scores, [name for name in scores if name.rpartition("_")[0] in kinds])
-    for k in (1, 2):  # means weighted by length: GNSDR, GSIR, GSAR
-        for name in [name for name in ("nsdr", "sir", "sar") if f"v3_{name}_{k}" in scores]:
-            known = scores[scores[f"v3_{name}_{k}"].notna()]
-            result[f"g{name}_{k}"] = float(
-                (known[f"v3_{name}_{k}"] * known.length).sum() / known.length.sum()
-            )
+    # GNSDR, GSIR, GSAR: means over the clips, weighted by their length.
+    for k in (1, 2):
+        for name in ("nsdr", "sir", "sar"):
+            column = f"v3_{name}_{k}"
+            if column in scores:
+                known = scores[scores[column].notna()]
+                weighted = (known[column] * known.length).sum()
+                result[f"g{name}_{k}"] = float(weighted / known.length.sum())
     result["nan_share"] = float(scores.nan_share.mean())
-    return result | {"share_below_0_db": float((scores.sdr_1.dropna() < 0).mean())}
+    result["share_below_0_db"] = float((scores.sdr_1.dropna() < 0).mean())
+    return result
 
 
 SUITES = {

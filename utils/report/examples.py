@@ -2,7 +2,7 @@
 
 import base64
 import io
-import json
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image
 
 from utils.data import audio
 from utils.errors import UserError
+from utils.files import read_json
 from utils.report.experiments import Entry, best
 
 SECONDS = (12, 10, 8, 6)  # tried in turn; songs are longer
@@ -86,12 +87,13 @@ class Gallery:
     @property
     def size(self) -> int:
         """Bytes of its audio in the page."""
-        clips = [
-            clip
-            for e in self.examples
-            for clip in (e.mixture, *e.references, *sum(e.estimates.values(), []))
-        ]
-        return sum(len(clip.audio) for clip in clips)
+        total = 0
+        for example in self.examples:
+            clips = [example.mixture, *example.references]
+            for estimates in example.estimates.values():
+                clips += estimates
+            total += sum(len(clip.audio) for clip in clips)
+        return total
 
 
 def gallery(entries: list[Entry], budget: float) -> Gallery | None:
@@ -104,64 +106,78 @@ def gallery(entries: list[Entry], budget: float) -> Gallery | None:
     Returns:
         None where no audio was kept.
     """
-    metrics = {e.folder: _metrics(e) for e in entries if e.kind != "mixture"}
-    chosen = best([e for e in entries if metrics.get(e.folder)])
+    metrics = {entry.folder: _metrics(entry) for entry in entries if entry.kind != "mixture"}
+    with_examples = [entry for entry in entries if metrics.get(entry.folder)]
+    chosen = best(with_examples)
     if chosen is None:
         return None
     ranked = _ranked(metrics[chosen.folder], chosen.suite.primary)
     columns = []
     for kind, number in (("oracle", 1), ("classic", 1), ("system", None)):
-        columns += [e for e in entries if e.kind == kind and metrics[e.folder]][:number]
+        columns += [entry for entry in with_examples if entry.kind == kind][:number]
     folders = [chosen.evaluation / "examples" / name for _, name in ranked]
     try:
         headers = [_header(folder) for folder in folders]
-        n_src, (_, _, rate, channels) = max(n for _, n, *_ in headers), headers[0]
-        lengths = [frames / rate for frames, *_ in headers]
+        n_src = max(header.n_src for header in headers)
+        rate = headers[0].rate
+        channels = headers[0].channels
+        lengths = [header.frames / rate for header in headers]
         plan = make_plan(lengths, n_src, rate, channels, len(columns), budget)
         shown = _first(columns, chosen, plan.systems)
         examples = [_example(rank, name, chosen, shown, metrics, plan) for rank, name in ranked]
     except UserError as error:
         chosen.problems.append(f"examples of {chosen.name}: {error}")
         return None
-    left_out = [e for e in columns if all(e is not s for s in shown)]
-    return Gallery(
-        chosen, len(metrics[chosen.folder]), shown, left_out, plan, rate, channels, examples
-    )
+    left_out = [entry for entry in columns if all(entry is not other for other in shown)]
+    number = len(metrics[chosen.folder])
+    return Gallery(chosen, number, shown, left_out, plan, rate, channels, examples)
 
 
 def _metrics(entry: Entry) -> dict[str, dict]:
     """metrics.json by the name of the example's folder."""
-    found = {}
+    metrics = {}
     for path in sorted((entry.evaluation / "examples").glob("ex_*/metrics.json")):
         try:
-            found[path.parent.name] = json.loads(path.read_text())
-        except ValueError as error:
+            metrics[path.parent.name] = read_json(path, "stage 4 writes it again")
+        except UserError as error:
             entry.problems.append(
                 f"{entry.name}: example {path.parent.name} cannot be used ({error})"
             )
-    return found
+    return metrics
 
 
 def _ranked(metrics: dict[str, dict], primary: str) -> list[tuple[str, str]]:
     """(rank, name) of the best, the median and the worst; fewer if there are fewer."""
-    known = {
-        name: values[primary] for name, values in metrics.items() if values.get(primary) is not None
-    }
-    names = sorted(known, key=lambda name: -known[name]) or sorted(metrics)
-    places = {"best": 0, "median": len(names) // 2, "worst": len(names) - 1}
-    if len(names) < 3:
-        places = {"best": 0, "worst": 1} if len(names) == 2 else {"only": 0}
-    return [(rank, names[place]) for rank, place in places.items()]
+    scores = {}
+    for name, values in metrics.items():
+        if isinstance(values.get(primary), int | float):
+            scores[name] = values[primary]
+    names = sorted(scores, key=lambda name: -scores[name]) or sorted(metrics)
+    if len(names) == 1:
+        return [("only", names[0])]
+    if len(names) == 2:
+        return [("best", names[0]), ("worst", names[1])]
+    return [("best", names[0]), ("median", names[len(names) // 2]), ("worst", names[-1])]
 
 
-def _header(folder: Path) -> tuple[int, int, int, int]:
-    """Frames, number of sources, sample rate, channels to be played: two of stereo sources, else one."""
+@dataclass(frozen=True)
+class Header:
+    """Of the files of an example."""
+
+    frames: int
+    n_src: int
+    rate: int
+    channels: int
+    """To be played: two of stereo sources, else one."""
+
+
+def _header(folder: Path) -> Header:
     frames, rate, channels = audio.info(folder / "mixture.wav")
     n_src = 0
     while (folder / f"s{n_src + 1}.wav").is_file():
         n_src += 1
-    stereo = channels == 2 and n_src and audio.info(folder / "s1.wav")[2] == 2
-    return frames, n_src, rate, 2 if stereo else 1
+    stereo = channels == 2 and n_src > 0 and audio.info(folder / "s1.wav")[2] == 2
+    return Header(frames, n_src, rate, 2 if stereo else 1)
 
 
 def _first(columns: list[Entry], chosen: Entry, number: int) -> list[Entry]:
@@ -190,13 +206,22 @@ def make_plan(
         seconds = sum(min(length, plan.seconds) for length in lengths)
         return signals * seconds * plan.rate * plan.channels * 2 * FLAC * BASE64
 
+    # From the best quality to the least, with every length of each.
     full = Plan(SECONDS[0], channels, rate, systems)
     mono = replace(full, channels=1)
-    qualities = dict.fromkeys((full, mono, replace(mono, rate=min(rate, LOW_RATE))))
-    plans = [replace(quality, seconds=seconds) for quality in qualities for seconds in SECONDS]
-    plans += [replace(plans[-1], seconds=seconds) for seconds in SHORT]
-    plans += [replace(plans[-1], systems=number) for number in range(systems - 1, 0, -1)]
-    return next((plan for plan in plans if size(plan) <= budget), plans[-1])
+    low = replace(mono, rate=min(rate, LOW_RATE))
+    plans = []
+    for quality in dict.fromkeys((full, mono, low)):
+        for seconds in SECONDS:
+            plans.append(replace(quality, seconds=seconds))
+    for seconds in SHORT:
+        plans.append(replace(low, seconds=seconds))
+    for number in range(systems - 1, 0, -1):
+        plans.append(replace(low, seconds=SHORT[-1], systems=number))
+    for plan in plans:
+        if size(plan) <= budget:
+            return plan
+    return plans[-1]
 
 
 # ---- signals
@@ -211,20 +236,22 @@ def _example(
     plan: Plan,
 ) -> Example:
     """Clips of one example."""
-    folder, own = chosen.evaluation / "examples" / name, metrics[chosen.folder][name]
-    frames, n_src, rate, _ = _header(folder)
-    numbers = range(1, n_src + 1)
-    length = min(frames, round(plan.seconds * rate))
-    start = (
-        loudest([audio.read(folder / f"s{k}.wav", channels=True) for k in numbers], length)
-        if n_src
-        else 0
-    )
+    folder = chosen.evaluation / "examples" / name
+    header = _header(folder)
+    rate = header.rate
+    numbers = range(1, header.n_src + 1)
+    length = min(header.frames, round(plan.seconds * rate))
+    start = 0
+    if numbers:
+        signals = [audio.read(folder / f"s{k}.wav", channels=True) for k in numbers]
+        start = loudest(signals, length)
 
     def load(path):
         return _playable(audio.read(path, start, length, channels=True), rate, plan)
 
-    mixture, sources = load(folder / "mixture.wav"), [load(folder / f"s{k}.wav") for k in numbers]
+    mixture = load(folder / "mixture.wav")
+    sources = [load(folder / f"s{k}.wav") for k in numbers]
+    # One gain for all, so that what is louder sounds louder.
     gain = 0.9 / max(np.abs(np.concatenate([mixture, *sources])).max(), 1e-9)
     scale = _spectra(gain * mixture, plan.rate).max()
 
@@ -232,33 +259,40 @@ def _example(
         return Clip(title, flac(signal, plan.rate), spectrogram(signal, plan.rate, scale), score)
 
     estimates = {}
+    scores = {}
     for entry in shown:
-        values, place = metrics[entry.folder].get(name), entry.evaluation / "examples" / name
+        values = metrics[entry.folder].get(name)
+        scores[entry.folder] = (values or {}).get(entry.suite.primary)
         if values is None:
             continue
+        place = entry.evaluation / "examples" / name
+        clips = []
         try:
-            signals = [
-                levelled(load(place / f"s{k}_estimate.wav"), s, gain)
-                for k, s in zip(numbers, sources, strict=True)
-            ]
+            for k, source in zip(numbers, sources, strict=True):
+                signal = levelled(load(place / f"s{k}_estimate.wav"), source, gain)
+                score = _score_of(values, entry.suite.primary, k)
+                clips.append(clip(f"source {k}", signal, score))
         except UserError as error:
             entry.problems.append(f"{entry.name}: example {name} cannot be used: {error}")
             continue
-        scores = [_score_of(values, entry.suite.primary, k) for k in numbers]
-        estimates[entry.folder] = [
-            clip(f"source {k}", signals[k - 1], scores[k - 1]) for k in numbers
-        ]
-    scores = {e.folder: metrics[e.folder].get(name, {}).get(e.suite.primary) for e in shown}
-    references = [clip(f"source {k}", gain * source) for k, source in enumerate(sources, 1)]
+        estimates[entry.folder] = clips
     return Example(
-        rank, str(own.get("mixture_ID", name)), frames / rate, start / rate, length / rate,
-        clip("mixture", gain * mixture), references, estimates, scores,
-    )  # fmt: skip
+        rank=rank,
+        mixture_id=str(metrics[chosen.folder][name].get("mixture_ID", name)),
+        seconds=header.frames / rate,
+        start=start / rate,
+        played=length / rate,
+        mixture=clip("mixture", gain * mixture),
+        references=[clip(f"source {k}", gain * source) for k, source in enumerate(sources, 1)],
+        estimates=estimates,
+        scores=scores,
+    )
 
 
 def _score_of(values: dict, primary: str, k: int) -> float | None:
     """Of source k: NAME_k beside a NAME of all sources, or beside NAME_1."""
-    return values.get(f"{primary}_{k}", values.get(re.sub(r"(_\d+)?$", f"_{k}", primary, count=1)))
+    numbered = re.sub(r"(_\d+)?$", f"_{k}", primary, count=1)
+    return values.get(f"{primary}_{k}", values.get(numbered))
 
 
 def loudest(signals: list[np.ndarray], length: int) -> int:
@@ -272,25 +306,30 @@ def _playable(signal: np.ndarray, rate: int, plan: Plan) -> np.ndarray:
     """(time, channel) at the rate of the plan. Stereo becomes mono by its mean; of microphones the first is taken."""
     if plan.channels == 1:
         signal = signal.mean(axis=0, keepdims=True) if len(signal) == 2 else signal[:1]
-    signal = np.broadcast_to(signal[: plan.channels], (plan.channels, signal.shape[1])).T.astype(
-        np.float64
-    )
-    return signal if plan.rate == rate else soxr.resample(signal, rate, plan.rate)
+    # A mono signal among stereo ones is played on both sides.
+    shape = (plan.channels, signal.shape[1])
+    frames = np.broadcast_to(signal[: plan.channels], shape).T.astype(np.float64)
+    if plan.rate == rate:
+        return frames
+    return soxr.resample(frames, rate, plan.rate)
 
 
 def levelled(estimate: np.ndarray, reference: np.ndarray, gain: float) -> np.ndarray:
     """An estimate at the level of its reference, to which `gain` is applied; at its own if either is silent."""
-    own, wanted = np.sqrt(np.mean(estimate**2)), np.sqrt(np.mean(reference**2))
-    scaled = gain * estimate * (wanted / own if own > 0 and wanted > 0 else 1.0)
+    level = np.sqrt(np.mean(estimate**2))
+    wanted = np.sqrt(np.mean(reference**2))
+    factor = gain
+    if level > 0 and wanted > 0:
+        factor = gain * (wanted / level)
+    scaled = factor * estimate
     return scaled / max(np.abs(scaled).max(), 1.0)
 
 
 def flac(signal: np.ndarray, rate: int) -> str:
     """data: URI of a signal (time, channel), full scale 1, in 16 bits."""
+    samples = np.clip(np.rint(signal * 32767), -32768, 32767).astype(np.int16)
     file = io.BytesIO()
-    sf.write(
-        file, np.clip(np.rint(signal * 32767), -32768, 32767).astype(np.int16), rate, format="FLAC"
-    )
+    sf.write(file, samples, rate, format="FLAC")
     return f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -300,19 +339,26 @@ def flac(signal: np.ndarray, rate: int) -> str:
 def _spectra(signal: np.ndarray, rate: int) -> np.ndarray:
     """Magnitudes (frequency, time), as many columns as pixels at most, of the mean channel."""
     mono = signal.mean(axis=1)
-    window = max(round(0.032 * rate), 2 * -(-len(mono) // PIXELS[0]))
+    # Long enough that frames, one a pixel, overlap by half at least.
+    shortest = 2 * math.ceil(len(mono) / PIXELS[0])
+    window = max(round(0.032 * rate), shortest)
     padded = np.pad(mono, window // 2 + 1)
-    starts = np.linspace(0, len(mono), min(PIXELS[0], len(mono)), endpoint=False).astype(int)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[starts] * np.hanning(window)
-    spectra = np.abs(np.fft.rfft(frames)).T
-    return spectra[: max(round(len(spectra) * min(1.0, 2 * HIGHEST / rate)), 2)]
+    n_frames = min(PIXELS[0], len(mono))
+    starts = np.linspace(0, len(mono), n_frames, endpoint=False).astype(int)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[starts]
+    spectra = np.abs(np.fft.rfft(frames * np.hanning(window))).T
+    # Frequencies up to HIGHEST.
+    share = min(1.0, 2 * HIGHEST / rate)
+    return spectra[: max(round(len(spectra) * share), 2)]
 
 
 def spectrogram(signal: np.ndarray, rate: int, scale: float) -> str:
     """data: URI of an image of a signal (time, channel); `scale` is the magnitude that is brightest."""
     spectra = _spectra(signal, rate)
     level = 20 * np.log10(np.maximum(spectra / max(scale, 1e-9), 1e-9))
-    shades = np.rint(np.clip(level / RANGE + 1, 0, 1) * (LEVELS - 1)).astype(np.uint8)[::-1]
+    # From -RANGE dB, dark, to 0 dB; low frequencies below.
+    brightness = np.clip(level / RANGE + 1, 0, 1)
+    shades = np.rint(brightness * (LEVELS - 1)).astype(np.uint8)[::-1]
     image = Image.fromarray(shades).resize(PIXELS, Image.Resampling.BOX)
     colours = matplotlib.colormaps["magma"](np.linspace(0, 1, LEVELS), bytes=True)[:, :3]
     image.putpalette(colours.tobytes())

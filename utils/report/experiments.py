@@ -1,6 +1,7 @@
 """What training and evaluation wrote about the experiments of a recipe.
 
-Reads config.yml, run.json, <step>/{done.json, metrics.csv} and eval/<set>/{final_metrics.json, all_metrics.csv}.
+Reads config.yml, run.json, <step>/{done.json, metrics.csv} and eval/<corpus>/<set>/{final_metrics.json,
+all_metrics.csv}. An experiment that was evaluated on several corpora is an `Entry` for each.
 """
 
 import json
@@ -10,20 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from utils.errors import UserError
+from utils.evaluation.results import SUMMARY, TABLE, read_scores, read_summary, summaries
 from utils.evaluation.suites import SUITES, Suite
+from utils.files import read_json, read_yaml
 from utils.report.significance import Interval, interval, statistic
 
 ORDER = {"mixture": 0, "oracle": 1, "classic": 2, "system": 3}
-ASTEROID = "local_models.asteroid."
 TOLERANCE = 0.01  # dB, between a score and what its rows give
-NOT_LEARNT = (
-    "seed",
-    "runtime",
-    "description",
-)  # keys of a configuration in which repetitions may differ
+# Keys of a configuration in which repetitions may differ.
+NOT_LEARNT = ("seed", "runtime", "description")
+# What final_metrics.json must hold to stand in a table.
+REQUIRED = ("kind", "corpus", "set", "manifest", "manifest_sha256", "n")
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Training:
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
         """A row an epoch of each training step."""
-        found = {}
+        tables = {}
         for path in _in_order(self.folder.glob("*/metrics.csv"), self.config):
             try:
                 table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
@@ -67,8 +67,8 @@ class Training:
                 )
                 continue
             if len(table):
-                found[path.parent.name] = table
-        return found
+                tables[path.parent.name] = table
+        return tables
 
 
 @dataclass
@@ -104,8 +104,9 @@ class Entry(Training):
         return self.summary(self.suite.primary)
 
     @property
-    def is_asteroid(self) -> bool:
-        return str((self.config.get("system") or {}).get("class_path", "")).startswith(ASTEROID)
+    def is_baseline(self) -> bool:
+        """Whether the system says of itself that it is one of Asteroid's networks."""
+        return bool(self.final.get("baseline"))
 
     def summary(self, key: str, which: str | None = None) -> float | None:
         """A number of final_metrics.json; of several, the statistic of the suite or the one asked for."""
@@ -115,32 +116,23 @@ class Entry(Training):
     @cached_property
     def rows(self) -> pd.DataFrame | None:
         """all_metrics.csv by mixture_ID; None, with a problem noted, unless it is what final_metrics.json sums up."""
-        path = self.evaluation / "all_metrics.csv"
         try:
-            table = pd.read_csv(
-                path, dtype={"mixture_ID": str}, keep_default_na=False, na_values=[""]
-            )
-            table = (
-                table.drop_duplicates("mixture_ID")
-                .set_index("mixture_ID")
-                .apply(pd.to_numeric, errors="coerce")
-            )
+            table = read_scores(self.evaluation)
+            table = table[~table.index.duplicated()].apply(pd.to_numeric, errors="coerce")
             table = table.replace([np.inf, -np.inf], np.nan)
             value = self._statistic_of(table)
-        except (OSError, ValueError, KeyError) as error:
+        except UserError as error:
+            self.problems.append(f"{self.name}: {error}; its scores have no interval")
+            return None
+        except (ValueError, KeyError) as error:
             self.problems.append(
-                f"{self.name}: {path.name} cannot be used ({error}); its scores have no interval"
+                f"{self.name}: {TABLE} cannot be used ({error}); its scores have no interval"
             )
             return None
-        expected = self.score
-        same = (
-            abs(value - expected) < TOLERANCE
-            if expected is not None and value is not None
-            else value is expected
-        )
-        if not same or len(table) != self.final["n"]:
+        # Rows of another run would give intervals that do not belong to the score.
+        if not _alike(value, self.score) or len(table) != self.final["n"]:
             self.problems.append(
-                f"{self.name}: {path.name} holds other rows than those that final_metrics.json sums up: evaluate again"
+                f"{self.name}: {TABLE} holds other rows than those that {SUMMARY} sums up: evaluate again"
             )
             return None
         return table
@@ -148,28 +140,29 @@ class Entry(Training):
     @property
     def scores(self) -> pd.Series:
         """Primary score by utterance; empty if not known."""
-        return (
-            pd.Series(dtype=float) if self.rows is None else self.rows[self.suite.primary].dropna()
-        )
+        if self.rows is None:
+            return pd.Series(dtype=float)
+        return self.rows[self.suite.primary].dropna()
 
     @property
     def weights(self) -> pd.Series | None:
-        """Of the scores in their mean, by utterance."""
-        weight = self.suite.weight
-        return (
-            self.rows[weight].loc[self.scores.index] if weight and self.rows is not None else None
-        )
+        """Of the scores in their mean, by utterance; None: all are equal."""
+        if self.suite.weight is None or self.rows is None:
+            return None
+        return self.rows[self.suite.weight].loc[self.scores.index]
 
     @cached_property
     def interval(self) -> Interval:
         return interval(self.scores, self.weights, self.suite.statistic)
 
     def _statistic_of(self, table: pd.DataFrame) -> float | None:
-        columns = [self.suite.primary, *([self.suite.weight] if self.suite.weight else [])]
+        columns = [self.suite.primary]
+        if self.suite.weight:
+            columns.append(self.suite.weight)
         known = table[columns].dropna()
-        return (
-            float(statistic(*known.to_numpy().T, kind=self.suite.statistic)) if len(known) else None
-        )
+        if not len(known):
+            return None
+        return float(statistic(*known.to_numpy().T, kind=self.suite.statistic))
 
     @property
     def same_but_seed(self) -> str:
@@ -179,6 +172,13 @@ class Entry(Training):
         return json.dumps(
             {k: v for k, v in self.config.items() if k not in NOT_LEARNT}, sort_keys=True
         )
+
+
+def _alike(value: float | None, expected: float | None) -> bool:
+    """Whether a score of the rows is that of the summary."""
+    if value is None or expected is None:
+        return value is expected
+    return abs(value - expected) < TOLERANCE
 
 
 # ---- reading
@@ -191,51 +191,53 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
         UserError: a file that is damaged, or a suite of metrics that is not known.
     """
     entries = []
-    for path in sorted(exp.rglob(f"eval/{data_set}/final_metrics.json")):
-        final = _json(path)
+    for path in sorted(exp.rglob(summaries(data_set))):
+        final = read_summary(path.parent)
+        missing = [key for key in REQUIRED if key not in final]
+        if missing:
+            raise UserError(
+                f"{path} lacks {', '.join(missing)}: delete it, and stage 4 writes it again"
+            )
         suite = SUITES.get(final.get("suite", "speech"))
         if suite is None:
             raise UserError(
                 f"{path}: scored with the suite '{final['suite']}', but there are {', '.join(SUITES)}: evaluate again"
             )
-        entries.append(
-            Entry(*_trained(path.parents[2]), final=final, suite=suite, evaluation=path.parent)
-        )
+        trained = _trained(path.parents[3])
+        entries.append(Entry(*trained, final=final, suite=suite, evaluation=path.parent))
+    # Their training curves are shown all the same.
     evaluated = {entry.folder for entry in entries}
-    others = [
-        path.parent for path in sorted(exp.rglob("config.yml")) if path.parent not in evaluated
-    ]
-    return entries, [Training(*_trained(folder)) for folder in others]
+    others = []
+    for path in sorted(exp.rglob("config.yml")):
+        if path.parent not in evaluated:
+            others.append(Training(*_trained(path.parent)))
+    return entries, others
 
 
 def _trained(folder: Path) -> tuple[Path, dict, dict, list[dict]]:
-    path = folder / "config.yml"
-    try:
-        config = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete {folder} and train anew") from None
-    done = [_json(path) for path in _in_order(folder.glob("*/done.json"), config)]
-    return folder, config, _json(folder / "run.json"), done
+    """The folder of an experiment, its configuration, run.json, and done.json of its steps."""
+    config = {}
+    if (folder / "config.yml").is_file():
+        config = read_yaml(folder / "config.yml", f"delete {folder} and train again")
+    run = {}
+    if (folder / "run.json").is_file():
+        run = read_json(folder / "run.json", "delete it, only the report reads it")
+    done = []
+    for path in _in_order(folder.glob("*/done.json"), config):
+        done.append(read_json(path, "delete it and repeat the stage that writes it"))
+    return folder, config, run, done
 
 
 def _in_order(paths, config: dict) -> list[Path]:
     """Files of the training steps, in the order of the steps."""
+    # Steps that the configuration does not name come last.
     names = list(config.get("steps") or {})
-    return sorted(
-        paths,
-        key=lambda p: (names.index(p.parent.name) if p.parent.name in names else len(names), p),
-    )
 
+    def place(path):
+        step = path.parent.name
+        return names.index(step) if step in names else len(names), path
 
-def _json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it and repeat the stage that writes it"
-        ) from None
+    return sorted(paths, key=place)
 
 
 # ---- order
@@ -245,11 +247,18 @@ def by_data(entries: list[Entry]) -> list[list[Entry]]:
     """Groups of the same data and metrics, since no others can be compared; each in the order of its table."""
     groups: dict[tuple, list[Entry]] = {}
     for entry in entries:
-        key = (str(entry.final["corpus"]), entry.final["manifest_sha256"], entry.suite.name)
+        # The same names and text may list other audio, e.g. a noisy copy.
+        key = (
+            str(entry.final["corpus"]),
+            entry.final["manifest_sha256"],
+            str(entry.final.get("audio_sha256")),
+            entry.suite.name,
+        )
         groups.setdefault(key, []).append(entry)
-    return [
-        [entry for family in families(groups[key]) for entry in family] for key in sorted(groups)
-    ]
+    ordered = []
+    for key in sorted(groups):
+        ordered.append([entry for family in families(groups[key]) for entry in family])
+    return ordered
 
 
 def families(entries: list[Entry]) -> list[list[Entry]]:
@@ -260,12 +269,14 @@ def families(entries: list[Entry]) -> list[list[Entry]]:
 
     def place(group):
         known = [entry.score for entry in group if entry.score is not None]
-        return ORDER[group[0].kind], -np.mean(known) if known else np.inf, group[0].name
+        # Families without any score come last.
+        quality = np.mean(known) if known else -np.inf
+        return ORDER[group[0].kind], -quality, group[0].name
 
-    return [
-        sorted(group, key=lambda e: (str(e.seed), e.name))
-        for group in sorted(groups.values(), key=place)
-    ]
+    ordered = []
+    for group in sorted(groups.values(), key=place):
+        ordered.append(sorted(group, key=lambda entry: (str(entry.seed), entry.name)))
+    return ordered
 
 
 def best(entries: list[Entry]) -> Entry | None:
@@ -276,12 +287,13 @@ def best(entries: list[Entry]) -> Entry | None:
 
 def baseline(entries: list[Entry], name: str | None = None) -> Entry | None:
     """What the others are compared with: the one of that name, else the best network of Asteroid, else the mixture."""
-    for wanted in (
-        lambda e: e.name == name,
-        lambda e: e.is_asteroid,
-        lambda e: e.kind == "mixture",
-    ):
-        found = [entry for entry in entries if wanted(entry)]
-        if found:
-            return best(found) or found[0]
+    # The first of these that is not empty.
+    candidates = (
+        [entry for entry in entries if entry.name == name],
+        [entry for entry in entries if entry.is_baseline],
+        [entry for entry in entries if entry.kind == "mixture"],
+    )
+    for chosen in candidates:
+        if chosen:
+            return best(chosen) or chosen[0]
     return None

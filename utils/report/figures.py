@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.report.experiments import Entry, Training
-from utils.report.significance import statistic
+from utils.report.significance import Interval, statistic
 
 # Told apart with colour-blind eyes and on white as on black; the first six are Paul Tol's "vibrant" scheme.
 COLOURS = ("#0077BB", "#EE7733", "#009988", "#CC3311", "#33BBEE", "#EE3377", "#8866CC", "#999933")
@@ -71,7 +72,7 @@ def short(name: str, length: int = 40) -> str:
 
 def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
     """SVG element of a figure; `name` keeps its identifiers apart from those of the other figures."""
-    with matplotlib.rc_context(LOOK | {"svg.hashsalt": name}):
+    with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
         figure = Figure(size, layout="constrained", dpi=144)
         draw(figure)
         file = io.StringIO()
@@ -79,10 +80,10 @@ def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = (
-        re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", text[: text.index(">")])
-        + text[text.index(">") :]
-    )
+    # The page gives the size.
+    end = text.index(">")
+    head = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", text[:end])
+    text = head + text[end:]
     text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # of groups that nothing refers to
     text = text.replace(INK, "currentColor").replace(RULE, "var(--rule)")
     return text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
@@ -93,11 +94,11 @@ def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]
 
 def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Picture | None:
     """Primary score over the utterances: all systems, the mixture, the best untrained ones. None without scores."""
-    shown = [e for e in entries if e.kind in ("mixture", "system")]
+    shown = [entry for entry in entries if entry.kind in ("mixture", "system")]
     for kind in ("oracle", "classic"):
-        shown += [e for e in entries if e.kind == kind][:BOXED]
-    shown = [e for e in shown if len(e.scores)]
-    shown.sort(key=lambda e: e.kind != "system")
+        shown += [entry for entry in entries if entry.kind == kind][:BOXED]
+    shown = [entry for entry in shown if len(entry.scores)]
+    shown.sort(key=lambda entry: entry.kind != "system")
     if not shown:
         return None
     suite = shown[0].suite
@@ -106,33 +107,44 @@ def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Pictu
         axes = figure.subplots()
         places = range(len(shown), 0, -1)
         boxes = axes.boxplot(
-            [e.scores.to_numpy() for e in shown], positions=places, orientation="horizontal", widths=0.62,
-            patch_artist=True, manage_ticks=False,
-        )  # fmt: skip
+            [entry.scores.to_numpy() for entry in shown],
+            positions=places,
+            orientation="horizontal",
+            widths=0.62,
+            patch_artist=True,
+            manage_ticks=False,
+        )
         for k, (entry, place) in enumerate(zip(shown, places, strict=True)):
             _dress(boxes, k, look[entry.folder].colour)
-            estimate = entry.interval
-            reach = np.nan_to_num(
-                [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-            )
-            axes.errorbar(
-                estimate.value,
-                place,
-                xerr=np.maximum(reach, 0),
-                color=INK,
-                fmt="D",
-                ms=3.5,
-                capsize=3,
-                lw=1,
-            )
-        axes.set(yticks=places, yticklabels=[short(e.name) for e in shown], xlabel=suite.label)
+            _interval(axes, entry.interval, place)
+        axes.set(
+            yticks=places,
+            yticklabels=[short(entry.name) for entry in shown],
+            xlabel=suite.label,
+        )
         axes.set_ylim(0.4, len(shown) + 0.6)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
 
-    medians = ", ".join(f"{e.name} {e.scores.median():.1f}" for e in shown)
+    medians = ", ".join(f"{entry.name} {entry.scores.median():z.1f}" for entry in shown)
     svg = _render(f"{name}-boxes", (WIDTH, 0.75 + 0.31 * len(shown)), draw)
     return Picture(svg, f"Box plots of {suite.label} over the utterances. Medians: {medians}.", ())
+
+
+def _interval(axes: Axes, estimate: Interval, place: float) -> None:
+    """A diamond at the score, with the ends of its interval if they are known."""
+    below = np.nan_to_num(estimate.value - estimate.low)
+    above = np.nan_to_num(estimate.high - estimate.value)
+    axes.errorbar(
+        estimate.value,
+        place,
+        xerr=np.maximum([[below], [above]], 0),
+        color=INK,
+        fmt="D",
+        ms=3.5,
+        capsize=3,
+        lw=1,
+    )
 
 
 def _dress(boxes: dict, k: int, colour: str) -> None:
@@ -149,24 +161,33 @@ def _dress(boxes: dict, k: int, colour: str) -> None:
 
 def by_input(entry: Entry) -> tuple[np.ndarray, np.ndarray, bool]:
     """Input and primary scores, and whether a point is a source: the mean input of two sources says little."""
-    x, y = entry.suite.input, entry.suite.primary
-    if entry.rows is None or x is None:
-        return np.zeros(0), np.zeros(0), False
-    sources = [k for k in range(1, 100) if {f"{x}_{k}", f"{y}_{k}"} <= set(entry.rows.columns)]
-    pairs = [(f"{x}_{k}", f"{y}_{k}") for k in sources] or [(x, y)]
-    if not {x, y} <= set(entry.rows.columns):
-        return np.zeros(0), np.zeros(0), False
-    points = np.concatenate([entry.rows[list(pair)].dropna().to_numpy(float) for pair in pairs])
-    return points[:, 0], points[:, 1], bool(sources)
+    nothing = np.zeros(0), np.zeros(0), False
+    x = entry.suite.input
+    y = entry.suite.primary
+    if entry.rows is None or x is None or not {x, y} <= set(entry.rows.columns):
+        return nothing
+    pairs = []
+    while {f"{x}_{len(pairs) + 1}", f"{y}_{len(pairs) + 1}"} <= set(entry.rows.columns):
+        pairs.append([f"{x}_{len(pairs) + 1}", f"{y}_{len(pairs) + 1}"])
+    by_source = bool(pairs)
+    if not by_source:
+        pairs = [[x, y]]
+    points = np.concatenate([entry.rows[pair].dropna().to_numpy(float) for pair in pairs])
+    return points[:, 0], points[:, 1], by_source
 
 
 def binned(x: np.ndarray, y: np.ndarray, kind: str = "mean") -> tuple[np.ndarray, np.ndarray]:
     """Mean (or median) of y, and mean x, of at most BINS bins of equally many points."""
     order = np.argsort(x, kind="stable")
-    parts = [part for part in np.array_split(order, min(BINS, max(len(x) // 4, 1))) if len(part)]
-    return np.array([x[p].mean() for p in parts]), np.array(
-        [statistic(y[p], None, kind) for p in parts]
-    )
+    # Four points a bin at least.
+    number = min(BINS, max(len(x) // 4, 1))
+    places = []
+    values = []
+    for part in np.array_split(order, number):
+        if len(part):
+            places.append(x[part].mean())
+            values.append(statistic(y[part], None, kind))
+    return np.array(places), np.array(values)
 
 
 def score_by_input(
@@ -176,31 +197,28 @@ def score_by_input(
 
     None where nothing is known, or all inputs are alike.
     """
-    points = {e.folder: by_input(e) for e in entries if e.kind == "system"}
-    points = {folder: point for folder, point in points.items() if len(point[0])}
-    everything = np.concatenate([x for x, *_ in points.values()]) if points else np.zeros(0)
-    if not len(everything) or np.ptp(everything) < 0.1:
+    points = {}
+    for entry in entries:
+        x, y, by_source = by_input(entry)
+        if entry.kind == "system" and len(x):
+            points[entry.folder] = x, y
+            point_is = "source" if by_source else "mixture"
+    if not points or np.ptp(np.concatenate([x for x, _ in points.values()])) < 0.1:
         return None
-    suite, by_source = entries[0].suite, any(sources for *_, sources in points.values())
-    dotted = set(points) if len(points) <= CROWD else {e.folder for e in chosen if e is not None}
+    suite = entries[0].suite
+    dotted = set(points)
+    crowd = ""
+    if len(points) > CROWD:
+        dotted &= {entry.folder for entry in chosen if entry is not None}
+        crowd = "; points of the best system and the baseline only"
 
     def draw(figure):
         axes = figure.subplots()
-        for folder, (x, y, _) in points.items():
-            style = look[folder]
+        for folder in points:
             if folder in dotted:
-                some = np.random.default_rng(0).permutation(len(x))[:DOTS]
-                size = 7 if len(some) > 300 else 16
-                axes.scatter(
-                    x[some],
-                    y[some],
-                    s=size,
-                    color=style.colour,
-                    alpha=0.35,
-                    linewidths=0,
-                    rasterized=True,
-                )
-        for folder, (x, y, _) in points.items():
+                _dots(axes, *points[folder], look[folder])
+        # Lines come last, above all points.
+        for folder, (x, y) in points.items():
             style = look[folder]
             axes.plot(
                 *binned(x, y, suite.statistic),
@@ -208,19 +226,28 @@ def score_by_input(
                 ls=style.dash,
                 marker=style.marker,
             )
-        axes.set(
-            xlabel=f"unprocessed mixture: {suite.input.removeprefix('input_')} (dB)",
-            ylabel=suite.label,
-        )
+        input_name = suite.input.removeprefix("input_")
+        axes.set(xlabel=f"unprocessed mixture: {input_name} (dB)", ylabel=suite.label)
 
     svg = _render(f"{name}-input", (WIDTH, 4.8), draw)
-    what = "source" if by_source else "mixture"
-    crowd = (
-        "" if len(dotted) == len(points) else "; points of the best system and the baseline only"
+    alt = (
+        f"{suite.label} against the score of the unprocessed mixture: a point a {point_is}, lines through the "
+        f"{suite.statistic}s of {BINS} bins of equally many points{crowd}."
     )
-    alt = f"{suite.label} against the score of the unprocessed mixture: a point a {what}, lines through the "
-    return Picture(
-        svg, f"{alt}{suite.statistic}s of {BINS} bins of equally many points{crowd}.", tuple(points)
+    return Picture(svg, alt, tuple(points))
+
+
+def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, style: Style) -> None:
+    """At most DOTS points, drawn at random."""
+    some = np.random.default_rng(0).permutation(len(x))[:DOTS]
+    axes.scatter(
+        x[some],
+        y[some],
+        s=7 if len(some) > 300 else 16,
+        color=style.colour,
+        alpha=0.35,
+        linewidths=0,
+        rasterized=True,
     )
 
 
@@ -231,45 +258,53 @@ def training_curves(
     name: str, experiments: list[Training], look: dict[Path, Style]
 ) -> list[tuple[str, Picture]]:
     """A figure for each training step, by its name."""
-    steps = dict.fromkeys(step for e in experiments for step in e.curves)
-    return [
-        (step, _curves(name, step, [e for e in experiments if step in e.curves], look))
-        for step in steps
-    ]
+    steps = dict.fromkeys(step for training in experiments for step in training.curves)
+    pictures = []
+    for step in steps:
+        trained = [training for training in experiments if step in training.curves]
+        pictures.append((step, _curves(name, step, trained, look)))
+    return pictures
+
+
+def _quantities(tables: list[pd.DataFrame]) -> list[str]:
+    """What was logged in training or validation, losses first."""
+    quantities = {}
+    for table in tables:
+        for column in table:
+            phase, _, quantity = column.partition("_")
+            if phase in ("train", "val") and table[column].notna().any():
+                quantities[quantity] = None
+    return sorted(quantities, key=lambda quantity: "loss" not in quantity)
 
 
 def _curves(name: str, step: str, experiments: list[Training], look: dict[Path, Style]) -> Picture:
-    quantities = dict.fromkeys(
-        column.split("_", 1)[1]
-        for e in experiments
-        for column in e.curves[step]
-        if column.startswith(("train_", "val_")) and e.curves[step][column].notna().any()
-    )
-    quantities = sorted(quantities, key=lambda q: "loss" not in q)
-    columns = min(3, max(len(quantities), 1))
-    lines = -(-max(len(quantities), 1) // columns)
+    quantities = _quantities([training.curves[step] for training in experiments])
+    n_panels = max(len(quantities), 1)
+    n_columns = min(3, n_panels)
+    n_lines = math.ceil(n_panels / n_columns)
 
     def draw(figure):
-        grid = figure.subplots(lines, columns, squeeze=False).flat
+        grid = figure.subplots(n_lines, n_columns, squeeze=False).flat
         for axes, quantity in itertools.zip_longest(grid, quantities):
             if quantity is None:
                 axes.set_axis_off()
                 continue
-            for e in experiments:
-                _curve(axes, e.curves[step], quantity, look[e.folder])
+            for training in experiments:
+                _curve(axes, training.curves[step], quantity, look[training.folder])
             axes.set(title=quantity, xlabel="updates")
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
 
     alt = f"Training curves of the step {step}: {', '.join(quantities)} over the updates."
-    svg = _render(f"{name}-{step}", (WIDTH, 0.2 + 2.3 * lines), draw)
-    return Picture(svg, alt, tuple(e.folder for e in experiments))
+    svg = _render(f"{name}-{step}", (WIDTH, 0.2 + 2.3 * n_lines), draw)
+    return Picture(svg, alt, tuple(training.folder for training in experiments))
 
 
 def _curve(axes: Axes, table: pd.DataFrame, quantity: str, style: Style) -> None:
     """Validation strong, training thin and pale."""
     x = table["updates"] if "updates" in table else table.index + 1
+    # A line of one or two points is hardly seen without them.
+    dots = {"marker": style.marker, "markersize": 3} if len(table) < 3 else {}
     for phase, look in (("train", {"lw": 1, "alpha": 0.5}), ("val", {})):
-        if f"{phase}_{quantity}" in table:
-            y = table[f"{phase}_{quantity}"]
-            dots = {"marker": style.marker, "markersize": 3} if len(table) < 3 else {}
-            axes.plot(x, y, color=style.colour, ls=style.dash, **look, **dots)
+        column = f"{phase}_{quantity}"
+        if column in table:
+            axes.plot(x, table[column], color=style.colour, ls=style.dash, **look, **dots)

@@ -62,34 +62,44 @@ def page(
         baseline: name of the experiment that the others are compared with; None chooses.
     """
     groups = experiments.by_data(entries)
-    look = {
-        folder: style
-        for group in (*groups, others)
-        for folder, style in figures.styles(group).items()
-    }
-    sections, left = [], AUDIO_BYTES
+    look = _styles([entry for group in groups for entry in group] + others)
+    # The audio is what makes the page large.
+    sections = []
+    budget = AUDIO_BYTES
     for number, group in enumerate(groups):
-        sections.append(
-            _section(f"s{number}", group, look, baseline, left / (len(groups) - number))
-        )
-        left -= sections[-1].gallery.size if sections[-1].gallery else 0
+        # What a section leaves of its share goes to those after it.
+        share = budget / (len(groups) - number)
+        section = _section(f"s{number}", group, look, baseline, share)
+        sections.append(section)
+        if section.gallery:
+            budget -= section.gallery.size
     unfinished = [training for training in others if training.curves]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {
-        "svg": Markup,
-        "swatch": _swatch,
-        "db": _decibel,
-        "breakable": _breakable,
-        "short": figures.short,
-    }
+    environment.filters["svg"] = Markup
+    environment.filters["swatch"] = _swatch
+    environment.filters["db"] = _decibel
+    environment.filters["breakable"] = _breakable
+    environment.filters["short"] = figures.short
     return environment.from_string(TEMPLATE.read_text()).render(
-        data_set=data_set, sections=sections, look=look, unfinished=figures.training_curves("u", unfinished, look),
-        others=others, names={e.folder: e.name for e in (*entries, *others)}, level=f"{LEVEL:.0%}".replace("%", " %"),
-        resamples=f"{RESAMPLES:,}", problems=[p for training in others for p in training.problems],
+        data_set=data_set,
+        sections=sections,
+        look=look,
+        unfinished=figures.training_curves("u", unfinished, look),
+        others=others,
+        names={training.folder: training.name for training in (*entries, *others)},
+        level=f"{LEVEL:.0%}".replace("%", " %"),
+        resamples=f"{RESAMPLES:,}",
+        problems=[problem for training in others for problem in training.problems],
         written_by=_code(table.written_by()),
-    )  # fmt: skip
+    )
+
+
+def _styles(trainings: list[Training]) -> dict[Path, Style]:
+    """One style for each experiment, also where it stands in several sections."""
+    once = {training.folder: training for training in trainings}
+    return figures.styles(list(once.values()))
 
 
 def _section(
@@ -117,31 +127,42 @@ def _section(
 
 
 def _columns(entries: list[Entry]) -> list[str]:
-    """Of the page: two more; the updates stand below the hours, the commit below the device."""
-    names = [name for name in table.columns(entries)[2:] if name not in ("updates", "commit")]
+    """Those of RESULTS.md, the comparison after the first scores; other facts stand below a number, in small."""
+    elsewhere = {"system", "description", "updates", "commit"}
+    names = [name for name in table.columns(entries) if name not in elsewhere]
+    # The primary score, its other statistic and the share of failures come first.
     return [*names[:3], "difference", "p", *names[3:]]
 
 
 def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]) -> list[Row]:
     """The trained systems first."""
-    suite, found = entries[0].suite, []
+    suite = entries[0].suite
+    names = _columns(entries)
+    lines = []
     for entry, cells in table.rows(entries):
         cells |= _difference(entry, reference)
         cells["training (h)"] = replace(cells["training (h)"], spread=_updates(cells["updates"]))
         cells["device"] = replace(cells["device"], spread=cells["commit"].text.removeprefix("-"))
-        if entry is not None and not math.isnan(entry.interval.low):
-            cells[suite.label] = replace(cells[suite.label], spread=_ends(entry.interval))
-        kind = entry.kind if entry is not None else "seeds"
-        style = look[entry.folder] if kind == "system" else None
-        texts = [
-            replace(c, text=_minus(c.text), spread=_minus(c.spread))
-            for c in map(cells.get, _columns(entries))
-        ]
-        is_baseline = entry is not None and entry is reference
-        found.append(
-            Row(kind, cells["system"].text, cells["description"].text, style, is_baseline, texts)
+        # A row of several seeds belongs to no single experiment.
+        kind = "seeds"
+        if entry is not None:
+            kind = entry.kind
+            if not math.isnan(entry.interval.low):
+                cells[suite.label] = replace(cells[suite.label], spread=_ends(entry.interval))
+        printed = []
+        for name in names:
+            cell = cells[name]
+            printed.append(replace(cell, text=_minus(cell.text), spread=_minus(cell.spread)))
+        line = Row(
+            kind,
+            cells["system"].text,
+            cells["description"].text,
+            look[entry.folder] if kind == "system" else None,
+            entry is not None and entry is reference,
+            printed,
         )
-    return sorted(found, key=lambda row: row.kind in ("mixture", "oracle", "classic"))
+        lines.append(line)
+    return sorted(lines, key=lambda line: line.kind in ("mixture", "oracle", "classic"))
 
 
 def _updates(cell: Cell) -> str:
@@ -158,24 +179,28 @@ def _difference(entry: Entry | None, reference: Entry | None) -> dict[str, Cell]
         return {"difference": Cell(), "p": Cell()}
     if entry is reference:
         return {"difference": Cell("baseline", 0.0), "p": Cell()}
-    weights = (
-        None
-        if entry.weights is None or reference.weights is None
-        else (entry.weights, reference.weights)
-    )
+    # A weighted mean is compared with a weighted mean.
+    weights = None
+    if entry.weights is not None and reference.weights is not None:
+        weights = (entry.weights, reference.weights)
     result = compare(entry.scores, reference.scores, weights, entry.suite.statistic)
     if math.isnan(result.value):
         return {"difference": Cell(), "p": Cell()}
-    pairs = "" if result.n == len(entry.scores) == len(reference.scores) else f"\n(n = {result.n})"
-    probability = Cell("< 0.001" if result.p < 0.001 else f"{result.p:.3f}", result.p)
+    # How many utterances both have a score for, where these are not all.
+    spread = _ends(result, "+")
+    if not result.n == len(entry.scores) == len(reference.scores):
+        spread += f"\n(n = {result.n})"
+    probability = "< 0.001" if result.p < 0.001 else f"{result.p:.3f}"
     return {
-        "difference": Cell(f"{result.value:+.2f}", result.value, _ends(result, "+") + pairs),
-        "p": probability,
+        "difference": Cell(f"{result.value:+z.2f}", result.value, spread),
+        "p": Cell(probability, result.p),
     }
 
 
 def _ends(result: Interval, sign: str = "") -> str:
-    return "" if math.isnan(result.low) else f"[{result.low:{sign}.2f}, {result.high:{sign}.2f}]"
+    if math.isnan(result.low):
+        return ""
+    return f"[{result.low:{sign}z.2f}, {result.high:{sign}z.2f}]"
 
 
 # ---- words
@@ -192,13 +217,13 @@ def _facts(final: dict) -> list[tuple[str, str]]:
 
 def _commands(entries: list[Entry]) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """For each system: what was done, by which command, when."""
-    found = []
+    lines = []
     for entry in entries:
         trained = ("trained", entry.run.get("command"), entry.run.get("started", ""))
         evaluated = ("evaluated", entry.final.get("command"), entry.final.get("date", ""))
         if entry.kind == "system":
-            found.append((entry.name, [done for done in (trained, evaluated) if done[1]]))
-    return found
+            lines.append((entry.name, [done for done in (trained, evaluated) if done[1]]))
+    return lines
 
 
 def _code(text: str) -> Markup:
@@ -207,7 +232,9 @@ def _code(text: str) -> Markup:
 
 
 def _decibel(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
+    if value is None:
+        return "-"
+    return f"{value:z.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _breakable(name: str) -> Markup:

@@ -66,7 +66,8 @@ def interval(values, weights=None, kind: str = "mean") -> Interval:
     def function(v, w=None, axis=-1):
         return statistic(v, w, kind, axis)
 
-    return Interval(*_bootstrap(_known([values], [] if weights is None else [weights]), function))
+    columns = [] if weights is None else [weights]
+    return Interval(*_bootstrap(_known([values], columns), function))
 
 
 def compare(
@@ -85,20 +86,22 @@ def compare(
         weights: of the scores and of the baseline's, indexed by utterance; None as in `statistic`.
         kind: mean or median: the difference is of these.
     """
-    joined = pd.concat([scores, baseline, *(weights or ())], axis=1, join="inner").to_numpy(float).T
+    # Rows are utterances that all of them have.
+    table = pd.concat([scores, baseline, *(weights or ())], axis=1, join="inner")
+    columns = table.to_numpy(float).T
 
     def difference(a, b, weights_a=None, weights_b=None, axis=-1):
         return statistic(a, weights_a, kind, axis) - statistic(b, weights_b, kind, axis)
 
-    data = _known(joined[:2], joined[2:])
-    return Comparison(
-        *_bootstrap(data, difference), p=_signed_rank(data[0] - data[1]), n=len(data[0])
-    )
+    data = _known(columns[:2], columns[2:])
+    probability = _signed_rank(data[0] - data[1])
+    return Comparison(*_bootstrap(data, difference), p=probability, n=len(data[0]))
 
 
 def _known(values, weights) -> list[np.ndarray]:
     """Values and weights by utterance, without utterances of nan or of no weight."""
     columns = [np.asarray(column, np.float64) for column in (*values, *weights)]
+    # An utterance counts for both systems or for none.
     keep = ~np.isnan(columns).any(axis=0)
     for weight in columns[len(values) :]:
         keep &= weight > 0
@@ -108,15 +111,23 @@ def _known(values, weights) -> list[np.ndarray]:
 def _bootstrap(data: list[np.ndarray], function) -> tuple[float, float, float]:
     """Value and ends of the interval of `function(*data, axis)`."""
     n = len(data[0])
+    # Nothing can be said of no utterance, and not how sure it is of one.
     if n == 0:
         return np.nan, np.nan, np.nan
     value = float(function(*data))
     if n == 1:
         return value, np.nan, np.nan
     result = scipy.stats.bootstrap(
-        data, function, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=100, confidence_level=LEVEL,
-        method="percentile", rng=0,
-    )  # fmt: skip
+        data,
+        function,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=100,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=0,
+    )
     low, high = result.confidence_interval
     return value, float(low), float(high)
 
@@ -124,6 +135,7 @@ def _bootstrap(data: list[np.ndarray], function) -> tuple[float, float, float]:
 def _signed_rank(differences: np.ndarray) -> float:
     if not len(differences):
         return np.nan
+    # Wilcoxon's test leaves out differences of zero; nothing else would be left.
     if not differences.any():
         return 1.0
     return float(scipy.stats.wilcoxon(differences).pvalue)

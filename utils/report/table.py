@@ -1,12 +1,13 @@
 """Tables of the report: what is in their cells, and RESULTS.md."""
 
+import re
 import shlex
 import statistics
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from utils.evaluation.suites import Suite
+from utils.evaluation.suites import Metric, Suite
 from utils.report.experiments import Entry, by_data, families
 
 UNITS = {"%": (100, " %")}  # factor and text; other units stand in the label
@@ -24,35 +25,32 @@ class Cell:
 def columns(entries: list[Entry]) -> list[str]:
     """Of the table of experiments on the same data; scores that none of them has are left out."""
     suite = entries[0].suite
-    used = [
-        name
-        for name, (key, *_) in _measures(suite)
-        if any(e.summary(key) is not None for e in entries)
-    ]
-    required = [name for name, _ in _measures(suite)][:2]
-    scores = [suite.label, *dict.fromkeys([*required, *used])]
+    measures = _measures(suite)
+    # The first two are always shown.
+    scores = [suite.label] + [measure.label for measure in measures[:2]]
+    for measure in measures[2:]:
+        if any(entry.summary(measure.key) is not None for entry in entries):
+            scores.append(measure.label)
     facts = ["parameters (M)", "GMAC/s", "training (h)", "updates", "device", "seed", "commit"]
-    return ["system", "description", *scores, *facts]
+    return ["system", "description", *dict.fromkeys(scores), *facts]
 
 
-def _measures(suite: Suite) -> list[tuple[str, tuple]]:
-    """Label and (key, statistic, unit, digits) of the scores but the primary one."""
+def _measures(suite: Suite) -> list[Metric]:
+    """The scores but the primary one."""
     other = "median" if suite.statistic == "mean" else "mean"
-    found = [(other, (suite.primary, other, "", 2)), ("< 0 dB", ("share_below_0_db", None, "%", 1))]
-    return found + [
-        (metric.label, (metric.key, metric.statistic, metric.unit, metric.digits))
-        for metric in suite.columns
+    return [
+        Metric(suite.primary, other, statistic=other),
+        Metric("share_below_0_db", "< 0 dB", "%", 1),
+        *suite.columns,
     ]
 
 
 def row(entry: Entry) -> dict[str, Cell]:
     """Cells of one experiment, by column."""
-    error = (
-        entry.summary(entry.suite.primary, "standard_error")
-        if entry.suite.statistic == "mean"
-        else None
-    )
-    cells = {
+    error = None
+    if entry.suite.statistic == "mean":
+        error = entry.summary(entry.suite.primary, "standard_error")
+    return {
         "system": Cell(entry.name),
         "description": _text(entry.description),
         entry.suite.label: _number(entry.score, 2, spread=error),
@@ -61,36 +59,37 @@ def row(entry: Entry) -> dict[str, Cell]:
         "GMAC/s": _number(entry.final.get("macs_per_second"), 3, 1e-9),
         "training (h)": _number(entry.sum("hours"), 2),
         "updates": _number(entry.sum("updates"), 0),
+        "device": _text(entry.names("device")),
+        "seed": _text(entry.seed),
+        "commit": _text(entry.names("commit")),
     }
-    return cells | {key: _text(value) for key, value in _origin(entry).items()}
-
-
-def _origin(entry: Entry) -> dict:
-    return {"device": entry.names("device"), "seed": entry.seed, "commit": entry.names("commit")}
 
 
 def _scores(entries: list[Entry], suite: Suite) -> dict[str, Cell]:
     """The scores but the primary one; their means over several experiments."""
     cells = {}
-    for label, (key, which, unit, digits) in _measures(suite):
-        values = [entry.summary(key, which) for entry in entries]
-        factor, text = UNITS.get(unit, (1, ""))
-        cells[label] = _number(
-            None if None in values else statistics.fmean(values), digits, factor, text
-        )
+    for measure in _measures(suite):
+        values = [entry.summary(measure.key, measure.statistic) for entry in entries]
+        # A mean of some of the experiments would be compared with that of all.
+        value = None if None in values else statistics.fmean(values)
+        factor, unit = UNITS.get(measure.unit, (1, ""))
+        cells[measure.label] = _number(value, measure.digits, factor, unit)
     return cells
 
 
 def seeds_row(entries: list[Entry]) -> dict[str, Cell]:
     """Mean and standard deviation over experiments that differ in their seed only."""
-    suite, first = entries[0].suite, entries[0]
+    first = entries[0]
+    suite = first.suite
     known = [entry.score for entry in entries if entry.score is not None]
     seeds = sorted({entry.config.get("seed") for entry in entries}, key=str)
+    mean = statistics.fmean(known) if known else None
     spread = statistics.stdev(known) if len(known) > 1 else None
-    return dict.fromkeys(columns(entries), Cell()) | {
+    return {
+        **dict.fromkeys(columns(entries), Cell()),
         "system": Cell(f"{len(seeds)} seeds of {first.name}"),
         "description": _text(first.description),
-        suite.label: _number(statistics.fmean(known) if known else None, 2, spread=spread),
+        suite.label: _number(mean, 2, spread=spread),
         **_scores(entries, suite),
         "seed": Cell(", ".join(map(str, seeds))),
     }
@@ -98,12 +97,13 @@ def seeds_row(entries: list[Entry]) -> dict[str, Cell]:
 
 def rows(entries: list[Entry]) -> list[tuple[Entry | None, dict[str, Cell]]]:
     """Rows with the experiment that each is of; None: a row of several seeds, below them."""
-    found = []
+    pairs = []
     for family in families(entries):
-        found += [(entry, row(entry)) for entry in family]
-        if len({entry.config["seed"] for entry in family if "seed" in entry.config}) > 1:
-            found.append((None, seeds_row(family)))
-    return found
+        pairs += [(entry, row(entry)) for entry in family]
+        seeds = {entry.config["seed"] for entry in family if "seed" in entry.config}
+        if len(seeds) > 1:
+            pairs.append((None, seeds_row(family)))
+    return pairs
 
 
 def _text(value) -> Cell:
@@ -117,11 +117,9 @@ def _number(
 ) -> Cell:
     if value is None:
         return Cell()
-    return Cell(
-        f"{value * factor:.{digits}f}{unit}",
-        value,
-        "" if spread is None else f" +- {spread:.{digits}f}",
-    )
+    # z: a number that is rounded to zero has no sign.
+    text = f"{value * factor:z.{digits}f}{unit}"
+    return Cell(text, value, "" if spread is None else f" +- {spread:.{digits}f}")
 
 
 # ---- words
@@ -131,9 +129,10 @@ def legend(suite: Suite) -> str:
     """Definitions of the columns."""
     middle = "mean" if suite.statistic == "mean" else "median"
     weighted = f", weighted by {suite.weight}" if suite.weight else ""
-    labels = {metric.key: metric.label for metric in suite.columns} | {suite.primary: suite.label}
+    labels = {metric.key: metric.label for metric in suite.columns}
+    labels[suite.primary] = suite.label
     failure = labels.get(suite.failure, suite.failure)
-    other = _measures(suite)[0][0]
+    other = _measures(suite)[0].label
     spread = " +- standard error" if suite.statistic == "mean" else ""
     return (
         f"{suite.label}: {middle} over the mixtures{weighted}{spread} (rows of several seeds: mean over the seeds +- "
@@ -162,23 +161,27 @@ def written_by() -> str:
 
 def markdown(entries: list[Entry], data_set: str) -> str:
     """The report: a table for each set of data, since scores on different data cannot be compared."""
-    parts = [f"# Results on {data_set}"]
+    parts = [f"# Results on {escaped(data_set)}"]
     for group in by_data(entries):
-        final, suite = group[0].final, group[0].suite
-        parts.append(f"## {final['corpus']}: {final['n']} mixtures")
+        final = group[0].final
+        parts.append(f"## {escaped(str(final['corpus']))}: {final['n']} mixtures")
         names = columns(group)
         lines = [names, ["---"] * len(names)]
         for entry, cells in rows(group):
-            texts = [_markdown(cells[name]) for name in names]
-            lines.append(texts if entry else [f"**{texts[0]}**", *texts[1:]])
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+            texts = [escaped(cells[name].text + cells[name].spread) for name in names]
+            if entry is None:
+                texts[0] = f"**{texts[0]}**"
+            lines.append(texts)
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         notes = "".join(f" {note}" for note in silence(final))
-        parts.append(
-            f"Manifest {final['manifest']}, sha256 {final['manifest_sha256'][:12]}.{notes}"
-        )
-        parts.append(legend(suite))
+        manifest = escaped(str(final["manifest"]))
+        parts.append(f"Manifest {manifest}, sha256 {final['manifest_sha256'][:12]}.{notes}")
+        parts.append(legend(group[0].suite))
     return "\n\n".join([*parts, written_by()]) + "\n"
 
 
-def _markdown(cell: Cell) -> str:
-    return (cell.text + cell.spread).replace("|", "\\|").replace("\n", " ")
+def escaped(text: str) -> str:
+    """Text that is neither markup nor the end of a cell; a lone `<` or `&`, as in `< 0 dB`, stays as it is."""
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+    return text.replace("|", "\\|").replace("\n", " ").replace("\r", " ")

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
+from utils.evaluation.apply import apply
 from utils.files import write_text
 from utils.training.model_files import KEY
 
@@ -17,44 +18,59 @@ class Bookkeeping(pl.Callback):
     """A row of metrics.csv for each epoch: losses, time, throughput, peak memory. Its state is in the checkpoint.
 
     Also puts the configuration of the system into each checkpoint, which makes it a model file.
+
+    Args:
+        folder: of the step.
+        system_config: plain configuration of the system (`class_path`, `init_args`).
+        segment: length of a training example in seconds.
     """
 
     def __init__(self, folder: Path, system_config: dict, segment: float):
-        self.folder, self.system_config, self.segment = folder, system_config, segment
+        self.folder = folder
+        self.system_config = system_config
+        self.segment = segment
         self.rows: list[dict] = []
         self.seconds = 0.0
         self.peak_memory = 0.0
+        # Of the epoch under way, in seconds: since its start, in its batches, and of audio in them.
+        self._elapsed = 0.0
+        self._training = 0.0
+        self._audio = 0.0
+        self._start = time.monotonic()
 
     def state_dict(self):
         return {
             "rows": self.rows,
             "seconds": self.seconds,
             "peak_memory": self.peak_memory,
-            "rng": torch.get_rng_state(),
+            "elapsed": time.monotonic() - self._start,
+            "training": self._training,
+            "audio": self._audio,
         }
 
     def load_state_dict(self, state):
-        self.rows, self.seconds, self.peak_memory = (
-            state["rows"],
-            state["seconds"],
-            state["peak_memory"],
-        )
-        self._rng = state["rng"]
+        self.rows = state["rows"]
+        self.seconds = state["seconds"]
+        self.peak_memory = state["peak_memory"]
+        self._elapsed = state["elapsed"]
+        self._training = state["training"]
+        self._audio = state["audio"]
 
     def on_train_start(self, trainer, system):
-        if hasattr(self, "_rng"):
-            torch.set_rng_state(self._rng)
+        # Within an epoch Lightning goes on without its start; else that puts the numbers back to zero.
+        self._start = time.monotonic() - self._elapsed
 
     def on_train_epoch_start(self, trainer, system):
-        self._start = self._lap = time.monotonic()
-        self._heard, self._training = 0.0, 0.0
+        self._start = time.monotonic()
+        self._training = 0.0
+        self._audio = 0.0
 
     def on_train_batch_start(self, trainer, system, batch, index):
         self._lap = time.monotonic()
 
     def on_train_batch_end(self, trainer, system, outputs, batch, index):
         self._training += time.monotonic() - self._lap
-        self._heard += len(batch["mixture"]) * self.segment * trainer.world_size
+        self._audio += len(batch["mixture"]) * self.segment * trainer.world_size
 
     def on_train_epoch_end(self, trainer, system):
         elapsed = time.monotonic() - self._start
@@ -68,7 +84,7 @@ class Bookkeeping(pl.Callback):
         row |= {name: round(value.item(), 5) for name, value in trainer.callback_metrics.items()}
         row |= {
             "seconds": round(elapsed, 2),
-            "audio_seconds_per_second": round(self._heard / max(self._training, 1e-9), 2),
+            "audio_seconds_per_second": round(self._audio / max(self._training, 1e-9), 2),
             "peak_memory_mib": round(self.peak_memory),
         }
         self.rows.append(row)
@@ -82,6 +98,54 @@ class Bookkeeping(pl.Callback):
 
     def on_save_checkpoint(self, trainer, system, checkpoint):
         checkpoint[KEY] = self.system_config
+
+
+class Halving(pl.Callback):
+    """Halves the learning rates when the monitored value has stopped to improve.
+
+    Lightning steps such a schedule after the checkpoint is written and skips it on resuming, which would make a
+    continued run differ from an uninterrupted one. A callback is stepped before, and its state is in the checkpoint.
+
+    Args:
+        monitor: the logged value.
+        mode: `min` or `max`.
+        halve_after: as in `local_models.system.Optimisation`.
+    """
+
+    def __init__(self, monitor: str, mode: str, halve_after: int):
+        self.monitor = monitor
+        self.mode = mode
+        self.halve_after = halve_after
+        self._schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self._restored: dict | None = None
+
+    def state_dict(self):
+        return self._schedule.state_dict()
+
+    def load_state_dict(self, state):
+        self._restored = state
+
+    def on_train_start(self, trainer, system):
+        self._schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            trainer.optimizers[0],
+            mode=self.mode,
+            factor=0.5,
+            # PyTorch acts in the epoch after `patience`, Lightning's early stopping in that epoch itself.
+            patience=self.halve_after - 1,
+        )
+        if self._restored is not None:
+            self._schedule.load_state_dict(self._restored)
+
+    def on_train_epoch_end(self, trainer, system):
+        self._schedule.step(trainer.callback_metrics[self.monitor].item())
+
+
+class CountOnce(pl.Callback):
+    """Over several devices each validation example counts once: a batch that is there for the number only weighs 0."""
+
+    def on_validation_batch_start(self, trainer, system, batch, index, dataloader_idx=0):
+        if trainer.val_dataloaders.sampler.repeats(index):
+            batch["weight"] = 0.0
 
 
 class EagerValidation(pl.Callback):
@@ -119,9 +183,10 @@ class Examples(pl.Callback):
         board, dataset = trainer.logger.experiment, trainer.val_dataloaders.dataset
         for index in range(min(self.number, len(dataset))):
             example = dataset[0, index]
-            mixture = torch.as_tensor(example["mixture"], device=system.device)
-            mixture = mixture[0] if system.n_mics == 1 and mixture.ndim == 2 else mixture
-            estimates = system.separate(mixture[None])[0].float().cpu()
+            # The first channel is enough to be heard, unless the system needs all.
+            mixture = torch.atleast_2d(torch.as_tensor(example["mixture"]))
+            mixture = mixture[:1] if system.n_mics == 1 else mixture
+            estimates = apply(system, mixture)[:, 0]
             signals = {f"estimate{i + 1}": signal for i, signal in enumerate(estimates)}
             if epoch == 0:
                 signals |= {"mixture": torch.as_tensor(example["mixture"])}

@@ -1,28 +1,42 @@
-"""Configuration: a YAML file of plain data, parsed onto typed classes; every key can be overridden by KEY=VALUE."""
+"""Configuration: a YAML file of plain data, parsed onto typed classes; every key can be overridden by KEY=VALUE.
 
-import difflib
+`null` is a value like any other. `remove: [steps.separator]` takes keys of the file that this one extends away.
+"""
+
 import pydoc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch.utils.data import Dataset
 
+from local_models.ranges import (
+    Count,
+    CountOrNone,
+    Decay,
+    Limit,
+    NonNegative,
+    Patience,
+    Positive,
+    Range,
+)
 from local_models.system import Optimisation, System
 from utils.errors import UserError
+from utils.training.checks import check_numbers, check_values, suggestion
+from utils.training.trust import check_importable
 
 
 @dataclass
 class DynamicMixing:
     """New training mixtures each epoch, from the single-speaker recordings in train_sources.csv."""
 
-    max_gain: float = 5.0
+    max_gain: NonNegative = 5.0
     """Largest level difference between two sources of a mixture, in dB (drawn uniformly)."""
-    speed: float = 0.0
+    speed: Decay = 0.0
     """Largest relative change of speed of a source, e.g. 0.05; 0: none."""
 
 
@@ -30,16 +44,17 @@ class DynamicMixing:
 class Data:
     """Which examples a training sees."""
 
-    segment: float = 4.0
+    segment: Positive = 4.0
     """Length of a training example in seconds: a random stretch of a mixture, padded with zeros if that is shorter."""
-    valid_segment: float = 8.0
+    valid_segment: Positive = 8.0
     """Length of a validation example in seconds: always the same stretch of a mixture."""
-    epoch_size: int | None = None
-    """Training mixtures an epoch (a new random subset each epoch); null: all of them."""
-    valid_size: int | None = None
+    epoch_size: Count | None = None
+    """Training mixtures an epoch; null: all of them. Of a list of mixtures, a new random subset each epoch, so that
+    there must be as many; data sets that draw mixtures anew draw as many as asked."""
+    valid_size: Count | None = None
     """The first so many validation mixtures; null: all of them."""
     dynamic_mixing: DynamicMixing | None = None
-    """New mixtures on the fly; null: the mixtures of train.csv, if there is one."""
+    """New mixtures on the fly; null: the mixtures of train.csv, if there is one. Not together with `dataset`."""
     dataset: Callable[[Path, str, int | None, int, float, int, int | None], Dataset] | None = None
     """Another source of examples, by class_path and init_args; null: `utils.data.datasets.Mixtures`,
     whose first arguments (manifests, split, n_src, sample_rate, seconds, seed, size) and keys any such class takes."""
@@ -47,22 +62,23 @@ class Data:
 
 @dataclass
 class Step:
-    """One training step."""
+    """A stage of the training that the system names, e.g. `frontend`: for how long and how it is trained."""
 
-    epochs: int
+    epochs: Count
     """Epochs at most."""
-    batch_size: int = 4
-    """Mixtures a step, over all devices together."""
+    batch_size: Count = 4
+    """Mixtures in a batch, over all devices together."""
     optim: Optimisation = field(default_factory=Optimisation)
-    gradient_clip: float = 5.0
+    gradient_clip: Limit = 5.0
     """Largest L2 norm of the gradient; 0: no limit."""
-    accumulate: int = 1
-    """Batches whose gradients are summed before an update."""
+    accumulate: Count = 1
+    """Batches whose gradients are averaged for one update. The last update of an epoch may have fewer; their sum is
+    divided by this number all the same."""
     monitor: str = "val_loss"
     """The logged value that chooses the best model: smallest if its name has `loss` in it, else largest."""
-    early_stop: int = 0
+    early_stop: Patience = 0
     """Epochs without a better value of the monitor after which the step ends; 0: never."""
-    ema: float = 0.0
+    ema: Decay = 0.0
     """Decay per update of an exponential moving average of the weights, then validated and kept instead; 0: none."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Networks in this precision; encoder, decoder and losses stay in 32 bit."""
@@ -76,16 +92,18 @@ class Runtime:
 
     accelerator: str = "auto"
     """cpu, gpu, mps or auto."""
-    devices: int = 1
+    devices: Count = 1
     """Devices on each machine; more than one trains by DDP."""
-    num_nodes: int = 1
+    num_nodes: Count = 1
     """Machines (start one process on each as Lightning's cluster guide says)."""
-    workers: int = 2
+    workers: CountOrNone = 2
     """Loader processes for each device."""
-    log_audio: int = 2
+    log_audio: CountOrNone = 2
     """Validation examples whose audio and spectrograms go to TensorBoard; 0: none."""
-    log_audio_every: int = 5
+    log_audio_every: Count = 5
     """... every so many epochs."""
+    checkpoint_minutes: NonNegative = 30.0
+    """Minutes within an epoch after which last.ckpt is written once more; 0: only at the end of epochs."""
 
 
 @dataclass
@@ -98,16 +116,51 @@ class Experiment:
     """Training steps in order, by name; a step starts from the best model of the one before."""
     data: Data = field(default_factory=Data)
     runtime: Runtime = field(default_factory=Runtime)
-    seed: int = 0
+    seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
     """Seed of initial weights, segments and mixtures."""
     description: str = ""
     """One line for the table of results."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 as people read it: 010 is ten, 1e-3 a number, off a word, and a key may stand only once."""
+
+    yaml_implicit_resolvers = {}
+
+    def construct_integer(self, node):
+        text = self.construct_scalar(node)
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name} stands in it twice, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+# The core schema of YAML 1.2, section 10.3.2; integers go first, since the pattern of floats fits them too.
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+
+
 def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
-    """Plain values of a YAML file; `extends: OTHER.yml` starts from another one beside it, a null takes a key away."""
+    """Plain values of a YAML file.
+
+    `extends: OTHER.yml` starts from another one beside it, from which `remove: [a.b, c]` takes keys away first.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), _Loader)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"there is no configuration {path}; --conf names a YAML file, e.g. conf/*.yml"
@@ -117,7 +170,10 @@ def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no `key: value` pairs")
     base = values.pop("extends", None)
+    removed = values.pop("remove", [])
     if base is None:
+        if removed:
+            raise UserError(f"{path}: remove takes keys of another file away, so it needs extends")
         return values
     if not isinstance(base, str):
         raise UserError(f"{path}: extends is {base!r}; it must be the name of one YAML file")
@@ -128,45 +184,79 @@ def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
         )
     if not base.is_file():
         raise UserError(f"{path}: extends {base}, which is not there")
-    return _merge(read_yaml(base, origins), values)
+    # Removed before the merge, so that this file may write the same key anew.
+    inherited = read_yaml(base, origins)
+    _remove(inherited, removed, f"{path}: remove")
+    return _merge(inherited, values)
 
 
 def _merge(base: dict, values: dict) -> dict:
     """`values` over `base`, key by key; of a class, init_args are merged only with those of the same class."""
+    # The arguments of one class mean nothing to another.
     if values.get("class_path", base.get("class_path")) != base.get("class_path"):
         return values
     merged = dict(base)
     for key, value in values.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge(merged[key], value)
         else:
             merged[key] = value
     return merged
 
 
+def _remove(values: dict, keys: list[str], where: str) -> None:
+    """Take keys like `steps.separator` away, in place."""
+    if not isinstance(keys, list):
+        raise UserError(f"{where} is {keys!r}; it must be a list of keys, e.g. [steps.separator]")
+    for key in keys:
+        *parents, last = str(key).split(".")
+        place = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            words = f"{where}: there is no {key} to take away"
+            raise UserError(words + suggestion(str(key), list(_keys(values))))
+        del place[last]
+
+
+def _keys(values: dict, prefix: str = "") -> Iterator[str]:
+    """All keys of nested dicts, like `steps.separator`."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
 def override(values: dict, assignments: list[str]) -> dict:
-    """Set nested keys by `a.b.c=value` (value in YAML), in place."""
+    """Set nested keys by `a.b.c=value` (value in YAML), or take them away by `remove=[a.b.c]`, in place."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"'{assignment}' is not KEY=VALUE, e.g. steps.frontend.epochs=3")
-        *parents, last = key.split(".")
-        place = values
-        for parent in parents:
-            if place.get(parent) is None:
-                place[parent] = {}
-            place = place[parent]
-            if not isinstance(place, dict):
-                raise UserError(f"cannot set {key}: {parent} is a single value")
         try:
-            place[last] = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except yaml.YAMLError:
             raise UserError(
                 f"'{assignment}': {text} is not a value in YAML; is a bracket or quote missing?"
             ) from None
+        # In the order in which they are given, so that a key may be removed and then set anew.
+        if key == "remove":
+            _remove(values, value, "remove")
+        else:
+            _set(values, key, value)
     return values
+
+
+def _set(values: dict, key: str, value) -> None:
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise UserError(f"cannot set {key}: {parent} is a single value")
+    place[last] = value
 
 
 def _parser() -> ArgumentParser:
@@ -175,30 +265,67 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _explain(error: Exception) -> str:
-    """The parser's message as `key: what is wrong`, with a suggestion where a key is unknown."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    text = re.sub(r"Problem with given class_path '[\w.]*?(\w+)': ", r"\1: ", text)
-    text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", text)
-    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    unknown = re.search(r"option '(\S+?)'|Option '(\S+?)' is not accepted", text)
-    if unknown:
-        key = next(group for group in unknown.groups() if group).split(".")[-1]
-        classes = (Experiment, Data, DynamicMixing, Step, Optimisation, Runtime)
-        near = difflib.get_close_matches(
-            key, {name for cls in classes for name in cls.__annotations__}, n=1
-        )
-        text += f" (did you mean `{near[0]}`?)" if near else ""
-    return text
-
-
 def parse(values: dict, where: str) -> Namespace:
-    """Check plain values against the typed classes; `where` names their origin in the message of a `UserError`."""
+    """Check plain values against the typed classes.
+
+    Args:
+        values: what `read_yaml` and `override` return.
+        where: their origin, at the beginning of messages.
+
+    Raises:
+        UserError: an unknown key, a value of another type, a number outside its range, settings that exclude each
+            other.
+    """
+    check_importable(values, where)
+    check_values(values, Experiment, where)
     try:
         config = _parser().parse_object(values, defaults=True)
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
+        raise UserError(f"{where}: {_explain_step(values) or _explain(error)}") from None
+    check_numbers(plain(config), Experiment, where)
+    # The parser knows no rule about two keys.
+    if config.data.dataset is not None and config.data.dynamic_mixing is not None:
+        raise UserError(
+            f"{where}: data.dynamic_mixing and data.dataset exclude each other, since both say where training "
+            "mixtures come from; take one away, e.g. by remove=[data.dynamic_mixing]"
+        )
     return config
+
+
+def _explain_step(values: dict) -> str | None:
+    """What is wrong in a training step, and in which; None if all are right. The parser does not name the step."""
+    steps = values.get("steps")
+    for name, step in steps.items() if isinstance(steps, dict) else ():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(Step, f"steps.{name}", fail_untyped=False)
+        try:
+            parser.parse_object({"steps": {name: step}})
+        except (ArgumentError, ValueError, TypeError, KeyError) as error:
+            return _explain(error, f"steps.{name}")
+    return None
+
+
+# What the parser says and a reader of YAML has no use for, and what is said instead.
+_SHORTER = (
+    (r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1"),
+    (r" Got value: Namespace\(.*\)", ""),
+    (r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", ""),
+    (r" - Expected a NoneType Given value type: .*", ""),
+    (r"Type collections\.abc\.Callable\[.*?\] expects a function or a callable class: ", ""),
+    (r"Problem with given class_path '[\w.]*?(\w+)': ", r"\1: "),
+    (r'Parser key "([^"]+)":', r"\1:"),
+    (r"Expected a (?=int\b)", "Expected an "),
+)
+
+
+def _explain(error: Exception, prefix: str = "") -> str:
+    """The parser's message as `key: what is wrong`."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    for pattern, words in _SHORTER:
+        text = re.sub(pattern, words, text)
+    if prefix and not text.startswith(prefix):
+        text = f"{prefix}: {text}"
+    return text
 
 
 def build(config: Namespace) -> Experiment:
@@ -216,26 +343,11 @@ def check_steps(config: Namespace, where: str) -> None:
         raise UserError(
             f"{where}: steps is empty; {config.system.class_path} has {', '.join(known)}"
         )
-    for name, step in config.steps.items():
+    for name in config.steps:
         if name not in known:
-            raise UserError(
-                f"{where}: steps: there is no step `{name}`; {config.system.class_path} has {', '.join(known)}"
-            )
-        for key in ("epochs", "batch_size", "accumulate"):
-            if getattr(step, key) < 1:
-                raise UserError(
-                    f"{where}: steps.{name}.{key} is {getattr(step, key)}; it must be 1 at least"
-                )
-
-
-def check_data(config: Namespace, where: str) -> None:
-    """Stop at sizes and a seed that no training can use."""
-    for key in ("segment", "valid_segment", "epoch_size", "valid_size"):
-        value = config.data[key]
-        if value is not None and value <= 0:
-            raise UserError(f"{where}: data.{key} is {value}; it must be greater than 0")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"{where}: seed is {config.seed}; it must be from 0 to {2**32 - 1}")
+            words = f"{where}: steps: there is no step `{name}`"
+            words += suggestion(name, known)
+            raise UserError(f"{words}; {config.system.class_path} has {', '.join(known)}")
 
 
 def plain(config: Namespace) -> dict:

@@ -1,19 +1,35 @@
-"""Model files: self-contained (weights, configuration, sample rate, level), loaded without running code from them."""
+"""Model files: self-contained (weights, configuration, sample rate, level), loaded without running code from them.
+
+Weights are read without pickled code (`ALLOWED`), and the configuration may name networks only (trust.py).
+"""
 
 import copy
 import io
+import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from torch.torch_version import TorchVersion
 
 from local_models.asteroid.system import AsteroidSystem
 from local_models.system import System
 from utils.errors import UserError
-from utils.files import write_bytes
+from utils.files import read_yaml, write_bytes
+from utils.training.trust import (
+    NOBODY,
+    PACKAGES,
+    Trust,
+    check_names,
+    check_objects,
+    class_paths,
+    only_trusted_imports,
+    strict_parser,
+)
 
 KEY = "separation_system"
 
@@ -27,15 +43,46 @@ ALLOWED = [
     (_number, "numpy.core.multiarray.scalar"),
     *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
 ]
-TRUSTED_PACKAGES = ("local_models.", "asteroid.", "asteroid_filterbanks.", "torch.nn.")
+# Sample rates that audio has, in Hz: others come from damaged or hostile files, and end in sizes of 0 or of 1e9.
+RATES = range(100, 1_000_001)
+LONGEST_REASON = 500  # characters of a message of torch, which lists every weight
+
+
+@dataclass
+class _Root:
+    """What the parser fills. Its keys hold no names of files, which the parser would read."""
+
+    system: System
 
 
 def build_system(config: dict) -> System:
-    """The system of a plain configuration (`class_path`, `init_args`), with fresh weights."""
+    """The system of a plain configuration of the user's own (`class_path`, `init_args`), with fresh weights."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(System, "system", fail_untyped=False)
+    parser.add_class_arguments(_Root, fail_untyped=False)
     config = copy.deepcopy(config)  # the parser puts its own objects into lists of what it is given
-    return parser.instantiate_classes(parser.parse_object({"system": config})).system
+    return parser.instantiate(parser.parse_object({"system": config})).system
+
+
+def build_untrusted(config: dict, where: str, trust: Trust = NOBODY) -> System:
+    """The system of a configuration from elsewhere, which may name networks only; otherwise as `build_system`.
+
+    Args:
+        config: plain configuration.
+        where: the file that it comes from, for messages.
+        trust: what it may name besides.
+
+    Raises:
+        UserError: if it asks for anything else.
+    """
+    check_names(config, where, trust)
+    parser = strict_parser()
+    with only_trusted_imports(trust):
+        parser.add_class_arguments(_Root, fail_untyped=False)
+        parsed = parser.parse_object({"system": copy.deepcopy(config)})
+        # text may have become a class or a function where an argument takes one
+        check_names(parsed, where, trust)
+        check_objects(parsed, where, trust)
+        return parser.instantiate(parsed).system
 
 
 def pack(config: dict, state_dict: dict) -> dict:
@@ -48,33 +95,40 @@ def pack(config: dict, state_dict: dict) -> dict:
     return {KEY: config, "state_dict": state_dict}
 
 
-def load_system(path: str | Path) -> System:
+def load_system(path: str | Path, trust: Sequence[str] = ()) -> System:
     """Load a system for separation: in evaluation mode, on the CPU, without gradients.
+
+    A file may name the networks of this project, of Asteroid and of torch.nn. Those of others are built only if
+    `trust` names their package, or if the file lies in an experiment's folder (exp/NAME or exp/NAME/STEP) whose
+    config.yml, which training wrote, describes the very same system.
 
     Args:
         path: a checkpoint (`best.ckpt`), an exported `model.pth`, the folder of an experiment with one, or a model
             packed by Asteroid.
+        trust: Python packages, e.g. ("mynet",), whose classes the file may name as well.
 
     Raises:
-        UserError: if the file is missing or is not such a model.
+        UserError: if the file is missing, is not such a model, or asks for anything else.
     """
-    return _system_of(*_read(path))
+    return _system_of(*_read(path), Trust(tuple(trust)))
 
 
-def export(checkpoint: str | Path, target: str | Path) -> None:
+def export(checkpoint: str | Path, target: str | Path, trust: Sequence[str] = ()) -> None:
     """Write a trained system as a model file, complete or not at all; Asteroid's networks in Asteroid's format.
 
     Args:
         checkpoint: what `load_system` accepts.
         target: the file to write, e.g. exp/<name>/model.pth.
+        trust: as of `load_system`.
     """
+    # loading it first shows that what is written can be read again
     path, content = _read(checkpoint)
-    system = _system_of(path, content)
-    packed = (
-        system.pack()
-        if isinstance(system, AsteroidSystem)
-        else pack(content[KEY], system.state_dict())
-    )
+    system = _system_of(path, content, Trust(tuple(trust)))
+    # a class of the user's own that separates differently would not come back from Asteroid's format
+    if isinstance(system, AsteroidSystem) and type(system).separate is AsteroidSystem.separate:
+        packed = system.pack()
+    else:
+        packed = pack(content[KEY], system.state_dict())
     save(packed, target)
 
 
@@ -107,25 +161,24 @@ def _why_unreadable(message: str) -> str:
         return f"is refused: it asks for {code[1]}, and a model holds weights, not code"
     # torch's own text advises to load such files with weights_only=False, which would run what is in them
     detail = re.search(r"WeightsUnpickler error: (.*)", message)
-    reason = (
-        detail[1]
-        if detail
-        else ""
-        if message.startswith("Weights only")
-        else message.split("\n")[0]
-    )
+    if detail:
+        reason = detail[1]
+    elif message.startswith("Weights only"):
+        reason = ""
+    else:
+        reason = message.split("\n")[0]
     return f"is not a model file, or is damaged: give a model.pth or a *.ckpt ({reason or 'no tensors in it'})"
 
 
-def _system_of(path: Path, content: dict) -> System:
+def _system_of(path: Path, content: dict, trust: Trust) -> System:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(
             f"{path} is neither a model of these recipes nor one packed by Asteroid: it has no state_dict"
         )
     try:
         if KEY in content:
-            _check_classes(path, content[KEY])
-            system = build_system(content[KEY])
+            trust = _with_own_networks(trust, path, content[KEY])
+            system = build_untrusted(content[KEY], str(path), trust)
             system.load_state_dict(content["state_dict"])
         elif {"model_name", "model_args"} <= content.keys():
             system = AsteroidSystem.from_packed(content)
@@ -133,26 +186,61 @@ def _system_of(path: Path, content: dict) -> System:
             raise UserError(
                 f"{path} holds weights without a configuration: neither of these recipes nor of Asteroid"
             )
-    except (ArgumentError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: the model cannot be built as the file describes it: {error}"
-        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # networks fail in any way when their arguments make no sense
+        raise _refusal(path, error) from error
+    _check_system(system, path)
     return system.eval().requires_grad_(False)
 
 
-def _check_classes(path: Path, config) -> None:
-    """A configuration names classes to import: those of a file from elsewhere must not run anything but networks."""
-    if isinstance(config, dict):
-        config = config.values()
-    elif isinstance(config, str):
-        if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", config) and not config.startswith(
-            TRUSTED_PACKAGES
-        ):
-            raise UserError(
-                f"{path} is refused: it names {config}, which is not of {', '.join(TRUSTED_PACKAGES)}"
+def _with_own_networks(trust: Trust, path: Path, config) -> Trust:
+    """Trust in the networks of a configuration, too, if the experiment around the file has the same one."""
+    names = {name for _, name in class_paths(config) if isinstance(name, str)}
+    foreign = {name for name in names if name.split(".")[0] not in PACKAGES}
+    # nothing of the user's own is read where the file names none
+    for folder in (path.parent, path.parent.parent) if foreign else ():
+        note = folder / "config.yml"
+        if note.is_file():
+            settings = read_yaml(
+                note, f"restore it, or take it away and give --trust to load {path}"
             )
-        return
-    elif not isinstance(config, list | tuple):
-        return
-    for value in config:
-        _check_classes(path, value)
+            if settings.get("system") == config:
+                return Trust(trust.packages, frozenset(foreign))
+    return trust
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    """One line: the option that this version does not know, the code that is asked for, or what the class said."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    unknown = re.search(r"Option '([^']+)' is not accepted|No action for key \"([^\"]+)\"", text)
+    if unknown:
+        option = unknown[1] or unknown[2]
+        return UserError(
+            f"{path}: this version knows no option `{option}`; did a newer version make the file?"
+        )
+    denied = re.search(r"Importing '([^']+)' is not allowed", text)
+    if denied:
+        return UserError(f"{path} is refused: it asks for {denied[1]}, which is no network")
+    reason = re.sub(r"Parser key \"(?:system\.)?([^\"]+)\":", r"\1:", text).removeprefix("system: ")
+    reason = reason[:LONGEST_REASON] or type(error).__name__
+    return UserError(f"{path}: the model cannot be built as the file describes it: {reason}")
+
+
+def _check_system(system: System, path: Path) -> None:
+    """Stop at facts that no model has, which would fail far from here."""
+    rate, n_src = system.sample_rate, system.n_src
+    if isinstance(rate, bool) or rate not in RATES:
+        raise UserError(
+            f"{path}: its sample rate is {rate} Hz, which no audio has ({RATES.start} to {RATES.stop - 1} Hz); "
+            "the file is damaged, or was not made by training"
+        )
+    if n_src is not None and (type(n_src) is not int or n_src < 1):
+        raise UserError(f"{path}: it separates {n_src} sources; the file is damaged")
+    # one sum over all: a NaN, or an infinity of each sign, goes through it
+    with torch.no_grad():
+        total = sum(parameter.sum().item() for parameter in system.parameters())
+    if math.isnan(total):
+        raise UserError(
+            f"{path}: its weights hold NaN: the training that made the file diverged; take another file"
+        )

@@ -1,17 +1,26 @@
 """A short rehearsal before a long training: does it learn, is validation repeatable, does the model survive saving?"""
 
 import copy
-import io
+import os
+import tempfile
 import time
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+import yaml
 
 from local_models.system import System
 from utils.errors import UserError
+from utils.files import write_text
 from utils.training.callbacks import peak_memory
+from utils.training.clusters import without_requeueing
 from utils.training.config import Runtime, Step
-from utils.training.model_files import build_system
+from utils.training.model_files import export, load_system, pack, save
+from utils.training.watchdog import Watchdog
+
+# What evaluation and separation read of a system, besides its weights.
+FACTS = ("n_src", "sample_rate", "n_mics", "images", "ordered")
 
 
 class _Clock(pl.Callback):
@@ -27,11 +36,6 @@ class _Clock(pl.Callback):
         if system.device.type == "cuda":
             torch.cuda.synchronize()
         self.batches.append(time.monotonic() - self._start)
-        if not torch.isfinite(outputs["loss"]):
-            raise UserError(
-                f"the training loss of step `{system.step}` is {outputs['loss'].item()} in the self-test: look for "
-                "silent or damaged training examples, or lower steps.*.optim.lr"
-            )
 
     def on_validation_start(self, *_):
         self._start = time.monotonic()
@@ -50,9 +54,11 @@ def self_test(
 
     Raises:
         UserError: if the loss is not finite, nothing is learnt, frozen parts move, validation differs from run to run,
-            the monitor is not logged, or the reloaded model separates differently.
+            the monitor is not logged, or the model cannot be exported or separates differently once it is loaded again.
     """
+    # a copy, so that the training begins with the weights that its seed gives
     rehearsal = copy.deepcopy(system)
+    # frozen and trained parts are told apart afterwards by what moved
     before = {name: value.clone() for name, value in rehearsal.state_dict().items()}
     clock = _Clock()
     quiet = dict(
@@ -63,19 +69,23 @@ def self_test(
     )
     limits = dict(max_epochs=1, limit_train_batches=3, limit_val_batches=1, num_sanity_val_steps=0)
     trainer = pl.Trainer(
-        **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision, callbacks=[clock],
-        use_distributed_sampler=False,
+        **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision,
+        callbacks=[clock, Watchdog(step.monitor, rehearsal=True)],
+        use_distributed_sampler=False, plugins=without_requeueing(),
+        default_root_dir=os.devnull,  # no hpc_ckpt_*.ckpt of another training is read
         gradient_clip_val=(step.gradient_clip or None) if system.automatic_optimization else None,
     )  # fmt: skip
     trainer.fit(rehearsal, train, valid)
     memory = peak_memory(next(rehearsal.parameters()).device)
     _check_learning(rehearsal, before, step, trainer)
+    # whatever validation draws at random makes the best epoch a matter of luck
     results = [trainer.validate(rehearsal, valid, verbose=False)[0] for _ in range(2)]
     if results[0] != results[1]:
         raise UserError(
             f"self-test: validation differs from run to run ({results[0]} and {results[1]})"
         )
     _check_saving(rehearsal.cpu().eval(), system_config)
+    # the first batch includes what is done once: the kernels are chosen, the memory is allocated
     seconds = min(clock.batches) * len(train) + clock.valid * len(valid)
     return {"epoch_seconds": seconds, "memory_mib": memory}
 
@@ -92,6 +102,7 @@ def _check_learning(rehearsal, before, step, trainer) -> None:
         raise UserError(
             f"self-test: three updates of step `{rehearsal.step}` changed no weight; is steps.*.optim.lr zero?"
         )
+    # an optimiser that was given all parameters moves frozen ones too, by weight decay
     frozen = {
         name for name, parameter in rehearsal.named_parameters() if not parameter.requires_grad
     }
@@ -106,12 +117,32 @@ def _check_learning(rehearsal, before, step, trainer) -> None:
         raise UserError(f"steps.*.monitor: `{step.monitor}` is not logged; choose from {logged}")
 
 
-def _check_saving(rehearsal, system_config) -> None:
-    file = io.BytesIO()
-    torch.save(rehearsal.state_dict(), file)
-    file.seek(0)
-    reloaded = build_system(system_config).eval()
-    reloaded.load_state_dict(torch.load(file, weights_only=True))
+def _check_saving(rehearsal: System, system_config: dict) -> None:
+    """Save, export, load and separate as after training, in a folder laid out like the experiment."""
+    with tempfile.TemporaryDirectory(prefix="self-test-") as folder:
+        exp = Path(folder)
+        # config.yml is what makes networks of the user's own trusted
+        write_text(exp / "config.yml", yaml.safe_dump({"system": system_config}))
+        checkpoint = exp / rehearsal.step / "best.ckpt"
+        checkpoint.parent.mkdir()
+        save(pack(system_config, rehearsal.state_dict()), checkpoint)
+        try:
+            export(checkpoint, exp / "model.pth")
+            reloaded = load_system(exp)
+        except UserError as error:
+            reason = str(error).replace(f"{exp}/", "")
+            raise UserError(
+                f"self-test: once trained, the model could not be exported: {reason}. Nothing was trained yet; "
+                "arguments of networks are plain values and other networks"
+            ) from None
+    # Asteroid's format keeps the network only, so a class around it must give the same with it
+    for fact in FACTS:
+        before, after = getattr(rehearsal, fact), getattr(reloaded, fact)
+        if before != after:
+            raise UserError(
+                f"self-test: the saved model has {fact} = {after}, the one in training {before}: "
+                f"{type(rehearsal).__name__} must set it from its arguments"
+            )
     example = rehearsal.noise(1.0)
     with torch.no_grad():
         if not torch.allclose(rehearsal.separate(example), reloaded.separate(example), atol=1e-5):

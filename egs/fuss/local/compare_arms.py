@@ -9,33 +9,47 @@ from pathlib import Path
 import pandas as pd
 
 from utils.errors import UserError, command
+from utils.evaluation.results import read_scores, read_summary, the_evaluation
 from utils.report.significance import compare
 
+# Columns of the suite, and the factor that makes them dB or per cent.
 COLUMNS = {
     "msi": 1,
     "msi_all": 1,
     "hole_rate_30": 100,
     "leak_rate": 100,
     "log_spectral_distance": 1,
-}  # dB or per cent
+}
 
 
-def scores(exps: list[Path], data_set: str) -> list[pd.DataFrame]:
-    """The rows of each experiment, by mixture."""
+def scores_of(
+    exps: list[Path], data_set: str, corpus: str | None
+) -> tuple[list[pd.DataFrame], set[tuple]]:
+    """The scores of each experiment by mixture, and the sets of data that they are of.
+
+    Raises:
+        UserError: an experiment was not evaluated on the set, or with another suite.
+    """
     tables = []
+    data = set()
     for exp in exps:
-        path = exp / "eval" / data_set / "all_metrics.csv"
-        if not path.is_file():
+        folder = the_evaluation(exp, data_set, corpus)
+        table = read_scores(folder)
+        missing = [column for column in COLUMNS if column not in table]
+        if missing:
             raise UserError(
-                f"{path} is missing: evaluate {exp.name} with --suite fuss first (stage 4)"
+                f"{folder} has no {', '.join(missing)}: evaluate {exp.name} with --suite fuss (stage 4)"
             )
-        table = pd.read_csv(path, dtype={"mixture_ID": str}).set_index("mixture_ID")
-        if not {*COLUMNS} <= {*table.columns}:
-            raise UserError(
-                f"{path} has no {', '.join({*COLUMNS} - {*table.columns})}: evaluate with --suite fuss"
-            )
+        # In the units that are printed.
         tables.append(table[list(COLUMNS)] * pd.Series(COLUMNS))
-    return tables
+        final = read_summary(folder)
+        data.add((final.get("manifest_sha256"), final.get("audio_sha256")))
+    return tables, data
+
+
+def mean_over_seeds(tables: list[pd.DataFrame], column: str) -> pd.Series:
+    """By mixture."""
+    return pd.concat([table[column] for table in tables], axis=1).mean(axis=1)
 
 
 @command
@@ -56,22 +70,28 @@ def main(argv=None):
     parser.add_argument(
         "--data-set", default="test", help="name of the manifest they were evaluated on"
     )
+    parser.add_argument("--corpus", help="where they were evaluated on sets of several corpora")
     args = parser.parse_args(argv)
-    control, arm = scores(args.control, args.data_set), scores(args.arm, args.data_set)
-    paired = list(zip(arm, control, strict=False))
+    control, control_data = scores_of(args.control, args.data_set, args.corpus)
+    arm, arm_data = scores_of(args.arm, args.data_set, args.corpus)
+    # Sets of one name may be of other corpora, or other audio under the same names.
+    if len(control_data | arm_data) > 1:
+        raise UserError(
+            f"these experiments were evaluated on different data of the name '{args.data_set}', which cannot be "
+            "compared: evaluate them on the same set (stage 4)"
+        )
     print(
         f"{args.arm[0].name} less {args.control[0].name}, {len(arm)} and {len(control)} experiments"
     )
     for column in COLUMNS:
-        sides = [
-            pd.concat([table[column] for table in tables], axis=1).mean(axis=1)
-            for tables in (arm, control)
-        ]
-        found = compare(*sides)
-        each = ", ".join(f"{(a[column] - b[column]).mean():+.2f}" for a, b in paired)
-        interval = f"[{found.low:+.2f}, {found.high:+.2f}]"
+        result = compare(mean_over_seeds(arm, column), mean_over_seeds(control, column))
+        # Experiments of the same place in both lists are a pair, e.g. of one seed.
+        each = []
+        for one, other in zip(arm, control, strict=False):
+            each.append(f"{(one[column] - other[column]).mean():+z.2f}")
         print(
-            f"  {column:22s} {found.value:+.2f} {interval}  p {found.p:.3f}  {found.n} mixtures  each: {each}"
+            f"  {column:22s} {result.value:+z.2f} [{result.low:+z.2f}, {result.high:+z.2f}]  p {result.p:.3f}  "
+            f"{result.n} mixtures  each: {', '.join(each)}"
         )
 
 

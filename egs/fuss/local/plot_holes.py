@@ -26,8 +26,8 @@ STEP = 4  # one frame in so many is drawn
 def find_results(exp: Path, name: str) -> dict[Path, dict]:
     """final_metrics.json of what has been evaluated with hole rates, the best first."""
     paths = [
-        *exp.glob(f"*/eval/{name}/final_metrics.json"),
-        *exp.glob(f"*/*/eval/{name}/final_metrics.json"),
+        *exp.glob(f"*/eval/*/{name}/final_metrics.json"),
+        *exp.glob(f"*/*/eval/*/{name}/final_metrics.json"),
     ]
     results = {path.parent: json.loads(path.read_text()) for path in sorted(paths)}
     rated = {folder: result for folder, result in results.items() if result.get("hole_rate_30")}

@@ -1,7 +1,6 @@
 """Stage 0: synthesise the clips of the mini corpus, download FUSS, or find out what the directory given holds."""
 
 import argparse
-import json
 import tarfile
 from pathlib import Path
 
@@ -10,8 +9,11 @@ from scenes import SPLITS, find_clips
 
 from utils import files
 from utils.data import audio
+from utils.data.corpus import Corpus, add_arguments, contents, locate
 from utils.data.datasets import rng_of
 from utils.data.download import fetch
+from utils.data.products import Product, make
+from utils.data.walking import walk
 from utils.errors import UserError, command
 
 URL = "https://zenodo.org/record/3743844/files/"
@@ -38,7 +40,7 @@ ACCEPTED = """  1. FUSS, or a tree like it: {train,validation,eval}_example_list
 
 def parse_arguments(argv, description):
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--corpus", default="mini", help="mini, download, or a directory")
+    add_arguments(parser)
     parser.add_argument(
         "--room", default="reverb", choices=sorted(TREES), help="mixtures with or without rooms"
     )
@@ -50,8 +52,6 @@ def parse_arguments(argv, description):
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="length of mixtures made of clips"
     )
-    parser.add_argument("--nj", type=int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder for the data")
     args = parser.parse_args(argv)
     numbers = args.mixtures.split(",")
     if len(numbers) != 3 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
@@ -64,19 +64,9 @@ def parse_arguments(argv, description):
     return args
 
 
-def data_folder(corpus: str, out: Path) -> Path:
-    """`out/mini`, `out/fuss` for a download, or `out/<name of the directory>`."""
-    names = {"mini": "mini", "download": "fuss"}
-    return out / (names[corpus] if corpus in names else corpus_folder(corpus).name)
-
-
-def corpus_folder(corpus: str) -> Path:
-    folder = Path(corpus).expanduser().resolve()
-    if not folder.is_dir():
-        raise UserError(
-            f"--corpus: {folder} is not a directory. Give `mini` or one of these forms:\n{ACCEPTED}"
-        )
-    return folder
+def find_corpus(args: argparse.Namespace) -> Corpus:
+    """The corpus that the options name; a download is called `fuss`."""
+    return locate(args, ACCEPTED, downloaded="fuss")
 
 
 def detect(folder: Path, room: str) -> dict:
@@ -91,34 +81,39 @@ def detect(folder: Path, room: str) -> dict:
             raise UserError(
                 f"{place}: has {', '.join(present)}, but lacks {', '.join({*lists} - {*present})}"
             )
-    other = next((path.parent for path in folder.rglob(lists[0])), None)
-    if other:
+    others = [path.parent for path in walk(folder, audio_only=False) if path.name == lists[0]]
+    if others:
         raise UserError(
-            f"{folder}: its lists are in {other}; with --room {room} they are looked for in {places[0]}"
+            f"{folder}: its lists are in {others[0]}; with --room {room} they are looked for in {places[0]}"
         )
     if any(find_clips(folder).values()):
         return {"form": "clips", "root": folder}
-    found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
     raise UserError(
-        f"{folder}: no lists and no audio files. Accepted are\n{ACCEPTED}\nThe directory holds: {found}"
+        f"{folder}: no lists and no audio files. Accepted are\n{ACCEPTED}\nThe directory holds: {contents(folder)}"
     )
 
 
-def make_mini(folder: Path, n_jobs: int, numbers=MINI) -> int:
-    """Synthesise clips `folder/<split>/<class>/<number>.wav`, the same each time; what exists is kept."""
-    jobs = [
-        (folder / split / kind / f"{index:02d}.wav", kind, (SPLITS.index(split), place, index))
-        for split, number in numbers.items()
-        for place, kind in enumerate((*sounds.LONG, *sounds.SHORT))
-        for index in range(number)
-    ]
-    files.parallel(_synthesise, jobs, n_jobs, "synthesising sounds")
-    return len(jobs)
+def make_mini(folder: Path, n_jobs: int, numbers: dict[str, int] = MINI) -> int:
+    """Synthesise clips `folder/<split>/<class>/<number>.wav`, the same each time; what exists is kept.
+
+    Returns:
+        the number of clips.
+    """
+    products = []
+    for split, number in numbers.items():
+        for place, kind in enumerate((*sounds.LONG, *sounds.SHORT)):
+            for index in range(number):
+                key = (SPLITS.index(split), place, index)
+                name = f"{split}/{kind}/{index:02d}.wav"
+                path = folder / name
+                products.append(Product(name, key, (path,), (path, kind, key)))
+    make(_synthesise, products, folder, n_jobs, "synthesising sounds")
+    return len(products)
 
 
 def _synthesise(path, kind, key):
-    if not path.is_file():
-        audio.write(path, sounds.make_sound(kind, rng_of(*key), MINI_SECONDS), RATE)
+    audio.write(path, sounds.make_sound(kind, rng_of(*key), MINI_SECONDS), RATE)
+    return None, []
 
 
 def download(folder: Path, room: str) -> None:
@@ -137,27 +132,16 @@ def download(folder: Path, room: str) -> None:
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out)
-    if args.corpus == "mini":
-        print(f"{make_mini(folder / 'corpus', args.nj)} clips synthesised in {folder / 'corpus'}")
-        note = {"corpus": "mini", "sizes": MINI}
-    elif args.corpus == "download":
-        download(folder / "corpus", args.room)
-        note = {"corpus": "download"}
-    else:
-        note = {"corpus": str(corpus_folder(args.corpus))}
-    found = detect(
-        folder / "corpus" if args.corpus in ("mini", "download") else corpus_folder(args.corpus),
-        args.room,
-    )
-    path = folder / "corpus.json"
-    old = json.loads(path.read_text()) if path.is_file() else note
-    if old != note:
-        raise UserError(
-            f"{folder} already holds {old}, now asked for is {note}. Rename one, or delete {folder}"
-        )
-    files.write_text(path, json.dumps(note, indent=1) + "\n")
-    print(f"corpus {folder.name}: {found['form']}, {found['root']}")
+    corpus = find_corpus(args)
+    details = {"sizes": MINI} if corpus.kind == "mini" else {}
+    corpus.check(details)
+    if corpus.kind == "mini":
+        make_mini(corpus.roots[0], args.nj)
+    elif corpus.kind == "download":
+        download(corpus.roots[0], args.room)
+    found = detect(corpus.origins[0], args.room)
+    corpus.claim(details)
+    print(f"corpus {corpus.name}: {found['form']}, {found['root']}")
 
 
 if __name__ == "__main__":

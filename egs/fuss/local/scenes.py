@@ -6,21 +6,21 @@ background is a stretch of a clip longer than the mixture; a foreground is a who
 """
 
 import dataclasses
-import glob
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 from scipy.signal import fftconvolve
 
 from utils import files
 from utils.data import audio, mixing, rooms
 from utils.data.datasets import rng_of
+from utils.data.products import Product, make, outdated, problems_error
+from utils.data.walking import walk
 from utils.errors import UserError
 
 SPLITS = ("train", "validation", "eval")
-SUFFIXES = {f".{name.lower()}" for name in sf.available_formats()} | {".oga", ".opus", ".aif"}
 BACKGROUND_DB = -35.0  # RMS, re full scale
 SNR = (-5.0, 25.0)  # dB, of a foreground re the background
 MAX_FOREGROUNDS = 3
@@ -48,22 +48,31 @@ def find_clips(folder: Path) -> dict[str, list[Clip]]:
     """Clips by split: folders `train`, `validation` and `eval` if there are, else 8 : 1 : 1 by the hash of their names.
 
     The class is the next folder's name; a file that lies in none is a class of its own.
+
+    Raises:
+        UserError: files that are no audio, all in one.
     """
-    found = {split: [] for split in SPLITS}
+    clips = {split: [] for split in SPLITS}
+    problems = []
     divided = all((folder / split).is_dir() for split in SPLITS)
-    names = glob.glob(
-        "**", root_dir=folder, recursive=True
-    )  # unlike rglob, through links to folders too
-    for name in sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES):
+    # By the text of their names, in which a space comes before the separator of folders.
+    for name in sorted(str(path.relative_to(folder)) for path in walk(folder)):
         path = folder / name
         split, *inner = Path(name).parts if divided else ("", *Path(name).parts)
         if not divided:
-            draw = int(hashlib.sha256("/".join(inner).encode()).hexdigest(), 16) % 10
+            draw = int(hashlib.sha256(os.fsencode("/".join(inner))).hexdigest(), 16) % 10
             split = SPLITS[max(0, draw - 7)]
-        if split in found:
+        if split not in clips:
+            continue
+        try:
             frames, rate, _ = audio.info(path)
-            found[split].append(Clip(path, inner[0], frames / rate))
-    return found
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        clips[split].append(Clip(path, inner[0], frames / rate))
+    if problems:
+        raise problems_error(folder, problems)
+    return clips
 
 
 def check_pools(clips: dict[str, list[Clip]], folder: Path, seconds: float) -> None:
@@ -85,34 +94,70 @@ def check_pools(clips: dict[str, list[Clip]], folder: Path, seconds: float) -> N
 
 
 def make_tree(
-    clips, tree: Path, numbers: dict[str, int], seconds: float, rate: int, reverb: bool, n_jobs: int
-):
-    """Write the examples of all splits and their lists; examples that exist are kept."""
+    clips: dict[str, list[Clip]],
+    tree: Path,
+    numbers: dict[str, int],
+    seconds: float,
+    rate: int,
+    reverb: bool,
+    n_jobs: int,
+) -> None:
+    """Write the examples of all splits and their lists; examples that are as they would be made are kept."""
     for split, number in numbers.items():
-        pool, n_rooms = clips[split], -(-number // MIXTURES_PER_ROOM)
-        responses = [None] * n_rooms
+        products, room_of = plan_examples(clips[split], tree, split, number, seconds, rate, reverb)
+        responses = {}
         if reverb:
-            jobs = [(SPLITS.index(split), index, rate) for index in range(n_rooms)]
-            responses = files.parallel(simulate, jobs, n_jobs, f"{split}: rooms")
-        digits = 5 if split == "train" else 4
-        jobs = []
-        for index in range(number):
-            round_, place = divmod(index, n_rooms)
+            wanted = outdated(products.values(), tree / split)
+            needed = sorted({room_of[product.name] for product in wanted})
+            jobs = [(SPLITS.index(split), room, rate) for room in needed]
+            simulated = files.parallel(simulate, jobs, n_jobs, f"{split}: rooms")
+            responses = dict(zip(needed, simulated, strict=True))
+        examples = []
+        for index, (name, product) in enumerate(products.items()):
+            key = (SPLITS.index(split), 2, index)
+            room = responses.get(room_of[name])
+            arguments = (clips[split], tree, name, key, room, seconds, rate)
+            examples.append(dataclasses.replace(product, arguments=arguments))
+        lines = make(make_example, examples, tree / split, n_jobs, f"{split}: mixtures")
+        path = tree / f"{split}_example_list.txt"
+        text = "".join(f"{line}\n" for line in lines)
+        if not path.is_file() or path.read_text() != text:
+            files.write_text(path, text)
+
+
+def plan_examples(
+    pool: list[Clip],
+    tree: Path,
+    split: str,
+    number: int,
+    seconds: float,
+    rate: int,
+    reverb: bool,
+) -> tuple[dict[str, Product], dict[str, int]]:
+    """The examples of a split by name, without arguments yet, and the number of the room of each."""
+    # What is drawn depends on which clips there are and how long they are; what becomes of it, on their content, too.
+    listed = [f"{os.path.relpath(clip.path, tree)} {clip.seconds!r}" for clip in pool]
+    digest = hashlib.sha256(os.fsencode("\n".join(listed))).hexdigest()
+    n_rooms = -(-number // MIXTURES_PER_ROOM)
+    digits = 5 if split == "train" else 4
+    products, room_of = {}, {}
+    for index in range(number):
+        round_, place = divmod(index, n_rooms)
+        if place == 0:
             order = rng_of(SPLITS.index(split), 1, round_).permutation(n_rooms)
-            name = f"{split}/example{index:0{digits}d}"
-            jobs.append(
-                (
-                    pool,
-                    tree,
-                    name,
-                    (SPLITS.index(split), 2, index),
-                    responses[order[place]],
-                    seconds,
-                    rate,
-                )
-            )
-        lines = files.parallel(make_example, jobs, n_jobs, f"{split}: mixtures")
-        files.write_text(tree / f"{split}_example_list.txt", "".join(f"{line}\n" for line in lines))
+        room = int(order[place])
+        name = f"{split}/example{index:0{digits}d}"
+        settings = [digest, seconds, rate, room if reverb else None]
+        paths = (tree / f"{name}.wav", tree / f"{name}.txt", *source_paths(tree, name))
+        products[name] = Product(name, settings, paths, ())
+        room_of[name] = room
+    return products, room_of
+
+
+def source_paths(tree: Path, name: str) -> list[Path]:
+    """All files that the sources of an example may be."""
+    sources = ["background0", *(f"foreground{k}" for k in range(MAX_FOREGROUNDS))]
+    return [tree / f"{name}_sources" / f"{source}_sound.wav" for source in sources]
 
 
 def simulate(split: int, index: int, rate: int) -> np.ndarray:
@@ -122,33 +167,39 @@ def simulate(split: int, index: int, rate: int) -> np.ndarray:
 
 
 def make_example(
-    pool, tree: Path, name: str, key: tuple, responses, seconds: float, rate: int
-) -> str:
-    """Write one mixture, its sources and its events; returns its line of the list."""
+    pool: list[Clip],
+    tree: Path,
+    name: str,
+    key: tuple[int, ...],
+    responses: np.ndarray | None,
+    seconds: float,
+    rate: int,
+) -> tuple[str, list[Path]]:
+    """Write one mixture, its sources and its events; returns its line of the list and the clips it is made of."""
     rng = rng_of(*key)
     frames = round(seconds * rate)
     events = draw_events(pool, seconds, rng)
-    names = ["background0_sound", *(f"foreground{k}_sound" for k in range(len(events) - 1))]
-    fields = [f"{name}.wav", *(f"{name}_sources/{source}.wav" for source in names)]
-    if all((tree / field).is_file() for field in fields):
-        return "\t".join(fields)
     sources = np.stack([place(clip, at, level, frames, rate, rng) for clip, at, level in events])
     if responses is not None:
         sources = np.stack(
             [fftconvolve(s, h)[:frames] for s, h in zip(sources, responses, strict=False)]
         )
     sources *= min(1.0, PEAK / max(np.abs(sources).max(), np.abs(sources.sum(0)).max()))
-    sources = (
-        np.rint(sources / audio.LSB) * audio.LSB
-    )  # so that the mixture is their sum to the bit
-    for field, signal in zip(fields[1:], sources, strict=True):
-        audio.write(tree / field, signal, rate)
+    # Whole steps of 16 bits, so that the mixture is their sum to the bit.
+    sources = np.rint(sources / audio.LSB) * audio.LSB
+    paths = source_paths(tree, name)
+    for path in paths[len(events) :]:
+        path.unlink(missing_ok=True)
+    for path, signal in zip(paths, sources, strict=False):
+        audio.write(path, signal, rate)
     lines = [
         f"{at:.6f}\t{min(at + clip.seconds, seconds):.6f}\t{clip.kind}\n" for clip, at, _ in events
     ]
     files.write_text(tree / f"{name}.txt", "".join(lines))
-    audio.write(tree / fields[0], sources.sum(0), rate)
-    return "\t".join(fields)
+    mixture = tree / f"{name}.wav"
+    audio.write(mixture, sources.sum(0), rate)
+    fields = [str(path.relative_to(tree)) for path in (mixture, *paths[: len(events)])]
+    return "\t".join(fields), [clip.path for clip, _, _ in events]
 
 
 def draw_events(

@@ -5,13 +5,13 @@ each part), after one for all sources.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from utils import files
 from utils.data.manifest import read_manifest
+from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError, command
 from utils.files import sha256
 
@@ -21,13 +21,14 @@ SCORES = ("si_sdr", "si_sdri", "sdr", "sir")
 
 def by_source(evaluation):
     """A row a source, with its scores and conditions, of the folder of an evaluation."""
-    final = json.loads((evaluation / "final_metrics.json").read_text())
+    remedy = f"delete {evaluation} and run stage 4 again"
+    final = files.read_json(evaluation / "final_metrics.json", remedy)
     manifest = Path(final["manifest"])
     if not manifest.is_file() or sha256(manifest) != final["manifest_sha256"]:
         raise UserError(
             f"{evaluation} is of {manifest}, which is not there or has changed: run stage 4 again"
         )
-    scores = pd.read_csv(evaluation / "all_metrics.csv", dtype={"mixture_ID": str})
+    scores = read_numbers(read_table(evaluation / "all_metrics.csv"))
     table = pd.merge(scores, read_manifest(manifest), on="mixture_ID", suffixes=("", "_"))
     rows = []
     for k in range(1, int(table["sources"].max()) + 1):
@@ -70,7 +71,7 @@ def main(argv=None):
     parser.add_argument("--parts", type=int, default=3, help="of the range of a condition")
     args = parser.parse_args(argv)
     evaluations = [
-        path.parent for exp in args.exp for path in sorted(exp.glob("eval/*/final_metrics.json"))
+        path.parent for exp in args.exp for path in sorted(exp.glob("eval/*/*/final_metrics.json"))
     ]
     if not evaluations or args.parts < 1:
         raise UserError(

@@ -4,10 +4,10 @@ Writes OUT.csv (a row for each number of speakers, model, rule and number of ite
 """
 
 import argparse
+import functools
 import io
 from pathlib import Path
 
-import joblib
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -30,56 +30,96 @@ from utils.training.model_files import load_system
 CLASSIC = {"Laplace": Laplace, "Gauss": Gauss, "ILRMA": NMF}
 
 
-def scores_of(row, sources, models, updates, iterations, sample_rate):
-    """Rows of model, update, n_iter and SI-SDR for one mixture."""
+def scores_of(
+    row: dict,
+    source_paths: list[str],
+    models: dict[str, Path | None],
+    updates: list[str],
+    iterations: list[int],
+    sample_rate: int,
+) -> list[dict]:
+    """Rows of model, update, n_iter and SI-SDR for one mixture.
+
+    Args:
+        row: of the manifest.
+        source_paths: of its sources.
+        models: experiment of each learnt source model by its name; None of the classic ones.
+        updates, iterations: what is tried.
+        sample_rate: in Hz.
+    """
+    # Other processes have the other cores.
     torch.set_num_threads(1)
-    mixture, sources = read_example(row["mixture_path"], sources, sample_rate)
-    heard = np.repeat(mixture[:1], len(sources), 0)
-    rows = [
-        {"model": "mixture", "update": "-", "n_iter": 0, "si_sdr": si_sdr(heard, sources).mean()}
-    ]
-    for name, where in models.items():
-        system = load_system(where) if where else None
-        stft = system.stft if system else Stft(sample_rate * 128 // 1000, sample_rate * 32 // 1000)
-        model = system.separation.model if system else CLASSIC[name]()
+    mixture, sources = read_example(row["mixture_path"], source_paths, sample_rate)
+    sources = sources[:, 0]
+    # What the first microphone hears, as the estimate of each source.
+    unprocessed = np.repeat(mixture[:1], len(sources), 0)
+    before = si_sdr(unprocessed, sources).mean()
+    rows = [{"model": "mixture", "update": "-", "n_iter": 0, "si_sdr": before}]
+    for name, exp in models.items():
+        if exp:
+            system = loaded(exp)
+            stft = system.stft
+            model = system.separation.model
+        else:
+            stft = Stft(sample_rate * 128 // 1000, sample_rate * 32 // 1000)
+            model = CLASSIC[name]()
         spectrum = stft(without_offset(torch.from_numpy(mixture))[None])
         for update in updates:
             for n_iter, separated in AuxIVA(model, update).after(spectrum, iterations).items():
                 estimates = stft.inverse(separated, mixture.shape[1])[0].detach().numpy()
                 best = si_sdr(estimates[match(estimates, sources)], sources).mean()
                 rows.append({"model": name, "update": update, "n_iter": n_iter, "si_sdr": best})
-    return [{"mixture_ID": row["mixture_ID"], **found} for found in rows]
+    return [{"mixture_ID": row["mixture_ID"], **each} for each in rows]
 
 
-def figure(table, path):
+@functools.lru_cache
+def loaded(exp: Path):
+    """The system of an experiment, once a process."""
+    return load_system(exp)
+
+
+def figure(table: pd.DataFrame, path: Path) -> None:
     """Mean SI-SDR over the iterations: a panel for each number of speakers and rule."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    means = table.groupby(["n_src", "model", "update", "n_iter"])["si_sdr"].mean().reset_index()
+    keys = ["n_src", "model", "update", "n_iter"]
+    means = table.groupby(keys)["si_sdr"].mean().reset_index()
     numbers = sorted(means["n_src"].unique())
     updates = [update for update in UPDATES if update in set(means["update"])]
-    shape = (len(numbers), len(updates))
-    drawn, axes = plt.subplots(
-        *shape, figsize=(4 * shape[1], 3 * shape[0]), sharex=True, sharey="row", squeeze=False
-    )
-    for i, n_src in enumerate(numbers):
-        for j, update in enumerate(updates):
-            part = means[(means["n_src"] == n_src) & (means["update"] == update)]
-            for name in sorted(part["model"].unique()):
-                curve = part[part["model"] == name].sort_values("n_iter")
-                axes[i, j].plot(curve["n_iter"], curve["si_sdr"], marker="o", label=name)
-            axes[i, j].set(
-                title=f"{n_src} speakers, {update.upper()}", xscale="log", xlabel="iterations"
-            )
-            axes[i, j].grid(alpha=0.3)
-        axes[i, 0].set_ylabel("SI-SDR (dB)")
-    axes[0, 0].legend()
-    drawn.tight_layout()
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, dpi=120, format="png")
-    plt.close(drawn)
+    n_rows = len(numbers)
+    n_columns = len(updates)
+    # Names of experiments are text: a dollar sign in one begins no formula.
+    with plt.rc_context({"text.parse_math": False}):
+        drawn, axes = plt.subplots(
+            n_rows,
+            n_columns,
+            figsize=(4 * n_columns, 3 * n_rows),
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+        )
+        for i, n_src in enumerate(numbers):
+            for j, update in enumerate(updates):
+                of_panel = (means["n_src"] == n_src) & (means["update"] == update)
+                _panel(axes[i, j], means[of_panel])
+                axes[i, j].set_title(f"{n_src} speakers, {update.upper()}")
+            axes[i, 0].set_ylabel("SI-SDR (dB)")
+        axes[0, 0].legend()
+        drawn.tight_layout()
+        buffer = io.BytesIO()
+        drawn.savefig(buffer, dpi=120, format="png")
+        plt.close(drawn)
     files.write_bytes(path, buffer.getbuffer())
+
+
+def _panel(axes, means: pd.DataFrame) -> None:
+    """A curve for each model."""
+    for name in sorted(means["model"].unique()):
+        curve = means[means["model"] == name].sort_values("n_iter")
+        axes.plot(curve["n_iter"], curve["si_sdr"], marker="o", label=name)
+    axes.set(xscale="log", xlabel="iterations")
+    axes.grid(alpha=0.3)
 
 
 @command
@@ -104,28 +144,27 @@ def main(argv=None):
     )
     parser.add_argument("--nj", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
-    systems = {exp.name: load_system(exp) for exp in args.exp}
-    models = {
-        name: exp
-        for name, exp in zip(systems, args.exp, strict=True)
-        if isinstance(systems[name], SurrogateIVA)
-    }
+    models = dict.fromkeys(args.classic)
     unknown = {*args.classic} - {*CLASSIC}
     if unknown:
         raise UserError(f"--classic {', '.join(unknown)}: choose of {', '.join(CLASSIC)}")
-    rate = next(iter(systems.values())).sample_rate
+    for exp in args.exp:
+        # Other systems, of a baseline for example, have no source model to put into AuxIVA.
+        if isinstance(loaded(exp), SurrogateIVA):
+            models[exp.name] = exp
+    rate = loaded(args.exp[0]).sample_rate
     tables = []
     for n_src, manifest in test_sets(args.data).items():
         frame = read_manifest(manifest)[: args.size]
         columns = source_columns(frame)
-        options = dict.fromkeys(args.classic) | models, args.updates, args.iterations, rate
-        jobs = (
-            joblib.delayed(scores_of)(row, [row[c] for c in columns], *options)
-            for row in frame.to_dict("records")
-        )
-        found = joblib.Parallel(n_jobs=args.nj)(jobs)
-        tables.append(pd.DataFrame([row for rows in found for row in rows]).assign(n_src=n_src))
-        means = tables[-1].groupby(["model", "update", "n_iter"])["si_sdr"].mean().unstack()
+        jobs = []
+        for row in frame.to_dict("records"):
+            paths = [row[column] for column in columns]
+            jobs.append((row, paths, models, args.updates, args.iterations, rate))
+        scored = files.parallel(scores_of, jobs, args.nj, f"{n_src} speakers")
+        table = pd.DataFrame([row for rows in scored for row in rows]).assign(n_src=n_src)
+        tables.append(table)
+        means = table.groupby(["model", "update", "n_iter"])["si_sdr"].mean().unstack()
         print(
             f"{n_src} speakers, SI-SDR in dB, {len(frame)} mixtures\n{means.round(2).to_string(na_rep='-')}\n",
             flush=True,

@@ -3,30 +3,23 @@
 import argparse
 from pathlib import Path
 
-import yaml
-
 from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
 from utils.evaluate import main as evaluate
+from utils.evaluation.methods import trained_system
+
+REFERENCES = Path(__file__).parents[1] / "references.yml"
 
 
-def test_sets(data):
-    """{speakers: manifest} of a corpus."""
-    found = {}
+def test_sets(data: Path) -> dict[int, Path]:
+    """Manifests of a corpus by their number of speakers."""
+    manifests = {}
     for manifest in sorted(data.glob("manifests/*spk_*/test_?spk.csv")):
-        found[len(source_columns(read_manifest(manifest)))] = manifest
-    if not found:
+        n_src = len(source_columns(read_manifest(manifest)))
+        manifests[n_src] = manifest
+    if not manifests:
         raise UserError(f"{data} has no manifests/*/test_<n>spk.csv: run stages 0 and 1 first")
-    return found
-
-
-def fixed_number(exp):
-    """Sources that the experiment's system is bound to; None: any number."""
-    config = exp / "config.yml"
-    if not config.is_file():
-        raise UserError(f"{exp} has no config.yml: train it first (stage 2)")
-    system = yaml.safe_load(config.read_text())["system"]
-    return system["init_args"].get("n_src") if system["class_path"].endswith(".FasNet") else None
+    return manifests
 
 
 @command
@@ -40,8 +33,8 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--references",
-        default=str(Path(__file__).parents[1] / "references.yml"),
-        help="list, or no",
+        default=str(REFERENCES),
+        help="what needs no training: a list, default or none",
     )
     parser.add_argument(
         "--extra",
@@ -50,22 +43,18 @@ def main(argv=None):
         help="further metrics: bss_eval (SDR, SIR, SAR) stoi estoi pesq",
     )
     args = parser.parse_args(argv)
-    number = fixed_number(args.exp)
+    # A system of a fixed number of sources is evaluated on the set of that number; there are references on all sets.
+    fixed = trained_system(args.exp).load().n_src
     for n_src, manifest in test_sets(args.data).items():
-        references = args.references if number in (None, n_src) else f"only:{args.references}"
-        options = [
-            "--exp",
-            str(args.exp),
-            "--manifest",
-            str(manifest),
-            "--nj",
-            args.nj,
-            "--device",
-            args.device,
-        ]
-        evaluate(
-            [*options, "--references", references, "--n_examples", "2", "--extra", *args.extra]
-        )
+        options = ["--exp", str(args.exp), "--manifest", str(manifest)]
+        options += ["--nj", args.nj, "--device", args.device]
+        options += ["--references", args.references, "--n_examples", "2"]
+        options += ["--extra", *args.extra]
+        if fixed not in (None, n_src):
+            if args.references == "none":
+                continue
+            options.append("--no_system")
+        evaluate(options)
 
 
 if __name__ == "__main__":

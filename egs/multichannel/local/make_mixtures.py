@@ -1,18 +1,21 @@
 """Stage 1: rooms of training and validation, test sets of two, three and four speakers, and a check of every file."""
 
-import json
+import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from prepare_corpus import ACCEPTED, parse_arguments
+import pandas as pd
+from prepare_corpus import find_corpus, list_recordings, parse_arguments, ready_set
 from ready_sets import read_ready_set
 
 from utils import files
-from utils.data.corpus import corpus_folders, data_folder
-from utils.data.manifest import check_manifest, write_manifest
+from utils.data.corpus import Corpus, refuse_changes
+from utils.data.manifest import check_manifest, checked, write_manifest
 from utils.data.rooms import RoomRules
-from utils.data.spatial import make_rooms, read_table, write_test_set
-from utils.errors import UserError, command
+from utils.data.spatial import make_rooms, read_listed, write_test_set
+from utils.errors import command
+from utils.stamps import NAME as STAMP
 from utils.stamps import claim
 
 TEST_SOURCES = (2, 3, 4)
@@ -22,25 +25,27 @@ N_VALID = {"mini": 12, "other": 100}
 N_TEST = {"mini": 16, "other": 300}
 
 
-def make(folder, args):
-    size = "mini" if args.corpus == "mini" else "other"
+def make_sets(
+    corpus: Corpus, recordings: dict[str, pd.DataFrame], args: argparse.Namespace
+) -> list[Path]:
+    """Rooms, lists of recordings and test sets; returns the folders of manifests."""
+    folder = corpus.folder
+    size = "mini" if corpus.kind == "mini" else "other"
     rules = MINI_ROOMS if size == "mini" else RoomRules()
-    n_test, n_rooms = args.n_test or N_TEST[size], args.n_rooms or N_ROOMS[size]
+    n_test = args.n_test or N_TEST[size]
+    n_rooms = args.n_rooms or N_ROOMS[size]
     kilohertz = f"{args.sample_rate // 1000}k"
+    n_speakers = recordings["test"]["speaker"].nunique()
     numbers = sorted({*TEST_SOURCES, args.n_src})
-    recordings = {
-        part: read_table(folder / f"{part}_recordings.csv") for part in ("train", "valid", "test")
-    }
-    numbers = [
-        n for n in numbers if n <= recordings["test"]["speaker"].nunique() or n == args.n_src
-    ]
+    # Small corpora have no test sets of more speakers than they have.
+    numbers = [n for n in numbers if n <= n_speakers or n == args.n_src]
 
     def rooms(part, number, n_src, seed):
         place = folder / "rooms" / f"{part}_{n_src}spk_{kilohertz}"
-        return make_rooms(
-            place, replace(rules, n_mics=n_src), number, n_src, args.sample_rate, seed, args.nj
-        )
+        shape = replace(rules, n_mics=n_src)
+        return make_rooms(place, shape, number, n_src, args.sample_rate, seed, args.nj)
 
+    # Seeds of the three parts differ, so no room comes twice.
     trained = folder / "manifests" / f"{args.n_src}spk_{kilohertz}"
     for part, number, seed in (
         ("train", n_rooms, 3 * args.seed),
@@ -49,57 +54,80 @@ def make(folder, args):
         write_manifest(rooms(part, number, args.n_src, seed), trained / f"{part}_rooms.csv")
         write_manifest(recordings[part], trained / f"{part}_sources.csv")
     for n_src in numbers:
-        made = rooms("test", n_test, n_src, 3 * args.seed + 2)
+        test_rooms = rooms("test", n_test, n_src, 3 * args.seed + 2)
         manifests = folder / "manifests" / f"{n_src}spk_{kilohertz}"
         claim(manifests / "test", {"seed": args.seed, "n_test": n_test})
         target = folder / "test" / f"{n_src}spk_{kilohertz}"
         write_test_set(
-            target, manifests, recordings["test"], made, n_src, args.sample_rate, args.seed, args.nj
+            target,
+            manifests,
+            recordings["test"],
+            test_rooms,
+            n_src,
+            args.sample_rate,
+            args.seed,
+            args.nj,
         )
     return [folder / "manifests" / f"{n_src}spk_{kilohertz}" for n_src in numbers]
 
 
-def check(manifests, args):
+def check_sets(folders: list[Path], args: argparse.Namespace) -> None:
     """Check the test manifests, and report."""
+    lines = []
+    all_finished = True
+    for folder in folders:
+        n_src = int(folder.name.split("spk")[0])
+        name = f"test_{n_src}spk"
+
+        def check(csv, n_src=n_src):
+            return check_manifest(csv, args.sample_rate, args.nj, additive=False, channels=n_src)
+
+        reports, finished = checked({name: folder / f"{name}.csv"}, folder, check)
+        all_finished = all_finished and finished
+        report = reports[name]
+        seconds = "/".join(f"{report['seconds'][key]:.1f}" for key in ("min", "median", "max"))
+        numbers = f"{report['mixture_db']['mean']:10.1f}   {report['input_si_sdr']:15.2f}"
+        lines.append(
+            f"test {folder.name:10} {report['rows']:9d} {report['hours']:7.2f}   {seconds:>22}   {numbers}"
+        )
+    if all_finished:
+        print(f"already made: {', '.join(str(folder) for folder in folders)}")
     print(
         "set              mixtures   hours   seconds min/median/max   mixture dB   input SI-SDR dB"
     )
-    for folder in manifests:
-        n_src = int(folder.name.split("spk")[0])
-        report = check_manifest(
-            folder / f"test_{n_src}spk.csv",
-            args.sample_rate,
-            args.nj,
-            additive=False,
-            channels=n_src,
-        )
-        seconds = "/".join(f"{report['seconds'][key]:.1f}" for key in ("min", "median", "max"))
-        numbers = f"{report['mixture_db']['mean']:10.1f}   {report['input_si_sdr']:15.2f}"
-        print(
-            f"test {folder.name:10} {report['rows']:9d} {report['hours']:7.2f}   {seconds:>22}   {numbers}"
-        )
-        files.write_text(folder / "data_report.json", json.dumps(report, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+def read_recordings(corpus: Corpus, args: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """The tables of stage 0 as they are in their CSVs, made anew if files have changed since."""
+    tables = {}
+    for name, frame in list_recordings(corpus, args).items():
+        csv = corpus.folder / f"{name}_recordings.csv"
+        write_manifest(frame.fillna(""), csv)
+        tables[name] = read_listed(csv)
+    return tables
 
 
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out, ACCEPTED).resolve()
-    note = folder / "corpus.json"
-    if not note.is_file():
-        raise UserError(f"{note} is not there: run stage 0 first")
-    found = json.loads(note.read_text())
-    if args.corpus != "mini" and found["corpus"] != ",".join(
-        map(str, corpus_folders(args.corpus, ACCEPTED))
-    ):
-        raise UserError(
-            f"{folder} belongs to another corpus, see {note}. Rename the directory, or delete {folder}"
-        )
-    if found["ready"]:
-        manifests = read_ready_set(found["ready"], Path(found["corpus"]), folder, args)
-    else:
-        manifests = make(folder, args)
-    check(manifests, args)
+    corpus = find_corpus(args)
+    corpus.require()
+    ready = ready_set(corpus.roots)
+    if ready:
+        check_sets(read_ready_set(ready, corpus.roots[0], corpus.folder, args), args)
+        return
+    recordings = read_recordings(corpus, args)
+    manifests = corpus.folder / "manifests"
+    content = {"train": [], "test": []}
+    for part, table in recordings.items():
+        paths = [os.path.relpath(path, corpus.folder) for path in table["path"]]
+        content["test" if part == "test" else "train"] += paths
+    refuse_changes(manifests, content)
+    check_sets(make_sets(corpus, recordings, args), args)
+    # Only now: a corpus with faults can be mended without deleting anything.
+    if not (manifests / STAMP).is_file():
+        files.write_json(manifests / STAMP, content)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 import yaml
 
 from local_models.auxiva.demixing_updates import UPDATES
+from local_models.auxiva.surrogate import SurrogateIVA
 from utils.errors import UserError, command
-from utils.files import write_text
+from utils.files import read_yaml, write_text
 from utils.training.model_files import build_system, load_system, pack, save
 
 CLASSIC = ("laplace", "gauss", "nmf")
@@ -36,25 +36,26 @@ def main(argv=None):
     args = parser.parse_args(argv)
     changed = {"update": args.update, "n_iter": args.n_iter}
     if args.source in CLASSIC:
-        config = {"class_path": "local_models.auxiva.BlindSeparation"}
-        config["init_args"] = {"model": args.source, "sample_rate": args.sample_rate} | changed
+        options = {"model": args.source, "sample_rate": args.sample_rate, **changed}
+        config = {"class_path": "local_models.auxiva.BlindSeparation", "init_args": options}
+        # Nothing of it is learnt, but a model file holds buffers too.
         weights = build_system(config).state_dict()
     else:
-        load_system(args.source)  # says what is wrong with it, if anything is
-        config = yaml.safe_load((Path(args.source) / "config.yml").read_text())["system"]
-        if not config["class_path"].endswith(".SurrogateIVA"):
+        source = Path(args.source)
+        system = load_system(source)
+        if not isinstance(system, SurrogateIVA):
             raise UserError(
-                f"{args.source} is a {config['class_path']}; only a surrogate fits other updates"
+                f"{source} is a {type(system).__name__}; only a surrogate fits other updates"
             )
-        config = config | {"init_args": config["init_args"] | changed}
-        weights = torch.load(
-            Path(args.source) / "model.pth", map_location="cpu", weights_only=True
-        )["state_dict"]
+        remedy = "train the surrogate again"
+        config = read_yaml(source / "config.yml", remedy)["system"]
+        # The network stays; only what AuxIVA does with it changes.
+        config = {**config, "init_args": {**config["init_args"], **changed}}
+        weights = system.state_dict()
     description = f"{Path(args.source).name}, {args.update.upper()}, {args.n_iter} iterations"
     save(pack(config, weights), args.out / "model.pth")
-    write_text(
-        args.out / "config.yml", yaml.safe_dump({"system": config, "description": description})
-    )
+    note = yaml.safe_dump({"system": config, "description": description})
+    write_text(args.out / "config.yml", note)
     print(json.dumps({"model": str(args.out / "model.pth"), "description": description}))
 
 

@@ -1,22 +1,24 @@
 """Stage 0: synthesise the mini corpus, or find out what the directory given holds; list the recordings."""
 
 import argparse
-import json
+import os
 import random
 from pathlib import Path
 
 import pandas as pd
 from ready_sets import find_ready_set
 
-from utils import files
 from utils.data import audio, speech
-from utils.data.corpus import corpus_folders, data_folder
+from utils.data.corpus import Corpus, add_arguments, contents, locate
 from utils.data.manifest import write_manifest
+from utils.data.products import Product, make
+from utils.data.tables import read_table
+from utils.data.walking import walk
 from utils.errors import UserError, command
 
 MINI = {"speakers": 12, "utterances": 10, "test_speakers": 6, "test_utterances": 4}
+MINI_RATE = 16000
 VALID_EVERY = 8  # one of so many recordings of a training speaker is for validation
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 
 ACCEPTED = """  1. WSJ0 or WSJ1 as wav, si_tr*/<speaker>/*.wav for training; test: si_dt*/, si_et*/
   2. train.csv and test.csv with the columns speaker, path and, if there is a transcript, text
@@ -26,7 +28,7 @@ ACCEPTED = """  1. WSJ0 or WSJ1 as wav, si_tr*/<speaker>/*.wav for training; tes
 
 def parse_arguments(argv, description):
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--corpus", default="mini", help="mini, a directory, or TRAIN_DIR,TEST_DIR")
+    add_arguments(parser)
     parser.add_argument(
         "--n_src", type=int, default=2, help="speakers and microphones of a training mixture"
     )
@@ -38,8 +40,6 @@ def parse_arguments(argv, description):
         "--n_test", type=int, default=0, help="test mixtures for each number; 0: 16 (mini) or 300"
     )
     parser.add_argument("--seed", type=int, default=0, help="of rooms and mixtures")
-    parser.add_argument("--nj", type=int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder for the data")
     args = parser.parse_args(argv)
     for name in ("n_rooms", "n_test", "seed"):
         if getattr(args, name) < 0:
@@ -49,75 +49,71 @@ def parse_arguments(argv, description):
     return args
 
 
-def find_recordings(corpus):
-    """Rows of speaker and path for `train` and `test`."""
-    folders = corpus_folders(corpus, ACCEPTED)
+def find_corpus(args: argparse.Namespace) -> Corpus:
+    """The corpus that the options name."""
+    return locate(args, ACCEPTED, pair=True)
+
+
+def ready_set(folders: tuple[Path, ...]) -> str | None:
+    """Which finished set the directories are, if any."""
+    return find_ready_set(folders[0]) if len(folders) == 1 else None
+
+
+def find_recordings(folders: tuple[Path, ...]) -> dict[str, list[tuple]]:
+    """(speaker, path, text or None) of the recordings for `train` and `test`.
+
+    Raises:
+        UserError: there are none.
+    """
     if len(folders) == 2:
-        return {
-            part: speakers_below([folder])
-            for part, folder in zip(("train", "test"), folders, strict=True)
-        }
+        train, test = folders
+        return {"train": speakers_below([train]), "test": speakers_below([test])}
     folder = folders[0]
     if (folder / "train.csv").is_file() and (folder / "test.csv").is_file():
         return {part: listed(folder / f"{part}.csv") for part in ("train", "test")}
     parts = {}
     for part, patterns in (("train", ("si_tr*",)), ("test", ("si_dt*", "si_et*"))):
-        places = [
-            p
-            for pattern in patterns
-            for depth in ("", "*/", "*/*/")
-            for p in folder.glob(f"{depth}{pattern}")
-        ]
-        parts[part] = speakers_below(sorted({place for place in places if place.is_dir()}))
+        places = set()
+        for pattern in patterns:
+            for depth in ("", "*/", "*/*/"):
+                places |= {place for place in folder.glob(depth + pattern) if place.is_dir()}
+        parts[part] = speakers_below(sorted(places))
     if not all(parts.values()):
-        holds = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-        text = f"{folder}: no recordings for training and test were found. Accepted are\n{ACCEPTED}\nIt holds: {holds}"
-        if any(
-            any(folder.glob(f"{depth}*.wv1")) for depth in ("", "*/", "*/*/", "*/*/*/", "*/*/*/*/")
-        ):
+        text = (
+            f"{folder}: no recordings for training and test were found. Accepted are\n{ACCEPTED}\n"
+            f"It holds: {contents(folder)}"
+        )
+        if any(path.suffix.lower() == ".wv1" for path in walk(folder)):
             text += "\nIts .wv1 files are NIST SPHERE; convert each with `sph2pipe -f wav in.wv1 out.wav`"
         raise UserError(text)
     return parts
 
 
-def speakers_below(folders):
+def speakers_below(folders: list[Path]) -> list[tuple]:
     """(speaker, path, None) of the audio files below directories with one folder a speaker."""
     rows = []
     for folder in folders:
-        for path in sorted(
-            p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-        ):
-            rows.append(
-                (
-                    path.relative_to(folder).parts[0] if path.parent != folder else path.stem,
-                    str(path),
-                    None,
-                )
-            )
+        for path in walk(folder):
+            speaker = path.stem if path.parent == folder else path.relative_to(folder).parts[0]
+            rows.append((speaker, str(path), None))
     return rows
 
 
-def listed(csv):
+def listed(csv: Path) -> list[tuple]:
     """(speaker, path, text or None) of the rows of a CSV."""
-    try:
-        frame = pd.read_csv(
-            csv, dtype=str, keep_default_na=False
-        )  # a speaker may be called NA, and say null
-    except ValueError as error:
-        raise UserError(f"{csv}: is not a CSV file that can be read ({error})") from None
+    frame = read_table(csv)
     absent = [column for column in ("speaker", "path") if column not in frame]
     if absent:
         raise UserError(
             f"{csv}: lacks the column {', '.join(absent)}; it has {', '.join(frame.columns)}"
         )
     for column in ("speaker", "path"):
-        if (empty := frame[column] == "").any():
+        empty = frame[column] == ""
+        if empty.any():
             raise UserError(f"{csv}, line {int(empty.idxmax()) + 2}: the cell of {column} is empty")
     texts = frame["text"] if "text" in frame else [""] * len(frame)
-    return [
-        (s, str(csv.parent / p), t or None)
-        for s, p, t in zip(frame["speaker"], frame["path"], texts, strict=True)
-    ]
+    rows = zip(frame["speaker"], frame["path"], texts, strict=True)
+    return [(speaker, str(csv.parent / path), text or None) for speaker, path, text in rows]
 
 
 def split(recordings):
@@ -128,17 +124,42 @@ def split(recordings):
     return {"train": recordings[position != 0], "valid": recordings[position == 0]}
 
 
-def table(rows, sample_rate, n_jobs, description):
-    """speaker, path, length, rate (and text) of recordings, each checked."""
-    found = files.parallel(
-        _check, [(path, sample_rate) for _, path, _ in rows], n_jobs, description
-    )
-    frame = pd.DataFrame(rows, columns=["speaker", "path", "text"])
-    frame["length"], frame["rate"] = [length for length, _ in found], [rate for _, rate in found]
-    return frame.drop(columns=[] if frame["text"].notna().any() else ["text"])
+def list_recordings(corpus: Corpus, args: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """Tables of the recordings of `train`, `valid` and `test`: speaker, path, length, rate (and text).
+
+    Each file is read once, and again if it has changed; what was found is kept in data/NAME/recordings.
+
+    Raises:
+        UserError: files that cannot be used, all in one; too few speakers.
+    """
+    parts = find_recordings(corpus.roots)
+    products = []
+    for part, rows in parts.items():
+        for _, path, _ in rows:
+            path = corpus.through(path)
+            name = f"{part} {os.path.relpath(path, corpus.folder)}"
+            products.append(Product(name, args.sample_rate, (), (path, args.sample_rate)))
+    folder = corpus.folder / "recordings"
+    results = iter(make(check_recording, products, folder, args.nj, "checking recordings"))
+    tables = {}
+    for part, rows in parts.items():
+        frame = pd.DataFrame(rows, columns=["speaker", "path", "text"])
+        frame["path"] = [str(corpus.through(path)) for path in frame["path"]]
+        measured = [next(results) for _ in rows]
+        frame["length"] = [length for length, _ in measured]
+        frame["rate"] = [rate for _, rate in measured]
+        tables[part] = frame if frame["text"].notna().any() else frame.drop(columns="text")
+    tables = split(tables["train"]) | {"test": tables["test"]}
+    for name, frame in tables.items():
+        if frame["speaker"].nunique() < args.n_src:
+            raise UserError(
+                f"{name}: mixtures of {args.n_src} need recordings of as many speakers, add some"
+            )
+    return tables
 
 
-def _check(path, sample_rate):
+def check_recording(path, sample_rate):
+    """Length and rate of a recording, and the file that was read."""
     length, rate, _ = audio.info(path)
     if rate < sample_rate:
         raise UserError(
@@ -146,76 +167,56 @@ def _check(path, sample_rate):
         )
     if not audio.read(path).any():
         raise UserError(f"{path}: is silent. Leave it out")
-    return length, rate
+    return (length, rate), [path]
 
 
-def make_mini(folder, n_jobs, size=MINI):
+def print_report(tables: dict[str, pd.DataFrame]) -> None:
+    """Size of each part, and a warning if speakers are in training and test."""
+    for name, frame in tables.items():
+        hours = (frame["length"] / frame["rate"]).sum() / 3600
+        speakers = frame["speaker"].nunique()
+        print(f"{name:6} {len(frame):6d} recordings {speakers:4d} speakers {hours:7.2f} h")
+    train = {*tables["train"]["speaker"], *tables["valid"]["speaker"]}
+    shared = train & set(tables["test"]["speaker"])
+    if shared:
+        print(f"warning: {len(shared)} speakers are in training and test, e.g. {min(shared)}")
+
+
+def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> None:
     """Synthesise a WSJ0 in small, in its layout, the same each time; what exists is kept."""
     draw = random.Random(1)
     jobs = []
-    for index, speaker in enumerate(
-        speech.make_speakers(size["speakers"] + size["test_speakers"], seed=1)
-    ):
+    n_speakers = size["speakers"] + size["test_speakers"]
+    for index, speaker in enumerate(speech.make_speakers(n_speakers, seed=1)):
         name = f"{index:02d}{'fm'[index % 2]}"
         test = index >= size["speakers"]
+        part = "si_et_05" if test else "si_tr_s"
         for number in range(size["test_utterances" if test else "utterances"]):
-            path = (
-                folder
-                / "wsj0"
-                / ("si_et_05" if test else "si_tr_s")
-                / name
-                / f"{name}c{number:04d}.wav"
-            )
+            path = f"wsj0/{part}/{name}/{name}c{number:04d}.wav"
             jobs.append((path, speech.make_sentence(draw), speaker))
-    files.parallel(_speak, jobs, n_jobs, "synthesising speech")
-
-
-def _speak(path, text, speaker):
-    if not path.is_file():
-        audio.write(path, speech.synthesise(text, speaker, 16000), 16000)
+    speech.write_sentences(jobs, folder, MINI_RATE, n_jobs)
 
 
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out, ACCEPTED)
-    origin = (
-        "mini"
-        if args.corpus == "mini"
-        else ",".join(map(str, corpus_folders(args.corpus, ACCEPTED)))
-    )
-    path = folder / "corpus.json"
-    if path.is_file() and json.loads(path.read_text())["corpus"] != origin:
-        raise UserError(
-            f"{folder} already holds another corpus, see {path}. Rename the directory, or delete {folder}"
-        )
-    corpus = args.corpus
-    if corpus == "mini":
-        corpus = str(folder / "corpus")
-        if not path.is_file():
-            make_mini(folder / "corpus", args.nj)
-    ready = find_ready_set(corpus_folders(corpus, ACCEPTED)[0])
+    corpus = find_corpus(args)
+    details = {"size": MINI} if corpus.kind == "mini" else {}
+    corpus.check(details)
+    if corpus.kind == "mini":
+        make_mini(corpus.roots[0], args.nj)
+    ready = ready_set(corpus.origins)
+    if not ready:
+        # By the user's own paths, before anything is written.
+        find_recordings(corpus.origins)
+    corpus.claim(details)
     if ready:
-        print(f"corpus {folder.name}: a finished set, {ready}")
-    else:
-        parts = find_recordings(corpus)
-        train = table(parts["train"], args.sample_rate, args.nj, "checking train")
-        tables = split(train) | {
-            "test": table(parts["test"], args.sample_rate, args.nj, "checking test")
-        }
-        shared = set(train["speaker"]) & set(tables["test"]["speaker"])
-        if shared:
-            print(f"warning: {len(shared)} speakers are in training and test, e.g. {min(shared)}")
-        for name, frame in tables.items():
-            hours = (frame["length"] / frame["rate"]).sum() / 3600
-            speakers = frame["speaker"].nunique()
-            print(f"{name:6} {len(frame):6d} recordings {speakers:4d} speakers {hours:7.2f} h")
-            if speakers < args.n_src:
-                raise UserError(
-                    f"{name}: mixtures of {args.n_src} need recordings of as many speakers, add some"
-                )
-            write_manifest(frame, folder / f"{name}_recordings.csv")
-    files.write_text(path, json.dumps({"corpus": origin, "ready": ready}, indent=1) + "\n")
+        print(f"corpus {corpus.name}: a finished set, {ready}")
+        return
+    tables = list_recordings(corpus, args)
+    print_report(tables)
+    for name, frame in tables.items():
+        write_manifest(frame.fillna(""), corpus.folder / f"{name}_recordings.csv")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Spatialised sets that others have made, read into manifests: wsj1_2345_db and SMS-WSJ."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from utils import files
 from utils.data import audio
+from utils.data.corpus import distinct
 from utils.data.manifest import write_manifest
+from utils.data.products import Product, make
 from utils.errors import UserError
 
 WSJ1_PARTS = {"train": "si284", "valid": "dev93", "test": "eval92"}
@@ -33,17 +35,44 @@ def read_ready_set(kind: str, root: Path, folder: Path, args) -> list[Path]:
     for n_src, parts in read(root).items():
         manifests = folder / "manifests" / f"{n_src}spk_{args.sample_rate // 1000}k"
         for name, rows in parts.items():
+            images = folder / "images" / f"{n_src}spk" / name
             # Of the many mixtures of training, channels beyond the first n_src are left out when they are read.
-            jobs = [
-                (row, folder / "images" / f"{n_src}spk" / name, name != "train") for row in rows
-            ]
-            made = files.parallel(_first_microphone, jobs, args.nj, f"{kind} {n_src} {name}")
-            write_manifest(
-                pd.DataFrame(made),
-                manifests / f"{name if name != 'test' else f'test_{n_src}spk'}.csv",
-            )
+            frame = first_microphones(rows, images, name != "train", args.nj)
+            csv = f"test_{n_src}spk.csv" if name == "test" else f"{name}.csv"
+            write_manifest(frame, manifests / csv)
         folders.append(manifests)
     return folders
+
+
+def first_microphones(rows: list[dict], folder: Path, cut: bool, n_jobs: int) -> pd.DataFrame:
+    """The manifest of a part; the images at the first microphone, summed, become files below `folder`.
+
+    Args:
+        rows: of `wsj1_2345_db` or `sms_wsj`.
+        cut: the mixture becomes a file too, if it has more microphones than sources.
+    """
+    identities = [row["mixture_ID"] for row in rows]
+    products = []
+    for name, row in zip(distinct(identities, identities), rows, strict=True):
+        mixture = row["mixture_path"]
+        images = row["images"]
+        targets = [folder / f"{name}_mix.wav"]
+        targets += [folder / f"{name}_s{k + 1}.wav" for k in range(len(images))]
+        origins = [os.path.relpath(path, folder) for path in (mixture, *sum(images, []))]
+        arguments = (mixture, images, targets, cut)
+        products.append(Product(name, [cut, *origins], tuple(targets), arguments))
+    results = make(_first_microphone, products, folder, n_jobs, f"images {folder.name}")
+    # What else a row says about its mixture (rooms, speakers, texts) stands in the manifest.
+    records = []
+    for product, row, result in zip(products, rows, results, strict=True):
+        mixture = product.paths[0] if result["cut"] else row["mixture_path"]
+        record = {"mixture_ID": row["mixture_ID"], "mixture_path": str(mixture)}
+        for k, path in enumerate(product.paths[1:], 1):
+            record[f"source_{k}_path"] = str(path)
+        record["length"] = result["length"]
+        record |= {key: value for key, value in row.items() if key not in (*record, "images")}
+        records.append(record)
+    return pd.DataFrame(records)
 
 
 def wsj1_2345_db(root):
@@ -51,6 +80,7 @@ def wsj1_2345_db(root):
     sets = {}
     for place in sorted(root.glob("wsj1_*_mix_m*")):
         n_src, n_mics = (int(text.strip("m")) for text in place.name.split("_")[1::2])
+        # The separation is determined: as many microphones as sources.
         if n_src == n_mics:
             sets[n_src] = {name: _mixinfo(place / part, root) for name, part in WSJ1_PARTS.items()}
     return sets
@@ -121,33 +151,20 @@ def _read_json(path):
         raise UserError(f"{path} cannot be read ({error}). Is the set complete?") from None
 
 
-def _first_microphone(row, folder, cut):
-    """A row of the manifest; the first channel of the images, summed, becomes files below `folder`.
-
-    `cut`: so does the mixture, if it has more microphones than sources.
-    """
-    frames, rate, channels = audio.info(row["mixture_path"])
-    made = {"mixture_ID": row["mixture_ID"], "mixture_path": str(row["mixture_path"])}
-    if channels < len(row["images"]):
-        raise UserError(
-            f"{row['mixture_path']}: {channels} microphones for {len(row['images'])} sources are too few"
-        )
-    if cut and channels > len(row["images"]):
-        target = folder / f"{row['mixture_ID']}_mix.wav"
-        if not target.is_file():
-            mixture = audio.read(row["mixture_path"], channels=True)[: len(row["images"])]
-            audio.write(target, mixture, rate, "FLOAT")
-        made["mixture_path"] = str(target)
-    for k, parts in enumerate(row["images"], 1):
-        target = folder / f"{row['mixture_ID']}_s{k}.wav"
-        if not target.is_file():
-            image = sum(audio.read(part, channels=True)[0] for part in parts)
-            audio.write(
-                target, np.pad(image, (0, max(frames - len(image), 0)))[:frames], rate, "FLOAT"
-            )
-        made[f"source_{k}_path"] = str(target)
-    return (
-        made
-        | {"length": frames}
-        | {key: value for key, value in row.items() if key not in (*made, "images")}
-    )
+def _first_microphone(mixture_path, images, targets, cut):
+    """Write the files of a row; returns its length and whether the mixture was cut, and the files that were read."""
+    frames, rate, channels = audio.info(mixture_path)
+    n_src = len(images)
+    if channels < n_src:
+        raise UserError(f"{mixture_path}: {channels} microphones for {n_src} sources are too few")
+    cut = cut and channels > n_src
+    if cut:
+        mixture = audio.read(mixture_path, channels=True)[:n_src]
+        audio.write(targets[0], mixture, rate, "FLOAT")
+    for target, parts in zip(targets[1:], images, strict=True):
+        image = sum(audio.read(part, channels=True)[0] for part in parts)
+        # As long as the mixture, whatever the set's own rounding.
+        image = np.pad(image, (0, max(frames - len(image), 0)))[:frames]
+        audio.write(target, image, rate, "FLOAT")
+    read = [mixture_path, *(part for parts in images for part in parts)]
+    return {"length": frames, "cut": cut}, read

@@ -8,15 +8,18 @@ which come from the column text of train.csv and test.csv.
 
 import argparse
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import soxr
 import torch
 
+from local_models.system import System
 from utils import files
 from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
+from utils.evaluation.apply import apply
 from utils.evaluation.metrics.si_sdr import match
 from utils.evaluation.metrics.wer import word_errors
 from utils.evaluation.scoring import read_example
@@ -34,10 +37,13 @@ def recogniser(name):
         )
     try:
         if kind == "whisper":
-            heard = importlib.import_module("whisper").load_model(model)
-            return lambda signal, rate: heard.transcribe(
-                soxr.resample(signal, rate, WHISPER_RATE), language="en"
-            )["text"]
+            whisper = importlib.import_module("whisper").load_model(model)
+
+            def transcribed(signal, rate):
+                resampled = soxr.resample(signal, rate, WHISPER_RATE)
+                return whisper.transcribe(resampled, language="en")["text"]
+
+            return transcribed
         if kind == "transformers":
             pipe = importlib.import_module("transformers").pipeline(
                 "automatic-speech-recognition", model=model
@@ -50,30 +56,29 @@ def recogniser(name):
         ) from None
 
 
-def transcribe(row, sources, system, recognise):
-    """Errors and words of the mixture (by each text), the estimates, and the sources, of one test mixture."""
+def transcribe(
+    row: dict, source_paths: list[str], system: System, recognise: Callable
+) -> dict[str, int]:
+    """Errors and words of one test mixture: of the mixture itself (by each text), the estimates, and the sources."""
     rate = system.sample_rate
-    mixture, sources = read_example(row["mixture_path"], sources, rate)
-    with torch.inference_mode():
-        estimates = system.separate(torch.from_numpy(mixture)[None])[0].numpy()
+    mixture, sources = read_example(row["mixture_path"], source_paths, rate)
+    # The first channel is the reference, at which the sources are.
+    estimates = apply(system, torch.from_numpy(mixture)).numpy()[:, 0]
+    sources = sources[:, 0]
     estimates = estimates[match(estimates, sources)]
-    heard = recognise(mixture[0], rate)
+    of_mixture = recognise(mixture[0], rate)
     totals = {}
     for k, (estimate, source) in enumerate(zip(estimates, sources, strict=True), 1):
         texts = {
-            "mixture": heard,
+            "mixture": of_mixture,
             "estimates": recognise(estimate, rate),
             "sources": recognise(source, rate),
         }
         for name, text in texts.items():
-            errors, spoken = word_errors(text, row[f"text_{k}"])
-            old = totals.get(name, (0, 0))
-            totals[name] = old[0] + errors, old[1] + spoken
-    return {
-        f"{name}_{kind}": n
-        for name, pair in totals.items()
-        for kind, n in zip(("errors", "words"), pair, strict=True)
-    }
+            errors, words = word_errors(text, row[f"text_{k}"])
+            totals[f"{name}_errors"] = totals.get(f"{name}_errors", 0) + errors
+            totals[f"{name}_words"] = totals.get(f"{name}_words", 0) + words
+    return totals
 
 
 @command
@@ -100,19 +105,17 @@ def main(argv=None):
         raise UserError(
             f"{args.manifest}: lacks {', '.join(absent)}: give stage 0 a train.csv and test.csv with texts"
         )
-    if (empty := frame[texts].isna().any(axis=1)).any():
+    if (empty := (frame[texts] == "").any(axis=1)).any():
         example = frame["mixture_ID"][empty.idxmax()]
         raise UserError(
             f"{args.manifest}: {empty.sum()} mixtures lack a text, e.g. {example}: leave them out"
         )
-    system, recognise = load_system(args.exp), recogniser(args.recogniser)
-    rows = [
-        {
-            "mixture_ID": row["mixture_ID"],
-            **transcribe(row, [row[c] for c in columns], system, recognise),
-        }
-        for row in frame.to_dict("records")
-    ]
+    system = load_system(args.exp)
+    recognise = recogniser(args.recogniser)
+    rows = []
+    for row in frame.to_dict("records"):
+        totals = transcribe(row, [row[column] for column in columns], system, recognise)
+        rows.append({"mixture_ID": row["mixture_ID"], **totals})
     table = pd.DataFrame(rows)
     files.write_text(args.out, table.to_csv(index=False))
     for name in ("mixture", "estimates", "sources"):

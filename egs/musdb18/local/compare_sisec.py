@@ -6,7 +6,6 @@ published (https://github.com/sigsep/sigsep-mus-2018); Stoeter, Liutkus and Ito,
 
 import argparse
 import io
-import json
 from pathlib import Path
 
 import matplotlib
@@ -14,83 +13,97 @@ import pandas as pd
 
 from utils import files
 from utils.errors import command
+from utils.evaluation.results import SUMMARY, read_scores, read_summary
+from utils.report.table import escaped
 
 PUBLISHED = Path(__file__).with_name("sisec18_medians.csv")
-TEST_SONGS, KNOWN = 50, "PR - Happy Daze"
-REMARKS = dict.fromkeys(("TAU1", "TAK2", "TAK3", "UHL3", "STL1"), "more training songs")
-REMARKS |= dict.fromkeys(("IBM1", "IBM2", "IRM1", "IRM2", "MWF"), "oracle") | {"MIX": "mixture"}
+# What the MUSDB18 test set is known by.
+TEST_SONGS = 50
+KNOWN = "PR - Happy Daze"
+REMARKS = {
+    **dict.fromkeys(("TAU1", "TAK2", "TAK3", "UHL3", "STL1"), "more training songs"),
+    **dict.fromkeys(("IBM1", "IBM2", "IRM1", "IRM2", "MWF"), "oracle"),
+    "MIX": "mixture",
+}
 COLUMNS = ("SDR", "SIR", "ISR", "SAR")
 
 
-def scored(exp):
-    """`{name: rows of the MUSDB18 test set}` of all experiments and references below a folder."""
-    found = {}
-    for path in sorted(exp.glob("**/eval/test/all_metrics.csv")):
-        rows = pd.read_csv(path, dtype={"mixture_ID": str})
-        if len(rows) == TEST_SONGS and KNOWN in set(rows.mixture_ID) and "sdr_1" in rows:
-            name = json.loads((path.parent / "final_metrics.json").read_text())["name"]
-            found[name] = rows
-    return found
+def scores_of(exp: Path) -> dict[str, pd.DataFrame]:
+    """Scores on the MUSDB18 test set by the name of the experiment or reference, of all below a folder."""
+    # Other corpora have a set of that name too: it is known by its songs.
+    tables = {}
+    for path in sorted(exp.glob(f"**/eval/*/test/{SUMMARY}")):
+        table = read_scores(path.parent)
+        if len(table) == TEST_SONGS and KNOWN in table.index and "sdr_1" in table:
+            tables[read_summary(path.parent)["name"]] = table
+    return tables
 
 
-def labelled(name):
+def labelled(name: str) -> str:
     return f"{name} ({REMARKS[name]})" if name in REMARKS else name
 
 
-def table(found, target, number):
-    published = pd.read_csv(PUBLISHED)
-    published = published[published.target == target].set_index("method")
-    origin = "SiSEC 2018"
-    rows = {
-        labelled(name): [*row[list(COLUMNS)], row.SDR_mean_over_tracks, origin]
-        for name, row in published.iterrows()
-    }
-    for name, scores in found.items():
+def published(target: str) -> pd.DataFrame:
+    """Medians of SiSEC 2018, indexed by method."""
+    table = pd.read_csv(PUBLISHED, keep_default_na=False)
+    return table[table.target == target].set_index("method")
+
+
+def markdown(tables: dict[str, pd.DataFrame], target: str, number: int) -> str:
+    """A table of medians over songs, from best to worst."""
+    rows = {}
+    for name, row in published(target).iterrows():
+        rows[labelled(name)] = [*row[list(COLUMNS)], row.SDR_mean_over_tracks, "SiSEC 2018"]
+    for name, scores in tables.items():
         medians = [scores[f"{column.lower()}_{number}"].median() for column in COLUMNS]
-        rows[f"**{name}**"] = [*medians, scores[f"sdr_{number}"].mean(), "here"]
+        rows[f"**{escaped(name)}**"] = [*medians, scores[f"sdr_{number}"].mean(), "here"]
     lines = [
         f"## {target}",
         "",
         "| system | SDR | SIR | ISR | SAR | SDR, mean over songs | from |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in sorted(rows.items(), key=lambda item: -item[1][0]):
-        lines.append(f"| {name} | " + " | ".join(f"{x:.2f}" for x in row[:5]) + f" | {row[5]} |")
+    for name, (*values, origin) in sorted(rows.items(), key=lambda item: -item[1][0]):
+        numbers = " | ".join(f"{value:z.2f}" for value in values)
+        lines.append(f"| {name} | {numbers} | {origin} |")
     return "\n".join(lines)
 
 
-def box_plot(found):
+def box_plot(tables: dict[str, pd.DataFrame]) -> bytes:
     """PNG: vocals SDR of every song here, and the published medians as lines."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    published = pd.read_csv(PUBLISHED)
-    published = published[published.target == "vocals"].set_index("method").SDR.rename(labelled)
-    ours = {name: rows.sdr_1.dropna() for name, rows in found.items()}
-    names = sorted(
-        [*ours, *published.index], key=lambda n: ours[n].median() if n in ours else published[n]
-    )
-    figure, axes = plt.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")
-    for place, name in enumerate(names):
-        if name in ours:
-            axes.boxplot(
-                ours[name],
-                positions=[place],
-                orientation="horizontal",
-                widths=0.6,
-                tick_labels=[name],
-            )
-        else:
-            axes.plot(
-                [published[name]] * 2, [place - 0.3, place + 0.3], color="tab:blue", linewidth=2
-            )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("SDR of the vocals (dB): boxes are songs, blue lines medians of SiSEC 2018")
-    axes.set_xlim(-10, 15)
-    axes.grid(axis="x", alpha=0.3)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    plt.close(figure)
+    medians = published("vocals").SDR.rename(labelled)
+    ours = {name: scores.sdr_1.dropna() for name, scores in tables.items()}
+
+    def place_of(name):
+        return ours[name].median() if name in ours else medians[name]
+
+    names = sorted([*ours, *medians.index], key=place_of)
+    # Names of experiments are text: a dollar sign in one begins no formula.
+    with plt.rc_context({"text.parse_math": False}):
+        figure, axes = plt.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")
+        for place, name in enumerate(names):
+            if name in ours:
+                axes.boxplot(
+                    ours[name],
+                    positions=[place],
+                    orientation="horizontal",
+                    widths=0.6,
+                    manage_ticks=False,
+                )
+            else:
+                ends = [place - 0.3, place + 0.3]
+                axes.plot([medians[name]] * 2, ends, color="tab:blue", linewidth=2)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("SDR of the vocals (dB): boxes are songs, blue lines medians of SiSEC 2018")
+        axes.set_xlim(-10, 15)
+        axes.set_ylim(-1, len(names))
+        axes.grid(axis="x", alpha=0.3)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=120)
+        plt.close(figure)
     return image.getvalue()
 
 
@@ -101,16 +114,17 @@ def main(argv=None):
     )
     parser.add_argument("--exp", type=Path, required=True, help="folder with the experiments")
     exp = parser.parse_args(argv).exp
-    found = scored(exp)
-    if not found:
+    # Nothing to compare is no error: stage 5 runs on all corpora.
+    tables = scores_of(exp)
+    if not tables:
         return
-    note = "Medians over songs of medians over frames of 1 s (BSS Eval v4), in dB; oracles see the true sources.\n\n"
-    text = "\n\n".join(
-        table(found, target, k) for k, target in ((1, "vocals"), (2, "accompaniment"))
-    )
-    files.write_text(exp / "sisec18.md", f"# Beside SiSEC 2018\n\n{note}{text}\n")
-    files.write_bytes(exp / "sisec18.png", box_plot(found))
-    print(f"{exp / 'sisec18.md'}, {exp / 'sisec18.png'}: {len(found)} systems beside SiSEC 2018")
+    note = "Medians over songs of medians over frames of 1 s (BSS Eval v4), in dB; oracles see the true sources."
+    parts = ["# Beside SiSEC 2018", note]
+    for number, target in enumerate(("vocals", "accompaniment"), 1):
+        parts.append(markdown(tables, target, number))
+    files.write_text(exp / "sisec18.md", "\n\n".join(parts) + "\n")
+    files.write_bytes(exp / "sisec18.png", box_plot(tables))
+    print(f"{exp / 'sisec18.md'}, {exp / 'sisec18.png'}: {len(tables)} systems beside SiSEC 2018")
 
 
 if __name__ == "__main__":

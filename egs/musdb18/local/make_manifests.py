@@ -1,17 +1,22 @@
-"""Stage 1: accompaniments, the split into training and validation, manifests, and a check of every file."""
+"""Stage 1: accompaniments, the split into training and validation, manifests, and a check of every file.
 
-import hashlib
-import json
+A song or clip is read again only if it, or what was made of it, has changed since.
+"""
+
+import os
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from prepare_corpus import STEMS, data_folder, parse_arguments
+from prepare_corpus import PARTS, STEMS, children, decode, find_corpus, parse_arguments, stem_songs
 
 from utils import files
 from utils.data import audio
+from utils.data.corpus import NOTE, Corpus
 from utils.data.manifest import write_manifest
+from utils.data.products import SHOWN, Product, make, problems_error
 from utils.errors import UserError, command
-from utils.stamps import claim
 
 # The validation songs of MUSDB18's training set, as the package musdb fixes them; the other 86 train.
 VALIDATION = """\
@@ -19,245 +24,393 @@ Actions - One Minute Smile|Clara Berry And Wooldog - Waltz For My Victims|Johnny
 Patrick Talbot - A Reason To Leave|Triviul - Angelsaint|Alexander Ross - Goodbye Bolero|Fergessen - Nos Palpitants
 Leaf - Summerghost|Skelpolu - Human Mistakes|Young Griffo - Pennies|ANiMAL - Rockshow|James May - On The Line
 Meaxic - Take A Step|Traffic Experiment - Sirens""".replace("\n", "|").split("|")
-RATES = {"hq": 44100, "mir1k": 16000}
+SETS = ("train", "valid", "test")
+RATES = {"hq": 44100, "stems": 44100, "mir1k": 16000}
+FILES = ("mixture", "vocals", *STEMS)  # of a song
 SINGERS = ("abjones", "amy")  # of MIR-1K, whose clips train; the other 17 singers test
 DEVELOPMENT = ("abjones_5_08", "abjones_5_09", "amy_9_08", "amy_9_09")
 ADDITIVE = -60.0  # dB: of a difference from the mixture that is worth a word
-SHOWN = 10
+PEAK = 0.9  # of a clip of MIR-1K
+# Samples by which the files of a song may differ in length. Coders of stems work in frames of 1024 samples, and
+# programs differ by one or two of them in what they leave out at either end.
+LOOSE = 4096
 
 
-def split_songs(names):
-    """`{"train": [...], "valid": [...]}` by exact names; where none is of MUSDB18, every seventh is for validation."""
-    known = {name for name in names if name in VALIDATION}
-    valid = known or set(sorted(names)[::7][: max(1, len(names) // 2)])
-    return {"train": [n for n in sorted(names) if n not in valid], "valid": sorted(valid)}
+# ---- songs
 
 
-def musdb_jobs(root, folder):
-    """`{set: [job of make_song]}` of a tree in the layout of MUSDB18-HQ."""
-    songs = {
-        part: sorted(p.name for p in (root / part).glob("*") if p.is_dir())
-        for part in ("train", "test")
-    }
+def split_songs(names: list[str]) -> dict[str, list[str]]:
+    """Names for train and valid, by exact names; where none is of MUSDB18, every seventh is for validation."""
+    valid = {name for name in names if name in VALIDATION}
+    if not valid:
+        n_at_most = max(1, len(names) // 2)
+        valid = set(sorted(names)[::7][:n_at_most])
+    train = [name for name in sorted(names) if name not in valid]
+    return {"train": train, "valid": sorted(valid)}
+
+
+def find_songs(corpus: Corpus, form: str, root: Path, n_jobs: int) -> tuple[Path, dict]:
+    """The folder in the layout of MUSDB18-HQ, and {train, valid, test: names of songs}.
+
+    Raises:
+        UserError: too few songs; or stems cannot be decoded.
+    """
+    decoded = corpus.folder / "decoded"
+    if form == "stems" and root.is_dir():
+        songs = {part: sorted(stem_songs(root)[part]) for part in PARTS}
+        # What has changed since stage 0 is decoded again.
+        decode(root, decoded, n_jobs)
+    else:
+        # Once all is decoded, the stems themselves may have gone.
+        place = decoded if form == "stems" else root
+        songs = {}
+        for part in PARTS:
+            songs[part] = [path.name for path in children(place / part) if path.is_dir()]
+    if form == "stems":
+        root = decoded
     if len(songs["train"]) < 2 or not songs["test"]:
         counts = " and ".join(f"{len(names)} in {part}/" for part, names in songs.items())
         raise UserError(
             f"{root}: needs two songs at least in train/ and one in test/; there are {counts}"
         )
-    sets = split_songs(songs["train"]) | {"test": songs["test"]}
-    return {
-        name: [
-            (root / ("test" if name == "test" else "train") / song, folder / "accompaniment" / song)
-            for song in part
-        ]
-        for name, part in sets.items()
+    return root, {**split_songs(songs["train"]), "test": songs["test"]}
+
+
+def make_songs(
+    corpus: Corpus, form: str, root: Path, n_jobs: int
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """Write the accompaniments of all songs.
+
+    Returns:
+        rows of the manifests, {set: [row]}, and remarks.
+
+    Raises:
+        UserError: one that lists all songs that cannot be used.
+    """
+    root, names = find_songs(corpus, form, root, n_jobs)
+    songs, products = [], []
+    for part in SETS:
+        for name in names[part]:
+            song = root / ("test" if part == "test" else "train") / name
+            target = corpus.folder / "songs" / song.parent.name / name
+            wavs = tuple(target / f"{file}.wav" for file in ("accompaniment", *FILES))
+            arguments = (song, target, form == "stems")
+            settings = {"rate": RATES[form], "loose": LOOSE}
+            products.append(Product(f"{song.parent.name}/{name}", settings, wavs, arguments))
+            songs.append((part, song, target))
+    results = make(make_song, products, corpus.folder / "songs", n_jobs, "songs")
+    rows = {part: [] for part in SETS}
+    remarks = []
+    for (part, song, target), result in zip(songs, results, strict=True):
+        remarks += [f"{song.name}: {text}" for text in result["remarks"]]
+        if not result["left_out"]:
+            rows[part].append(song_row(song, target, result))
+    for part in SETS:
+        if not rows[part]:
+            raise UserError(show(remarks, f"{root}: no song for {part} can be used:"))
+    if not any(row["source_1_path"] for row in rows["train"]):
+        raise UserError(f"{root}: no song in train/ has vocals: they are in <song>/vocals.wav")
+    return rows, remarks
+
+
+def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]]:
+    """Write the accompaniment of a song, and, if its files differ a little in length, copies that do not.
+
+    A difference beyond `LOOSE` is an error, but leaves out a song whose files stage 0 has decoded, as nobody can mend
+    them. That a song is cut to its shortest file is also what stempeg, the usual reader of such stems, does.
+
+    Args:
+        song: folder of its files.
+        target: folder for what is made.
+        decoded: whether the files are from stage 0.
+
+    Returns:
+        what `song_row` needs, with `remarks` (texts) and whether it is `left_out`; and the files that it depends on.
+
+    Raises:
+        UserError: with all that is wrong with it.
+    """
+    inputs = [song / f"{name}.wav" for name in FILES]
+    signals = read_song(song)
+    lengths = {name: signal.shape[1] for name, signal in signals.items()}
+    shortest = min(lengths, key=lengths.get)
+    longest = max(lengths, key=lengths.get)
+    length = lengths[shortest]
+    excess = lengths[longest] - length
+    if excess > LOOSE:
+        text = f"{longest}.wav has {length + excess} samples, but {shortest}.wav {length}"
+        if not decoded:
+            raise UserError(f"{song}: {text}. Restore it from its source, or leave the song out")
+        return {"left_out": True, "remarks": [f"left out: of its streams, {text}"]}, inputs
+    signals = {name: signal[:, :length] for name, signal in signals.items()}
+    for name in FILES:
+        copy = target / f"{name}.wav"
+        # In floating point, which holds whatever the original has.
+        if excess and name in signals:
+            audio.write(copy, signals[name], RATES["hq"], "FLOAT")
+        else:
+            copy.unlink(missing_ok=True)
+    stems = [name for name in STEMS if name in signals]
+    accompaniment = sum(signals[name] for name in stems)
+    subtype = "PCM_16" if np.abs(accompaniment).max() <= 1 else "FLOAT"
+    audio.write(target / "accompaniment.wav", accompaniment, RATES["hq"], subtype)
+    mixture = signals["mixture"]
+    voice = signals.get("vocals")
+    if voice is not None and not voice.any():
+        voice = None
+    texts = remarks_on(mixture, voice, accompaniment, stems)
+    if excess:
+        milliseconds = 1000 * excess / RATES["hq"]
+        texts.append(
+            f"its files differ in length: all are cut to that of {shortest}.wav, {length} samples; {longest}.wav "
+            f"loses {excess} ({milliseconds:.0f} ms)"
+        )
+    # Without paths, as the journal that keeps it may be moved.
+    result = {
+        "left_out": False,
+        "cut": excess > 0,
+        "voice": voice is not None,
+        "stems": stems,
+        "length": length,
+        "voice_to_accompaniment_db": level_difference(voice, accompaniment),
+        "remarks": texts,
     }
+    return result, inputs
 
 
-def make_song(song, target):
-    """Write the accompaniment of a song; returns its row of the manifest, problems and warnings (texts)."""
-    absent = [name for name in ("mixture", "vocals") if not (song / f"{name}.wav").is_file()]
-    stems = [song / f"{name}.wav" for name in STEMS if (song / f"{name}.wav").is_file()]
-    if "mixture" in absent or not stems:
-        return None, [f"{song}: lacks mixture.wav, or any of {', '.join(STEMS)}"], []
-    problems, signals = [], {}
-    for path in (song / "mixture.wav", *([] if absent else [song / "vocals.wav"]), *stems):
+def read_song(song: Path) -> dict[str, np.ndarray]:
+    """The files of a song that are there, (channel, time).
+
+    Raises:
+        UserError: with all that is wrong with them.
+    """
+    signals, problems = {}, []
+    for name in FILES:
+        path = song / f"{name}.wav"
+        # A link to nothing is not an instrumental.
+        if not os.path.lexists(path):
+            continue
         try:
-            signals[path] = audio.read(path, sample_rate=RATES["hq"], channels=True)
+            signals[name] = audio.read(path, sample_rate=RATES["hq"], channels=True)
         except UserError as error:
             problems.append(str(error))
+    lacks_stems = not any(name in signals for name in STEMS)
+    if not problems and ("mixture" not in signals or lacks_stems):
+        problems.append(f"{song}: lacks mixture.wav, or any of {', '.join(STEMS)}")
+    if not problems:
+        n_channels = len(signals["mixture"])
+        if n_channels > 2:
+            problems.append(f"{song}/mixture.wav: has {n_channels} channels; songs have one or two")
+        for name, signal in signals.items():
+            if len(signal) != n_channels:
+                problems.append(
+                    f"{song}/{name}.wav: has {len(signal)} channels, but its mixture {n_channels}"
+                )
     if problems:
-        return None, problems, []
-    mixture, *others = signals.values()
-    problems = [
-        f"{path}: has {s.shape[1]} samples and {len(s)} channels, but its mixture {mixture.shape[1]} and {len(mixture)}"
-        for path, s in signals.items()
-        if s.shape != mixture.shape
-    ]
-    if problems or len(mixture) > 2:
-        return (
-            None,
-            problems
-            or [f"{song}/mixture.wav: has {len(mixture)} channels; songs are mono or stereo"],
-            [],
-        )
-    accompaniment = sum(others[-len(stems) :])
-    path = target / "accompaniment.wav"
-    if not fresh(path, stems):
-        audio.write(
-            path,
-            accompaniment,
-            RATES["hq"],
-            "PCM_16" if np.abs(accompaniment).max() <= 1 else "FLOAT",
-        )
-    voice = others[0] if not absent and others[0].any() else None
-    row = {"mixture_ID": song.name, "mixture_path": song / "mixture.wav"}
-    row |= {"source_1_path": "" if voice is None else song / "vocals.wav", "source_2_path": path}
-    row |= {f"stem_{k}_path": stem for k, stem in enumerate(stems, 1)} | {
-        "length": mixture.shape[1]
-    }
-    return (
-        row | levels(mixture, voice, accompaniment),
-        [],
-        remarks(song, mixture, voice, accompaniment),
-    )
+        raise UserError("\n  ".join(problems))
+    return signals
 
 
-def fresh(path, origins):
-    """Whether a file is there and not older than those it was made of."""
-    return path.is_file() and path.stat().st_mtime >= max(
-        origin.stat().st_mtime for origin in origins
-    )
-
-
-def levels(mixture, voice, accompaniment):
-    powers = [
-        0.0 if signal is None else np.mean(signal.astype(np.float64) ** 2)
-        for signal in (voice, accompaniment)
-    ]
+def level_difference(voice: np.ndarray | None, accompaniment: np.ndarray) -> float:
+    """Level of a voice less that of its accompaniment in dB; infinite or NaN where one, or both, are silent."""
+    powers = []
+    for signal in (voice, accompaniment):
+        powers.append(0.0 if signal is None else np.mean(signal.astype(np.float64) ** 2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {"voice_to_accompaniment_db": round(float(10 * np.log10(np.divide(*powers))), 2)}
+        return round(float(10 * np.log10(np.divide(*powers))), 2)
 
 
-def remarks(song, mixture, voice, accompaniment):
-    found = [
-        f"{song.name}: lacks {stem}.wav" for stem in STEMS if not (song / f"{stem}.wav").is_file()
-    ]
+def remarks_on(
+    mixture: np.ndarray, voice: np.ndarray | None, accompaniment: np.ndarray, stems: list[str]
+) -> list[str]:
+    """What is unusual about a song, (channel, time) each."""
+    texts = [f"lacks {name}.wav" for name in STEMS if name not in stems]
     if voice is None:
-        found.append(f"{song.name}: no vocals (silent or no file): kept as an instrumental")
+        texts.append("no vocals (silent or no file): kept as an instrumental")
     if not np.any(accompaniment):
-        found.append(f"{song.name}: the accompaniment is silent")
-    difference = mixture - accompaniment - (0 if voice is None else voice)
-    ratio = 10 * np.log10((np.mean(difference**2) + 1e-20) / (np.mean(mixture**2) + 1e-20))
+        texts.append("the accompaniment is silent")
+    # What is left of the mixture without its stems, relative to it.
+    rest = mixture - accompaniment
+    if voice is not None:
+        rest = rest - voice
+    ratio = 10 * np.log10((np.mean(rest**2) + 1e-20) / (np.mean(mixture**2) + 1e-20))
     if not np.any(mixture):
-        found.append(f"{song.name}: the mixture is silent")
+        texts.append("the mixture is silent")
     elif ratio > ADDITIVE:
-        found.append(
-            f"{song.name}: its stems do not sum to its mixture: what is left over has {ratio:.1f} dB of it"
+        texts.append(
+            f"its stems do not sum to its mixture: what is left over has {ratio:.1f} dB of it"
         )
     if len(mixture) == 1:
-        found.append(f"{song.name}: is mono; heard on both channels")
+        texts.append("is mono; heard on both channels")
     if mixture.shape[1] < RATES["hq"]:
-        found.append(f"{song.name}: is shorter than a second ({mixture.shape[1]} samples)")
-    return found
+        texts.append(f"is shorter than a second ({mixture.shape[1]} samples)")
+    return texts
 
 
-def mir1k_jobs(root, folder):
-    """`{set: [job of make_clip]}` by the lists beside Wavfile/, or by the usual division of the singers."""
-    names = sorted(path.stem for path in (root / "Wavfile").glob("*.wav"))
-    if all((root / f"{part}.txt").is_file() for part in ("train", "valid", "test")):
-        sets = {
-            part: (root / f"{part}.txt").read_text().split() for part in ("train", "valid", "test")
-        }
+def song_row(song: Path, target: Path, result: dict) -> dict:
+    """The row of a manifest: of what `make_song` gave, with paths."""
+    place = target if result["cut"] else song
+    row = {
+        "mixture_ID": song.name,
+        "mixture_path": place / "mixture.wav",
+        "source_1_path": place / "vocals.wav" if result["voice"] else "",
+        "source_2_path": target / "accompaniment.wav",
+    }
+    for number, name in enumerate(result["stems"], 1):
+        row[f"stem_{number}_path"] = place / f"{name}.wav"
+    row["length"] = result["length"]
+    row["voice_to_accompaniment_db"] = result["voice_to_accompaniment_db"]
+    return row
+
+
+# ---- MIR-1K
+
+
+def split_clips(root: Path) -> dict[str, list[str]]:
+    """{set: names of clips} by the lists beside Wavfile/, or by the usual division of the singers.
+
+    Raises:
+        UserError: with all that is wrong with the lists.
+    """
+    names = [path.stem for path in children(root / "Wavfile") if path.suffix == ".wav"]
+    lists = {part: root / f"{part}.txt" for part in SETS}
+    if all(path.is_file() for path in lists.values()):
+        sets = {}
+        for part, path in lists.items():
+            text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+            sets[part] = text.split()
     else:
-        heard = [name for name in names if name.split("_")[0] in SINGERS]
-        valid = [name for name in heard if name in DEVELOPMENT]
-        sets = {"valid": valid, "train": [n for n in heard if n not in valid]}
-        sets["test"] = [name for name in names if name not in heard]
+        of_singers = [name for name in names if name.split("_")[0] in SINGERS]
+        sets = {
+            "train": [name for name in of_singers if name not in DEVELOPMENT],
+            "valid": [name for name in of_singers if name in DEVELOPMENT],
+            "test": [name for name in names if name not in of_singers],
+        }
+    problems = []
     for part, listed in sets.items():
         if not listed:
-            raise UserError(
-                f"{root}: there are no clips for {part}. The clips of {' and '.join(SINGERS)} train, but for "
+            problems.append(
+                f"there are no clips for {part}. The clips of {' and '.join(SINGERS)} train, but for "
                 f"{', '.join(DEVELOPMENT)}, which validate; those of other singers test. "
                 "{train,valid,test}.txt beside Wavfile/ may say otherwise"
             )
-        if absent := sorted({*listed} - {*names}):
-            raise UserError(
-                f"{root}: {len(absent)} of {len(listed)} clips for {part} are not in Wavfile/: {', '.join(absent[:3])}"
+        absent = sorted({*listed} - {*names})
+        if absent:
+            problems.append(
+                f"{len(absent)} of {len(listed)} clips for {part} are not in Wavfile/: {', '.join(absent[:3])}"
             )
-    if twice := sorted(
-        {name for name in names if sum(name in listed for listed in sets.values()) > 1}
-    ):
-        raise UserError(
-            f"{root}: {len(twice)} clips are in two lists, e.g. {twice[0]}: give each to one set"
-        )
-    return {
-        part: [(root / "Wavfile" / f"{name}.wav", folder / "clips") for name in sets[part]]
-        for part in sets
-    }
+    counts = Counter(name for listed in sets.values() for name in listed)
+    twice = [name for name in counts if counts[name] > 1]
+    if twice:
+        problems.append(f"{len(twice)} clips are in two lists, e.g. {twice[0]}: give each to one")
+    if problems:
+        raise problems_error(str(root), problems)
+    return sets
 
 
-def make_clip(path, target):
-    """Mix a clip of MIR-1K at 0 dB: voice and accompaniment of equal power, peak 0.9; mono files."""
-    try:
-        signal = audio.read(path, sample_rate=RATES["mir1k"], channels=True).astype(np.float64)
-    except UserError as error:
-        return None, [str(error)], []
+def make_clips(
+    corpus: Corpus, form: str, root: Path, n_jobs: int
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """Mix all clips; as `make_songs`."""
+    folder = corpus.folder / "clips"
+    clips, products = [], []
+    for part, names in split_clips(root).items():
+        for name in names:
+            paths = {
+                "mixture_path": folder / name / "mixture.wav",
+                "source_1_path": folder / name / "voice.wav",
+                "source_2_path": folder / name / "accompaniment.wav",
+            }
+            arguments = (root / "Wavfile" / f"{name}.wav", *paths.values())
+            settings = {"rate": RATES[form], "peak": PEAK}
+            products.append(Product(name, settings, tuple(paths.values()), arguments))
+            clips.append((part, name, paths))
+    lengths = make(make_clip, products, folder, n_jobs, "clips")
+    rows = {part: [] for part in SETS}
+    for (part, name, paths), length in zip(clips, lengths, strict=True):
+        levels = {"voice_to_accompaniment_db": 0.0}
+        rows[part].append({"mixture_ID": name, **paths, "length": length, **levels})
+    return rows, []
+
+
+def make_clip(
+    path: Path, mixture_path: Path, voice_path: Path, accompaniment_path: Path
+) -> tuple[int, list[Path]]:
+    """Mix a clip of MIR-1K at 0 dB: voice and accompaniment of equal power; mono files.
+
+    Returns:
+        its number of samples, and the files that it depends on.
+    """
+    rate = RATES["mir1k"]
+    signal = audio.read(path, sample_rate=rate, channels=True).astype(np.float64)
     if len(signal) != 2 or not signal.any(axis=1).all():
-        return (
-            None,
-            [f"{path}: needs accompaniment and voice as its two channels, neither of them silent"],
-            [],
+        raise UserError(
+            f"{path}: needs accompaniment and voice as its two channels, neither of them silent"
         )
+    # Equal power: the mixture has 0 dB.
     accompaniment, voice = signal / np.sqrt(np.mean(signal**2, axis=1, keepdims=True))
-    peak = max(np.abs(part).max() for part in (accompaniment, voice, accompaniment + voice)) / 0.9
-    row = {"mixture_ID": path.stem, "length": signal.shape[1]}
+    parts = (accompaniment, voice, accompaniment + voice)
+    peak = max(np.abs(part).max() for part in parts) / PEAK
     # The mixture is the sum of what 16 bits make of its parts.
-    parts = {"source_1": voice / peak, "source_2": accompaniment / peak}
-    parts = {name: np.rint(part / audio.LSB) * audio.LSB for name, part in parts.items()}
-    for name, part in {"mixture": parts["source_1"] + parts["source_2"], **parts}.items():
-        row[f"{name}_path"] = (
-            target / {"source_1": "voice", "source_2": "accompaniment"}.get(name, name) / path.name
-        )
-        if not fresh(row[f"{name}_path"], [path]):
-            audio.write(row[f"{name}_path"], part, RATES["mir1k"])
-    return row | {"voice_to_accompaniment_db": 0.0}, [], []
+    voice = np.rint(voice / peak / audio.LSB) * audio.LSB
+    accompaniment = np.rint(accompaniment / peak / audio.LSB) * audio.LSB
+    audio.write(mixture_path, voice + accompaniment, rate)
+    audio.write(voice_path, voice, rate)
+    audio.write(accompaniment_path, accompaniment, rate)
+    return signal.shape[1], [path]
 
 
-def fingerprint(root):
-    """A hash of the names and sizes of all files of a corpus."""
-    files = sorted(path for path in root.rglob("*") if path.suffix in (".wav", ".txt"))
-    listed = "\n".join(f"{path.relative_to(root)} {path.stat().st_size}" for path in files)
-    return hashlib.sha256(listed.encode()).hexdigest()
+# ---- the stage
 
 
-def show(texts, title):
-    more = f"\n  ... and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return title + "".join(f"\n  {text}" for text in texts[:SHOWN]) + more
+def show(texts: list[str], title: str) -> str:
+    """A title and the first ten texts, for a terminal: names of files may hold bytes that are not UTF-8."""
+    lines = [title, *(f"  {text}" for text in texts[:SHOWN])]
+    if len(texts) > SHOWN:
+        lines.append(f"  ... and {len(texts) - SHOWN} more")
+    return "\n".join(lines).encode(errors="backslashreplace").decode()
+
+
+def write_remarks(remarks: list[str], path: Path) -> None:
+    """One remark a line; a file that holds the same already is left alone, as finished data may be read-only."""
+    data = "".join(f"{text}\n" for text in remarks).encode(errors="surrogateescape")
+    if not path.is_file() or path.read_bytes() != data:
+        files.write_bytes(path, data)
+    if remarks:
+        print(show(remarks, f"{len(remarks)} remarks, all in {path}:"))
+
+
+def write_manifests(rows: dict[str, list[dict]], folder: Path, rate: int) -> None:
+    """A CSV for each set, and a table of them on the terminal."""
+    print("set     songs   hours   voice / accompaniment dB (median)")
+    for part, part_rows in rows.items():
+        frame = pd.DataFrame(part_rows)
+        first = ["mixture_ID", "mixture_path", "source_1_path", "source_2_path"]
+        frame = frame[first + [column for column in frame if column not in first]]
+        # Silent parts have no ratio.
+        ratios = frame["voice_to_accompaniment_db"].replace([-np.inf, np.inf], np.nan)
+        hours = frame["length"].sum() / rate / 3600
+        # Of songs that lack a stem the cell is empty.
+        frame = frame.map(lambda cell: "" if pd.isna(cell) else cell)
+        write_manifest(frame, folder / f"{part}.csv")
+        print(f"{part:7s} {len(frame):5d} {hours:7.3f}   {ratios.median():.1f}")
 
 
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out).resolve()
-    if not (folder / "corpus.json").is_file():
-        raise UserError(f"{folder}: there is no corpus yet; run stage 0 first")
-    note = json.loads((folder / "corpus.json").read_text())
-    root, form = type(folder)(note["root"]), note["form"]
-    manifests = folder / "manifests" / f"{RATES[form] // 1000}k"
-    settings = note | {"files": fingerprint(root)}
-    if (manifests / "stamp.json").is_file():
-        claim(manifests, settings)
-    files.remove_leftovers(folder)
-    jobs, make = (mir1k_jobs, make_clip) if form == "mir1k" else (musdb_jobs, make_song)
-    jobs = jobs(root, folder)
-    frames, problems, warnings = {}, [], []
-    for name, part in jobs.items():
-        made = files.parallel(make, part, args.nj, f"songs for {name}")
-        frames[name] = pd.DataFrame([row for row, _, _ in made if row])
-        problems += [text for _, found, _ in made for text in found]
-        warnings += [text for _, _, found in made for text in found]
-    if problems:
-        raise UserError(show(problems, f"{root}: {len(problems)} files cannot be used:"))
-    if not frames["train"]["source_1_path"].astype(str).any():
-        raise UserError(f"{root}: no song in train/ has vocals: they are in <song>/vocals.wav")
-    claim(
-        manifests, settings
-    )  # only now: a corpus with faults can be mended without deleting anything
-    files.write_text(manifests / "remarks.txt", "".join(f"{text}\n" for text in warnings))
-    if warnings:
-        print(show(warnings, f"{len(warnings)} remarks, all in {manifests / 'remarks.txt'}:"))
-    print("set     songs   hours   voice / accompaniment dB (median)")
-    for name, frame in frames.items():
-        columns = ["mixture_ID", "mixture_path", "source_1_path", "source_2_path"]
-        frame = frame[columns + [column for column in frame if column not in columns]]
-        write_manifest(
-            frame.map(lambda cell: "" if pd.isna(cell) else cell), manifests / f"{name}.csv"
-        )
-        ratio = frame["voice_to_accompaniment_db"].replace([-np.inf, np.inf], np.nan).median()
-        print(
-            f"{name:7s} {len(frame):5d} {frame['length'].sum() / RATES[form] / 3600:7.3f}   {ratio:.1f}"
-        )
+    corpus = find_corpus(args)
+    note = corpus.require()
+    form = note.get("form")
+    if form not in RATES or "inside" not in note:
+        path = corpus.folder / NOTE
+        raise UserError(f"{path} does not say what the corpus is: delete it and run stage 0 again")
+    files.remove_leftovers(corpus.folder)
+    make_all = make_clips if form == "mir1k" else make_songs
+    rows, remarks = make_all(corpus, form, corpus.roots[0] / note["inside"], args.nj)
+    manifests = corpus.folder / "manifests" / f"{RATES[form] // 1000}k"
+    write_remarks(remarks, manifests / "remarks.txt")
+    write_manifests(rows, manifests, RATES[form])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """A small corpus of synthetic songs in the layout of MUSDB18-HQ: sung vowels, drums, bass and chords, in stereo."""
 
+from pathlib import Path
+
 import numpy as np
 
-from utils import files
 from utils.data import audio
+from utils.data.products import Product, make
 
 RATE = 44100
 TRAIN = [
@@ -12,50 +14,67 @@ TRAIN = [
     "Cedar - Slow Lane",
     "Delta (feat. E) - Two",
     "Foxglove - Minor",
+    "Gable - Long Way",
+    "Harbour - Fog",
+    "Iris - Noon",
+    "J.U.N.E. - Mr. Dot",
 ]
-TRAIN += ["Gable - Long Way", "Harbour - Fog", "Iris - Noon", "J.U.N.E. - Mr. Dot"]
 TEST = ["M.I.N.I. - No. 1", "Nettle - Silent Bridge", "Owl - Late"]
 SILENT_VOICE = "Nettle - Silent Bridge"  # from a third to two thirds
 SECONDS = 14.0
+FILES = ("mixture", "vocals", "drums", "bass", "other")
+LEVELS = {"vocals": 1.0, "drums": 0.7, "bass": 0.6, "other": 0.9}  # RMS, before all are scaled
 # Formants in Hz: two each of the vowels a, e, i, o, u, and two that the singers share.
 VOWELS = np.array([(730, 1090), (530, 1840), (300, 2250), (570, 880), (320, 870)])
 UPPER = (2700, 3400)
-MAJOR, MINOR = np.array([0, 2, 4, 5, 7, 9, 11]), np.array([0, 2, 3, 5, 7, 8, 10])
+WIDTHS = (90, 110, 160, 200)  # of the four formants, in Hz
+GAINS = (1, 0.7, 0.3, 0.2)
+# Steps of the scales in semitones.
+MAJOR = np.array([0, 2, 4, 5, 7, 9, 11])
+MINOR = np.array([0, 2, 3, 5, 7, 8, 10])
 
 
-def make_mini(folder, n_jobs, seconds=SECONDS, train=TRAIN, test=TEST):
-    """Write the songs that are not there; the same each time."""
-    named = [
-        (folder / part / name, name)
-        for part, names in (("train", train), ("test", test))
-        for name in names
-    ]
-    files.parallel(
-        _write,
-        [(*job, seed, seconds) for seed, job in enumerate(named)],
-        n_jobs,
-        "synthesising songs",
-    )
+def make_mini(
+    folder: Path,
+    n_jobs: int,
+    seconds: float = SECONDS,
+    train: list[str] = TRAIN,
+    test: list[str] = TEST,
+) -> None:
+    """Write the songs that are not there, whole and unchanged; the same each time."""
+    products = []
+    songs = [("train", name) for name in train] + [("test", name) for name in test]
+    for seed, (part, name) in enumerate(songs):
+        song = folder / part / name
+        silent = name == SILENT_VOICE
+        settings = {"seed": seed, "seconds": seconds, "silent": silent}
+        wavs = tuple(song / f"{file}.wav" for file in FILES)
+        products.append(Product(f"{part}/{name}", settings, wavs, (song, seed, seconds, silent)))
+    make(_write, products, folder, n_jobs, "synthesising songs")
 
 
-def _write(folder, name, seed, seconds):
-    if (folder / "mixture.wav").is_file():
-        return
-    stems = synthesise(seed, seconds, silent=name == SILENT_VOICE)
+def _write(song, seed, seconds, silent):
+    stems = synthesise(seed, seconds, silent)
+    # The mixture is the sum of what 16 bits make of the stems.
     stems = {name: np.rint(stem / audio.LSB) * audio.LSB for name, stem in stems.items()}
     for name, stem in stems.items():
-        audio.write(folder / f"{name}.wav", stem, RATE)
-    audio.write(folder / "mixture.wav", sum(stems.values()), RATE)
+        audio.write(song / f"{name}.wav", stem, RATE)
+    audio.write(song / "mixture.wav", sum(stems.values()), RATE)
+    return None, []
 
 
-def synthesise(seed, seconds, silent=False):
+def synthesise(seed: int, seconds: float, silent: bool = False) -> dict[str, np.ndarray]:
     """Stems of a song: {vocals, drums, bass, other}, float64 (2, time); their sum has a peak of 0.9."""
     rng = np.random.default_rng(seed)
     n = round(seconds * RATE)
-    scale, root = (MAJOR, MINOR)[seed % 2], rng.integers(40, 52)
-    beat = 60 / rng.uniform(85, 130)
-    chords = [scale[[k, (k + 2) % 7, (k + 4) % 7]] for k in rng.choice([0, 3, 4, 5], 4)]
-    voice = _voice(rng, n, scale, root + rng.choice([12, 24]), beat)
+    scale = (MAJOR, MINOR)[seed % 2]
+    root = rng.integers(40, 52)  # MIDI number of the tonic
+    beat = 60 / rng.uniform(85, 130)  # seconds
+    # Triads on the degrees I, IV, V, VI.
+    degrees = rng.choice([0, 3, 4, 5], 4)
+    chords = [scale[[degree, (degree + 2) % 7, (degree + 4) % 7]] for degree in degrees]
+    octave = rng.choice([12, 24])
+    voice = _voice(rng, n, scale, root + octave, beat)
     if silent:
         voice[n // 3 : 2 * n // 3] = 0
     stems = {
@@ -64,39 +83,54 @@ def synthesise(seed, seconds, silent=False):
         "bass": _pan(_bass(n, chords, root - 12, beat), 0.5),
         "other": _chords(rng, n, chords, root + 12, beat),
     }
-    for name, gain in {"vocals": 1.0, "drums": 0.7, "bass": 0.6, "other": 0.9}.items():
-        stems[name] *= gain / np.sqrt(np.mean(stems[name] ** 2))
-    return {name: 0.9 / np.abs(sum(stems.values())).max() * stem for name, stem in stems.items()}
+    for name, level in LEVELS.items():
+        stems[name] *= level / np.sqrt(np.mean(stems[name] ** 2))
+    peak = np.abs(sum(stems.values())).max()
+    return {name: 0.9 / peak * stem for name, stem in stems.items()}
 
 
 def _voice(rng, n, scale, root, beat):
     """Legato notes with vibrato; harmonics under the formants of vowels, some breath."""
+    pitch, level, formants = _melody(rng, n, scale, root, beat)
+    # Vibrato of 0.3 semitones; then the phase of the fundamental.
     time = np.arange(n) / RATE
-    pitch, level = np.zeros(n), np.zeros(n)
-    formants, position, degree = np.zeros((2, n)), 0, rng.integers(7)
+    pitch = pitch + 0.3 * np.sin(2 * np.pi * rng.uniform(5, 6.5) * time)
+    frequency = _hertz(pitch)
+    phase = 2 * np.pi * np.cumsum(frequency) / RATE
+    # Harmonics under a spectrum of four resonances, whose place is the singer's.
+    tract = rng.uniform(0.95, 1.15)
+    peaks = [tract * formant for formant in (*formants, *UPPER)]
+    voice = np.zeros(n)
+    for k in range(1, 41):
+        gain = 0
+        for height, peak, width in zip(GAINS, peaks, WIDTHS, strict=True):
+            gain = gain + height / (1 + ((k * frequency - peak) / width) ** 2)
+        audible = k * frequency < 0.4 * RATE
+        voice += np.where(audible, gain / k**0.5, 0) * np.sin(k * phase)
+    breath = _smooth(rng.normal(size=n), 2e-4) * 0.05
+    return level * (voice + breath)
+
+
+def _melody(rng, n, scale, root, beat):
+    """Smooth curves (time,): pitch as a MIDI number, level, and two formants in Hz, (2, time)."""
+    pitch = np.zeros(n)
+    level = np.zeros(n)
+    formants = np.zeros((2, n))
+    position = 0
+    degree = rng.integers(7)
     while position < n:
         length = round(beat * rng.choice([0.5, 1, 1, 2]) * RATE)
+        # The melody goes up or down by two steps of the scale at most.
         degree = np.clip(degree + rng.integers(-2, 3), 0, 9)
         part = slice(position, position + length)
         pitch[part] = root + scale[degree % 7] + 12 * (degree // 7)
         formants[:, part] = VOWELS[rng.integers(5)][:, None]
-        level[part] = 0.0 if rng.random() < 0.15 else rng.uniform(0.6, 1)
+        # Some notes are rests.
+        rest = rng.random() < 0.15
+        level[part] = 0.0 if rest else rng.uniform(0.6, 1)
         position += length
-    pitch, level, *formants = (_smooth(signal, 0.04) for signal in (pitch, level, *formants))
-    pitch = pitch + 0.3 * np.sin(2 * np.pi * rng.uniform(5, 6.5) * time)
-    frequency = 440 * 2 ** ((pitch - 69) / 12)
-    phase = 2 * np.pi * np.cumsum(frequency) / RATE
-    tract = rng.uniform(0.95, 1.15)
-    peaks = [*(tract * f for f in formants), *(tract * f for f in UPPER)]
-    voice = np.zeros(n)
-    for k in range(1, 41):
-        gain = sum(
-            a / (1 + ((k * frequency - f) / w) ** 2)
-            for f, w, a in zip(peaks, (90, 110, 160, 200), (1, 0.7, 0.3, 0.2), strict=True)
-        )
-        voice += np.where(k * frequency < 0.4 * RATE, gain / k**0.5, 0) * np.sin(k * phase)
-    breath = _smooth(rng.normal(size=n), 2e-4) * 0.05
-    return level * (voice + breath)
+    curves = [_smooth(curve, 0.04) for curve in (pitch, level, *formants)]
+    return curves[0], curves[1], curves[2:]
 
 
 def _drums(rng, n, beat):
@@ -104,56 +138,78 @@ def _drums(rng, n, beat):
     out = np.zeros((2, n))
     length = round(0.25 * RATE)
     time = np.arange(length) / RATE
+    # A sine whose frequency falls to 45 Hz.
     kick = np.sin(2 * np.pi * (45 * time + 6 * (1 - np.exp(-time * 30)))) * np.exp(-time * 14)
     for eighth in range(int(n / RATE / beat * 2)):
+        # A hat on every eighth, the kick on the first and the snare on the third of four.
         noise = rng.normal(size=length)
         hat = np.diff(noise, prepend=0) * np.exp(-time * 70) * 0.25
-        drum = (
-            kick
-            if eighth % 4 == 0
-            else noise * np.exp(-time * 22) * 0.5
-            if eighth % 4 == 2
-            else 0 * noise
-        )
+        drum = np.zeros(length)
+        if eighth % 4 == 0:
+            drum = kick
+        elif eighth % 4 == 2:
+            drum = noise * np.exp(-time * 22) * 0.5
         start = round(eighth * beat / 2 * RATE)
         end = min(start + length, n)
-        out[:, start:end] += (_pan(drum, 0.5) + _pan(hat, 0.65))[:, : end - start]
+        strike = _pan(drum, 0.5) + _pan(hat, 0.65)
+        out[:, start:end] += strike[:, : end - start]
     return out
 
 
 def _bass(n, chords, root, beat):
+    """The roots of the chords, plucked twice a beat."""
     time = np.arange(n) / RATE
+    # A chord lasts four beats.
     chord = (time / beat / 4).astype(int) % len(chords)
-    frequency = 440 * 2 ** ((root + np.array([c[0] for c in chords])[chord] - 69) / 12)
+    roots = np.array([notes[0] for notes in chords])
+    frequency = _hertz(root + roots[chord])
     phase = 2 * np.pi * np.cumsum(frequency) / RATE
-    return sum(np.sin(k * phase) / k for k in range(1, 7)) * np.exp(-3 * (time % (beat / 2)))
+    # Six harmonics of a sawtooth, under a decay from each pluck.
+    wave = sum(np.sin(k * phase) / k for k in range(1, 7))
+    since_pluck = time % (beat / 2)
+    return wave * np.exp(-3 * since_pluck)
 
 
 def _chords(rng, n, chords, root, beat):
     """Plucked strings, each of a chord at its own place."""
-    out, length = np.zeros((2, n)), round(1.6 * RATE)
+    out = np.zeros((2, n))
+    length = round(1.6 * RATE)
     time = np.arange(length) / RATE
     for index in range(int(n / RATE / beat)):
-        start = round((index + rng.choice([0, 0.5])) * beat * RATE)
+        # On the beat or an eighth behind it.
+        delay = rng.choice([0, 0.5])
+        start = round((index + delay) * beat * RATE)
+        end = min(start + length, n)
         for k, note in enumerate(chords[index // 4 % len(chords)]):
-            frequency = 440 * 2 ** ((root + note - 69) / 12)
-            string = sum(
-                np.sin(2 * np.pi * h * frequency * time + h) * np.exp(-time * (2 + h)) / h
-                for h in range(1, 9)
-            )
-            end = min(start + length, n)
-            out[:, start:end] += _pan(string, (0.2, 0.5, 0.8)[k])[:, : max(end - start, 0)]
+            frequency = _hertz(root + note)
+            # Eight harmonics; the higher, the sooner they are gone.
+            string = 0
+            for h in range(1, 9):
+                decay = np.exp(-time * (2 + h))
+                string = string + np.sin(2 * np.pi * h * frequency * time + h) * decay / h
+            pluck = _pan(string, (0.2, 0.5, 0.8)[k])
+            out[:, start:end] += pluck[:, : max(end - start, 0)]
     return out
+
+
+def _hertz(pitch):
+    """Frequency of a MIDI number."""
+    return 440 * 2 ** ((pitch - 69) / 12)
 
 
 def _pan(signal, place):
     """(time,) to (2, time), from 0 (left) to 1 (right), of constant power."""
-    return np.stack([np.cos(np.pi / 2 * place) * signal, np.sin(np.pi / 2 * place) * signal])
+    left = np.cos(np.pi / 2 * place)
+    right = np.sin(np.pi / 2 * place)
+    return np.stack([left * signal, right * signal])
 
 
 def _smooth(signal, seconds):
+    """Moving average of (time,), centred, the ends extended."""
     width = max(1, round(seconds * RATE))
-    total = np.cumsum(np.pad(signal, (width // 2 + 1, width - width // 2 - 1), mode="edge"))
-    return (total[width - 1 :] - np.concatenate([[0], total[:-width]])[: len(total) - width + 1])[
-        : len(signal)
-    ] / width
+    padded = np.pad(signal, (width // 2 + 1, width - width // 2 - 1), mode="edge")
+    # The sum over a window is a difference of running sums.
+    total = np.cumsum(padded)
+    n_windows = len(total) - width + 1
+    before = np.concatenate([[0], total[:-width]])[:n_windows]
+    return (total[width - 1 :] - before)[: len(signal)] / width

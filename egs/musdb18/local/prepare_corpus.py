@@ -1,7 +1,7 @@
 """Stage 0: synthesise the mini corpus, download MUSDB18-HQ, decode MUSDB18's stems, or look at the directory given."""
 
 import argparse
-import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -10,137 +10,164 @@ from pathlib import Path
 from mini_songs import make_mini
 
 from utils import files
+from utils.data.corpus import Corpus, add_arguments, contents, is_litter, locate
 from utils.data.download import fetch
+from utils.data.products import Product, make
 from utils.errors import UserError, command
 
 URL = "https://zenodo.org/records/3338373/files/musdb18hq.zip"
 SHA256 = "baac80d0483c61d74b2e5f3be75fa557eec52898339e6aa45c1fa48833c5d21d"
 STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # of a .stem.mp4, in order
 STEMS = STREAMS[1:4]
+STEM_FILE = ".stem.mp4"
+PARTS = ("train", "test")
 ACCEPTED = """  1. MUSDB18-HQ: {train,test}/<song>/{mixture,vocals,drums,bass,other}.wav
   2. MUSDB18: {train,test}/<song>.stem.mp4 (decoded once, with ffmpeg)
   3. MIR-1K: Wavfile/<singer>_<song>_<clip>.wav, left accompaniment, right voice
 --corpus mini synthesises a small corpus, --corpus download fetches MUSDB18-HQ (22 GB)"""
+NO_FFMPEG = (
+    ".stem.mp4 files are only read by ffmpeg, and there is no ffmpeg here. Install it (for instance `apt install "
+    "ffmpeg`, or conda), or use MUSDB18-HQ, which is wav: --corpus download"
+)
 
 
-def parse_arguments(argv, description):
+def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """The options of stages 0 and 1."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--corpus", default="mini", help="mini, download or a directory")
-    parser.add_argument("--nj", type=int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("data"), help="folder for the data")
+    add_arguments(parser)
     return parser.parse_args(argv)
 
 
-def data_folder(corpus, out):
-    return out / {"mini": "mini", "download": "musdb18hq"}.get(corpus, Path(corpus).resolve().name)
+def find_corpus(args: argparse.Namespace) -> Corpus:
+    """The corpus that the options name."""
+    return locate(args, ACCEPTED, downloaded="musdb18hq")
 
 
-def detect(folder):
-    """`hq`, `stems` or `mir1k`, and the directory it lies in."""
+def children(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without hidden files and what programs leave behind; nothing if it is not there."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not is_litter(path.name))
+
+
+def detect(folder: Path) -> tuple[str, Path]:
+    """The form of a corpus, `hq`, `stems` or `mir1k`, and the directory it lies in: `folder`, or one in it.
+
+    Raises:
+        UserError: it has none of the forms.
+    """
     if not folder.is_dir():
         raise UserError(f"--corpus: {folder} is not a directory. Accepted are\n{ACCEPTED}")
-    for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if any(root.glob("train/*/mixture.wav")):
+    subfolders = [path for path in children(folder) if path.is_dir()]
+    for root in (folder, *subfolders):
+        songs = children(root / "train")
+        if any((song / "mixture.wav").is_file() for song in songs):
             return "hq", root
-        if any(root.glob("train/*.stem.mp4")):
+        if any(song.name.endswith(STEM_FILE) for song in songs):
             return "stems", root
-        if any(root.glob("Wavfile/*.wav")):
+        if any(clip.suffix == ".wav" for clip in children(root / "Wavfile")):
             return "mir1k", root
-    found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
     raise UserError(
-        f"{folder}: no songs were found there. Accepted are\n{ACCEPTED}\nThe directory holds: {found}"
+        f"{folder}: no songs were found there. Accepted are\n{ACCEPTED}\n"
+        f"The directory holds: {contents(folder)}"
     )
 
 
-def download(folder, url=URL, sha256=SHA256):
-    """Fetch and unpack MUSDB18-HQ. A file whose checksum is wrong is not kept; what is there is not fetched again."""
-    if (folder / "corpus" / "unpacked").is_file():
-        return
+def download(folder: Path, url: str = URL, sha256: str = SHA256) -> None:
+    """Fetch and unpack MUSDB18-HQ to `folder/corpus`, unless all of its files are there, whole.
+
+    Raises:
+        UserError: it cannot be fetched, or has another checksum; such a file is not kept.
+    """
+    place = folder / "corpus"
+    record = folder / "unpacked.json"
+    if record.is_file():
+        sizes = files.read_json(record, f"delete {record} and run stage 0 again")
+        absent = [name for name, size in sizes.items() if not _has_size(place / name, size)]
+        if not absent:
+            return
+        print(f"{len(absent)} files are gone or damaged ({absent[0]}, ...): fetched again")
     print(
         "MUSDB18-HQ is for academic use only, see https://sigsep.github.io/datasets/musdb.html",
         flush=True,
     )
     archive = fetch(url, folder, sha256)
     with zipfile.ZipFile(archive) as content:
-        content.extractall(folder / "corpus")
-    files.write_text(folder / "corpus" / "unpacked", "")
+        members = [member for member in content.infolist() if not member.is_dir()]
+        # An unpacking that was killed goes on: a file that it cut off is shorter than it should be.
+        for member in members:
+            if not _has_size(place / member.filename, member.file_size):
+                content.extract(member, place)
+    files.write_json(record, {member.filename: member.file_size for member in members})
     archive.unlink()
 
 
-def decode(root, target, n_jobs):
-    """Decode MUSDB18's stems to the layout of MUSDB18-HQ, but for those that are there."""
-    jobs = [
-        (path, target)
-        for part in ("train", "test")
-        for path in sorted(root.glob(f"{part}/*.stem.mp4"))
-    ]
-    jobs = [
-        job for job in jobs if not all((_song(*job) / f"{name}.wav").is_file() for name in STREAMS)
-    ]
-    if jobs and shutil.which("ffmpeg") is None:
-        raise UserError(
-            f"{root} holds .stem.mp4 files, which only ffmpeg reads, and there is no ffmpeg here. Install it (for "
-            "instance `apt install ffmpeg`, or conda), or use MUSDB18-HQ, which is wav: --corpus download"
-        )
-    files.parallel(_decode, jobs, n_jobs, "decoding stems")
+def _has_size(path, size):
+    return path.is_file() and path.stat().st_size == size
 
 
-def _song(path, target):
-    return target / path.parent.name / path.name.removesuffix(".stem.mp4")
+def stem_songs(root: Path) -> dict[str, dict[str, Path]]:
+    """{train, test: {name of the song: its .stem.mp4}}."""
+    songs = {}
+    for part in PARTS:
+        paths = [path for path in children(root / part) if path.name.endswith(STEM_FILE)]
+        songs[part] = {path.name.removesuffix(STEM_FILE): path for path in paths}
+    return songs
 
 
-def _decode(path, target):
-    song = _song(path, target)
-    for number, name in enumerate(STREAMS):
-        wav = song / f"{name}.wav"
-        if wav.is_file():
-            continue
-        song.mkdir(parents=True, exist_ok=True)
-        temporary = song / f".{name}.tmp.wav"
-        call = [
-            "ffmpeg",
-            "-nostdin",
-            "-v",
-            "error",
-            "-y",
-            "-i",
-            str(path),
-            "-map",
-            f"0:a:{number}",
-            str(temporary),
-        ]
-        run = subprocess.run(call, capture_output=True, text=True)
-        if run.returncode:
+def decode(root: Path, target: Path, n_jobs: int) -> None:
+    """Decode MUSDB18's stems to the layout of MUSDB18-HQ: those that are not there, or were made of other files.
+
+    Raises:
+        UserError: there is no ffmpeg, or it cannot decode some; the others are decoded nevertheless.
+    """
+    products = []
+    for part, songs in stem_songs(root).items():
+        for name, path in songs.items():
+            song = target / part / name
+            wavs = tuple(song / f"{stream}.wav" for stream in STREAMS)
+            settings = {"streams": STREAMS}
+            products.append(Product(f"{part}/{name}", settings, wavs, (path, wavs)))
+    make(_decode, products, target, n_jobs, "decoding stems")
+
+
+def _decode(path, wavs):
+    if shutil.which("ffmpeg") is None:
+        raise UserError(NO_FFMPEG)
+    for number, wav in enumerate(wavs):
+        wav.parent.mkdir(parents=True, exist_ok=True)
+        temporary = wav.with_name(f".{wav.name}.{os.getpid()}.tmp")
+        call = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", path]
+        call += ["-map", f"0:a:{number}", "-f", "wav", temporary]
+        try:
+            run = subprocess.run(call, capture_output=True)
+            if run.returncode:
+                reason = run.stderr.decode(errors="replace").strip()[-300:]
+                raise UserError(
+                    f"{path}: ffmpeg cannot decode stream {number} ({wav.stem}): {reason}. "
+                    "Restore the file from its source, or leave it out"
+                )
+            os.replace(temporary, wav)
+        finally:
             temporary.unlink(missing_ok=True)
-            raise UserError(
-                f"{path}: ffmpeg cannot decode stream {number} ({name}): {run.stderr.strip()[-300:]}"
-            )
-        temporary.rename(wav)
+    return None, [path]
 
 
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out)
-    if args.corpus == "mini":
-        make_mini(folder / "corpus", args.nj)
-    elif args.corpus == "download":
-        download(folder)
-    form, root = detect(
-        folder / "corpus" if args.corpus in ("mini", "download") else Path(args.corpus).resolve()
-    )
+    corpus = find_corpus(args)
+    corpus.check()
+    if corpus.kind == "mini":
+        make_mini(corpus.roots[0], args.nj)
+    elif corpus.kind == "download":
+        download(corpus.folder)
+    form, root = detect(corpus.origins[0])
+    inside = os.path.relpath(root, corpus.origins[0])
+    corpus.claim({"form": form, "inside": inside})
     if form == "stems":
-        decode(root, folder / "decoded", args.nj)
-        form, root = "hq", (folder / "decoded").resolve()
-    note = {"corpus": args.corpus, "form": form, "root": str(root.resolve())}
-    path = folder / "corpus.json"
-    old = json.loads(path.read_text()) if path.is_file() else note
-    if old != note:
-        raise UserError(
-            f"{folder} already holds {old}, now asked for is {note}. Rename the directory, or delete {folder}"
-        )
-    files.write_text(path, json.dumps(note, indent=1) + "\n")
-    print(f"corpus {folder.name}: {form}, {root}")
+        decode(corpus.roots[0] / inside, corpus.folder / "decoded", args.nj)
+    print(f"corpus {corpus.name}: {form}, {corpus.given}")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,34 @@
 """Stage 1: mixtures, manifests, and a check of every file."""
 
-import hashlib
-import json
+import argparse
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile as sf
-from prepare_corpus import ACCEPTED, PARTS, detect, parse_arguments
+from prepare_corpus import PARTS, detect, find_corpus, parse_arguments
 
 from utils import files
 from utils.data import audio, mixing
-from utils.data.corpus import corpus_folders, data_folder
-from utils.data.manifest import check_manifest, read_manifest, source_columns, write_manifest
+from utils.data.corpus import Corpus, distinct, refuse_changes
+from utils.data.manifest import (
+    check_manifest,
+    checked,
+    read_manifest,
+    source_columns,
+    write_manifest,
+)
+from utils.data.products import Product, make
+from utils.data.walking import is_audio, is_litter, walk
 from utils.errors import UserError, command
-from utils.stamps import claim
+from utils.stamps import NAME as STAMP
 
-SUFFIXES = {f".{name.lower()}" for name in sf.available_formats()} | {
-    ".oga",
-    ".opus",
-    ".aif",
-    ".wv1",
-    ".sph",
-}
+# Every function `from_<form>` returns manifests by set, a table of single-speaker recordings for dynamic mixing (None:
+# nobody knows them) and warnings.
 
 
-def from_lists(found, folder, args):
+def from_lists(found: dict, corpus: Corpus, args: argparse.Namespace):
     """WSJ0 and mixing lists: mix all three sets; training sources are the utterances of the training list."""
     entries = {
         name: mixing.parse_list(path, found["root"], args.n_src)
@@ -34,16 +36,19 @@ def from_lists(found, folder, args):
     }
     paths = sorted({path for entry in entries["train"] for path in entry.paths})
     recordings = [(Path(path).parent.name, Path(path).stem, path) for path in paths]
-    return mix(entries, folder, args), write_sources(
-        recordings, sources_folder(folder, "tr", args), args
-    )
+    frames, warnings = mix(entries, corpus.folder, args)
+    sources = write_sources(recordings, sources_folder(corpus.folder, "tr", args), args)
+    return frames, sources, warnings
 
 
-def from_pair(found, folder, args):
+def from_pair(found: dict, corpus: Corpus, args: argparse.Namespace):
     """Directories of recordings: training mixes on the fly; fixed lists for validation (every tenth) and test."""
     everything = find_recordings(found["train"])
-    split = {"tr": [r for i, r in enumerate(everything) if i % 10], "cv": everything[::10]}
-    split["tt"] = find_recordings(found["test"])
+    split = {
+        "tr": [recording for i, recording in enumerate(everything) if i % 10],
+        "cv": everything[::10],
+        "tt": find_recordings(found["test"]),
+    }
     for part, recordings in split.items():
         n_speakers = len({speaker for speaker, _, _ in recordings})
         if n_speakers < args.n_src:
@@ -52,76 +57,104 @@ def from_pair(found, folder, args):
                 f"{args.n_src} are needed. A speaker is a folder (or a file that lies directly in the directory); "
                 "every tenth recording of the training directory goes to validation (cv)"
             )
-    sources, entries = {}, {}
+    sources, warnings = {}, shared_speakers(everything, split["tt"])
     for part, recordings in split.items():
-        sources[part] = write_sources(recordings, sources_folder(folder, part, args), args)
-    for name, part in (("valid", "cv"), ("test", "tt")):
-        paths = (
-            sources[part]
-            .groupby("speaker")["path"]
-            .agg(lambda column: [str(Path(p).relative_to(folder)) for p in column])
-        )
-        text = mixing.draw_list(
-            paths.to_dict(), args.n_src, min(3000, max(20, 2 * len(sources[part]))), seed=part
-        )
-        path = folder / "mix_lists" / f"mix_{args.n_src}_spk_{part}.txt"
+        folder = sources_folder(corpus.folder, part, args)
+        sources[part] = write_sources(recordings, folder, args)
+    entries = {
+        "valid": draw_entries(sources["cv"], "cv", corpus.folder, args),
+        "test": draw_entries(sources["tt"], "tt", corpus.folder, args),
+    }
+    frames, left_out = mix(entries, corpus.folder, args)
+    return frames, sources["tr"], warnings + left_out
+
+
+def shared_speakers(train: list, test: list) -> list[str]:
+    """A warning if there are speakers in both lists of recordings."""
+    shared = {speaker for speaker, _, _ in train} & {speaker for speaker, _, _ in test}
+    if not shared:
+        return []
+    return [f"{len(shared)} speakers are in training and test, e.g. {min(shared)}"]
+
+
+def draw_entries(sources, part, folder, args):
+    """Draw a mixing list of recordings, keep it in mix_lists/, and read it."""
+    paths = {}
+    for speaker, path in zip(sources["speaker"], sources["path"], strict=True):
+        paths.setdefault(speaker, []).append(str(Path(path).relative_to(folder)))
+    n_mixtures = min(3000, max(20, 2 * len(sources)))
+    # The draw depends on the names alone, so the list is the same each time.
+    text = mixing.draw_list(paths, args.n_src, n_mixtures, seed=part)
+    path = folder / "mix_lists" / f"mix_{args.n_src}_spk_{part}.txt"
+    if not path.is_file() or path.read_text() != text:
         files.write_text(path, text)
-        entries[name] = mixing.parse_list(path, folder, args.n_src)
-    return mix(entries, folder, args), sources["tr"]
+    return mixing.parse_list(path, folder, args.n_src)
 
 
-def from_tree(found, folder, args):
+def from_tree(found: dict, corpus: Corpus, args: argparse.Namespace):
     """A finished tree: manifests only; training sources are s1, s2, ..., speaker = first three letters as in WSJ0."""
+    columns = ["mixture_path", *(f"source_{i + 1}_path" for i in range(args.n_src))]
+    parts = ["mix", *(f"s{i + 1}" for i in range(args.n_src))]
     frames = {}
-    parts = ["mix"] + [f"s{i + 1}" for i in range(args.n_src)]
     for name, part in PARTS.items():
         root = found["root"] / part
-        names = sorted(path.name for path in (root / "mix").glob("*.wav"))
-        for column in parts:
-            absent = [wav for wav in names if not (root / column / wav).is_file()]
-            if absent or not names:
+        paths = {place: audio_in(root / place) for place in parts}
+        mixtures = sorted(paths["mix"])
+        if not mixtures:
+            raise UserError(f"{root / 'mix'}: holds no audio files")
+        for place in parts:
+            absent = [stem for stem in mixtures if stem not in paths[place]]
+            if absent:
                 raise UserError(
-                    f"{root / column}: {len(absent)} of {len(names)} mixtures are not there, {absent[:3]}"
+                    f"{root / place}: {len(absent)} of {len(mixtures)} mixtures are not there, {absent[:3]}"
                 )
-        frame = pd.DataFrame({"mixture_ID": [Path(wav).stem for wav in names]})
-        for column, title in zip(
-            parts,
-            ["mixture_path", *(f"source_{i + 1}_path" for i in range(args.n_src))],
-            strict=True,
-        ):
-            frame[title] = [str(root / column / wav) for wav in names]
-        frame["length"] = [
-            row[0]
-            for row in files.parallel(
-                audio.info, [(p,) for p in frame["mixture_path"]], args.nj, f"reading {part}"
-            )
-        ]
+        frame = pd.DataFrame({"mixture_ID": mixtures})
+        for place, column in zip(parts, columns, strict=True):
+            frame[column] = [str(paths[place][stem]) for stem in mixtures]
         frames[name] = frame
-    utterance = re.compile("_".join([r"(.+?)_-?\d[\d.]*(?:e-?\d+)?"] * args.n_src))
-    return frames, sources_of(frames["train"], utterance, lambda name: name[:3])
-
-
-def from_csv(found, folder, args):
-    """CSV files: taken over; speakers of the training sources from LibriMix's IDs, speaker-chapter-utterance."""
-    columns = [
-        "mixture_ID",
-        "mixture_path",
-        *(f"source_{i + 1}_path" for i in range(args.n_src)),
-        "length",
+    manifests = manifests_folder(corpus.folder, args)
+    products = [
+        Product(f"{name}/{row['mixture_ID']}", None, (), (row["mixture_path"],))
+        for name, frame in frames.items()
+        for row in frame.to_dict("records")
     ]
-    frames = {
-        name: pd.concat([read_manifest(path, args.n_src) for path in paths], ignore_index=True)[
-            columns
-        ]
-        for name, paths in found["csvs"].items()
-    }
+    lengths = iter(make(length_of, products, manifests, args.nj, "reading the mixtures"))
+    for frame in frames.values():
+        frame["length"] = [next(lengths) for _ in range(len(frame))]
+    utterance = re.compile("_".join([r"(.+?)_-?\d[\d.]*(?:e-?\d+)?"] * args.n_src))
+    return frames, sources_of(frames["train"], utterance, lambda name: name[:3]), []
+
+
+def audio_in(folder: Path) -> dict[str, Path]:
+    """{stem: path} of the audio files in a folder, not below it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not there")
+    paths = [path for path in folder.iterdir() if is_audio(path) and not is_litter(path.name)]
+    return {path.stem: path for path in paths}
+
+
+def length_of(path):
+    return audio.info(path)[0], [path]
+
+
+def from_csv(found: dict, corpus: Corpus, args: argparse.Namespace):
+    """CSV files: taken over; speakers of the training sources from LibriMix's IDs, speaker-chapter-utterance."""
+    paths = ["mixture_path", *(f"source_{i + 1}_path" for i in range(args.n_src))]
+    frames = {}
+    for name, csvs in found["csvs"].items():
+        tables = [read_manifest(csv, args.n_src) for csv in csvs]
+        frame = pd.concat(tables, ignore_index=True)[["mixture_ID", *paths, "length"]]
+        for column in paths:
+            frame[column] = [str(corpus.through(path)) for path in frame[column]]
+        frames[name] = frame
     utterance = re.compile("_".join([r"([^-_]+-[^-_]+-[^-_]+)"] * args.n_src))
-    return frames, sources_of(frames["train"], utterance, lambda name: name.split("-")[0])
+    return frames, sources_of(frames["train"], utterance, lambda name: name.split("-")[0]), []
 
 
 def sources_of(frame, utterance, speaker_of):
     """The longest version of every utterance in the sources of a manifest; None where an ID does not tell them."""
-    matches = [utterance.fullmatch(str(name)) for name in frame["mixture_ID"]]
+    # Names of mixtures are made of those of their utterances.
+    matches = [utterance.fullmatch(name) for name in frame["mixture_ID"]]
     if not all(matches):
         return None
     rows = []
@@ -129,98 +162,114 @@ def sources_of(frame, utterance, speaker_of):
         for match, path, length in zip(matches, frame[column], frame["length"], strict=True):
             rows.append((match[i + 1], speaker_of(match[i + 1]), path, length))
     table = pd.DataFrame(rows, columns=["utterance", "speaker", "path", "length"])
-    table = table.sort_values(["utterance", "length", "path"]).drop_duplicates(
-        "utterance", keep="last"
-    )
+    table = table.sort_values(["utterance", "length", "path"])
+    table = table.drop_duplicates("utterance", keep="last")
     return table[["speaker", "path", "length"]].reset_index(drop=True)
 
 
-def mix(entries, folder, args):
+def mix(entries: dict, folder: Path, args: argparse.Namespace):
+    """Manifests and warnings of lists by set."""
     root = folder / f"{args.n_src}speakers" / f"wav{args.sample_rate // 1000}k" / args.mode
-    return {
-        name: mixing.mix_list(rows, root / PARTS[name], args.sample_rate, args.mode, args.nj)
-        for name, rows in entries.items()
-    }
+    frames, warnings = {}, []
+    for name, rows in entries.items():
+        frames[name], left_out = mixing.mix_list(
+            rows, root / PARTS[name], args.sample_rate, args.mode, args.nj
+        )
+        warnings += left_out
+    return frames, warnings
 
 
 def sources_folder(folder, part, args):
     return folder / f"sources{args.sample_rate // 1000}k" / part
 
 
-def find_recordings(root):
-    """`(speaker, name, path)` of the audio files below a directory, sorted by path."""
-    recordings = []
-    for path in sorted(
-        path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    ):
-        parts = path.relative_to(root).with_suffix("").parts
-        name = re.sub(r"\s", "_", "-".join(parts[1:] or parts))
-        recordings.append((re.sub(r"\s", "_", parts[0]), name, str(path)))
-    return recordings
+def manifests_folder(folder, args):
+    return folder / "manifests" / f"{args.n_src}spk_{args.sample_rate // 1000}k_{args.mode}"
 
 
-def write_sources(recordings, folder, args):
+def find_recordings(root: Path) -> list[tuple[str, str, str]]:
+    """`(speaker, name, path)` of the audio files below a directory, sorted by path.
+
+    Speakers and names hold no white space, so that they can stand in mixing lists, and differ where folders and files
+    do: `a b`, `a_b` and `a/b` are three.
+    """
+    groups = {}
+    for path in walk(root):
+        folder, *_ = path.relative_to(root).with_suffix("").parts
+        groups.setdefault(folder, []).append(path)
+    speakers = distinct(map(_dense, groups), groups)
+    recordings = {}
+    for speaker, (folder, paths) in zip(speakers, groups.items(), strict=True):
+        labels = []
+        for path in paths:
+            _, *rest = path.relative_to(root).with_suffix("").parts
+            labels.append(_dense("-".join(rest) or folder))
+        # Names need to differ within a speaker only.
+        names = distinct(labels, map(str, paths))
+        for path, name in zip(paths, names, strict=True):
+            recordings[path] = (speaker, name, str(path))
+    return [recordings[path] for path in sorted(recordings)]
+
+
+def _dense(text):
+    return re.sub(r"\s", "_", text)
+
+
+def write_sources(recordings: list, folder: Path, args: argparse.Namespace) -> pd.DataFrame:
     """Write single-speaker recordings at the rate needed, peak 0.9; returns a table of speaker, path, length."""
-    names = [f"{speaker}/{name}" for speaker, name, _ in recordings]
-    repeated = (
-        sorted({name for name in names if names.count(name) > 1})[:3]
-        if len(set(names)) < len(names)
-        else []
-    )
-    if repeated:
-        raise UserError(
-            f"several recordings have the same speaker and name: {', '.join(repeated)}. Rename them"
-        )
+    labels = [f"{speaker}\n{name}" for speaker, name, _ in recordings]
+    if len(set(labels)) < len(labels):
+        repeated = sorted({label for label in labels if labels.count(label) > 1})
+        shown = ", ".join(label.replace("\n", "/") for label in repeated[:3])
+        raise UserError(f"several recordings have the same speaker and name: {shown}. Rename them")
     files.remove_leftovers(folder)
-    jobs = [
-        (path, folder / f"{name}.wav", args.sample_rate)
-        for name, (_, _, path) in zip(names, recordings, strict=True)
-    ]
-    lengths = files.parallel(write_source, jobs, args.nj, f"sources {folder.name}")
-    speakers = [speaker for speaker, _, _ in recordings]
+    products = []
+    for speaker, name, path in recordings:
+        target = folder / speaker / f"{name}.wav"
+        arguments = (path, target, args.sample_rate)
+        products.append(Product(f"{speaker}/{name}", args.sample_rate, (target,), arguments))
+    lengths = make(write_source, products, folder, args.nj, f"sources {folder.name}")
     return pd.DataFrame(
-        {"speaker": speakers, "path": [str(job[1]) for job in jobs], "length": lengths}
+        {
+            "speaker": [speaker for speaker, _, _ in recordings],
+            "path": [str(product.paths[0]) for product in products],
+            "length": lengths,
+        }
     )
 
 
 def write_source(path, target, sample_rate):
-    if target.is_file():
-        return audio.info(target)[0]
     rate = audio.info(path)[1]
     if rate < sample_rate:
         raise UserError(
             f"{path}: sampled at {rate} Hz, too low for {sample_rate} Hz. Leave it out, or lower --sample_rate"
         )
+    # One level for all, so that dynamic mixing sets the levels.
     signal = mixing.resample(audio.read(path).astype(np.float64), rate, sample_rate)
     peak = np.abs(signal).max()
     if peak < audio.LSB:
         raise UserError(f"{path}: is silent. Leave it out")
     audio.write(target, signal * (mixing.PEAK / peak), sample_rate)
-    return len(signal)
+    return len(signal), [path]
 
 
-def fingerprint(found):
-    """A hash of what the corpus consists of: lists and CSV files by content, directories by their file names."""
-    digest = hashlib.sha256()
-    for path in found.get("lists", {}).values():
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    for paths in found.get("csvs", {}).values():
-        for path in paths:
-            digest.update(path.read_bytes())
-    for root in (
-        [found["root"]]
-        if found["form"] == "tree"
-        else [found["train"], found["test"]]
-        if "train" in found
-        else []
-    ):
-        digest.update(
-            "\n".join(sorted(str(path.relative_to(root)) for path in root.rglob("*"))).encode()
-        )
-    return digest.hexdigest()
+def consists_of(found: dict) -> dict[str, str | list[str]]:
+    """What a corpus consists of: lists and CSV files by content, directories by the names of their files."""
+    if found["form"] == "lists":
+        lists = [path for path in found["lists"].values() if path.is_file()]
+        return {path.name: files.sha256(path) for path in lists}
+    if found["form"] == "csv":
+        csvs = itertools.chain(*found["csvs"].values())
+        return {csv.name: files.sha256(csv) for csv in csvs}
+    names = {}
+    for key in ("root", "train", "test"):
+        if key in found:
+            names[key] = [str(path.relative_to(found[key])) for path in walk(found[key])]
+    return names
 
 
-def print_report(report):
+def print_report(report: dict) -> None:
+    """Figures of each set, and warnings."""
     print(
         "set     mixtures   hours   seconds min/median/max   mixture dB   source dB   input SI-SDR dB"
     )
@@ -234,57 +283,38 @@ def print_report(report):
             print(f"warning: {warning}")
 
 
-def is_finished(manifests):
-    csvs = [manifests / f"{name}.csv" for name in PARTS]
-    return (manifests / "data_report.json").is_file() and all(
-        Path(path).is_file()
-        for csv in csvs
-        if csv.is_file()
-        for path in read_manifest(csv)["mixture_path"]
-    )
-
-
 @command
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
-    folder = data_folder(args.corpus, args.out, ACCEPTED).resolve()
-    note = folder / "corpus.json"
-    if not note.is_file():
-        raise UserError(f"{note} is not there: run stage 0 first")
-    corpus = str(folder / "corpus") if args.corpus == "mini" else args.corpus
-    if args.corpus != "mini" and json.loads(note.read_text())["corpus"] != ",".join(
-        map(str, corpus_folders(corpus, ACCEPTED))
-    ):
-        raise UserError(
-            f"{folder} belongs to another corpus, see {note}. Rename the directory, or delete {folder}"
-        )
-    found = detect(corpus, args.n_src, args.sample_rate, args.mode)
-    manifests = folder / "manifests" / f"{args.n_src}spk_{args.sample_rate // 1000}k_{args.mode}"
-    report_path = manifests / "data_report.json"
-    if (
-        not report_path.is_file()
-    ):  # nothing is finished, so a corpus mended after an error may be another one
-        (manifests / "stamp.json").unlink(missing_ok=True)
-    claim(manifests, {"corpus_sha256": fingerprint(found)})
-    if is_finished(manifests):
-        print(f"already made: {manifests}")
-        return print_report(json.loads(report_path.read_text()))
-    make = {"lists": from_lists, "pair": from_pair, "tree": from_tree, "csv": from_csv}[
-        found["form"]
-    ]
-    frames, sources = make(found, folder, args)
-    report = {}
+    corpus = find_corpus(args)
+    corpus.require()
+    found = detect(corpus.roots, args)
+    manifests = manifests_folder(corpus.folder, args)
+    content = consists_of(found)
+    refuse_changes(manifests, content)
+    # What is there and whole is kept by each of them.
+    makers = {"lists": from_lists, "pair": from_pair, "tree": from_tree, "csv": from_csv}
+    frames, sources, warnings = makers[found["form"]](found, corpus, args)
+    csvs = {name: manifests / f"{name}.csv" for name in frames}
     for name, frame in frames.items():
-        write_manifest(frame, manifests / f"{name}.csv")
-        report[name] = check_manifest(manifests / f"{name}.csv", args.sample_rate, args.nj)
+        write_manifest(frame, csvs[name])
+    if sources is not None:
+        write_manifest(sources, manifests / "train_sources.csv")
+    report, finished = checked(
+        csvs, manifests, lambda csv: check_manifest(csv, args.sample_rate, args.nj)
+    )
+    # Only now: a corpus with faults can be mended without deleting anything.
+    if not (manifests / STAMP).is_file():
+        files.write_json(manifests / STAMP, content)
+    if finished:
+        print(f"already made: {manifests}")
     if sources is None:
         print(
             "the mixture IDs do not name speakers and utterances: no train_sources.csv, hence no dynamic mixing"
         )
-    else:
-        write_manifest(sources, manifests / "train_sources.csv")
-    files.write_text(report_path, json.dumps(report, indent=1) + "\n")
     print_report(report)
+    for warning in warnings:
+        print(f"warning: {warning}")
 
 
 if __name__ == "__main__":

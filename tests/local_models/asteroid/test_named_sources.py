@@ -94,7 +94,7 @@ def test_xumx_masks_are_those_of_asteroids_network():
         expected = system.network.apply_masks(
             magnitudes, system.network.forward_masker(magnitudes.clone())
         )
-        estimates = system._masks(system._stft(mixture)) * system._stft(mixture)[:, None]
+        estimates = system._masks(system.stft(mixture)) * system.stft(mixture)[:, None]
     torch.testing.assert_close(
         estimates.abs(), expected.permute(2, 0, 3, 4, 1), atol=1e-5, rtol=1e-4
     )

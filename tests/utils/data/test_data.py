@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,8 +8,21 @@ from torch.utils.data import DataLoader
 
 from tests.support import write_set
 from utils.data.datasets import DynamicMixtures, EpochSampler, Mixtures, loaders
+from utils.data.scenes import Scenes
+from utils.data.songs import Songs
 from utils.errors import UserError
 from utils.training.config import Data, DynamicMixing, build, parse
+
+
+class Numbered(Songs):
+    """Songs whose examples are told apart by their key."""
+
+    @classmethod
+    def of(cls, songs):
+        return functools.partial(cls, **songs.keywords)
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) | {"id": str(key)}
 
 
 def epoch_of(manifests, epoch, workers=0, world=1, seed=3, **data):
@@ -141,20 +156,55 @@ def test_a_subset_of_the_epoch_changes_from_epoch_to_epoch(tone_manifests):
 
 
 @pytest.mark.parametrize(("size", "world"), [(7, 2), (8, 4), (3, 2)])
-def test_ranks_get_equally_many_keys_and_miss_none(size, world):
+def test_ranks_get_equally_many_keys_and_repeat_none(size, world):
     keys = [list(EpochSampler(size, size, 0, True, rank, world)) for rank in range(world)]
     assert len({len(k) for k in keys}) == 1
-    assert {index for k in keys for _, index in k} == set(range(size))
+    indices = [index for k in keys for _, index in k]
+    assert len(set(indices)) == len(indices) == size // world * world
 
 
 def test_too_few_speakers_silent_speakers_and_missing_lists_are_messages(tone_manifests, tmp_path):
-    with pytest.raises(UserError, match="stage 1 makes it"):
+    with pytest.raises(UserError, match="none.csv.*Take data.dynamic_mixing out"):
         DynamicMixtures(tmp_path / "none.csv", 2, 8000, 1, 0, 4, DynamicMixing())
     frame = pd.read_csv(tone_manifests / "train_sources.csv")
     frame["path"] = [str(tone_manifests / path) for path in frame["path"]]
     frame[frame.speaker == "s10"].to_csv(tmp_path / "one.csv", index=False)
     with pytest.raises(UserError, match="1 speakers; a mixture needs 2"):
         DynamicMixtures(tmp_path / "one.csv", 2, 8000, 1, 0, 4, DynamicMixing())
+
+
+def test_speakers_are_texts_whatever_they_say(tone_manifests, tmp_path):
+    names = ["NA", "null", "nan", "None", "007", "7", ""]
+    frame = pd.read_csv(tone_manifests / "train_sources.csv")[: len(names)]
+    frame["path"] = [str(tone_manifests / path) for path in frame["path"]]
+    frame["speaker"] = names
+    frame[:-1].to_csv(tmp_path / "singles.csv", index=False)
+    dataset = DynamicMixtures(tmp_path / "singles.csv", 6, 8000, 0.1, 0, 4, DynamicMixing())
+    assert sorted(rows[0]["speaker"] for rows in dataset.speakers) == sorted(names[:-1])
+    assert dataset[0, 0]["sources"].shape[0] == 6
+    frame.to_csv(tmp_path / "singles.csv", index=False)
+    with pytest.raises(UserError, match="line 8: the speaker is empty"):
+        DynamicMixtures(tmp_path / "singles.csv", 2, 8000, 0.1, 0, 4, DynamicMixing())
+    frame.drop(columns="length").to_csv(tmp_path / "singles.csv", index=False)
+    with pytest.raises(UserError, match="speaker, path and length"):
+        DynamicMixtures(tmp_path / "singles.csv", 2, 8000, 0.1, 0, 4, DynamicMixing())
+
+
+def test_data_sets_that_draw_give_as_many_examples_as_asked(tone_manifests):
+    assert len(epoch_of(tone_manifests, 0, dynamic_mixing=DynamicMixing(), epoch_size=100)) == 100
+    songs = functools.partial(Songs, segments=2)  # two segments of each of 16 songs
+    examples = epoch_of(tone_manifests, 0, dataset=Numbered.of(songs), epoch_size=100)
+    assert len(examples) == 100
+    assert len({tuple(signals[0, :100].tolist()) for signals in examples.values()}) > 90
+    assert len(epoch_of(tone_manifests, 0, dataset=Numbered.of(songs))) == 32
+    assert len(epoch_of(tone_manifests, 0, dataset=Numbered.of(songs), epoch_size=8)) == 8
+
+
+@pytest.mark.parametrize("dataset", [None, Scenes], ids=["mixtures", "scenes"])
+def test_more_examples_than_a_list_has_are_a_message(tone_manifests, dataset):
+    assert len(epoch_of(tone_manifests, 0, dataset=dataset, epoch_size=16)) == 16
+    with pytest.raises(UserError, match="epoch_size is 20, but there are 16 .*epoch_size=null"):
+        epoch_of(tone_manifests, 0, dataset=dataset, epoch_size=20)
 
 
 def test_without_a_list_of_mixtures_the_recordings_are_mixed(tone_manifests, tmp_path):

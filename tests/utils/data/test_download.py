@@ -20,6 +20,12 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(start)
         if self.path != "/data.bin":
             return self.send_error(404)
+        if server.page is not None:
+            self.send_response(200)
+            if server.says_length:
+                self.send_header("Content-Length", str(len(server.page)))
+            self.end_headers()
+            return self.wfile.write(server.page)
         if not server.ranges:
             start = 0
         if start >= len(CONTENT):
@@ -39,6 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.ranges, server.breaks_at = [], True, 0
+    server.page, server.says_length = None, True  # what is sent instead of the file
     server.url = f"http://127.0.0.1:{server.server_port}/data.bin"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -71,6 +78,34 @@ def test_a_server_that_knows_no_ranges_starts_anew(server, tmp_path):
     (tmp_path / "data.bin.part").write_bytes(CONTENT[:1000])
     server.ranges = False
     assert fetch(server.url, tmp_path, SHA256).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+@pytest.mark.parametrize("page", [b"<html>Log in</html>", b"x" * 900_000], ids=["short", "long"])
+def test_a_log_in_page_does_not_cost_what_has_come(page, says_length, server, tmp_path):
+    part = tmp_path / "data.bin.part"
+    part.write_bytes(CONTENT[:800_000])
+    server.page, server.says_length = page, says_length
+    with pytest.raises(UserError, match="data.bin.*(log-in page|checksum)"):
+        fetch(server.url, tmp_path, SHA256)
+    assert [path.name for path in tmp_path.iterdir()] == [part.name]
+    assert part.read_bytes() == CONTENT[:800_000]
+    server.page = None
+    assert fetch(server.url, tmp_path, SHA256).read_bytes() == CONTENT
+    assert server.asked == [800_000, 800_000]
+    assert not part.exists()
+
+
+def test_a_break_without_ranges_keeps_the_longer_beginning(server, tmp_path):
+    part = tmp_path / "data.bin.part"
+    part.write_bytes(CONTENT[:800_000])
+    server.ranges, server.breaks_at = False, 100_000
+    with pytest.raises(UserError, match="goes on after 800000 bytes"):
+        fetch(server.url, tmp_path, SHA256)
+    assert [path.name for path in tmp_path.iterdir()] == [part.name]
+    server.breaks_at = 0
+    assert fetch(server.url, tmp_path, SHA256).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
 
 
 def test_a_part_that_is_whole_already_is_taken(server, tmp_path):

@@ -1,12 +1,20 @@
 """Manifests are read, written and checked; every fault is a message that names the file."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile as sf
 
 from utils.data import audio
-from utils.data.manifest import check_manifest, read_manifest, source_columns, write_manifest
+from utils.data.manifest import (
+    check_manifest,
+    checked,
+    read_manifest,
+    source_columns,
+    write_manifest,
+)
 from utils.errors import UserError
 from utils.stamps import claim
 
@@ -145,6 +153,43 @@ def test_few_mixtures_that_are_no_sums_warn_and_most_stop(csv):
     with pytest.raises(UserError, match="in 2 of 3 rows the mixture is not the sum"):
         check_manifest(csv, RATE, n_jobs=1)
     assert check_manifest(csv, RATE, n_jobs=1, additive=False)["warnings"] == []
+
+
+def test_mixtures_of_8_bits_are_sums_to_8_bits(tmp_path):
+    rng = np.random.default_rng(0)
+    sources = 0.2 * rng.standard_normal((2, 800))
+    row = {"mixture_ID": "m", "mixture_path": tmp_path / "m.wav", "length": 800}
+    row |= {f"source_{k}_path": tmp_path / f"s{k}.wav" for k in (1, 2)}
+    paths = [row["mixture_path"], row["source_1_path"], row["source_2_path"]]
+    for path, signal in zip(paths, [sources.sum(0), *sources], strict=True):
+        sf.write(path, signal, RATE, subtype="PCM_U8")
+    write_manifest(pd.DataFrame([row]), tmp_path / "a.csv")
+    assert check_manifest(tmp_path / "a.csv", RATE, n_jobs=1)["not_additive"] == 0
+    sf.write(paths[0], sources.sum(0) + 0.05, RATE, subtype="PCM_U8")
+    with pytest.raises(UserError, match="is not the sum"):
+        check_manifest(tmp_path / "a.csv", RATE, n_jobs=1)
+
+
+def test_only_what_has_changed_is_checked_again(csv):
+    asked = []
+
+    def check(path):
+        asked.append(path.name)
+        return {"rows": 3}
+
+    folder = csv.parent
+    write_manifest(read_manifest(csv), folder / "b.csv")
+    csvs = {"a": csv, "b": folder / "b.csv"}
+    assert checked(csvs, folder, check) == ({"a": {"rows": 3}, "b": {"rows": 3}}, False)
+    assert checked(csvs, folder, check)[1] and asked == ["a.csv", "b.csv"]
+    csvs["b"].write_text("\n".join(csvs["b"].read_text().splitlines()[:-1]))
+    assert not checked(csvs, folder, check)[1] and asked == ["a.csv", "b.csv", "b.csv"]
+    wav = folder.parent / "wav" / "m0.wav"
+    os.utime(wav, (0, 0))
+    checked(csvs, folder, check)
+    assert asked[3:] == ["a.csv", "b.csv"]
+    (folder / "data_report.json").write_text("{")
+    assert not checked(csvs, folder, check)[1] and len(asked) == 7
 
 
 def test_a_claimed_folder_accepts_only_the_same_settings(tmp_path):

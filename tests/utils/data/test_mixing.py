@@ -165,14 +165,8 @@ def test_a_mixture_of_silence_is_refused():
 
 
 def test_names_write_gains_as_num2str():
-    paths = (
-        "wsj0/si_tr_s/01a/01ao0306.wav",
-        "wsj0/si_tr_s/01x/01xo031b.wav",
-        "c.wav",
-        "d.wav",
-        "e.wav",
-    )
-    name = mixing.mixture_name(paths, (0.69461, -0.69461, 0.0, 12.34567, 1.5))
+    labels = ("01ao0306", "01xo031b", "c", "d", "e")
+    name = mixing.mixture_name(labels, (0.69461, -0.69461, 0.0, 12.34567, 1.5))
     assert name == "01ao0306_0.69461_01xo031b_-0.69461_c_0_d_12.3457_e_1.5"
 
 
@@ -213,7 +207,7 @@ def test_a_list_is_read_from_inside_and_outside_wsj0(corpus):
         ([LINE.replace("-1.5", "nan")], "line 1: expected 2 pairs"),
         (
             [LINE, LINE.replace("-1.5", "0"), LINE],
-            "line 3: the mixture a1_1.5_b1_-1.5 is already in line 1",
+            "line 3: the mixture .*a1.wav 1.5 .*b1.wav -1.5 is already in line 1",
         ),
         ([LINE, "x.wav 0 y.wav 0"], "2 of its files are not in .*\n  line 2: x.wav"),
         ([], "is empty"),
@@ -237,7 +231,7 @@ def test_a_list_that_is_not_there_and_sphere_files_are_told(corpus):
 )
 def test_mixture_files_sum_up_at_both_rates(corpus, rate, mode, length):
     entries = mixing.parse_list(write_list(corpus, LINE), corpus, 2)
-    row = mixing.mix_list(entries, corpus / "out", rate, mode, n_jobs=1).iloc[0]
+    row = mixing.mix_list(entries, corpus / "out", rate, mode, n_jobs=1)[0].iloc[0]
     mixture, one, two = (
         audio.read(row[key], sample_rate=rate)
         for key in ("mixture_path", "source_1_path", "source_2_path")
@@ -251,7 +245,7 @@ def test_mixture_files_sum_up_at_both_rates(corpus, rate, mode, length):
 
 def test_gains_at_16_khz_are_those_measured_at_8_khz(corpus):
     entries = mixing.parse_list(write_list(corpus, LINE), corpus, 2)
-    row = mixing.mix_list(entries, corpus / "out", 16000, "min", n_jobs=1).iloc[0]
+    row = mixing.mix_list(entries, corpus / "out", 16000, "min", n_jobs=1)[0].iloc[0]
     ratio = []
     for path, key in zip(entries[0].paths, ("source_1_path", "source_2_path"), strict=True):
         recording = audio.read(path).astype(float)
@@ -264,32 +258,82 @@ def test_gains_at_16_khz_are_those_measured_at_8_khz(corpus):
 
 def test_three_speakers_are_mixed(corpus):
     entries = mixing.parse_list(write_list(corpus, LINE + " wsj0/si_tr_s/c/c1.wav 0"), corpus, 3)
-    frame = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
+    frame, _ = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
     assert list(frame.columns)[2:5] == ["source_1_path", "source_2_path", "source_3_path"]
     assert (corpus / "out" / "s3" / "a1_1.5_b1_-1.5_c1_0.wav").is_file()
 
 
 def test_mixtures_that_exist_are_kept_and_missing_ones_made(corpus):
     entries = mixing.parse_list(write_list(corpus, LINE, LINE.replace("1.5", "1")), corpus, 2)
-    frame = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
-    stamps = [
-        (corpus / "out" / "mix" / f"{entry.name}.wav").stat().st_mtime_ns for entry in entries
-    ]
+    frame, _ = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
+    files = [path for path in (corpus / "out").rglob("*.wav")]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
     (corpus / "out" / "s2" / f"{entries[1].name}.wav").unlink()
-    again = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
+    again, _ = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
     assert again.equals(frame)
-    now = [(corpus / "out" / "mix" / f"{entry.name}.wav").stat().st_mtime_ns for entry in entries]
-    assert now[0] == stamps[0] and now[1] > stamps[1]
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_another_list_or_rate_is_not_mixed_with_old_output(corpus):
+def test_another_list_rate_or_recording_is_not_mixed_with_old_output(corpus):
     entries = mixing.parse_list(write_list(corpus, LINE), corpus, 2)
     mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
-    with pytest.raises(UserError, match="sample_rate: 8000 -> 16000.*Delete this folder"):
-        mixing.mix_list(entries, corpus / "out", 16000, "min", n_jobs=1)
-    other = mixing.parse_list(write_list(corpus, LINE.replace("1.5", "1")), corpus, 2)
-    with pytest.raises(UserError, match="list_sha256"):
-        mixing.mix_list(other, corpus / "out", 8000, "min", n_jobs=1)
+    frame, _ = mixing.mix_list(entries, corpus / "out", 16000, "min", n_jobs=1)
+    assert audio.info(frame["source_1_path"][0])[1] == 16000
+    before = audio.read(frame["source_1_path"][0])
+    audio.write(corpus / "wsj0/si_tr_s/a/a1.wav", speechlike(1, 16000, 9), 16000)
+    frame, _ = mixing.mix_list(entries, corpus / "out", 16000, "min", n_jobs=1)
+    assert not np.array_equal(audio.read(frame["source_1_path"][0]), before)
+
+
+def test_a_source_that_min_cuts_before_it_begins_leaves_its_mixture_out(corpus):
+    late = np.concatenate([np.zeros(20000), speechlike(1, 16000)])
+    audio.write(corpus / "wsj0/si_tr_s/b/b1.wav", late, 16000)
+    lines = [LINE, "wsj0/si_tr_s/a/a1.wav 0 wsj0/si_tr_s/c/c1.wav 0"]
+    entries = mixing.parse_list(write_list(corpus, *lines), corpus, 2)
+    frame, warnings = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
+    assert frame["mixture_ID"].tolist() == ["a1_0_c1_0"]
+    assert len(warnings) == 1
+    assert "b1.wav is silent in the 1.00 s" in warnings[0] and "--mode max" in warnings[0]
+    frame, warnings = mixing.mix_list(entries, corpus / "max", 8000, "max", n_jobs=1)
+    assert len(frame) == 2 and not warnings
+    with pytest.raises(UserError, match="no mixture of the list is left.*b1.wav is silent"):
+        mixing.mix_list(entries[:1], corpus / "none", 8000, "min", n_jobs=1)
+
+
+def test_all_bad_recordings_are_named_at_once(corpus):
+    audio.write(corpus / "wsj0/si_tr_s/b/b1.wav", np.zeros(16000), 16000)
+    (corpus / "wsj0/si_tr_s/c/c1.wav").write_bytes(b"no audio")
+    lines = ["wsj0/si_tr_s/a/a1.wav 0 wsj0/si_tr_s/c/c1.wav 0", LINE, LINE.replace("1.5", "1")]
+    entries = mixing.parse_list(write_list(corpus, *lines), corpus, 2)
+    with pytest.raises(UserError, match="2 problems:\n.*c1.wav: is not.*\n.*b1.wav: the signal is"):
+        mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
+
+
+def test_numbered_files_of_different_speakers_are_different_recordings(tmp_path):
+    for speaker in "ABCD":
+        audio.write(tmp_path / speaker / "1.wav", speechlike(1, 8000), 8000)
+    audio.write(tmp_path / "D" / "other.wav", speechlike(1, 8000), 8000)
+    lines = ["A/1.wav 0 B/1.wav 0", "C/1.wav 0 D/1.wav 0", "A/1.wav 0 D/other.wav 0"]
+    entries = mixing.parse_list(write_list(tmp_path, *lines), tmp_path, 2)
+    names = [entry.name for entry in entries]
+    assert names == ["A-1_0_B-1_0", "C-1_0_D-1_0", "A-1_0_other_0"]
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(corpus):
+    path = write_list(corpus, LINE)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert mixing.parse_list(path, corpus, 2)[0].name == "a1_1.5_b1_-1.5"
+
+
+def test_names_that_are_too_long_for_a_file_are_shortened_and_differ(tmp_path):
+    lines = []
+    for letter in "xy":
+        for name in (f"{'p' * 150}{letter}", f"{'q' * 150}{letter}"):
+            audio.write(tmp_path / f"{name}.wav", speechlike(1, 8000), 8000)
+        lines.append(f"{'p' * 150}{letter}.wav 0 {'q' * 150}{letter}.wav 0")
+    entries = mixing.parse_list(write_list(tmp_path, *lines), tmp_path, 2)
+    frame, _ = mixing.mix_list(entries, tmp_path / "out", 8000, "min", n_jobs=1)
+    assert frame["mixture_ID"].nunique() == 2 and frame["mixture_ID"].str.len().max() <= 200
 
 
 def test_a_silent_recording_is_named(corpus):
@@ -297,6 +341,11 @@ def test_a_silent_recording_is_named(corpus):
     entries = mixing.parse_list(write_list(corpus, LINE), corpus, 2)
     with pytest.raises(UserError, match="b1.wav: the signal is silent"):
         mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
+
+
+def test_drawn_lists_repeat_nothing():
+    text = mixing.draw_list({"a": ["a/1.wav"], "b": ["b/1.wav"]}, 2, 2000, seed=2)
+    assert len(set(text.splitlines())) == 2000
 
 
 def test_drawn_lists_have_different_speakers_and_opposite_gains():

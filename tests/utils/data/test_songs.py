@@ -118,9 +118,44 @@ def test_short_song_mono_file_and_missing_voice(manifests):
     )  # a voice comes from a song that has one
 
 
-def test_impossible_options_are_messages(manifests):
-    with pytest.raises(UserError, match="remix 2"):
-        songs(manifests, remix=2)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"remix": 2.0}, "remix is 2.0"),
+        ({"remix": float("nan")}, "remix is nan"),
+        ({"channels": 3}, "channels is 3"),
+        ({"segments": 0}, "segments is 0"),
+        ({"gain": (1.25, 0.25)}, "gain is"),
+        ({"gain": (-1.0, 1.0)}, "gain is"),
+    ],
+)
+def test_impossible_options_are_messages(manifests, options, words):
+    with pytest.raises(UserError, match=words):
+        songs(manifests, **options)
+
+
+def test_four_sources_are_a_message(manifests):
+    with pytest.raises(UserError, match="n_src is 4, but songs have 2 sources"):
+        Songs(manifests, "train", 4, RATE, 0.5, 0)
+
+
+def test_three_channels_are_a_message(manifests):
     sf.write(manifests / "mix0.wav", np.ones((2 * RATE, 3)), RATE)
     with pytest.raises(UserError, match="3 channels"):
         songs(manifests)[0, 0]
+
+
+def test_song_that_lacks_a_stem_is_silent_there(manifests):
+    frame = pd.read_csv(manifests / "train.csv")
+    frame.loc[0, "stem_2_path"] = None
+    frame.to_csv(manifests / "train.csv", index=False)
+    example = songs(manifests, gain=(1.0, 1.0))[0, 0]
+    np.testing.assert_allclose(example["sources"][1, 0], 0.02, atol=1e-6)
+
+
+def test_songs_with_names_of_nothing_keep_them(manifests):
+    frame = pd.read_csv(manifests / "train.csv")
+    frame["mixture_ID"] = ["NA", "null", "007"]
+    frame.to_csv(manifests / "train.csv", index=False)
+    data = songs(manifests)
+    assert [data[0, index]["id"] for index in range(3)] == ["NA", "null", "007"]

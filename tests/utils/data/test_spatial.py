@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from utils.data import audio, spatial
+from utils.data.datasets import loaders
 from utils.data.manifest import read_manifest
 from utils.data.rooms import RoomRules
 from utils.data.spatial import (
@@ -15,6 +16,7 @@ from utils.data.spatial import (
     write_test_set,
 )
 from utils.errors import UserError
+from utils.training.config import Data
 
 RATE = 8000
 RULES = RoomRules(length=(4, 5), width=(4, 5), height=(2.5, 3), t60=(0.12, 0.2))
@@ -138,8 +140,8 @@ def test_examples_are_functions_of_seed_epoch_and_index(corpus):
 
 
 def test_the_test_set_is_written_once_with_all_references(corpus, tmp_path):
-    recordings = spatial.read_table(corpus / "train_sources.csv")
-    rooms = spatial.read_table(corpus / "train_rooms.csv")
+    recordings = spatial.read_listed(corpus / "train_sources.csv")
+    rooms = spatial.read_listed(corpus / "train_rooms.csv")
     options = (tmp_path / "test", tmp_path / "manifests", recordings, rooms, 2, RATE, 0, 1)
     write_test_set(*options)
     frame = read_manifest(tmp_path / "manifests" / "test_2spk.csv", 2)
@@ -197,3 +199,18 @@ def test_too_few_speakers_silence_and_missing_stages_are_told(corpus, tmp_path):
     pd.read_csv(corpus / "train_rooms.csv").to_csv(tmp_path / "train_rooms.csv", index=False)
     with pytest.raises(UserError, match="recordings of a speaker are silent"):
         SpatialMixtures(tmp_path, "train", 2, RATE, 1.0, seed=0)[(0, 0)]
+
+
+def test_a_continued_epoch_has_the_mixtures_of_the_uninterrupted_one(corpus):
+    data = Data(segment=0.25, dataset=SpatialMixtures)
+
+    def mixtures(place):
+        train, _ = loaders(corpus, data, 2, RATE, 1, 0, 1, 0, 1)
+        train.sampler.start(*place)
+        return [batch["mixture"] for batch in train]
+
+    whole = mixtures((2, 0))
+    rest = mixtures((2, 1))
+    assert len(whole) == len(rest) + 1 > 1
+    for one, other in zip(whole[1:], rest, strict=True):
+        assert one.equal(other)

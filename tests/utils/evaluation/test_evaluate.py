@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import soundfile as sf
 import torch
@@ -20,6 +22,7 @@ from tests.support import (
     Broken,
     Network,
     WithOracle,
+    evaluation_of,
     noise_set,
     projection_db,
     read_final,
@@ -27,11 +30,11 @@ from tests.support import (
     two_step_model,
     write_set,
 )  # fmt: skip
-from utils import evaluate as module
 from utils.errors import UserError
-from utils.evaluate import corpus_name, evaluate, main, measure, references, trained_system
-from utils.evaluation import scoring
-from utils.evaluation.scoring import Method
+from utils.evaluate import corpus_name, evaluate, main
+from utils.evaluation import methods, scoring
+from utils.evaluation.cost import measure
+from utils.evaluation.methods import Method, references, trained_system
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +53,12 @@ def use(monkeypatch, tmp_path):
         exp = tmp_path / "exp" / name
         exp.mkdir(parents=True, exist_ok=True)
         (exp / "model.pth").write_text(name)
-        for place in (module, scoring):
-            monkeypatch.setattr(place, "load_system", lambda path: system.eval())
-        scoring._separator.cache_clear()
+        monkeypatch.setattr(methods, "load_system", lambda path, trust: system.eval())
+        methods._trained.cache_clear()
         return trained_system(exp)
 
     yield make
-    scoring._separator.cache_clear()
+    methods._trained.cache_clear()
 
 
 def test_scores_are_those_of_the_matched_estimates_against_each_mixtures_own_input(
@@ -115,7 +117,7 @@ def test_scores_recomputed_from_the_saved_wavs_match_the_table(tone_manifests, u
     method = use(Bands(gain=gain))
     evaluate(method, tone_manifests / "test.csv", n_examples=2)
     rows = read_rows(method).set_index("mixture_ID")
-    folders = sorted((method.folder / "eval/test/examples").iterdir())
+    folders = sorted((evaluation_of(method) / "examples").iterdir())
     assert [folder.name for folder in folders] == ["ex_test0", "ex_test3"]
     for folder in folders:
         names = ("mixture", "s1", "s2", "s1_estimate", "s2_estimate")
@@ -184,7 +186,7 @@ def test_a_finished_evaluation_is_kept_and_a_lost_example_made_again(
     )
     evaluate(method, tone_manifests / "test.csv", n_examples=2)
     assert scored == []
-    (method.folder / "eval/test/examples/ex_test3/metrics.json").unlink()
+    (evaluation_of(method) / "examples/ex_test3/metrics.json").unlink()
     evaluate(method, tone_manifests / "test.csv", n_examples=2)
     assert scored == ["test3"]
     pd.testing.assert_frame_equal(read_rows(method), before)
@@ -198,7 +200,7 @@ def test_another_model_or_manifest_uses_no_old_row(tmp_path, use):
     (method.folder / "model.pth").write_text("another")
     changed = trained_system(method.folder)
     evaluate(changed, manifest, n_examples=0)
-    assert not (method.folder / "eval/test/examples").exists()
+    assert not (evaluation_of(method) / "examples").exists()
     assert read_final(method)["model_sha256"] == changed.model_sha256 != method.model_sha256
     table = pd.read_csv(manifest)
     table.iloc[::-1].to_csv(manifest, index=False)
@@ -206,25 +208,31 @@ def test_another_model_or_manifest_uses_no_old_row(tmp_path, use):
     assert list(read_rows(method).mixture_ID) == list(first.mixture_ID[::-1])
 
 
+def scores_in(text):
+    """Number and scores of each line; hashes of wav files hold the second in which they were written."""
+    header, *lines = text.splitlines()
+    return [header, sorted(json.dumps(json.loads(line)[:2]) for line in lines)]
+
+
 def test_a_row_cut_short_by_a_kill_is_scored_again(tmp_path, use):
     manifest = noise_set(tmp_path / "set", 3)
     method = use(Bands())
     evaluate(method, manifest)
-    expected, path = read_rows(method), method.folder / "eval/test/rows.jsonl"
+    expected, path = read_rows(method), evaluation_of(method) / "rows.jsonl"
     text = path.read_text()
     for cut in (1, 30, len(text.splitlines()[-1]) + 5):
         path.write_text(text[:-cut])
-        (method.folder / "eval/test/all_metrics.csv").unlink()
+        (evaluation_of(method) / "all_metrics.csv").unlink()
         evaluate(method, manifest)
         pd.testing.assert_frame_equal(read_rows(method), expected)
-        assert sorted(path.read_text().splitlines()) == sorted(text.splitlines())
+        assert scores_in(path.read_text()) == scores_in(text)
 
 
 def test_rows_are_in_the_order_of_the_manifest_whatever_was_scored_first(tmp_path, use):
     manifest = noise_set(tmp_path / "set", 4)
     method = use(Bands())
     evaluate(method, manifest)
-    expected, path = read_rows(method), method.folder / "eval/test/rows.jsonl"
+    expected, path = read_rows(method), evaluation_of(method) / "rows.jsonl"
     header, first, _, third, _ = path.read_text().splitlines(keepends=True)
     path.write_text(header + third + first)
     evaluate(method, manifest)
@@ -260,15 +268,15 @@ def test_two_jobs_and_a_killed_and_continued_run_give_the_rows_of_an_undisturbed
         trained_system(two_step_model(tmp_path / "exp" / name / "model.pth").parent)
         for name in "ab"
     )
-    process = run(killed.folder, manifest, "--references", "no", "--nj", "2", "--n_examples", "3")
-    rows = killed.folder / "eval/test/rows.jsonl"
+    process = run(killed.folder, manifest, "--references", "none", "--nj", "2", "--n_examples", "3")
+    rows = killed.folder / "eval/set/test/rows.jsonl"
     while not rows.exists() or rows.read_text().count("\n") < 20:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     finished = rows.read_text().count("\n") - 1
-    assert 0 < finished < 150 and not (killed.folder / "eval/test/all_metrics.csv").exists()
+    assert 0 < finished < 150 and not (evaluation_of(killed) / "all_metrics.csv").exists()
     evaluate(killed, manifest, nj=1, n_examples=3)
     evaluate(whole, manifest, nj=1, n_examples=3)
     pd.testing.assert_frame_equal(
@@ -276,7 +284,57 @@ def test_two_jobs_and_a_killed_and_continued_run_give_the_rows_of_an_undisturbed
         read_rows(whole),
     )
     assert rows.read_text().count("\n") == 151  # the rows before the kill were kept, none twice
-    assert len(list((killed.folder / "eval/test/examples").iterdir())) == 3
+    assert len(list((evaluation_of(killed) / "examples").iterdir())) == 3
+
+
+@pytest.fixture
+def two_workers(tmp_path):
+    """An evaluation by two workers that has scored some utterances of many."""
+    exp = two_step_model(tmp_path / "exp/a/model.pth").parent
+    manifest = noise_set(tmp_path / "set", 300, seconds=1.0)
+    process = run(exp, manifest, "--references", "none", "--nj", "2", "--n_examples", "0")
+    rows = exp / "eval/set/test/rows.jsonl"
+    while not rows.exists() or rows.read_text().count("\n") < 4:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    yield process, workers
+    for each in (process, *workers):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def assert_end(workers, seconds=30):
+    """The trackers of shared memory end when the last worker has."""
+    deadline = time.monotonic() + seconds
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_workers_end_soon_after_their_parent_was_killed(two_workers):
+    process, workers = two_workers
+    process.kill()
+    assert_end(workers)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_evaluation_with_one_line(two_workers):
+    process, workers = two_workers
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    lines = [line for line in errors.splitlines() if "pkg_resources" not in line]
+    assert process.returncode == 130 and lines == ["interrupted; the same command goes on"]
+    assert_end(workers)
 
 
 def test_references_are_made_once_for_all_experiments_of_a_corpus(tmp_path, use, capsys):
@@ -285,7 +343,7 @@ def test_references_are_made_once_for_all_experiments_of_a_corpus(tmp_path, use,
     main(["--exp", str(tmp_path / "exp/one"), "--manifest", str(manifest), "--nj", "1"])
     folder = tmp_path / "exp/reference-mini-2spk"
     finals = {
-        path.parents[2].name: json.loads(path.read_text())
+        path.parents[3].name: json.loads(path.read_text())
         for path in folder.rglob("final_metrics.json")
     }
     assert len(finals) == 9 and finals["mixture"]["si_sdri"]["mean"] == 0
@@ -294,7 +352,7 @@ def test_references_are_made_once_for_all_experiments_of_a_corpus(tmp_path, use,
     use(Bands(), "two")
     main(["--exp", str(tmp_path / "exp/two"), "--manifest", str(manifest), "--nj", "1"])
     assert dates == {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
-    assert (tmp_path / "exp/two/eval/test/final_metrics.json").exists()
+    assert (tmp_path / "exp/two/eval/mini-2spk/test/final_metrics.json").exists()
 
 
 def test_the_corpus_is_named_after_the_folders_of_the_manifest():

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.support import ROOT, recipe_scripts
 from utils.evaluation.metrics.fuss import clip_score, fuss_score, row, si_snr, summary
 
 TIME = np.arange(16000) / 16000
@@ -268,52 +267,3 @@ def test_a_table_read_back_gives_the_pooled_official_numbers(random_clips, count
             assert result[f"{name}_{k}"] == pytest.approx(
                 np.mean(np.array(counts[k]) == sign) if counts[k] else np.nan, nan_ok=True
             )
-
-
-@pytest.fixture
-def compare_arms():
-    local = ROOT / "egs" / "fuss" / "local"
-    with recipe_scripts(local, ("compare_arms",)) as modules:
-        yield modules["compare_arms"]
-
-
-def evaluated(exp, msi, holes):
-    """An experiment with rows of four mixtures, the last of one source, which has no MSi."""
-    values = {
-        "msi": [*msi, np.nan],
-        "msi_all": [*msi, np.nan],
-        "hole_rate_30": holes,
-        "leak_rate": 0.1,
-    }
-    table = pd.DataFrame(
-        {"mixture_ID": ["01", "02", "03", "04"], **values, "log_spectral_distance": 5.0}
-    )
-    (exp / "eval" / "test").mkdir(parents=True)
-    table.to_csv(exp / "eval" / "test" / "all_metrics.csv", index=False)
-    return str(exp)
-
-
-def test_two_trainings_are_compared_mixture_by_mixture_over_their_seeds(
-    compare_arms, tmp_path, capsys
-):
-    control = [evaluated(tmp_path / f"a{k}", [1.0, 2.0, 9.0], [0.1] * 4) for k in range(2)]
-    arm = [
-        evaluated(tmp_path / "b0", [2.0, 3.0, 10.0], [0.05] * 4),
-        evaluated(tmp_path / "b1", [4.0, 5.0, 12.0], [0.1] * 4),
-    ]
-    compare_arms.main(["--control", *control, "--arm", *arm])
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
-    assert (
-        "+2.00 [+2.00, +2.00]" in lines["msi"] and "3 mixtures  each: +1.00, +3.00" in lines["msi"]
-    )
-    assert (
-        "-2.50 [-2.50, -2.50]" in lines["hole_rate_30"]
-        and "4 mixtures  each: -5.00, +0.00" in lines["hole_rate_30"]
-    )
-
-
-def test_an_experiment_that_was_not_evaluated_is_a_message(compare_arms, tmp_path, capsys):
-    control = evaluated(tmp_path / "a", [1.0, 2.0, 3.0], [0.1] * 4)
-    with pytest.raises(SystemExit):
-        compare_arms.main(["--control", control, "--arm", str(tmp_path / "none")])
-    assert "evaluate none with --suite fuss first" in capsys.readouterr().err

@@ -11,7 +11,7 @@ def add(
     exp, name, mean, kind="system", config=None, done=(), run=None, manifest="a" * 64, data_set="test", **more
 ):  # fmt: skip
     folder = exp / name
-    (folder / "eval" / data_set).mkdir(parents=True)
+    (folder / "eval/mini" / data_set).mkdir(parents=True)
     final = {
         "kind": kind,
         "set": data_set,
@@ -28,7 +28,7 @@ def add(
         "description": f"about {name}",
     }
     final |= {"share_below_0_db": 0.125, "inverted_share": 0.0}
-    (folder / "eval" / data_set / "final_metrics.json").write_text(json.dumps(final | more))
+    (folder / "eval/mini" / data_set / "final_metrics.json").write_text(json.dumps(final | more))
     if config:
         (folder / "config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
     if run:
@@ -166,7 +166,7 @@ def test_nothing_to_report_and_a_damaged_file_end_with_a_message(exp, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(["--exp", str(exp), "--out", str(exp.parent / "RESULTS.md")])
         add(exp, "x", 1.0) if not exp.exists() else None
-        (exp / "x/eval/test/final_metrics.json").write_text("{")
+        (exp / "x/eval/mini/test/final_metrics.json").write_text("{")
     message = capsys.readouterr().err
     assert "evaluate an experiment first (stage 4)" in message and "is damaged" in message
     assert not (exp.parent / "RESULTS.md").exists() and not (exp.parent / "report.html").exists()
@@ -208,3 +208,53 @@ def test_a_suite_says_what_the_columns_are_and_what_ranks(exp, monkeypatch):
         "| a | about a | 4.00 | 9.00 | 12.5 % | 14.00 | 0.00 | 25 ",
     ]
     assert "median over the mixtures" in text and "Of songs." in text
+
+
+@pytest.mark.parametrize(
+    "text, written",
+    [
+        ("<script>alert(1)</script>", "&lt;script>alert(1)&lt;/script>"),
+        ("<img src=x onerror=y>", "&lt;img src=x onerror=y>"),
+        ("<!-- x", "&lt;!-- x"),
+        ("&lt;b&#62;", "&amp;lt;b&amp;#62;"),
+        ("a < 3 & b > 2", "a < 3 & b > 2"),
+        ("two\nlines|bars", "two lines\\|bars"),
+    ],
+)
+def test_a_text_is_never_markup(exp, text, written):
+    add(exp, "odd", 3.0, description=text, corpus=text)
+    report_text = report(exp)
+    assert f"| odd | {written} |" in report_text and f"## {written}: 40" in report_text
+
+
+def test_what_is_rounded_to_zero_has_no_sign(exp):
+    add(exp, "none", -0.001, si_sdr={"mean": -0.004, "median": 0.0})
+    [[row]] = rows_of(report(exp))
+    assert row["SI-SDRi (dB)"] == "0.00 +- 0.25" and row["SI-SDR (dB)"] == "0.00"
+
+
+def test_an_experiment_evaluated_on_two_corpora_stands_in_both_tables(exp):
+    add(exp, "mine", 3.0)
+    add(exp, "other", 4.0)
+    final = json.loads((exp / "mine/eval/mini/test/final_metrics.json").read_text())
+    other = exp / "mine/eval/large/test/final_metrics.json"
+    other.parent.mkdir(parents=True)
+    other.write_text(json.dumps({**final, "corpus": "large", "manifest_sha256": "c" * 64}))
+    tables = [[row["system"] for row in rows] for rows in rows_of(report(exp))]
+    assert tables == [["mine"], ["other", "mine"]]
+
+
+def test_the_same_manifest_with_other_audio_is_another_table(exp):
+    add(exp, "clean", 3.0, audio_sha256="c")
+    add(exp, "noisy", 4.0, audio_sha256="n")
+    assert len(rows_of(report(exp))) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b"{}", b'{"kind": "system"}'])
+def test_a_summary_that_cannot_be_used_ends_with_one_line(exp, capsys, content):
+    add(exp, "x", 1.0)
+    (exp / "x/eval/mini/test/final_metrics.json").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        report(exp)
+    error = capsys.readouterr().err
+    assert "x/eval/mini/test/final_metrics.json" in error and error.count("\n") == 1

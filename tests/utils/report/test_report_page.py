@@ -84,7 +84,7 @@ def experiment(
     **final,
 ):
     """An evaluated experiment; `scores` are of the utterances m0, m1, ..."""
-    evaluation, scores = folder / "eval/test", np.asarray(scores, float)
+    evaluation, scores = folder / "eval/mini/test", np.asarray(scores, float)
     evaluation.mkdir(parents=True)
     rows = {
         "mixture_ID": [f"m{k}" for k in range(len(scores))],
@@ -172,7 +172,6 @@ def write(exp, *options):
 
 
 ODD = "odd <b>&\"'$x_ {{ 1 }}"
-ASTEROID = "local_models.asteroid.AsteroidSystem"
 MINE, THEIRS = 8 + EASE + rng.normal(0, 1, 30), 7 + EASE + rng.normal(0, 1, 30)
 
 
@@ -182,8 +181,8 @@ def recipe(tmp_path_factory):
     experiment(exp / "reference-mini/mixture", np.zeros(30), "mixture")
     experiment(exp / "reference-mini/stft_irm", 13 + EASE, "oracle")
     experiment(exp / "mine", MINE, parameters=8_630_000, macs_per_second=7_030_000_000)
-    experiment(exp / "theirs", THEIRS, system=ASTEROID)
-    experiment(exp / "weaker", THEIRS - 1, system=ASTEROID)
+    experiment(exp / "theirs", THEIRS, baseline=True)
+    experiment(exp / "weaker", THEIRS - 1, baseline=True)
     experiment(exp / ODD, MINE - 3)
     experiment(exp / "elsewhere", MINE, manifest="b" * 64, examples=0)
     train(exp / "unfinished")
@@ -340,7 +339,7 @@ def test_long_stereo_is_cut_to_the_stretch_with_the_most_energy(tmp_path):
     experiment(tmp_path / "exp/mine", MINE[:3], examples=1, curves=False)
     rate, noise = 44100, rng.normal(0, 0.01, (30 * 44100, 2))
     noise[15 * rate : 27 * rate] *= 10
-    for path in (tmp_path / "exp/mine/eval/test/examples/ex_m0").glob("*.wav"):
+    for path in (tmp_path / "exp/mine/eval/mini/test/examples/ex_m0").glob("*.wav"):
         sf.write(path, noise[:, :1] if "estimate" in path.name else noise, rate, subtype="FLOAT")
     page = write(tmp_path / "exp")
     found = clips(page, "only")
@@ -364,7 +363,10 @@ def test_of_many_microphones_the_first_is_played(tmp_path):
     experiment(tmp_path / "exp/mine", MINE, examples=1, curves=False)
     mixture = np.stack([tone(440) + tone(2000), *rng.normal(0, 0.1, (3, RATE // 2))], axis=1)
     sf.write(
-        tmp_path / "exp/mine/eval/test/examples/ex_m0/mixture.wav", mixture, RATE, subtype="FLOAT"
+        tmp_path / "exp/mine/eval/mini/test/examples/ex_m0/mixture.wav",
+        mixture,
+        RATE,
+        subtype="FLOAT",
     )
     signal, _ = audio_of(clips(write(tmp_path / "exp"), "only")["only example, mixture"])
     np.testing.assert_allclose(signal, 0.9 * mixture[:, 0] / np.abs(mixture[:, 0]).max(), atol=1e-3)
@@ -444,15 +446,18 @@ def other_rows(path):
 
 
 DAMAGE = {
-    "no examples": ("eval/test/examples", shutil.rmtree),
+    "no examples": ("eval/mini/test/examples", shutil.rmtree),
     "no curves": ("joint/metrics.csv", lambda path: path.unlink()),
     "damaged curves": ("joint/metrics.csv", lambda path: path.write_text("")),
-    "no rows": ("eval/test/all_metrics.csv", lambda path: path.unlink()),
-    "rows of another manifest": ("eval/test/all_metrics.csv", other_rows),
-    "damaged rows": ("eval/test/all_metrics.csv", lambda path: path.write_bytes(b"\xff\x00")),
-    "damaged example": ("eval/test/examples/ex_m0/metrics.json", lambda path: path.write_text("{")),
-    "no estimate": ("eval/test/examples/ex_m10/s1_estimate.wav", lambda path: path.unlink()),
-    "no reference": ("eval/test/examples/ex_m10/s2.wav", lambda path: path.write_bytes(b"x")),
+    "no rows": ("eval/mini/test/all_metrics.csv", lambda path: path.unlink()),
+    "rows of another manifest": ("eval/mini/test/all_metrics.csv", other_rows),
+    "damaged rows": ("eval/mini/test/all_metrics.csv", lambda path: path.write_bytes(b"\xff\x00")),
+    "damaged example": (
+        "eval/mini/test/examples/ex_m0/metrics.json",
+        lambda path: path.write_text("{"),
+    ),
+    "no estimate": ("eval/mini/test/examples/ex_m10/s1_estimate.wav", lambda path: path.unlink()),
+    "no reference": ("eval/mini/test/examples/ex_m10/s2.wav", lambda path: path.write_bytes(b"x")),
 }
 
 
@@ -462,9 +467,9 @@ DAMAGE = {
         ("no examples", "Examples to listen to"),
         ("no curves", "mine"),
         ("damaged curves", "mine: joint/metrics.csv cannot be read"),
-        ("no rows", "mine: all_metrics.csv cannot be used"),
+        ("no rows", "all_metrics.csv cannot be used"),
         ("rows of another manifest", "mine: all_metrics.csv holds other rows than those"),
-        ("damaged rows", "mine: all_metrics.csv cannot be used"),
+        ("damaged rows", "all_metrics.csv cannot be used"),
         ("damaged example", "mine: example ex_m0 cannot be used"),
         ("no estimate", "mine: example ex_m10 cannot be used"),
         ("no reference", "No audio was kept, or it cannot be used."),
@@ -493,7 +498,7 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, what
 def test_rows_are_those_of_the_summary_and_names_of_utterances_are_texts(tmp_path):
     experiment(tmp_path / "exp/fewer", MINE, n=31)
     experiment(tmp_path / "exp/mine", MINE)
-    path = tmp_path / "exp/mine/eval/test/all_metrics.csv"
+    path = tmp_path / "exp/mine/eval/mini/test/all_metrics.csv"
     path.write_text(path.read_text().replace("m0,", "NA,").replace("m1,", "007,"))
     (fewer, mine), _ = read_experiments(tmp_path / "exp", "test")
     assert fewer.rows is None and "fewer: all_metrics.csv holds other rows" in fewer.problems[0]

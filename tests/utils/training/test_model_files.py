@@ -10,6 +10,7 @@ import torch
 from asteroid.models import BaseModel, ConvTasNet, DPRNNTasNet, SuDORMRFImprovedNet, SuDORMRFNet
 
 from local_models.asteroid.system import AsteroidSystem
+from tests.hostile import Runs
 from utils.errors import UserError
 from utils.training import config
 from utils.training import model_files as model
@@ -184,16 +185,6 @@ def test_an_export_that_fails_leaves_the_old_model_alone(checkpoint, tmp_path, m
     assert sorted(os.listdir(tmp_path)) == ["best.ckpt", "model.pth"]
 
 
-class Runs:
-    """Unpickles as the call `function(*arguments)`."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("place", ["state_dict", "infos", "first"])
 def test_code_in_a_model_file_is_refused_and_not_run(place, zipped, tmp_path):
@@ -222,10 +213,10 @@ def test_a_configuration_that_names_foreign_code_is_refused(path, tmp_path):
     for separator in (path, {"class_path": path, "init_args": {}}):
         settings = {"class_path": OURS["class_path"], "init_args": {"separator": separator}}
         torch.save(model.pack(settings, {}), tmp_path / "model.pth")
-        with pytest.raises(UserError, match=f"refused: it names {path}"):
+        with pytest.raises(UserError, match=f"refused: (it|init_args.separator) asks for {path}"):
             model.load_system(tmp_path / "model.pth")
     torch.save(model.pack({"class_path": path}, {}), tmp_path / "model.pth")
-    with pytest.raises(UserError, match=f"refused: it names {path}"):
+    with pytest.raises(UserError, match=f"refused: (it|init_args.separator) asks for {path}"):
         model.load_system(tmp_path / "model.pth")
 
 
@@ -252,7 +243,10 @@ def packed_with(**changes):
         (packed_with(model_args={"n_src": 2}), "weights do not fit"),
         (packed_with(model_args=3), "cannot be built"),
         (model.pack(OURS, {}), "Missing key"),
-        (model.pack({"class_path": "local_models.nothing.Here"}, {}), "cannot be built"),
+        (
+            model.pack({"class_path": "local_models.nothing.Here"}, {}),
+            "there is no local_models.nothing",
+        ),
         (
             model.pack({"class_path": OURS["class_path"], "init_args": {"n_bases": 2}}, {}),
             "n_bases",

@@ -1,9 +1,7 @@
+"""The command that trains: steps, options, refusals."""
+
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,59 +11,16 @@ import soundfile as sf
 import torch
 import yaml
 
-from tests.support import ROOT
+from local_models.two_step import TwoStep
+from tests.utils.training.small_training import FRONTEND, arguments, follow, refusal, write_conf
 from utils import train
+from utils.training.callbacks import Bookkeeping
 from utils.training.model_files import load_system
-
-CONFIG = {
-    "description": "tiny",
-    "system": {
-        "class_path": "local_models.two_step.TwoStep",
-        "init_args": {
-            "n_basis": 16,
-            "kernel_size": 40,
-            "separator": {
-                "class_path": "local_models.two_step.TDCN",
-                "init_args": {"n_blocks": 2, "n_repeats": 1, "bn_chan": 8, "hid_chan": 8},
-            },
-        },
-    },
-    "data": {"segment": 0.5, "valid_segment": 1.0},
-    "runtime": {"workers": 0, "accelerator": "cpu", "log_audio": 1, "log_audio_every": 2},
-    "steps": {
-        "frontend": {"epochs": 2},
-        "separator": {"epochs": 4, "optim": {"halve_after": 1}, "monitor": "val_si_sdri"},
-    },
-}
 
 
 @pytest.fixture
 def conf(tmp_path):
-    path = tmp_path / "tiny.yml"
-    path.write_text(yaml.safe_dump(CONFIG))
-    return path
-
-
-def arguments(conf, manifests, exp, *more):
-    return ["--conf", str(conf), "--manifests", str(manifests), "--exp", str(exp), *more]
-
-
-def command(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "utils.train", *map(str, arguments)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def refusal(capsys, *arguments):
-    """The message with which the command refuses."""
-    with pytest.raises(SystemExit) as end:
-        train.main([str(argument) for argument in arguments])
-    assert end.value.code == 2
-    return capsys.readouterr().err
+    return write_conf(tmp_path)
 
 
 def test_steps_train_in_order_and_leave_a_model_that_separates(conf, tone_manifests, tmp_path):
@@ -105,55 +60,91 @@ def test_a_finished_step_is_not_trained_again(conf, tone_manifests, tmp_path, ca
     assert capsys.readouterr().out.count("already trained") == 1
 
 
-def test_a_killed_training_continues_as_if_it_had_not_been(conf, tone_manifests, tmp_path):
-    names = [tmp_path / "whole", tmp_path / "killed"]
-    more = ["steps.frontend.epochs=30", "steps.frontend.optim.halve_after=1", "--steps", "first"]
-    assert command(*arguments(conf, tone_manifests, names[0], *more)).wait() == 0
-    process = command(*arguments(conf, tone_manifests, names[1], *more))
-    rows = names[1] / "frontend/metrics.csv"
-    while not rows.exists() or len(rows.read_text().splitlines()) < 5:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (names[1] / "frontend/done.json").exists()
-    assert command(*arguments(conf, tone_manifests, names[1], *more)).wait() == 0
-    ends = [torch.load(name / "frontend/last.ckpt", weights_only=True) for name in names]
-    assert ends[0]["global_step"] == ends[1]["global_step"] == 30 * 4
-    for name, value in ends[0]["state_dict"].items():
-        torch.testing.assert_close(value, ends[1]["state_dict"][name], rtol=1e-5, atol=1e-6)
-    for key in ("num_bad_epochs", "best", "last_epoch"):
-        assert ends[0]["halving"][key] == pytest.approx(ends[1]["halving"][key], rel=1e-4)
-    tables = [
-        pd.read_csv(name / "frontend/metrics.csv")[["epoch", "val_loss", "lr"]] for name in names
-    ]
-    pd.testing.assert_frame_equal(*tables, rtol=1e-4)
+def followed(conf, manifests, exp, *options):
+    """The weights of the front end after each update, in a short training with `options`."""
+    weights = []
+    original = Bookkeeping.on_train_batch_end
+
+    def after_batch(self, trainer, system, *others):
+        weights.append(system.state_dict()["frontend.encoder.weight"].clone())
+        original(self, trainer, system, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bookkeeping, "on_train_batch_end", after_batch)
+        train.main(arguments(conf, manifests, exp, "steps.frontend.epochs=1", *options, *FRONTEND))
+    last = torch.load(exp / "frontend/last.ckpt", weights_only=True)
+    return weights, last
 
 
-def test_two_processes_train_as_one(conf, tone_manifests, tmp_path):
-    single, double = tmp_path / "single", tmp_path / "double"
-    for exp, devices in ((single, 1), (double, 2)):
-        process = command(*arguments(conf, tone_manifests, exp, f"runtime.devices={devices}"))
-        assert process.wait(120) == 0, process.stderr.read()
-    tables = [pd.read_csv(exp / "frontend/metrics.csv") for exp in (single, double)]
-    np.testing.assert_allclose(tables[0].val_loss, tables[1].val_loss, atol=0.02)
-    assert load_system(double / "model.pth").n_src == 2
+@pytest.mark.parametrize("decay", [0.5, 0.9])
+def test_the_kept_weights_are_the_exponential_average_asked_for(
+    conf, tone_manifests, tmp_path, decay
+):
+    options = ("steps.frontend.optim.lr=0.01", f"steps.frontend.ema={decay}")
+    weights, last = followed(conf, tone_manifests, tmp_path / "exp", *options)
+    average = weights[0]  # the first update is taken as it is
+    for value in weights[1:]:
+        average = decay * average + (1 - decay) * value
+    torch.testing.assert_close(last["state_dict"]["frontend.encoder.weight"], average)
+    torch.testing.assert_close(last["current_model_state"]["frontend.encoder.weight"], weights[-1])
+    assert not torch.allclose(average, weights[-1])
+
+
+def test_without_an_average_the_last_weights_are_kept(conf, tone_manifests, tmp_path):
+    weights, last = followed(conf, tone_manifests, tmp_path / "exp")
+    assert torch.equal(last["state_dict"]["frontend.encoder.weight"], weights[-1])
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ["steps.frontend.ema=0.9"],
-        ["steps.frontend.precision=bf16-mixed"],
-        ["data.dynamic_mixing={}"],
-        ["steps.frontend.accumulate=2"],
-    ],
+    ("precision", "dtype"), [("32-true", None), ("bf16-mixed", torch.bfloat16)]
 )
-def test_training_options_train(conf, tone_manifests, tmp_path, options):
+def test_networks_run_in_the_precision_asked_for(
+    conf, tone_manifests, tmp_path, monkeypatch, precision, dtype
+):
+    seen = set()
+    original = TwoStep.losses
+
+    def losses(self, batch):
+        is_lower = torch.is_autocast_enabled(self.device.type)
+        seen.add(torch.get_autocast_dtype(self.device.type) if is_lower else None)
+        return original(self, batch)
+
+    monkeypatch.setattr(TwoStep, "losses", losses)
+    followed(conf, tone_manifests, tmp_path / "exp", f"steps.frontend.precision={precision}")
+    assert seen == {dtype}
+
+
+def test_accumulated_batches_make_fewer_updates(conf, tone_manifests, tmp_path):
+    _, last = followed(conf, tone_manifests, tmp_path / "exp", "steps.frontend.accumulate=2")
+    assert last["global_step"] == 2
+
+
+@pytest.mark.parametrize("option", ["steps.frontend.ema=0.9", "data.dynamic_mixing={}"])
+def test_training_options_train(conf, tone_manifests, tmp_path, option):
     exp = tmp_path / "exp"
-    train.main(arguments(conf, tone_manifests, exp, *options, "--steps", "first"))
+    train.main(arguments(conf, tone_manifests, exp, option, *FRONTEND))
     losses = pd.read_csv(exp / "frontend/metrics.csv").val_loss
     assert losses.iloc[-1] < losses.iloc[0]
+
+
+def test_rates_are_halved_as_the_schedule_of_torch_says(
+    conf, tone_manifests, tmp_path, monkeypatch
+):
+    """The row of an epoch has the rate with which it was trained."""
+    follow(monkeypatch, lambda epoch: float(abs(epoch - 2)))
+    options = ("steps.frontend.epochs=9", "steps.frontend.optim.halve_after=1", *FRONTEND)
+    run = arguments(conf, tone_manifests, tmp_path / "exp", *options, "data.epoch_size=4")
+    train.main(run)
+    table = pd.read_csv(tmp_path / "exp/frontend/metrics.csv")
+    last = torch.load(tmp_path / "exp/frontend/last.ckpt", weights_only=True)
+    patience = last["callbacks"]["Halving"]["patience"]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
+    for row in table.itertuples():
+        assert row.lr == optimizer.param_groups[0]["lr"]
+        schedule.step(row.val_loss)
+    assert table["lr"].nunique() > 2
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
 def test_compiled_training_equals_plain_training(conf, tone_manifests, tmp_path):
@@ -176,20 +167,6 @@ def test_early_stopping_stops(conf, tone_manifests, tmp_path):
     assert json.loads((tmp_path / "exp/frontend/done.json").read_text())["epochs"] < 10
 
 
-def test_averaged_weights_are_the_ones_kept(conf, tone_manifests, tmp_path):
-    options = ["--steps", "first", "steps.frontend.optim.lr=0.01"]
-    kept = []
-    for ema in (0.0, 0.999):
-        exp = tmp_path / f"ema{ema}"
-        train.main(arguments(conf, tone_manifests, exp, f"steps.frontend.ema={ema}", *options))
-        kept.append(
-            torch.load(exp / "frontend/last.ckpt", weights_only=True)["state_dict"][
-                "frontend.encoder.weight"
-            ]
-        )
-    assert not torch.allclose(*kept)
-
-
 def test_other_settings_in_an_old_folder_are_refused(conf, tone_manifests, tmp_path, capsys):
     exp = tmp_path / "exp"
     train.main(arguments(conf, tone_manifests, exp, "--steps", "first"))
@@ -207,7 +184,7 @@ def test_the_second_step_asks_for_the_first(conf, tone_manifests, tmp_path, caps
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("steps.frontend.optim.lr=0", "changed no weight"),
+        ("steps.frontend.optim.lr=1e-30", "changed no weight"),
         ("steps.frontend.monitor=val_sdr", "choose from val_loss"),
         ("steps.frontend.optim.lr=1e30", "self-test"),
     ],

@@ -13,11 +13,11 @@ Sources: Vincent, Gribonval and Févotte, "Performance measurement in blind audi
 2006; the correlations: Scheibler, "SDR - medium rare with fast computations", ICASSP 2022.
 """
 
-import numba
 import numpy as np
 import scipy.fft
 from scipy.optimize import linear_sum_assignment
 
+from local_models.compiled import jit
 from utils.evaluation.metrics.si_sdr import (
     LIMIT,
     as_signals,
@@ -192,7 +192,7 @@ def _correlations(estimates, references, filter_length):
     return products[: len(references)], products[len(references) :]
 
 
-@numba.njit(cache=True, fastmath=True)
+@jit(fastmath=True)
 def _add_products(sums, a, b):
     """Add conj(a) b, of (i, block, frequency) and (j, block, frequency), to (i, j, frequency)."""
     for i, j, block in np.ndindex(a.shape[0], b.shape[0], a.shape[1]):
@@ -233,7 +233,7 @@ def _levinson(auto, cross):
     return filters[:, None]
 
 
-@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+@jit(fastmath={"reassoc", "contract"})
 def _levinson_of_one(auto, cross):
     """Levinson's recursion (J. Math. Phys. 25, 1946): (lag,) and (estimate, lag) to (estimate, lag), and success."""
     length = len(auto)
@@ -264,7 +264,7 @@ def _levinson_of_one(auto, cross):
     return filters, True
 
 
-@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+@jit(fastmath={"reassoc", "contract"})
 def _levinson_of_many(auto, cross):
     """(reference, reference, lag) and (estimate, reference, lag) to (estimate, reference, lag).
 
@@ -307,7 +307,7 @@ def _levinson_of_many(auto, cross):
     return filters.copy().reshape(len(cross), length, n_src).transpose(0, 2, 1)
 
 
-@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+@jit(fastmath={"reassoc", "contract"})
 def _product(a, b):
     total = 0.0
     for k in range(len(a)):
@@ -315,7 +315,7 @@ def _product(a, b):
     return total
 
 
-@numba.njit(cache=True, fastmath={"reassoc", "contract"})
+@jit(fastmath={"reassoc", "contract"})
 def _subtract(signals, weights, others):
     """signals -= weights @ others, over the length of the latter."""
     for row, other in np.ndindex(weights.shape):

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 LIMIT = 100.0  # dB
 MAX_SOURCES = 100  # of BSS Eval, as in mir_eval
+_BLOCK = 2**20  # samples that are converted to float64 at once
 _SILENCE = 1e-26  # of the energy of a constant signal that rounding leaves when its mean is removed
 
 
@@ -29,25 +30,56 @@ def si_sdr(estimates, references):
 
     Source: Le Roux et al., "SDR - half-baked or well done?", ICASSP 2019, with the means removed.
     """
-    estimates, references = as_signals(estimates, references)
-    broken = ~np.isfinite(estimates).all(axis=-1)
-    estimates, energy_estimate = centred(np.where(broken[..., None], 0.0, estimates))
-    references, energy_reference = centred(references)
+    estimates, references, broken = _checked(estimates, references)
+    mean_e, energy_e = _mean_and_energy(estimates)
+    mean_r, energy_r = _mean_and_energy(references)
     with np.errstate(all="ignore"):
-        scale = np.sum(estimates * references, axis=-1) / energy_reference
-        target = scale[..., None] * references
-        ratio = np.sum(target**2, axis=-1) / np.sum((estimates - target) ** 2, axis=-1)
-    return to_decibels(ratio, broken | (energy_estimate == 0), energy_reference == 0)
+        # Projection of the estimate on the reference: alpha s, alpha = <e, s> / <s, s>.
+        products = _sum(lambda e, r: (e - mean_e) * (r - mean_r), estimates, references)
+        scale = (products / energy_r)[..., None]
+        target = _sum(lambda r: (scale * (r - mean_r)) ** 2, references)
+        noise = _sum(lambda e, r: ((e - mean_e) - scale * (r - mean_r)) ** 2, estimates, references)
+        ratio = target / noise
+    return to_decibels(ratio, broken | (energy_e == 0), energy_r == 0)
 
 
 def snr(estimates, references):
     """Signal-to-noise ratio of the signals as they are: sign, scale and mean count. The rest is as in `si_sdr`."""
-    estimates, references = as_signals(estimates, references)
-    broken = ~np.isfinite(estimates).all(axis=-1)
-    energy = np.sum(references**2, axis=-1)
+    estimates, references, broken = _checked(estimates, references)
+    energy = _sum(lambda r: r**2, references)
+    noise = _sum(lambda e, r: (e - r) ** 2, estimates, references)
     with np.errstate(all="ignore"):
-        ratio = energy / np.sum((estimates - references) ** 2, axis=-1)
-    return to_decibels(ratio, broken, energy == 0)
+        return to_decibels(energy / noise, broken, energy == 0)
+
+
+def _checked(estimates, references):
+    """Both as arrays of one length, estimates that are not finite as zeros, and which these are: (..., source)."""
+    estimates = np.asarray(estimates)
+    references = np.asarray(references)
+    check_length(estimates, references)
+    broken = _sum(lambda e: ~np.isfinite(e), estimates) > 0
+    if broken.any():
+        estimates = np.where(broken[..., None], 0.0, estimates)
+    return estimates, references, broken
+
+
+def _sum(term, *signals):
+    """Sum over time of `term(*signals)`, of long signals block by block, so that memory stays within bounds."""
+    length = signals[0].shape[-1]
+    total = 0.0
+    for start in range(0, length, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        parts = [np.asarray(signal[..., block], np.float64) for signal in signals]
+        total = total + np.sum(term(*parts), axis=-1)
+    return total
+
+
+def _mean_and_energy(signals):
+    """Means (..., 1), and energies without them: 0 where only rounding is left."""
+    raw = _sum(lambda x: x**2, signals)
+    mean = (_sum(lambda x: x, signals) / signals.shape[-1])[..., None]
+    energy = _sum(lambda x: (x - mean) ** 2, signals)
+    return mean, np.where(energy <= _SILENCE * raw, 0.0, energy)
 
 
 def si_sdri(estimates, references, mixture):
@@ -77,23 +109,29 @@ def inverted(estimates, references):
 
     True where the correlation with the reference is negative; SI-SDR does not see it.
     """
+    estimates = np.asarray(estimates)
+    references = np.asarray(references)
+    check_length(estimates, references)
     with np.errstate(invalid="ignore"):  # an estimate with NaN has no sign
-        estimates, references = (
-            centred(signals)[0] for signals in as_signals(estimates, references)
-        )
-        return np.sum(estimates * references, axis=-1) < 0
+        mean_e, _ = _mean_and_energy(estimates)
+        mean_r, _ = _mean_and_energy(references)
+        products = _sum(lambda e, r: (e - mean_e) * (r - mean_r), estimates, references)
+        return products < 0
 
 
-def as_signals(estimates, references):
-    """Both in float64; ValueError unless they have one length, of at least one sample."""
-    estimates, references = (
-        np.asarray(estimates, dtype=np.float64),
-        np.asarray(references, dtype=np.float64),
-    )
+def check_length(estimates, references):
+    """ValueError unless both have one length, of at least one sample."""
     if estimates.shape[-1] != references.shape[-1] or not references.shape[-1]:
         raise ValueError(
             f"estimates {estimates.shape} and references {references.shape} must have one length, at least 1"
         )
+
+
+def as_signals(estimates, references):
+    """Both in float64; ValueError unless they have one length, of at least one sample."""
+    estimates = np.asarray(estimates, dtype=np.float64)
+    references = np.asarray(references, dtype=np.float64)
+    check_length(estimates, references)
     return estimates, references
 
 

@@ -1,0 +1,90 @@
+"""Two kinds of training compared by mixture."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support import ROOT, recipe_scripts
+
+COLUMNS = ("msi", "msi_all", "hole_rate_30", "leak_rate", "log_spectral_distance")
+
+
+@pytest.fixture(scope="module")
+def compare_arms():
+    with recipe_scripts(ROOT / "egs" / "fuss" / "local", ("compare_arms",)) as modules:
+        yield modules["compare_arms"]
+
+
+def evaluated(exp, shift, corpus="mini", audio="a"):
+    """An experiment with scores of mixtures whose names look like missing values."""
+    folder = exp / "eval" / corpus / "test"
+    folder.mkdir(parents=True)
+    table = pd.DataFrame({"mixture_ID": ["NA", "null", "nan", "None", "007"]})
+    for column in COLUMNS:
+        table[column] = np.arange(5.0) + shift
+    table.to_csv(folder / "all_metrics.csv", index=False)
+    final = {"manifest_sha256": "m", "audio_sha256": audio}
+    (folder / "final_metrics.json").write_text(json.dumps(final))
+    return str(exp)
+
+
+def test_every_mixture_counts_whatever_its_name(compare_arms, tmp_path, capsys):
+    control = [evaluated(tmp_path / f"control{seed}", seed) for seed in (0, 1)]
+    arm = [evaluated(tmp_path / f"arm{seed}", 2.0 + seed) for seed in (0, 1)]
+    compare_arms.main(["--control", *control, "--arm", *arm])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "arm0 less control0, 2 and 2 experiments"
+    assert "msi  " in lines[1] and "+2.00 [+2.00, +2.00]" in lines[1]
+    assert "5 mixtures  each: +2.00, +2.00" in lines[1]
+    assert "+200.00" in lines[3]
+
+
+def test_scores_of_different_data_are_not_compared(compare_arms, tmp_path, capsys):
+    control = evaluated(tmp_path / "control", 0)
+    other = evaluated(tmp_path / "other", 0, audio="b")
+    with pytest.raises(SystemExit, match="2"):
+        compare_arms.main(["--control", control, "--arm", other])
+    assert "cannot be compared" in capsys.readouterr().err
+
+
+def test_of_several_corpora_one_is_chosen(compare_arms, tmp_path, capsys):
+    control = evaluated(tmp_path / "control", 0)
+    evaluated(tmp_path / "control", 0, corpus="large", audio="b")
+    arm = evaluated(tmp_path / "arm", 1)
+    with pytest.raises(SystemExit, match="2"):
+        compare_arms.main(["--control", control, "--arm", arm])
+    assert "of large, mini: choose a --corpus" in capsys.readouterr().err
+    compare_arms.main(["--control", control, "--arm", arm, "--corpus", "mini"])
+    assert "+1.00" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_told(compare_arms, tmp_path, capsys):
+    control = evaluated(tmp_path / "control", 0)
+    (tmp_path / "arm").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        compare_arms.main(["--control", control, "--arm", str(tmp_path / "arm")])
+    assert "has not been evaluated on 'test'" in capsys.readouterr().err
+    (tmp_path / "control/eval/mini/test/all_metrics.csv").write_text("mixture_ID,si_sdr\nm0,1\n")
+    with pytest.raises(SystemExit, match="2"):
+        compare_arms.main(["--control", control, "--arm", control])
+    assert "has no msi, msi_all" in capsys.readouterr().err
+
+
+def test_mixtures_without_a_score_are_left_out_and_every_seed_has_its_difference(
+    compare_arms, tmp_path, capsys
+):
+    exps = [
+        evaluated(tmp_path / name, shift) for name, shift in zip("abcd", (0, 0, 1, 3), strict=True)
+    ]
+    for exp in tmp_path.iterdir():
+        path = exp / "eval/mini/test/all_metrics.csv"
+        table = pd.read_csv(path, keep_default_na=False)
+        table.loc[4, "msi"] = np.nan
+        table.to_csv(path, index=False)
+    compare_arms.main(["--control", *exps[:2], "--arm", *exps[2:]])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert "+2.00 [+2.00, +2.00]" in lines["msi"]
+    assert "4 mixtures  each: +1.00, +3.00" in lines["msi"]
+    assert "5 mixtures" in lines["msi_all"]

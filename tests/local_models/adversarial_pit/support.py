@@ -1,0 +1,59 @@
+"""Small systems, batches and updates for the tests of adversarial PIT."""
+
+import torch
+
+from local_models.adversarial_pit.discriminators import DOMAINS
+from local_models.adversarial_pit.system import AdversarialPIT, Adversary
+from local_models.adversarial_pit.tdcnpp import TDCNpp
+from local_models.system import Optimisation
+
+ALL = [
+    Adversary(domain, family, n, filters=8, windows=(128,))
+    for domain in DOMAINS
+    for family, n in (("instance", 0), ("context", 2))
+]
+
+
+def network(n_freq, n_src):
+    return TDCNpp(n_freq, n_src, 8, 12, 2, 1)
+
+
+class Devices:
+    """In the place of a trainer: a number of devices on which each quantity has this mean; None: one device."""
+
+    def __init__(self, mean=None, accumulate=1):
+        self.strategy = self
+        self.mean = mean
+        self.accumulate_grad_batches = accumulate
+
+    def reduce(self, tensor, reduce_op):
+        assert reduce_op == "mean"
+        return tensor if self.mean is None else torch.full_like(tensor, self.mean)
+
+
+ALONE, IN_DOUBT, SURE = Devices(), Devices(0.6), Devices(0.96)
+
+
+def system(*adversaries, seed=0, step="adversarial", **options):
+    torch.manual_seed(seed)
+    model = AdversarialPIT(network, adversaries=adversaries or ALL[3:4], **options)
+    model.begin_step(step, Optimisation(lr=1e-3, halve_after=0))
+    model.log = lambda *args, **kwargs: None
+    model.trainer = ALONE
+    return model.train()
+
+
+def batch(seed=1, time=2000):
+    draw = torch.Generator().manual_seed(seed)
+    sources = 0.1 * torch.randn(3, 4, time, generator=draw)
+    sources[1, 2:], sources[2, 1:] = 0, 0
+    return {"mixture": sources.sum(1), "sources": sources, "id": ["a", "b", "c"]}
+
+
+def update(model, optimizer, data):
+    loss = model.training_step(data, 0)
+    optimizer.zero_grad()
+    loss.backward()
+    model.on_before_optimizer_step(optimizer)
+    model.configure_gradient_clipping(optimizer, 5.0)
+    optimizer.step()

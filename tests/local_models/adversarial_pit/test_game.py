@@ -1,0 +1,106 @@
+"""When the game begins, and what it makes of gradients that overflow."""
+
+import pytest
+import torch
+
+from local_models.adversarial_pit.system import Adversary, Game
+from local_models.log_mse import LogMSE
+from local_models.system import Optimisation
+from tests.local_models.adversarial_pit.support import ALL, Devices, batch, system, update
+
+
+def test_after_the_warm_up_the_gradient_is_no_longer_that_of_the_pit_loss_alone():
+    model, data = system(ALL[3], game=Game(warm_up=1)), batch()
+    estimates = model.separate(data["mixture"])
+    leaf = estimates.detach().requires_grad_()
+    loss, _ = LogMSE()(leaf, data["sources"], data["mixture"])
+    pit = torch.autograd.grad(loss, leaf)[0]
+    gradients = [
+        model._play(estimates, data["sources"], data["mixture"])[1] for _ in ("warm-up", "game")
+    ]
+    assert torch.equal(gradients[0], pit)
+    assert (gradients[1] - pit).norm() > 0.01 * pit.norm()
+
+
+def test_a_warm_up_counts_updates_and_not_batches():
+    data = batch()
+    shares = []
+    for accumulate in (1, 3):
+        model = system(ALL[3], game=Game(warm_up=2))
+        model.trainer = Devices(accumulate=accumulate)
+        name = ALL[3].name
+        played = []
+        for _ in range(8):
+            estimates = model.separate(data["mixture"])
+            values, *_ = model._play(estimates, data["sources"], data["mixture"])
+            played.append(values[f"{name}_share"] is not None)
+        shares.append(played)
+    assert shares[0] == [False] * 2 + [True] * 6
+    assert shares[1] == [False] * 6 + [True] * 2
+
+
+def test_a_warm_up_that_never_ends_is_refused():
+    model = system(ALL[3], game=Game(warm_up=20))
+    model.check_updates(21)
+    with pytest.raises(ValueError, match="warm_up is 20, but the step has 20 updates"):
+        model.check_updates(20)
+    model.begin_step("continued", Optimisation())
+    model.check_updates(1)
+
+
+class Overflowing(torch.nn.Module):
+    """Scores whose gradient at the first example is `bad`, and 1 at the others."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def forward(self, signals, mixture):
+        factors = torch.ones(len(signals), 1, 1)
+        factors[0] = self.bad
+        return [signals * factors]
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan, 1e30])
+def test_one_gradient_that_overflows_harms_neither_the_update_nor_the_balance(bad):
+    adversary = Adversary("stft", "instance", share=0.2, filters=8, windows=(128,))
+    data, gradients = batch(), []
+    for first in (1.0, bad):
+        model = system(adversary)
+        (opponent,) = model.opponents.values()
+        opponent.network = Overflowing(first)
+        estimates = model.separate(data["mixture"])
+        _, gradient, _ = model._play(estimates, data["sources"], data["mixture"])
+        assert opponent.log_ratio.isfinite()
+        assert gradient.abs().max() < 1e3
+        opponent.network = Overflowing(1.0)
+        for _ in range(3):
+            _, gradient, _ = model._play(estimates, data["sources"], data["mixture"])
+        gradients.append(gradient)
+    ratio = gradients[0].norm() / gradients[1].norm()
+    assert ratio.item() == pytest.approx(1, rel=0.1)
+
+
+def test_a_negative_limit_of_the_gradient_is_no_limit():
+    model = system(*ALL[:2])
+    for limit in (-1, 0, None):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        model.configure_gradient_clipping(None, limit)
+        assert all(bool((p.grad == 1).all()) for p in model.parameters())
+
+
+def test_warm_up_leaves_the_separator_to_the_pit_loss():
+    data, states = batch(), []
+    for adversaries, game in (
+        (ALL[3:4], Game(warm_up=3)),
+        (ALL[:1], Game(warm_up=3)),
+        (ALL[3:4], Game()),
+    ):
+        model = system(*adversaries, game=game)
+        optimizer = model.configure_optimizers()
+        for _ in range(3):
+            update(model, optimizer, data)
+        states.append(torch.cat([p.detach().flatten() for p in model.masking.parameters()]))
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    assert not torch.equal(states[0], states[2])

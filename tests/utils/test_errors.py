@@ -1,0 +1,79 @@
+"""Commands end with one line, whatever a person, a disk or a terminal does."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+from utils.errors import UserError, command
+
+FAULTS = {
+    "bad input": (UserError("x.wav: is empty"), 2, "error: x.wav: is empty"),
+    "disk": (OSError(errno.ENOSPC, "No space left", "a.csv"), 2, "the disk is full .a.csv."),
+    "quota, no name": (OSError(errno.EDQUOT, "Quota"), 2, "the disk is full .while writing"),
+    "permission": (PermissionError(errno.EACCES, "Permission denied", "a"), 2, "a: .*permissions"),
+    "long name": (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), 2, "aaa: File name"),
+    "loop": (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), 2, "a: Too many"),
+    "file as folder": (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not"),
+    "folder as file": (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), 2, "a: Is a"),
+    "many files": (OSError(errno.EMFILE, "Too many open files", "a"), 2, "a: .*ulimit -n"),
+    "memory": (MemoryError(), 2, "not enough memory"),
+    "Ctrl-C": (KeyboardInterrupt(), 130, "interrupted"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_ends_a_command_with_one_line(fault, capsys):
+    error, code, words = FAULTS[fault]
+
+    @command
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == code
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert re.search(words, message)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a mistake"), OSError("of a library, without number")]
+)
+def test_mistakes_of_the_program_keep_their_traceback(error):
+    @command
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
+        main()
+
+
+def run(code, **options):
+    environment = dict(os.environ, PYTHONIOENCODING="ascii", PYTHONPATH=str(ROOT))
+    program = f"import os\nfrom utils.errors import UserError, command\n@command\ndef main():\n{code}\nmain()"
+    return subprocess.run([sys.executable, "-c", program], env=environment, stderr=-1, **options)
+
+
+def test_any_file_name_is_printed_on_any_terminal():
+    code = (
+        "  print(os.fsdecode(b'caf\\xe9.wav'), '\\u00e9')\n  raise UserError(os.fsdecode(b'\\xff'))"
+    )
+    done = run(code, stdout=-1)
+    assert done.returncode == 2
+    assert done.stdout == b"caf\\udce9.wav \\xe9\n"
+    assert done.stderr == b"error: \\udcff\n"
+
+
+def test_a_reader_that_has_ended_is_one_line():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run("  print('x')", stdout=writing)
+    os.close(writing)
+    assert done.returncode == 2
+    assert done.stderr == b"error: the program that was to read the output has ended\n"

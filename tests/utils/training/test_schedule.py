@@ -1,0 +1,37 @@
+"""After how many epochs without a better value the rate is halved, and the step ends."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from utils import train
+
+
+@pytest.fixture
+def arguments(tone_manifests, tmp_path):
+    """Of a training whose monitored value is best in the first epoch."""
+    config = {
+        "description": "still",
+        "system": {"class_path": "tests.support.Still"},
+        "data": {"segment": 0.5, "valid_segment": 0.5, "epoch_size": 4, "valid_size": 1},
+        "runtime": {"workers": 0, "accelerator": "cpu", "log_audio": 0},
+        "steps": {
+            "joint": {"epochs": 8, "optim": {"lr": 0.01, "halve_after": 3}},
+            "finetune": {"epochs": 1},
+        },
+    }
+    (tmp_path / "still.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    settings = {"conf": tmp_path / "still.yml", "manifests": tone_manifests, "exp": tmp_path}
+    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return ["--steps", "first", *options]
+
+
+def test_the_rate_is_halved_and_the_step_ends_after_the_same_number_of_epochs(arguments, tmp_path):
+    train.main(arguments)
+    rates = pd.read_csv(tmp_path / "joint/metrics.csv")["lr"] / 0.01
+    # The first epoch is the best one; the three after it are not better.
+    assert rates.tolist() == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25])
+    train.main([*arguments[:-1], str(tmp_path / "early"), "steps.joint.early_stop=3"])
+    assert json.loads((tmp_path / "early/joint/done.json").read_text())["epochs"] == 4

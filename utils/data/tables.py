@@ -1,0 +1,77 @@
+"""Tables in CSV files, read so that texts stay texts."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError
+
+# Columns whose cells are texts whatever they look like: a speaker may be called 007, and say null.
+_TEXT = re.compile(r"mixture_ID|path|.*_path|(speaker|text)(_\d+)?|size|set|name")
+
+
+def read_table(path):
+    """Read a CSV as texts: `NA`, `null`, `007` are what they are, and an empty cell is "".
+
+    Args:
+        path: the file; UTF-8, with or without a byte order mark. Other bytes (in names of files) survive.
+
+    Returns:
+        a `pandas.DataFrame` of str. Columns without a name are left out if they are empty or an index.
+
+    Raises:
+        UserError: no such file, not a CSV, a line with more or fewer cells than the header.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+    header, rows = [], []
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    try:
+        for cells in reader:
+            # A comma at the end of a line is no cell.
+            while len(cells) > max(len(header), 1) and not cells[-1]:
+                cells.pop()
+            if not any(cells):
+                continue
+            if not header:
+                header = cells
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: has {len(cells)} cells, but the header {len(header)}"
+                )
+            rows.append(cells)
+    except csv.Error as error:
+        raise UserError(f"{path}: is not a CSV file that can be read ({error})") from None
+    first = "".join(header)
+    if not first or "\0" in first or any("\udc80" <= letter <= "\udcff" for letter in first):
+        reason = "not a text" if first else "no header"
+        raise UserError(f"{path}: is not a CSV file that can be read ({reason})")
+    if len(set(header)) < len(header):
+        repeated = sorted({name for name in header if header.count(name) > 1})
+        raise UserError(f"{path}: has several columns {', '.join(map(repr, repeated))}")
+    table = pd.DataFrame(rows, columns=header, dtype=str)
+    unnamed = [name for name in header if not name or name.startswith("Unnamed:")]
+    return table.drop(columns=unnamed)
+
+
+def read_numbers(table):
+    """Make numbers of the columns of a table of texts that hold nothing else; an empty cell is NaN.
+
+    Columns of names, texts and paths stay as they are.
+    """
+    table = table.copy()
+    for column in table.columns:
+        if _TEXT.fullmatch(column):
+            continue
+        cells = table[column].replace("", np.nan)
+        try:
+            table[column] = pd.to_numeric(cells)
+        except (ValueError, TypeError):
+            table[column] = cells
+    return table

@@ -1,0 +1,212 @@
+"""How a system hears a recording: which channels together, which one by one, and in which segments.
+
+Evaluation, separation, the training callbacks and the tools of the recipes all come through here, so that what is
+scored is what `utils.separate` writes. Outside of this file a recording is (channel, time) and estimates are
+(source, channel, time), whatever the system takes.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from local_models.system import System
+from utils.evaluation.overlap_add import Blocks, Stitcher
+
+
+def apply(system: System, mixture: torch.Tensor, blocks: Blocks | None = None) -> torch.Tensor:
+    """Separate a recording of any length.
+
+    Args:
+        system: in evaluation mode, on any device.
+        mixture: (channel, time), at the rate of the system.
+        blocks: how a long recording is cut; None: as `Blocks` does by default.
+
+    Returns:
+        Estimates (source, channel, time), float32, on the CPU. A system that hears all microphones together and makes
+        no images gives one channel.
+
+    Raises:
+        ValueError: the system cannot hear so many channels.
+    """
+    blocks = blocks or Blocks()
+    separation = Separation(system, len(mixture), blocks)
+    length = mixture.shape[-1]
+    offset = _offset(mixture, blocks, system.sample_rate)
+
+    def parts():
+        for start, end in _pieces(length, blocks, system.sample_rate):
+            yield from separation.push(mixture[:, start:end].cpu() - offset)
+        yield from separation.finish()
+
+    return _joined(parts(), length)
+
+
+def _pieces(length: int, blocks: Blocks, sample_rate: int) -> Iterator[tuple[int, int]]:
+    """Ends of pieces of about a segment: no copy of a whole recording is made."""
+    piece = max(round(blocks.segment * sample_rate), 1)
+    for start in range(0, length, piece):
+        yield start, min(start + piece, length)
+
+
+def _offset(signals, blocks, sample_rate):
+    """The mean of the whole (..., time), as (..., 1) on the CPU: segments shall not have different ones."""
+    length = signals.shape[-1]
+    total = torch.zeros(signals.shape[:-1], dtype=torch.float64)
+    for start, end in _pieces(length, blocks, sample_rate):
+        total += signals[..., start:end].sum(-1, dtype=torch.float64).cpu()
+    return (total / max(length, 1)).to(signals.dtype)[..., None]
+
+
+def _joined(parts: Iterator[torch.Tensor], length: int) -> torch.Tensor:
+    """Pieces (..., time) as one signal; `torch.cat` would need all of them twice."""
+    signal = None
+    position = 0
+    for part in parts:
+        if signal is None:
+            signal = part.new_empty((*part.shape[:-1], length))
+        end = position + part.shape[-1]
+        signal[..., position:end] = part
+        position = end
+    return signal
+
+
+class Separation:
+    """`apply` for a recording that comes in pieces: estimates are given out as soon as they are final.
+
+    A system that hears one microphone separates each channel by itself, and the order of its sources is matched over
+    the channels. All others hear the channels together.
+
+    Args:
+        system, blocks: as of `apply`.
+        n_channels: of the recording.
+    """
+
+    def __init__(self, system: System, n_channels: int, blocks: Blocks | None = None):
+        check_channels(system, n_channels)
+        self.one_by_one = system.n_mics == 1
+        self.images = system.images
+        self.n_outputs = n_channels if self.one_by_one or self.images else 1
+        # Streams are what is separated by itself: every channel, or all of them as one.
+        self.stitcher = Stitcher(system, blocks or Blocks(), related=True)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is any signal to finish."""
+        return self.stitcher.signal is not None and self.stitcher.signal.shape[-1] > 0
+
+    def push(self, signal: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Take the next piece (channel, time), less the offset of the whole; give what is final.
+
+        Returns:
+            (source, channel, time).
+        """
+        streams = signal if self.one_by_one else signal[None]
+        for estimates in self.stitcher.push(streams):
+            yield self._by_source(estimates)
+
+    def finish(self) -> Iterator[torch.Tensor]:
+        """Give the rest."""
+        for estimates in self.stitcher.finish():
+            yield self._by_source(estimates)
+
+    def _by_source(self, estimates: torch.Tensor) -> torch.Tensor:
+        """(stream, source, [channel,] time) to (source, channel, time)."""
+        if self.one_by_one:
+            return estimates.transpose(0, 1)
+        if self.images:
+            return estimates[0]
+        return estimates[0, :, None]
+
+
+def check_channels(system: System, n_channels: int) -> None:
+    """Raise a ValueError if `system` cannot hear a recording of so many channels."""
+    if system.n_mics == 1:
+        return
+    # What makes images of several channels also takes a mono recording.
+    if system.images and n_channels == 1:
+        return
+    if system.n_mics is None and n_channels == 1:
+        raise ValueError("it has one channel; the model separates by several microphones")
+    if system.n_mics not in (None, n_channels):
+        raise ValueError(
+            f"it has {n_channels} channels; the model hears {system.n_mics} microphones"
+        )
+
+
+Oracle = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def apply_oracle(
+    oracle: Oracle,
+    mixture: torch.Tensor,
+    sources: torch.Tensor,
+    sample_rate: int,
+    n_mics: int | None = 1,
+    device: torch.device | str = "cpu",
+    blocks: Blocks | None = None,
+) -> torch.Tensor:
+    """Separate a recording by a method that sees its true sources, in the segments of `apply`.
+
+    Args:
+        oracle: (batch, time) and (batch, source, time) to (batch, source, time); if it hears several microphones, its
+            first argument is (batch, mic, time).
+        mixture: (channel, time).
+        sources: (source, channel, time); for several microphones one channel, at the reference.
+        sample_rate: in Hz.
+        n_mics: channels that the oracle hears together; None: any number.
+        device: where it runs.
+        blocks: as of `apply`.
+
+    Returns:
+        Estimates of the shape of the sources, float32, on the CPU.
+
+    Raises:
+        ValueError: sources of several channels for an oracle that hears the microphones together.
+    """
+    if n_mics == 1:
+        system = _OracleSystem(lambda heard, truth: oracle(heard[:, 0], truth), 1)
+    elif sources.shape[1] == 1:
+        system = _OracleSystem(oracle, len(mixture))
+    else:
+        raise ValueError("it needs sources of one channel, at the reference microphone")
+    system.sample_rate = sample_rate
+    system.device = device
+    blocks = blocks or Blocks()
+    stitcher = Stitcher(system, blocks, related=False)
+    length = mixture.shape[-1]
+    # Sources too, so that they still add up to the mixture.
+    mixture_offset = _offset(mixture, blocks, sample_rate)
+    source_offset = _offset(sources, blocks, sample_rate)
+
+    def streams(start, end):
+        """(stream, channel + source, time)."""
+        heard = mixture[:, start:end] - mixture_offset
+        truth = sources[..., start:end] - source_offset
+        if n_mics == 1:
+            # Every channel is a stream by itself.
+            return torch.cat([heard[:, None], truth.transpose(0, 1)], dim=1)
+        return torch.cat([heard, truth[:, 0]])[None]
+
+    def parts():
+        for start, end in _pieces(length, blocks, sample_rate):
+            yield from stitcher.push(streams(start, end))
+        yield from stitcher.finish()
+
+    return _joined(parts(), length).transpose(0, 1)
+
+
+class _OracleSystem:
+    """An oracle in the place of a system: the true sources are channels after those of the mixture."""
+
+    images = False
+    ordered = True  # it is told which source is which
+
+    def __init__(self, oracle: Oracle, n_channels: int):
+        self.oracle = oracle
+        self.n_channels = n_channels
+
+    def separate_centred(self, signals: torch.Tensor) -> torch.Tensor:
+        """(batch, channel + source, time) to (batch, source, time)."""
+        mixture = signals[:, : self.n_channels]
+        sources = signals[:, self.n_channels :]
+        return self.oracle(mixture, sources)

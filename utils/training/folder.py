@@ -1,0 +1,166 @@
+"""What the folder of an experiment says about itself, and whether a training may go on there."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from utils.errors import UserError
+from utils.files import read_json, read_yaml, remove_leftovers, sha256, write_json, write_text
+from utils.stamps import differences, state_of_manifest
+from utils.training.lock import is_first_process
+
+MAY_CHANGE = ("runtime", "description")
+PACKAGES = ("torch", "asteroid", "pytorch-lightning", "numpy", "soundfile")
+
+
+def describe_run(description: str, manifests: Path) -> dict:
+    """What else a result depends on: code, packages, command, machine."""
+    commit, untracked = state_of_code(Path(__file__).parents[2])
+    run = {
+        "description": description,
+        "command": shlex.join(sys.orig_argv),
+        "commit": commit,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "manifests": str(manifests.resolve()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if untracked:
+        run["untracked"] = untracked[:20]
+    return run
+
+
+def state_of_code(repository: Path) -> tuple[str, list[str]]:
+    """The commit, with `-dirty` if the files differ from it, and files of no commit (a new recipe, a new network)."""
+    if shutil.which("git") is None:
+        return "unknown", []
+    commit = _git(repository, "describe", "--always", "--dirty")
+    untracked = _git(repository, "ls-files", "--others", "--exclude-standard").splitlines()
+    if commit and untracked and not commit.endswith("-dirty"):
+        commit += "-dirty"  # git itself looks at the files that it knows only
+    return commit or "unknown", untracked
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    answer = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, cwd=repository, check=False
+    )
+    return answer.stdout.strip()
+
+
+def state_of_data(manifests: Path) -> dict:
+    """Content of what training and validation read: the lists train*.csv and valid*.csv, and the audio they name.
+
+    Raises:
+        UserError: a file that a list names is not there.
+    """
+    names = sorted(path.name for path in manifests.glob("*.csv"))
+    lists = [name for name in names if name.startswith(("train", "valid"))]
+    return {name: state_of_manifest(manifests / name) for name in lists}
+
+
+def is_begun(exp: Path) -> bool:
+    """Whether anything is trained in the folder."""
+    return any((*exp.glob("*/*.ckpt"), *exp.glob("*/done.json")))
+
+
+def claim_folder(exp: Path, settings: dict, manifests: Path, steps: Iterable[str]) -> None:
+    """Make the experiment's folder, or check that it holds the same experiment, made from the same data.
+
+    The data of a training that is done may be gone: they are compared if one of `steps` is still to be trained.
+
+    Raises:
+        UserError: the settings or the data are others, or config.yml is damaged.
+    """
+    path = exp / "config.yml"
+    description = settings["description"]
+    settings = {key: value for key, value in settings.items() if key not in MAY_CHANGE}
+    is_done = all((exp / step / "done.json").exists() for step in steps)
+    if path.exists() and is_begun(exp):
+        old = read_yaml(path, f"delete {exp} to train it anew")
+        _refuse_other_settings(exp, old, settings)
+        data = old.get("data_state")
+        if data is not None and not is_done:
+            _refuse_other_data(exp, manifests, data)
+    elif is_first_process():
+        data = None if is_done else state_of_data(manifests)
+        # For a reader; what counts is the content, so that a folder may be seen under another path.
+        readable = {"manifests": os.path.relpath(manifests.resolve(), exp.resolve())}
+        exp.mkdir(parents=True, exist_ok=True)
+        write_json(exp / "run.json", describe_run(description, manifests))
+        write_text(
+            path, yaml.safe_dump(readable | {"data_state": data} | settings, sort_keys=False)
+        )
+
+
+def _refuse_other_settings(exp: Path, old: dict, settings: dict) -> None:
+    ignored = (*MAY_CHANGE, "manifests", "data_state")
+    old = {key: value for key, value in old.items() if key not in ignored}
+    changed = differences(old, settings)
+    if changed:
+        raise UserError(
+            f"{exp} holds an experiment with other settings ({'; '.join(changed[:5])}): "
+            "give the new one a --tag of its own, or delete that folder"
+        )
+
+
+def _refuse_other_data(exp: Path, manifests: Path, old: dict) -> None:
+    changes = []
+    new = state_of_data(manifests)
+    for name in sorted(old.keys() | new.keys()):
+        before = old.get(name)
+        after = new.get(name)
+        if before is None:
+            changes.append(f"{name} is new")
+        elif after is None:
+            changes.append(f"{name} is gone")
+        elif before["csv"] != after["csv"]:
+            changes.append(f"{name} is another list")
+        elif before["audio"] != after["audio"]:
+            changes.append(f"audio files of {name} have another size or time")
+    if changes:
+        raise UserError(
+            f"{exp} was trained on other data than {manifests} holds now ({'; '.join(changes)}): put the old data "
+            "back (copies keep their times by `cp -a`), give the new training a --tag of its own, or delete that folder"
+        )
+
+
+def note_start(folder: Path, previous: Path) -> Path:
+    """The best model of the step before, from which the step in `folder` starts; start.json remembers which one.
+
+    Raises:
+        UserError: the step before is not finished, or the one in `folder` was started from another model.
+    """
+    best = previous / "best.ckpt"
+    if not (previous / "done.json").exists():
+        raise UserError(f"step `{previous.name}` is not finished: train it first (stage 2)")
+    if not best.exists():
+        raise UserError(f"{best} is gone: put it back, or delete {previous} to train it anew")
+    origin = {"from": os.path.relpath(best, folder.parent), "sha256": sha256(best)}
+    note = folder / "start.json"
+    remedy = f"delete {folder} to train it anew"
+    if note.exists() and read_json(note, remedy) != origin:
+        raise UserError(f"{folder} was started from another {best.name}: {remedy}")
+    if is_first_process():
+        write_json(note, origin)
+    return best
+
+
+def tidy(exp: Path, steps: Iterable[str]) -> None:
+    """Remove what killed runs left behind; the folder is held by this training alone."""
+    if not is_first_process():
+        return
+    for step in steps:
+        if (exp / step).is_dir():
+            remove_leftovers(exp / step, age=0)
+    # Evaluations and separations may write elsewhere in the folder: there only what is old goes.
+    remove_leftovers(exp)
