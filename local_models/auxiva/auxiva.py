@@ -20,7 +20,7 @@ from local_models.auxiva.demixing_updates import UPDATES
 from local_models.auxiva.unrolled import unroll
 
 Update = Literal["iss", "ip", "ip2", "iss2"]
-ROUNDING = 1e-12  # of the mean power of a frame: below what 24 bits hold, above what single precision hides
+ROUNDING = 1e-12  # of the mean power of a frame or recording: 24 bits hold less, single precision hides less
 SILENT = 1e-4  # of the usual share of a microphone in the power of a frame
 
 
@@ -205,7 +205,8 @@ def audible(mixture: torch.Tensor) -> torch.Tensor:
 
     Left out are, of a mixture (batch, mic, frequency, frame):
 
-    - frames in which a microphone is silent that hears something elsewhere: they say nothing of where a source is;
+    - frames in which a microphone is silent that hears something elsewhere: they say nothing of where a source is.
+      Models whose weights are reciprocals of powers would count what fades there, or rounds, like a signal;
     - frequencies that hold no more than rounding in most frames, as those above 4 kHz in telephone speech. The
       transform of a frame has a rounding error about as large at all frequencies, and all frequencies count alike: the
       error would be separated in place of a signal.
@@ -216,7 +217,7 @@ def audible(mixture: torch.Tensor) -> torch.Tensor:
     of_frame = power.mean(2, keepdim=True)  # (batch, mic, 1, frame)
     of_mic = of_frame.mean(3, keepdim=True)  # (batch, mic, 1, 1)
     dead = of_mic == 0
-    # A microphone that is cut off fades within a frame, so zeros alone do not tell.
+    # A microphone that is cut off fades within a frame, and resampled silence rings: so zeros alone do not tell.
     silent = _shares(of_frame) <= SILENT * _shares(of_mic)
     silent |= of_frame <= ROUNDING * of_mic
     frames = (~silent | dead).all(1, keepdim=True)

@@ -9,9 +9,10 @@ import torch
 from ssspy.bss.iva import AuxLaplaceIVA
 
 from local_models.auxiva.auxiva import audible
-from local_models.auxiva.blind import BlindSeparation
+from local_models.auxiva.blind import BlindSeparation, offset_of_pauses
 from local_models.auxiva.demixing_updates import pairs
 from local_models.auxiva.source_models import NMF, Gauss, Laplace
+from local_models.system import without_offset
 from tests.local_models.auxiva.test_auxiva import SSSPY, UPDATES, error, separate, spectrogram
 from utils.data import speech
 from utils.data.rooms import RoomRules, draw_room, simulate
@@ -78,6 +79,14 @@ def test_ordinary_recordings_keep_every_frame_and_frequency():
     mixture = torch.from_numpy(spectrogram(3))[None]
     level = mixture.abs().square().mean().sqrt()
     assert torch.allclose(audible(mixture), mixture / level)
+
+
+def test_frames_far_below_the_recording_are_silent():
+    mixture = torch.from_numpy(spectrogram(2))[None]
+    expected = audible(mixture)
+    mixture = torch.cat([mixture, 1e-7 * mixture[..., :3]], -1)
+    assert torch.allclose(audible(mixture)[..., :-3], expected)
+    assert not audible(mixture)[..., -3:].any()
 
 
 def test_silence_does_not_change_the_start_of_nmf():
@@ -182,6 +191,30 @@ def variants(images):
         "a gated channel": (gated, reference[:, half], half),
         "an empty upper band": (low.sum(1), low[0], slice(None)),
     }
+
+
+def test_pauses_are_silent_again_after_the_mean_was_taken_off():
+    """To the last bit where they are digital silence, and below their own noise elsewhere."""
+    draw = torch.Generator().manual_seed(0)
+    signal = 0.1 + torch.randn(2, 8000, generator=draw)
+    silent = torch.cat([torch.zeros(2, 2100), signal, torch.zeros(2, 2100)], -1)
+    centred = without_offset(silent)
+    assert centred[:, :2100].any()
+    assert torch.equal((centred - offset_of_pauses(centred, 1024))[:, :2100], torch.zeros(2, 2100))
+    faint = torch.cat([1e-5 * torch.randn(2, 8000, generator=draw), signal], -1)
+    centred = without_offset(faint)
+    assert (centred - offset_of_pauses(centred, 1024))[:, :8000].mean(-1).abs().max() < 1e-6
+    # Without pauses nothing more is taken off.
+    assert not offset_of_pauses(without_offset(signal), 1024).any()
+    assert not offset_of_pauses(torch.zeros(2, 5), 1024).any()
+
+
+def test_the_scores_of_the_gauss_model_do_not_hang_on_the_precision_around_silence(room):
+    """Its weights are the reciprocals of powers: a faint constant in silence took 40 dB."""
+    mixture, reference, keep = variants(room)["as it is"]
+    double = score(mixture, reference, "gauss", "iss", torch.float64, keep)
+    single = score(mixture, reference, "gauss", "iss", torch.float32, keep)
+    assert abs(single - double) < 0.3 and single > 8
 
 
 @pytest.mark.slow
