@@ -19,6 +19,7 @@ from local_models.auxiva.demixing_updates import UPDATES
 from local_models.auxiva.source_models import NMF, Gauss, Laplace
 from local_models.auxiva.surrogate import SurrogateIVA
 from local_models.stft import Stft
+from local_models.system import without_offset
 from utils import files
 from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
@@ -62,7 +63,7 @@ def scores_of(
         else:
             stft = Stft(sample_rate * 128 // 1000, sample_rate * 32 // 1000)
             model = CLASSIC[name]()
-        spectrum = stft(torch.from_numpy(mixture)[None])
+        spectrum = stft(without_offset(torch.from_numpy(mixture))[None])
         for update in updates:
             for n_iter, separated in AuxIVA(model, update).after(spectrum, iterations).items():
                 estimates = stft.inverse(separated, mixture.shape[1])[0].detach().numpy()
