@@ -127,7 +127,7 @@ def test_stereo_channels_are_separated_alike_and_wiener_filter_keeps_the_sum():
 )
 @pytest.mark.parametrize("n_mics", [1, 2])
 def test_evaluation_takes_stereo_and_mono_songs(shapes, n_mics, monkeypatch):
-    monkeypatch.setattr(scoring, "_separator", lambda *_: system(n_mics=n_mics))
+    monkeypatch.setattr(scoring.Method, "load", lambda *_: system(n_mics=n_mics))
     mixture, sources = (np.ones(shape, np.float32) for shape in shapes)
     estimates, _ = scoring.estimate(
         scoring.Method(None), scoring.How(suite="music"), mixture, sources, RATE
