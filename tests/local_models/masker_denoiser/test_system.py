@@ -123,7 +123,7 @@ def test_stereo_channels_are_separated_alike_and_wiener_filter_keeps_the_sum():
 
 
 @pytest.mark.parametrize(
-    "shapes", [((2, 900), (2, 2, 900)), ((900,), (2, 900))], ids=["stereo", "mono"]
+    "shapes", [((2, 900), (2, 2, 900)), ((1, 900), (2, 1, 900))], ids=["stereo", "mono"]
 )
 @pytest.mark.parametrize("n_mics", [1, 2])
 def test_evaluation_takes_stereo_and_mono_songs(shapes, n_mics, monkeypatch):
