@@ -8,8 +8,9 @@ import torch
 from asteroid.losses import PITLossWrapper
 from torch import Tensor
 
+from local_models.silence import active
+
 EPS = 1e-8
-SILENCE = 1e-8  # RMS below which a reference counts as silent, as in the official evaluation
 
 
 class LogMSE:
@@ -63,11 +64,6 @@ class LogMSE:
 
 def decibels(energy: Tensor) -> Tensor:
     return 10 * torch.log10(energy + EPS)
-
-
-def active(sources: Tensor) -> Tensor:
-    """(..., time) to whether the RMS is above `SILENCE`."""
-    return sources.square().mean(-1).sqrt() > SILENCE
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from local_models.log_mse import LogMSE, active, align
+from local_models.log_mse import LogMSE, align
 from local_models.scores import si_snr
+from local_models.silence import active
 
 QUIET = 0.01  # power re the quietest active source below which an estimate counts as silent
 

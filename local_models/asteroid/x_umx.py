@@ -14,6 +14,9 @@ from local_models.scores import sdr_of_batch
 from local_models.stft import Stft
 from local_models.system import System
 
+# Of the loss in time, as in Asteroid's recipe.
+TIME_WEIGHT = 10.0
+
 
 class XUMX(System):
     """Voice and accompaniment (or further stems) of a stereo song by bridged recurrent networks, one a source.
@@ -27,7 +30,6 @@ class XUMX(System):
         n_fft: of the transform and its Hann window; the hop is a quarter of it.
         hidden_size: of the networks.
         bandwidth: highest frequency in Hz that they hear; masks cover all.
-        time_weight: of the loss in time.
     """
 
     n_mics = 2
@@ -42,14 +44,12 @@ class XUMX(System):
         n_fft: int = 4096,
         hidden_size: int = 512,
         bandwidth: float = 16000.0,
-        time_weight: float = 10.0,
     ):
         super().__init__(n_src, sample_rate)
         if n_src < 2:
             raise ValueError(
                 f"n_src {n_src}: the sources whose networks are bridged are 2 at least"
             )
-        self.time_weight = time_weight
         hop = n_fft // 4
         self.stft = Stft(n_fft, hop)
         heard = min(round(bandwidth * n_fft / sample_rate), n_fft // 2) + 1
@@ -86,7 +86,7 @@ class XUMX(System):
                 values["loss_time"] += _distortion(
                     estimates[:, group].sum(1), sources[:, group].sum(1)
                 ) / len(groups)
-            values["loss"] = values["loss_magnitude"] + self.time_weight * values["loss_time"]
+            values["loss"] = values["loss_magnitude"] + TIME_WEIGHT * values["loss_time"]
             if not self.training:
                 values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
         return values

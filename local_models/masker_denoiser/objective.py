@@ -31,10 +31,9 @@ class Objective:
     """The masked divergence counts only while it is above 1.5 and the denoised one above 0.25 (the ICASSP program)."""
     hidden_norm: float = 0.0
     """Times the sum of |H|, the decoder's states of 16 sequences (MDL1: 2e-7); other batches are scaled to 16."""
-    mask_norm: float = 0.0
-    """Times the sum of the absolute weights that make masks."""
     mask_diagonal: float = 0.0
-    """Times the sum of their absolute diagonal (ICASSP: 1e-2; the published program gave it no gradient)."""
+    """Times the sum of the absolute diagonal of the weights that make masks (ICASSP: 1e-2; the published program gave
+    it no gradient)."""
     denoiser_norm: float = 0.0
     """Times the squared norm of the denoiser's second weights (ICASSP: 1e-4)."""
 
@@ -46,7 +45,7 @@ class Objective:
         """
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip {self.clip}: must be more than 0, or null for spectra uncut")
-        for name in ("hidden_norm", "mask_norm", "mask_diagonal", "denoiser_norm"):
+        for name in ("hidden_norm", "mask_diagonal", "denoiser_norm"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} {value}: must be 0 or more")
@@ -91,7 +90,6 @@ class Objective:
         second = network.denoiser[2].weight
         penalties = {
             "hidden_norm": lambda: PUBLISHED_BATCH * estimate.hidden.abs().sum() / n_sequences,
-            "mask_norm": lambda: weight.abs().sum(),
             "mask_diagonal": lambda: weight.diagonal().abs().sum(),
             "denoiser_norm": lambda: second.square().sum(),
         }
