@@ -58,6 +58,7 @@ class Objective:
 
     def magnitude_to_reach(self, mixture: Tensor, voice: Tensor, rest: Tensor) -> Tensor:
         """The target, not yet cut, from magnitudes of one shape; zero where all are."""
+        # The small number keeps silence at zero.
         if self.target == "magnitude":
             return torch.minimum(voice, mixture)
         if self.target == "harmonic":
@@ -76,6 +77,7 @@ class Objective:
         """
         masked = divergence(target, estimate.masked)
         denoised = divergence(target, estimate.denoised)
+        # The gate carries no gradient: it switches the masked divergence off once both are small.
         gate = 1.0
         if self.gated:
             gate = ((masked >= 1.5) & (denoised >= 0.25)).to(masked.dtype).detach()
@@ -105,5 +107,6 @@ class Objective:
 
 def divergence(target: Tensor, estimate: Tensor) -> Tensor:
     """Generalised Kullback-Leibler divergence of magnitudes (..., bin): summed over the bins, mean over the rest."""
+    # d(T, E) = T log(T / E) + E - T
     ratio = torch.log(target + EPS) - torch.log(estimate + EPS)
     return (target * ratio + estimate - target).sum(dim=-1).mean()
