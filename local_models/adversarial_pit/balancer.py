@@ -51,21 +51,26 @@ class GradientBalancer(nn.Module):
             factor and share, scalars: what `gradient` is to be multiplied with, and the share that it then has in this
             batch; both 0 if no example says anything.
         """
+        # |g_b| and |p_b|: (batch,)
         norm = gradient.flatten(1).norm(dim=1)
         pit_norm = pit_gradient.flatten(1).norm(dim=1)
         is_usable = torch.ones_like(norm, dtype=torch.bool)
         for each in (norm, pit_norm):
-            is_usable = is_usable & (each > 0) & each.isfinite()
+            is_usable &= each > 0
+            is_usable &= each.isfinite()
         if not is_usable.any():
             nothing = torch.zeros_like(self.log_ratio)
             return nothing, nothing.clone()
 
         # r_t and m_t of the formula above.
-        log_ratio = (pit_norm[is_usable] / norm[is_usable]).log().mean()
+        ratios = pit_norm[is_usable] / norm[is_usable]
+        log_ratio = ratios.log().mean()
         weight = max(1 - DECAY, 1 / n_batches)
         self.log_ratio.lerp_(log_ratio, weight)
         factor = self.share * self.log_ratio.exp()
-        share = self.share * (self.log_ratio - log_ratio).exp()
+        # What the running mean makes of the ratio of this batch.
+        excess = self.log_ratio - log_ratio
+        share = self.share * excess.exp()
         return factor, share
 
 

@@ -59,10 +59,12 @@ class DiscriminatorOptions:
                 f"discriminators: n_real is {self.n_real}; it goes from 0 to {n_src - 1}, one less than n_src, in a "
                 "context-based one, and is 0 in an instance-based one"
             )
+        # Grouped convolutions of the waveform, in groups of filters.
         if self.filters < 8 or self.filters % 8:
             raise ValueError(
                 f"discriminators: filters is {self.filters}; it must be a multiple of 8"
             )
+        # The hop is a quarter of the window.
         if not self.windows or any(window < 4 or window % 4 for window in self.windows):
             raise ValueError(
                 f"discriminators: windows is {list(self.windows)}; give one or more multiples of 4, in samples"
@@ -96,6 +98,7 @@ class Discriminator(nn.Module):
         options.check(n_src)
         self.options = options
         self.balancer = GradientBalancer(options.share)
+        # An instance-based one sees a tuple of one.
         n_signals = n_src if options.family == "context" else 1
         network = DOMAINS[options.domain]
         self.network = network(n_signals, options.with_mixture, options.filters, options.windows)

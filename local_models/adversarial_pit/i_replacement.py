@@ -41,14 +41,17 @@ def draw_real_slots(
         raise ValueError(f"{n_real} of {n_src} slots cannot be replaced: from 0 to {n_src - 1}")
 
     # All subsets of n_real slots: (subset, n_src) of bool.
-    combinations = list(itertools.combinations(range(n_src), n_real))
-    subsets = torch.zeros(len(combinations), n_src, dtype=torch.bool)
-    for subset, chosen in zip(subsets, combinations, strict=True):
-        subset[list(chosen)] = True
+    subsets = []
+    for slots in itertools.combinations(range(n_src), n_real):
+        subset = torch.zeros(n_src, dtype=torch.bool)
+        subset[list(slots)] = True
+        subsets.append(subset)
+    subsets = torch.stack(subsets)
 
     # Those that leave an active slot to estimate: (batch, subset). Where nothing is active any will do, since the
     # example is left out.
-    is_allowed = (is_active.cpu()[:, None] & ~subsets).any(-1)
+    is_estimated = is_active.cpu()[:, None] & ~subsets
+    is_allowed = is_estimated.any(-1)
     is_allowed |= ~is_allowed.any(-1, keepdim=True)
     drawn = torch.multinomial(is_allowed.float(), 1, generator=generator)[:, 0]
     return subsets[drawn].to(is_active.device)
@@ -105,8 +108,8 @@ def context_pairs(
     fake = torch.where(is_true[..., None], sources, aligned)
 
     # The same random order of the slots on both sides.
-    order = torch.rand(is_true.shape, generator=generator).argsort(1).to(is_true.device)
-    order = order[..., None].expand_as(sources)
+    order = torch.rand(is_true.shape, generator=generator).argsort(1)
+    order = order.to(is_true.device)[..., None].expand_as(sources)
     return Pairs(sources.gather(1, order), fake.gather(1, order), mixture)
 
 

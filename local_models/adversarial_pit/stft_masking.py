@@ -39,7 +39,8 @@ class StftMasking(nn.Module):
         edges: Literal["published", "padded"] = "published",
     ):
         super().__init__()
-        if not 0 < hop < window or window % hop:
+        divides = 0 < hop < window and window % hop == 0
+        if not divides:
             raise ValueError(
                 f"the hop of {hop} samples does not divide the window of {window} into two parts or more"
             )
@@ -81,9 +82,11 @@ class StftMasking(nn.Module):
         """Complex (batch, n_src, freq, frames) to (batch, n_src, length), by overlapping and adding."""
         size = len(self.window)
         # Windows and hops that share the sum of squares at every sample reconstruct; the square root of Hann does.
-        synthesis = self.window * (self.hop / self.window.square().sum())
+        scale = self.hop / self.window.square().sum()
+        synthesis = self.window * scale
         # Every source of every example as one row: (batch * n_src, window, frames), then (batch * n_src, total).
         frames = torch.fft.irfft(spectra.flatten(0, 1), n=size, dim=1) * synthesis[:, None]
         total = (frames.shape[-1] - 1) * self.hop + size
         signal = F.fold(frames, (1, total), (1, size), stride=(1, self.hop))[:, 0, 0]
-        return signal[:, self.left : self.left + length].unflatten(0, spectra.shape[:2])
+        signal = signal[:, self.left : self.left + length]
+        return signal.unflatten(0, spectra.shape[:2])

@@ -85,6 +85,7 @@ class AdversarialPIT(Universal, System):
         self.masking = StftMasking(network, n_src, window, hop, edges)
         self.loss_of = LogMSE(snr_max, silent_snr_max, silent_weight)
         self.game = game or Game()
+        # Names tell them apart in weights and logs.
         names = [options.name for options in discriminators]
         if len(set(names)) < len(names):
             raise ValueError(f"discriminators: two are alike ({', '.join(names)})")
@@ -108,6 +109,7 @@ class AdversarialPIT(Universal, System):
                 "would never hear a discriminator: give it more epochs, or a shorter warm-up"
             )
 
+    # The discriminators see tuples of ever other sizes, which would be compiled anew.
     def compiled_parts(self):
         return [self.masking.network]
 
@@ -195,6 +197,7 @@ class AdversarialPIT(Universal, System):
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ):
         """Clip separator and each discriminator by themselves: joint clipping would let one starve the others."""
+        # Lightning's 0 and None are no limit.
         if not gradient_clip_val or gradient_clip_val < 0:
             return
         for part in [self.masking, *self.discriminators.values()]:
