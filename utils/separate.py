@@ -27,8 +27,6 @@ from utils.evaluation.overlap_add import Blocks
 from utils.training.model_files import load_system
 from utils.training.trust import add_trust
 
-__all__ = ["Blocks", "separate_file"]
-
 
 def separate_file(
     system: System,

@@ -18,7 +18,7 @@ class Shares(System):
         sample_rate: in Hz.
     """
 
-    ordered = True
+    ordered = True  # each source has a share of its own
 
     def __init__(self, shares: Sequence[float], sample_rate: int = 44100):
         super().__init__(len(shares), sample_rate)

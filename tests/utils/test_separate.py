@@ -15,7 +15,8 @@ from tests.support import ROOT
 from utils import separate
 from utils.errors import UserError
 from utils.evaluation.apply import apply
-from utils.separate import Blocks, separate_file
+from utils.evaluation.overlap_add import Blocks
+from utils.separate import separate_file
 
 RATE = 8000
 

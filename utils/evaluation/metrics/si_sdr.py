@@ -82,11 +82,6 @@ def _mean_and_energy(signals):
     return mean, np.where(energy <= _SILENCE * raw, 0.0, energy)
 
 
-def si_sdri(estimates, references, mixture):
-    """Improvement of the SI-SDR over that of the mixture (..., time). The rest is as in `si_sdr`."""
-    return si_sdr(estimates, references) - si_sdr(np.asarray(mixture)[..., None, :], references)
-
-
 def match(estimates, references):
     """The order of the estimates with the best mean SI-SDR; silent references take what is left.
 
