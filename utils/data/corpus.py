@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +158,25 @@ class Corpus:
     def given(self) -> str:
         """What to write after `--corpus` to get this corpus from anywhere."""
         return self.kind if self.kind != "directory" else ",".join(map(str, self.origins))
+
+    def prepare(self, mini: dict, make_mini: Callable[[Path], object]) -> dict:
+        """Make the mini corpus, if it is this one (stage 0).
+
+        Args:
+            mini: what is asked of it, plain data: with other settings it is another corpus.
+            make_mini: called with the place where it goes.
+
+        Returns:
+            the details for `claim`: `mini`, or nothing.
+
+        Raises:
+            UserError: the folder is of another corpus, or of other details.
+        """
+        details = mini if self.kind == "mini" else {}
+        self.check(details)
+        if self.kind == "mini":
+            make_mini(self.roots[0])
+        return details
 
     def claim(self, details: dict | None = None) -> None:
         """Take data/NAME for this corpus (stage 0): links to the directories, and corpus.json.

@@ -2,6 +2,7 @@
 
 import argparse
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import sounds
@@ -141,11 +142,8 @@ def main(argv=None):
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     # A mini corpus of other sizes is another one.
-    details = {"sizes": MINI} if corpus.kind == "mini" else {}
-    corpus.check(details)
-    if corpus.kind == "mini":
-        make_mini(corpus.roots[0], args.nj)
-    elif corpus.kind == "download":
+    details = corpus.prepare({"sizes": MINI}, partial(make_mini, n_jobs=args.nj))
+    if corpus.kind == "download":
         download(corpus.roots[0], args.room)
     found = detect(corpus.origins[0], args.room)
     corpus.claim(details)

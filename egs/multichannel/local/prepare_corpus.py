@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -230,10 +231,7 @@ def main(argv=None):
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     # A mini corpus of another size is another one.
-    details = {"size": MINI} if corpus.kind == "mini" else {}
-    corpus.check(details)
-    if corpus.kind == "mini":
-        make_mini(corpus.roots[0], args.nj)
+    details = corpus.prepare({"size": MINI}, partial(make_mini, n_jobs=args.nj))
     ready = ready_set(corpus.origins)
     if not ready:
         # By the user's own paths, before anything is written.
