@@ -146,7 +146,7 @@ class AdversarialPIT(Universal, System):
             optimizer.add_param_group({"params": theirs, "lr": self.game.lr} | settings)
         return optimizer
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, time) to (batch, n_src, time)."""
         return self.masking(mixture)[0]
 

@@ -51,7 +51,7 @@ class FasNet(System):
         }
         self.model = FasNetTAC(n_src, sample_rate=sample_rate, **sizes)
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, mic, time) to (batch, n_src, time)."""
         shortest = self.model.window + self.model.context
         padded = nn.functional.pad(mixture, (0, max(shortest - mixture.shape[-1], 0)))

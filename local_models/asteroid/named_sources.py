@@ -29,9 +29,9 @@ class NamedSources(System):
     def compiled_parts(self):
         return self.asteroid.compiled_parts()
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, time) to (batch, n_src, time)."""
-        return self.asteroid.separate(mixture)
+        return self.asteroid.separate_centred(mixture)
 
     def losses(self, batch):
         mixture, sources = batch["mixture"], batch["sources"]

@@ -49,7 +49,7 @@ class AsteroidSystem(System):
     def compiled_parts(self):
         return [self.model.masker]
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, time) to (batch, n_src, time), as the plain Asteroid network, but also for less than a window."""
         shortest = self.model.encoder.filterbank.kernel_size
         padded = nn.functional.pad(mixture, (0, max(shortest - mixture.shape[-1], 0)))[:, None]

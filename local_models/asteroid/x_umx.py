@@ -59,10 +59,11 @@ class XUMX(System):
         for part in (self.network.encoder, self.network.decoder):
             part.requires_grad_(False)  # their windows
 
-    def separate(self, mixture: Tensor) -> Tensor:
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, 2, time) to (batch, source, 2, time); a single channel is heard on both, and comes back as one."""
         if mixture.shape[1] == 1:
-            return self.separate(mixture.expand(-1, 2, -1)).mean(dim=2, keepdim=True)
+            both = mixture.expand(-1, 2, -1)
+            return self.separate_centred(both).mean(dim=2, keepdim=True)
         spectrum = self.stft(mixture.float())
         return self.stft.inverse(self._masks(spectrum) * spectrum[:, None], mixture.shape[-1])
 

@@ -87,7 +87,7 @@ class MaD(System):
 
     # ---- separation
 
-    def separate(self, mixture: Tensor) -> Tensor:
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, source, time); with n_mics 2 (batch, 1 or 2, time) to (batch, source, 1 or 2, time).
 
         Any length from one sample on. The memory needed beyond input and output does not grow with it, except with

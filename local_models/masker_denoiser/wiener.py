@@ -19,7 +19,7 @@ def wiener(estimates: Tensor, mixture: Tensor, passes: int = 1) -> Tensor:
         passes: of re-estimating powers and spatial covariances, one for each bin and source, over all frames.
 
     Returns:
-        estimates like the given ones, which sum to the mixture but for rounding and silence.
+        estimates like the given ones, which sum to the mixture but for rounding.
 
     Raises:
         ValueError: more microphones.
@@ -36,7 +36,19 @@ def wiener(estimates: Tensor, mixture: Tensor, passes: int = 1) -> Tensor:
         covariance = torch.einsum("...sfb,...smnb->...mnfb", power.to(y.dtype), spatial)
         whitened = _solve(covariance, mixture)
         y = power.unsqueeze(-3) * torch.einsum("...smnb,...nfb->...smfb", spatial, whitened)
+        y = y + _shares(power).unsqueeze(-3) * (mixture - y.sum(dim=-4)).unsqueeze(-4)
     return y
+
+
+def _shares(power: Tensor) -> Tensor:
+    """Of the sources in the power (..., source, frame, bin) of each bin; equal ones where there is none.
+
+    By these, what the filters miss of the mixture is given back: of channels that hold the same signal, they lose what
+    keeps the covariance regular, up to a tenth in single precision.
+    """
+    total = power.sum(dim=-3, keepdim=True)
+    known = total > torch.finfo(total.dtype).tiny
+    return torch.where(known, power / torch.where(known, total, 1.0), 1 / power.shape[-3])
 
 
 def _solve(covariance: Tensor, mixture: Tensor) -> Tensor:

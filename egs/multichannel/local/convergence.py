@@ -20,6 +20,7 @@ from local_models.auxiva.demixing_updates import UPDATES
 from local_models.auxiva.source_models import NMF, Gauss, Laplace
 from local_models.auxiva.surrogate import SurrogateIVA
 from local_models.stft import Stft
+from local_models.system import without_offset
 from utils import files
 from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
@@ -66,7 +67,7 @@ def scores_of(
             window = sample_rate * 128 // 1000
             stft = Stft(window, window // 4)
             model = CLASSIC[name]()
-        spectrum = stft(torch.from_numpy(mixture)[None])
+        spectrum = stft(without_offset(torch.from_numpy(mixture))[None])
         for update in updates:
             # One run gives the estimates after each number of iterations.
             spectra = AuxIVA(model, update).after(spectrum, iterations)
