@@ -5,7 +5,7 @@ consistency}.py; mixture consistency: Wisdom et al., ICASSP 2019 (arXiv 1811.085
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ class StftMasking(nn.Module):
             proportional to power, or predicted by the network for the whole example.
     """
 
+    window: Tensor
+
     def __init__(
         self,
         network: Callable[[int, int], nn.Module],
@@ -44,7 +46,7 @@ class StftMasking(nn.Module):
             raise ValueError(
                 f"the hop of {hop} samples does not divide the window of {window} into two parts or more"
             )
-        self.network = network(window // 2 + 1, n_src)
+        self.network = cast(Any, network(window // 2 + 1, n_src))
         self.n_src, self.hop, self.consistency = n_src, hop, consistency
         self.left = window - hop if edges == "padded" else 0
         self.register_buffer("window", torch.hann_window(window).sqrt(), persistent=False)
@@ -60,7 +62,7 @@ class StftMasking(nn.Module):
         with torch.autocast(kind, enabled=False):
             estimates = self.istft(masks * spectrum[:, None], mixture.shape[-1])
             if self.consistency == "predicted":
-                shares = self.weights(summary).softmax(-1)[..., None]
+                shares: Tensor | float = self.weights(summary).softmax(-1)[..., None]
             elif self.consistency == "power":
                 shares = power_shares(estimates)
             else:

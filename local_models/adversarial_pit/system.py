@@ -223,6 +223,10 @@ class Opponent(nn.Module):
         n_src: number of slots.
     """
 
+    updates: Tensor
+    accuracy: Tensor
+    log_ratio: Tensor
+
     def __init__(self, options: Adversary, game: Game, n_src: int):
         super().__init__()
         context = options.family == "context"

@@ -7,6 +7,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import asteroid
 import asteroid.models
@@ -97,7 +98,7 @@ class AsteroidSystem(System):
             ValueError: if it is none of Asteroid's separation networks, or its weights do not fit.
         """
         name, args = packed["model_name"], dict(packed["model_args"])
-        model = getattr(asteroid.models, str(name), None)
+        model: Any = getattr(asteroid.models, str(name), None)
         if (
             not (inspect.isclass(model) and issubclass(model, BaseEncoderMaskerDecoder))
             or "n_src" not in args
@@ -110,9 +111,8 @@ class AsteroidSystem(System):
             )
         n_src, rate = args.pop("n_src"), int(args.pop("sample_rate", None) or 8000)
         known = _accepted(model, args)
-        system = cls(
-            functools.partial(model, **{k: v for k, v in args.items() if k in known}), n_src, rate
-        )
+        options = {key: value for key, value in args.items() if key in known}
+        system = cls(functools.partial(cast(Any, model), **options), n_src, rate)
         try:
             system.model.load_state_dict(packed["state_dict"])
         except RuntimeError as error:

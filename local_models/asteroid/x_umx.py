@@ -30,6 +30,7 @@ class XUMX(System):
         time_weight: of the loss in time.
     """
 
+    n_src: int
     n_mics = 2
     images = True
     ordered = True
@@ -74,7 +75,8 @@ class XUMX(System):
         with self.full_precision():
             masked = masks.float() * spectrum[:, None]
             estimates = self.stft.inverse(masked, mixture.shape[-1])
-            values = {"loss_magnitude": 0.0, "loss_time": 0.0}
+            nothing = masked.real.new_zeros(())
+            values = {"loss_magnitude": nothing, "loss_time": nothing}
             groups = [
                 g
                 for size in range(1, self.n_src)
@@ -82,10 +84,10 @@ class XUMX(System):
             ]
             for group in groups:
                 found, wanted = masked[:, group].sum(1).abs(), targets[:, group].sum(1).abs()
-                values["loss_magnitude"] += (found - wanted).square().mean() / len(groups)
-                values["loss_time"] += _distortion(
-                    estimates[:, group].sum(1), sources[:, group].sum(1)
-                ) / len(groups)
+                error = (found - wanted).square().mean()
+                values["loss_magnitude"] = values["loss_magnitude"] + error / len(groups)
+                distortion = _distortion(estimates[:, group].sum(1), sources[:, group].sum(1))
+                values["loss_time"] = values["loss_time"] + distortion / len(groups)
             values["loss"] = values["loss_magnitude"] + self.time_weight * values["loss_time"]
             if not self.training:
                 values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])

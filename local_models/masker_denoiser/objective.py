@@ -5,7 +5,7 @@ both are options.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Objective:
         """
         masked = divergence(target, estimate.masked)
         denoised = divergence(target, estimate.denoised)
-        gate = 1.0
+        gate: Tensor | float = 1.0
         if self.gated:
             gate = ((masked >= 1.5) & (denoised >= 0.25)).to(masked.dtype).detach()
         values = {
@@ -88,7 +88,7 @@ class Objective:
         # Penalties are computed only where they count.
         n_sequences = len(estimate.hidden)
         weight = network.mask.weight
-        second = network.denoiser[2].weight
+        second: Any = network.denoiser[2].weight
         penalties = {
             "hidden_norm": lambda: PUBLISHED_BATCH * estimate.hidden.abs().sum() / n_sequences,
             "mask_norm": lambda: weight.abs().sum(),

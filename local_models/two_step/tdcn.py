@@ -4,7 +4,7 @@ A mask network maps the latent mixture (batch, in_chan, frames) to masks (batch,
 `asteroid.masknn` do, so that one takes the place of another in a YAML.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,8 @@ class TDCN(nn.Module):
             )
         if skip_chan:
             # Nothing reads the last residual: without weights, DDP waits for no gradient.
-            self.TCN[-1].res_conv = None
+            last_block: Any = self.TCN[-1]
+            last_block.res_conv = None
         last = skip_chan or bn_chan
         if mask_head == "basis":
             self.mask_net: nn.Module = BasisHead(last, in_chan, n_src)
@@ -99,7 +100,7 @@ class TDCN(nn.Module):
         """Latent mixture (batch, in_chan, frames) to masks (batch, n_src, in_chan, frames), float32 at least."""
         x = self.bottleneck(latent)
         skips = None  # sum of the skip outputs, if the blocks have one
-        sources = {}
+        sources: dict[int, Tensor] = {}
         for index, block in enumerate(self.TCN):
             x = self._with_long_skips(index, x, sources)
             update = block(x)

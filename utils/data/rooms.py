@@ -170,12 +170,9 @@ def simulate(room: Room, sample_rate: int) -> Responses:
     anechoic = _image_method(room, sample_rate, 1.0, 0, int(arrival.max()) + DELAY + 1)
     full = anechoic
     if room.t60:
-        full = _image_method(
-            room,
-            sample_rate,
-            *walls,
-            int(arrival.max()) + max(round(room.t60 * sample_rate), DELAY),
-        )
+        absorption, order = walls
+        taps = int(arrival.max()) + max(round(room.t60 * sample_rate), DELAY)
+        full = _image_method(room, sample_rate, absorption, order, taps)
     return Responses(full, anechoic, arrival)
 
 

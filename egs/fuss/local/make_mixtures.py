@@ -89,7 +89,7 @@ def manifest_of(
         if not any(slots):
             skipped.append(mixture.name)
             continue
-        record = {"mixture_ID": identity, "mixture_path": str(mixture)}
+        record: dict[str, object] = {"mixture_ID": identity, "mixture_path": str(mixture)}
         for k in range(N_SLOTS):
             record[f"source_{k + 1}_path"] = slots[k] if k < len(slots) else ""
         record |= {"length": result["length"], "n_active": sum(map(bool, slots))}

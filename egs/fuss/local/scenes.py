@@ -52,7 +52,7 @@ def find_clips(folder: Path) -> dict[str, list[Clip]]:
     Raises:
         UserError: files that are no audio, all in one.
     """
-    clips = {split: [] for split in SPLITS}
+    clips: dict[str, list] = {split: [] for split in SPLITS}
     problems = []
     divided = all((folder / split).is_dir() for split in SPLITS)
     # By the text of their names, in which a space comes before the separator of folders.

@@ -67,7 +67,7 @@ def transcribe(
     sources = sources[:, 0]
     estimates = estimates[match(estimates, sources)]
     of_mixture = recognise(mixture[0], rate)
-    totals = {}
+    totals: dict = {}
     for k, (estimate, source) in enumerate(zip(estimates, sources, strict=True), 1):
         texts = {
             "mixture": of_mixture,

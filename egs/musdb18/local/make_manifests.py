@@ -99,7 +99,7 @@ def make_songs(
             products.append(Product(f"{song.parent.name}/{name}", settings, wavs, arguments))
             songs.append((part, song, target))
     results = make(make_song, products, corpus.folder / "songs", n_jobs, "songs")
-    rows = {part: [] for part in SETS}
+    rows: dict[str, list[dict]] = {part: [] for part in SETS}
     remarks = []
     for (part, song, target), result in zip(songs, results, strict=True):
         remarks += [f"{song.name}: {text}" for text in result["remarks"]]
@@ -133,8 +133,8 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
     inputs = [song / f"{name}.wav" for name in FILES]
     signals = read_song(song)
     lengths = {name: signal.shape[1] for name, signal in signals.items()}
-    shortest = min(lengths, key=lengths.get)
-    longest = max(lengths, key=lengths.get)
+    shortest = min(lengths, key=lambda name: lengths[name])
+    longest = max(lengths, key=lambda name: lengths[name])
     length = lengths[shortest]
     excess = lengths[longest] - length
     if excess > LOOSE:
@@ -151,7 +151,7 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
         else:
             copy.unlink(missing_ok=True)
     stems = [name for name in STEMS if name in signals]
-    accompaniment = sum(signals[name] for name in stems)
+    accompaniment = np.asarray(sum(signals[name] for name in stems))
     subtype = "PCM_16" if np.abs(accompaniment).max() <= 1 else "FLOAT"
     audio.write(target / "accompaniment.wav", accompaniment, RATES["hq"], subtype)
     mixture = signals["mixture"]
@@ -213,11 +213,11 @@ def read_song(song: Path) -> dict[str, np.ndarray]:
 
 def level_difference(voice: np.ndarray | None, accompaniment: np.ndarray) -> float:
     """Level of a voice less that of its accompaniment in dB; infinite or NaN where one, or both, are silent."""
-    powers = []
+    powers: list[np.floating | float] = []
     for signal in (voice, accompaniment):
         powers.append(0.0 if signal is None else np.mean(signal.astype(np.float64) ** 2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return round(float(10 * np.log10(np.divide(*powers))), 2)
+        return round(float(10 * np.log10(np.divide(powers[0], powers[1]))), 2)
 
 
 def remarks_on(
@@ -326,7 +326,7 @@ def make_clips(
             products.append(Product(name, settings, tuple(paths.values()), arguments))
             clips.append((part, name, paths))
     lengths = make(make_clip, products, folder, n_jobs, "clips")
-    rows = {part: [] for part in SETS}
+    rows: dict[str, list[dict]] = {part: [] for part in SETS}
     for (part, name, paths), length in zip(clips, lengths, strict=True):
         levels = {"voice_to_accompaniment_db": 0.0}
         rows[part].append({"mixture_ID": name, **paths, "length": length, **levels})

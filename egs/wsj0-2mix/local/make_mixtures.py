@@ -193,7 +193,7 @@ def find_recordings(root: Path) -> list[tuple[str, str, str]]:
     Speakers and names hold no white space, so that they can stand in mixing lists, and differ where folders and files
     do: `a b`, `a_b` and `a/b` are three.
     """
-    groups = {}
+    groups: dict = {}
     for path in walk(root):
         folder, *_ = path.relative_to(root).with_suffix("").parts
         groups.setdefault(folder, []).append(path)
@@ -253,7 +253,7 @@ def write_source(path, target, sample_rate):
     return len(signal), [path]
 
 
-def consists_of(found: dict) -> dict[str, str | list[str]]:
+def consists_of(found: dict) -> dict:
     """What a corpus consists of: lists and CSV files by content, directories by the names of their files."""
     if found["form"] == "lists":
         lists = [path for path in found["lists"].values() if path.is_file()]

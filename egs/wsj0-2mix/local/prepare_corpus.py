@@ -108,7 +108,7 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
     """
     n_speakers = size["speakers"] + size["test_speakers"]
     draw = random.Random(0)
-    recordings = {"tr": {}, "cv": {}, "tt": {}}
+    recordings: dict[str, dict[str, list[str]]] = {"tr": {}, "cv": {}, "tt": {}}
     jobs = []
     for index, speaker in enumerate(speech.make_speakers(n_speakers, seed=0)):
         name = f"{index:02d}{'fm'[index % 2]}"
@@ -123,9 +123,9 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
     for n_src in (2, 3):
         for part, paths in recordings.items():
             text = mixing.draw_list(paths, n_src, size[part], seed=f"{n_src}{part}")
-            path = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
-            if not path.is_file() or path.read_text() != text:
-                files.write_text(path, text)
+            target = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
+            if not target.is_file() or target.read_text() != text:
+                files.write_text(target, text)
     return len(jobs)
 
 

@@ -15,7 +15,7 @@ _BLOCK = 2**20  # samples that are converted to float64 at once
 _SILENCE = 1e-26  # of the energy of a constant signal that rounding leaves when its mean is removed
 
 
-def si_sdr(estimates, references):
+def si_sdr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Scale-invariant signal-to-distortion ratio of zero-mean signals.
 
     Args:
@@ -42,7 +42,7 @@ def si_sdr(estimates, references):
     return to_decibels(ratio, broken | (energy_e == 0), energy_r == 0)
 
 
-def snr(estimates, references):
+def snr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Signal-to-noise ratio of the signals as they are: sign, scale and mean count. The rest is as in `si_sdr`."""
     estimates, references, broken = _checked(estimates, references)
     energy = _sum(lambda r: r**2, references)
@@ -81,12 +81,12 @@ def _mean_and_energy(signals):
     return mean, np.where(energy <= _SILENCE * raw, 0.0, energy)
 
 
-def si_sdri(estimates, references, mixture):
+def si_sdri(estimates: np.ndarray, references: np.ndarray, mixture: np.ndarray) -> np.ndarray:
     """Improvement of the SI-SDR over that of the mixture (..., time). The rest is as in `si_sdr`."""
     return si_sdr(estimates, references) - si_sdr(np.asarray(mixture)[..., None, :], references)
 
 
-def match(estimates, references):
+def match(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """The order of the estimates with the best mean SI-SDR; silent references take what is left.
 
     Args:
@@ -103,7 +103,7 @@ def match(estimates, references):
     return order
 
 
-def inverted(estimates, references):
+def inverted(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Which estimates have the wrong sign: (..., source, time) twice to (..., source) booleans.
 
     True where the correlation with the reference is negative; SI-SDR does not see it.
@@ -118,7 +118,7 @@ def inverted(estimates, references):
         return products < 0
 
 
-def check_length(estimates, references):
+def check_length(estimates: np.ndarray, references: np.ndarray) -> None:
     """ValueError unless both have one length, of at least one sample."""
     if estimates.shape[-1] != references.shape[-1] or not references.shape[-1]:
         raise ValueError(
@@ -126,7 +126,7 @@ def check_length(estimates, references):
         )
 
 
-def as_signals(estimates, references):
+def as_signals(estimates: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both in float64; ValueError unless they have one length, of at least one sample."""
     estimates = np.asarray(estimates, dtype=np.float64)
     references = np.asarray(references, dtype=np.float64)
@@ -134,7 +134,7 @@ def as_signals(estimates, references):
     return estimates, references
 
 
-def centred(signals):
+def centred(signals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Signals without their means, and their energies: 0 where only rounding is left."""
     raw = np.sum(signals**2, axis=-1)
     moved = signals - signals.mean(axis=-1, keepdims=True)
@@ -142,7 +142,9 @@ def centred(signals):
     return moved, np.where(energy <= _SILENCE * raw, 0.0, energy)
 
 
-def to_decibels(ratio, failed, undefined):
+def to_decibels(
+    ratio: np.ndarray, failed: np.ndarray | bool, undefined: np.ndarray | bool
+) -> np.ndarray:
     """10 log10 of a ratio within +-LIMIT; -LIMIT where `failed`, nan where `undefined`."""
     with np.errstate(all="ignore"):
         values = np.clip(10 * np.log10(ratio), -LIMIT, LIMIT)
