@@ -25,7 +25,11 @@ CONFIG = {
     "system": {
         "class_path": "local_models.adversarial_pit.AdversarialPIT",
         "init_args": {
-            **{"network": NETWORK, "n_src": 2, "sample_rate": 8000, "window": 128, "hop": 32},
+            "network": NETWORK,
+            "n_src": 2,
+            "sample_rate": 8000,
+            "window": 128,
+            "hop": 32,
             "adversaries": [
                 {"domain": "stft", "n_real": 1, "filters": 8, "windows": [128]},
                 {"domain": "waveform", "family": "instance", "filters": 8},
@@ -126,6 +130,7 @@ def test_a_kill_in_the_adversarial_step_changes_nothing(exp, tone_manifests, tmp
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_play_as_one(exp, tone_manifests, tmp_path):
     shutil.copytree(exp / "pit", tmp_path / "double" / "pit")
     config = copy.deepcopy(CONFIG)

@@ -143,6 +143,7 @@ def test_a_wrong_entry_of_the_list_is_explained(entry, words, tmp_path):
             evaluate(method, noise_set(tmp_path / "set", 1))
 
 
+@pytest.mark.slow
 def test_a_cluster_of_two_processes_gives_the_rows_of_one_process(tmp_path):
     manifest = noise_set(tmp_path / "set", 12, seconds=0.3)
     exps = [
