@@ -6,7 +6,7 @@ intermediate result is kept for the backward pass. Here a block keeps two wide t
 the others again, which costs less than reading them back.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ def accelerate(model: Model) -> Model:
     Returns:
         The same object.
     """
+    module: Any  # its class is exchanged
     for module in model.modules():
         if type(module) in _NORMS:
             module.__class__ = _NORMS[type(module)]
@@ -80,6 +81,9 @@ class BasisConv2d(nn.Conv2d):
     The library's kernels for so tall a filter on one channel are many times slower (30 times for 257 taps on a CPU).
     """
 
+    bias: Tensor
+    padding: tuple[int, int]
+
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 1, rows, frames) to (batch, out, rows + 2 p - taps + 1, frames)."""
         matrix = self.toeplitz(x.shape[2])  # (out, rows of the output, rows)
@@ -115,7 +119,7 @@ class FastFeatsGlobLN(FeatsGlobLN):
             return torch.group_norm(wide(x), x.shape[1], self.gamma, self.beta, EPS)
 
 
-_NORMS = {GlobLN: FastGlobLN, FeatsGlobLN: FastFeatsGlobLN}
+_NORMS: dict[type, Any] = {GlobLN: FastGlobLN, FeatsGlobLN: FastFeatsGlobLN}
 
 
 class FastPReLU(nn.PReLU):
@@ -293,8 +297,8 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
     """Gradients of 1x1 convolutions of one input `x`: of `x`, float32 at least, then weight and bias of each."""
-    x_grad = None
-    parameter_grads = []
+    x_grad: Any = None
+    parameter_grads: list[Tensor | None] = []
     for grad, weight, bias in zip(grads, weights, biases, strict=True):
         if grad is None:
             parameter_grads += [None, None]
@@ -316,7 +320,8 @@ def _norm(
     x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Group norm of (batch, chan, frames): the result, mean and inverse deviation of each group of each example."""
-    return torch.native_group_norm(x, gamma, beta, *x.shape, groups, eps)
+    batch, chan, frames = x.shape
+    return torch.native_group_norm(x, gamma, beta, batch, chan, frames, groups, eps)
 
 
 def _norm_backward(

@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import sys
+from collections.abc import Callable
 
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended, as shells have it
 
@@ -13,7 +14,7 @@ class UserError(Exception):
     """Bad input. The message says what is wrong, where, and what to do."""
 
 
-def command(main):
+def command(main: Callable) -> Callable:
     """Decorate the main function of a command: what a person can mend ends it with one line.
 
     The exit code is 2 for a `UserError` and for errors of the operating system (a full disk, a name that is too long,
@@ -40,7 +41,7 @@ def command(main):
         except MemoryError:
             _end("error: not enough memory: use fewer jobs or smaller batches, or a larger machine")
         except OSError as error:
-            if error.errno is None or error.filename is None and error.errno not in _FULL_DISK:
+            if error.errno is None or (error.filename is None and error.errno not in _FULL_DISK):
                 raise
             _end(f"error: {explain(error)}")
 

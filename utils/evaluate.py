@@ -12,6 +12,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -258,7 +259,7 @@ def in_words(folder: Path, final: dict) -> str:
 
 
 @contextlib.contextmanager
-def workers(cluster: str | None):
+def workers(cluster: str | None) -> Iterator[None]:
     """Where the processes run: on this machine, or on the Dask cluster of this address, which sees the same files."""
     if cluster is None:
         # A worker must know its parent before its first job, which may never come.

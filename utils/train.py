@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -12,14 +13,18 @@ import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
+from jsonargparse import Namespace
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
-from utils.data.datasets import loaders
+from local_models.system import System
+from utils.data.datasets import EpochSampler, loaders
 from utils.errors import UserError, command
 from utils.files import read_json, sha256, write_text
 from utils.training import config as configuration
@@ -57,7 +62,7 @@ def fingerprint(system: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def start_from(system, previous: Path | None, folder: Path) -> None:
+def start_from(system: System, previous: Path | None, folder: Path) -> None:
     """Load the best model of the step before, and remember which one it was."""
     if previous is None:
         return
@@ -130,7 +135,9 @@ def is_finished(folder: Path) -> bool:
     return True
 
 
-def train_step(name: str, previous: Path | None, config, exp: Path, manifests: Path) -> None:
+def train_step(
+    name: str, previous: Path | None, config: Namespace, exp: Path, manifests: Path
+) -> None:
     """Train one step to its end, from where it was if it was interrupted."""
     folder = exp / name
     if is_finished(folder):
@@ -152,14 +159,17 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
     minutes = experiment.runtime.checkpoint_minutes
     checkpoints = Checkpoints(folder, step.monitor, mode, minutes)
     trainer = make_trainer(folder, step, experiment, bookkeeping, checkpoints)
-    options = (manifests, experiment.data, system.n_src, system.sample_rate, step.batch_size)
-    options += (config.seed, experiment.runtime.workers)
-    train, valid = loaders(*options, trainer.global_rank, trainer.world_size)
-    checkpoints.sampler = train.sampler
+    data = (manifests, experiment.data, system.n_src, system.sample_rate)
+    make_loaders = functools.partial(loaders, *data, step.batch_size, config.seed)
+    workers = experiment.runtime.workers
+    train, valid = make_loaders(workers, trainer.global_rank, trainer.world_size)
+    checkpoints.sampler = cast(EpochSampler, train.sampler)
     last = folder / "last.ckpt"
-    with explained(trainer, folder):
+    with explained(trainer, checkpoints):
         if not last.exists() and trainer.is_global_zero:
-            rehearse(name, experiment, settings["system"], options)
+            # In this process, on one device.
+            rehearsal = make_loaders(0, 0, 1)
+            rehearse(name, experiment, settings["system"], *rehearsal)
         if step.compile:
             for part in system.compiled_parts():
                 part.compile(dynamic=False)
@@ -177,13 +187,13 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
 
 
 @contextlib.contextmanager
-def explained(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
+def explained(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
     """Turn what ends a training from outside into a message.
 
     Raises:
         UserError: the training was interrupted, or a loader process has died.
     """
-    interrupted = f"interrupted; the same command continues {folder}"
+    interrupted = f"interrupted; the same command continues {checkpoints.folder}"
     try:
         yield
     except (Interrupted, SystemExit):
@@ -196,7 +206,7 @@ def explained(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         if not LOADER_DEATH.search(str(error)):
             raise
-        if trainer.checkpoint_callback.is_told():  # the signal may have gone to all processes
+        if checkpoints.is_told():  # the signal may have gone to all processes
             raise UserError(interrupted) from None
         raise UserError(
             "a loader process has ended, for lack of memory or of shared memory (/dev/shm) perhaps: "
@@ -204,11 +214,12 @@ def explained(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
         ) from None
 
 
-def rehearse(name: str, experiment: Experiment, system_config: dict, options: tuple) -> None:
+def rehearse(
+    name: str, experiment: Experiment, system_config: dict, train: DataLoader, valid: DataLoader
+) -> None:
     """Test the step in a few updates, and say how long it will take."""
     step = experiment.steps[name]
-    rehearsal = loaders(*options[:-1], 0, 0, 1)  # in this process, on one device
-    estimate = self_test(experiment.system, system_config, step, experiment.runtime, *rehearsal)
+    estimate = self_test(experiment.system, system_config, step, experiment.runtime, train, valid)
     epoch = estimate["epoch_seconds"]
     print(
         f"step `{name}`: self-test passed; an epoch takes about {timedelta(seconds=round(epoch))} (h:mm:ss), "
@@ -223,7 +234,7 @@ def finish(
     trainer: pl.Trainer,
     bookkeeping: Bookkeeping,
     checkpoints: Checkpoints,
-    system,
+    system: System,
     frozen: str,
     seed: int,
 ) -> None:
@@ -295,7 +306,7 @@ def is_complete(exp: Path, names: list[str], chosen: list[str]) -> bool:
     return has_model and all(is_finished(exp / name) for name in chosen)
 
 
-def train(config, exp: Path, manifests: Path, chosen: list[str]) -> None:
+def train(config: Namespace, exp: Path, manifests: Path, chosen: list[str]) -> None:
     """Train the chosen steps in order, and export the model after the last one."""
     names = list(config.steps)
     for name in chosen:

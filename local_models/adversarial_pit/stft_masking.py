@@ -6,7 +6,7 @@ consistency}.py; mixture consistency: Wisdom et al., ICASSP 2019 (arXiv 1811.085
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ class StftMasking(nn.Module):
         edges: `published` pads at the end only, which fades the first 24 ms of 16 kHz in (mixture consistency hides
             it); `padded` reconstructs perfectly at both ends.
     """
+
+    window: Tensor
 
     def __init__(
         self,

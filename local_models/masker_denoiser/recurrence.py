@@ -4,6 +4,8 @@ PyTorch steps through `nn.GRU` on a CPU with a graph node an operation, and form
 anew at every step. Here the steps hold one matrix product each, everything else is done for all steps at once.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,11 @@ class GRU(nn.GRU):
     On a GPU without a fed-back residual this is cuDNN. Under autocast the matrix products are in the lower precision,
     states and gates keep theirs.
     """
+
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(input_size, hidden_size)

@@ -4,7 +4,7 @@ Source: Tzinis et al., "Two-step sound source separation: training on learned la
 (arXiv 1910.09804), step 1, as published at github.com/etzinis/two_step_mask_learning.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,7 +38,7 @@ class FrontEnd(nn.Module):
         self.hop = kernel_size // 2
         self.mask = mask
         groups = n_src if decoder == "private" else 1  # decoders
-        geometry = dict(stride=self.hop, padding=kernel_size // 2)
+        geometry: dict[str, Any] = dict(stride=self.hop, padding=kernel_size // 2)
         self.encoder = nn.Conv1d(1, n_basis, kernel_size, **geometry)
         self.decoder = nn.ConvTranspose1d(
             groups * n_basis,

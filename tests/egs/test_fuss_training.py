@@ -126,6 +126,7 @@ def test_a_kill_in_the_adversarial_step_changes_nothing(exp, tone_manifests, tmp
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_play_as_one(exp, tone_manifests, tmp_path):
     shutil.copytree(exp / "pit", tmp_path / "double" / "pit")
     config = copy.deepcopy(CONFIG)

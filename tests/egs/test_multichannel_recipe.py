@@ -344,6 +344,7 @@ def test_sms_wsj_is_read_with_as_many_microphones_as_speakers(local, tmp_path):
     assert audio.info(read_manifest(manifests / "train.csv", 2)["mixture_path"][0])[2] == 6
 
 
+@pytest.mark.slow
 def test_a_classic_model_separates_files_by_the_command_line(local, tmp_path, capsys):
     options = ["--update", "iss", "--n_iter", "5", "--sample_rate", str(RATE)]
     local["make_model"].main(["--source", "gauss", *options, "--out", str(tmp_path / "gauss")])

@@ -23,7 +23,13 @@ MP3_STRETCH = 64  # the largest bit rate is 40 times the smallest
 UNKNOWN = 2**62  # libsndfile gives more than this for a stream of unknown length
 
 
-def read(path, start=0, frames=-1, sample_rate=None, channels=False):
+def read(
+    path: str | Path,
+    start: int = 0,
+    frames: int = -1,
+    sample_rate: int | None = None,
+    channels: bool = False,
+) -> np.ndarray:
     """Read a file, or a segment of it.
 
     Args:
@@ -65,7 +71,7 @@ def read(path, start=0, frames=-1, sample_rate=None, channels=False):
     return np.ascontiguousarray(audio.T) if channels else audio[:, 0]
 
 
-def info(path):
+def info(path: str | Path) -> tuple[int, int, int]:
     """Return `(frames, sample_rate, channels)`, the true ones; errors as in `read`."""
     with Reader(path) as reader:
         if reader.format == "FLAC":
@@ -169,7 +175,7 @@ class Reader:
         self._decode(*view)
         self.frames = frames
 
-    def skip(self, start):
+    def skip(self, start: int) -> None:
         """Go on to the sample `start`."""
         if self.format == "MP3":
             target = max(start // MP3_LEAD - 2, 0) * MP3_LEAD
@@ -188,7 +194,7 @@ class Reader:
             if not len(self.read(min(start - self.position, 2**16))):
                 break
 
-    def read(self, frames):
+    def read(self, frames: int) -> np.ndarray:
         """The next samples, (time, channel) in float32: as many as asked for, fewer at the end only."""
         frames = min(frames, self.frames - self.position)
         end = self.position + frames
@@ -215,7 +221,7 @@ class Reader:
             return np.zeros((0, self.channels), np.float32)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def close(self):
+    def close(self) -> None:
         if self._sound is not None:
             self._sound.close()
         # Twice is no error: a file is closed in __exit__ and where it cannot be opened.
@@ -336,7 +342,7 @@ def _about_sphere(path):
     )
 
 
-def write(path, audio, sample_rate, subtype="PCM_16"):
+def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = "PCM_16") -> None:
     """Write a WAV file atomically; folders are made.
 
     Args:

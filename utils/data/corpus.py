@@ -98,7 +98,7 @@ def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> 
         longest: bytes of a name.
     """
     pairs = [(_plain(label), key) for label, key in zip(labels, keys, strict=True)]
-    keys_of = {}
+    keys_of: dict[str, set] = {}
     for name, key in pairs:
         keys_of.setdefault(name, set()).add(key)
     names = []
@@ -398,7 +398,7 @@ def _directories(text: str, base: Path, pair: bool) -> tuple[Path, ...]:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Print the name of a corpus and where it is, each with a NUL behind it; check data/NAME if it is there."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     add_arguments(parser)

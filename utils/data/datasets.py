@@ -4,7 +4,9 @@ Every example is a function of (seed, epoch, index) alone, so the same seed give
 of loader workers and, over all ranks together, of devices.
 """
 
+from collections.abc import Sized
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ def rng_of(*key: int) -> np.random.Generator:
 
 
 def segment_of(
-    path: str, length: int, frames: int, position: float, sample_rate: int, channels=1
+    path: str, length: int, frames: int, position: float, sample_rate: int, channels: int = 1
 ) -> np.ndarray:
     """(frames,), or (channels, frames), of a recording of `length` samples.
 
@@ -289,13 +291,13 @@ def loaders(
     """Loaders of training and validation for one rank; `batch_size` is over all ranks together."""
     if batch_size % world:
         raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
-    dataset = data.dataset or Mixtures
-    valid = dataset(
+    make = data.dataset or Mixtures
+    valid: Any = make(
         manifests, "valid", n_src, sample_rate, data.valid_segment, seed, data.valid_size
     )
-    train = training_set(manifests, data, n_src, sample_rate, seed)
+    train: Any = training_set(manifests, data, n_src, sample_rate, seed)
     size = epoch_size(train, data.epoch_size)
-    made = []
+    pair: list[DataLoader] = []
     for dataset, shuffle in ((train, True), (valid, False)):
         n_examples = size if shuffle else len(dataset)
         # More than there are items: of a data set that draws, whose further indices are examples too.
@@ -305,19 +307,19 @@ def loaders(
             raise UserError(
                 f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
             )
-        options = {
+        options: dict[str, Any] = {
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "drop_last": shuffle,
             # Of its own, so that what a training draws does not depend on the number of workers.
             "generator": torch.Generator().manual_seed(seed),
         }
-        made.append(
+        pair.append(
             DataLoader(
                 dataset, batch_size // world, sampler=sampler, num_workers=workers, **options
             )
         )
-    return made[0], made[1]
+    return pair[0], pair[1]
 
 
 def training_set(
@@ -335,11 +337,13 @@ def training_set(
     size = data.epoch_size
     if size is None and fixed.exists():
         size = len(read_manifest(fixed, n_src))
+    if n_src is None:
+        raise UserError("dynamic mixing needs a system with a fixed number of sources (n_src)")
     options = data.dynamic_mixing or DynamicMixing()
     return DynamicMixtures(singles, n_src, sample_rate, data.segment, seed, size, options)
 
 
-def epoch_size(dataset: Dataset, asked: int | None) -> int:
+def epoch_size(dataset: Sized, asked: int | None) -> int:
     """Examples an epoch.
 
     Args:

@@ -5,11 +5,11 @@ In an overlap the sources of a segment are matched with those of the one before,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from local_models.system import System
 from utils.errors import UserError
 
 
@@ -35,6 +35,18 @@ class Blocks:
             raise UserError(f"--batch {self.batch}: at least 1")
 
 
+class Separator(Protocol):
+    """What a `Stitcher` asks of a system."""
+
+    sample_rate: int
+    ordered: bool
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def separate(self, mixture: torch.Tensor, /) -> torch.Tensor: ...
+
+
 class Stitcher:
     """Separates a stream: input goes in by `push`, estimates come out as soon as they are final.
 
@@ -44,7 +56,7 @@ class Stitcher:
         related: the streams are channels of one recording, whose sources shall have the same order.
     """
 
-    def __init__(self, system: System, blocks: Blocks, related: bool):
+    def __init__(self, system: Separator, blocks: Blocks, related: bool):
         self.system, self.batch, self.related = system, blocks.batch, related
         self.length = max(round(blocks.segment * system.sample_rate), 1)
         self.overlap = min(round(blocks.overlap * system.sample_rate), self.length // 2)
@@ -52,11 +64,11 @@ class Stitcher:
         self.fade = ((torch.arange(self.overlap) + 0.5) / max(self.overlap, 1) * 2 - 0.5).clamp(
             0, 1
         )
-        self.signal = None  # input from (at most) one step before the next segment
+        # Input from (at most) one step before the next segment.
+        self.signal: torch.Tensor | None = None
         self.begin = 0  # of the next segment, in self.signal
-        self.tail = (
-            None  # what the segment before says about the first `overlap` samples of the next one
-        )
+        # What the segment before says about the first `overlap` samples of the next one.
+        self.tail: torch.Tensor | None = None
 
     def push(self, signal: torch.Tensor) -> Iterator[torch.Tensor]:
         """Take (stream, time) or (stream, mic, time), without the offset of the whole stream."""
@@ -68,8 +80,8 @@ class Stitcher:
         """The rest. The last segment is as long as the others: it begins earlier. Nothing if there was no input."""
         waiting = self._waiting()
         yield from self._segments(waiting, max(1, waiting))
-        total = 0 if self.signal is None else self.signal.shape[-1]
-        if total:
+        if self.signal is not None and self.signal.shape[-1]:
+            total = self.signal.shape[-1]
             start = max(total - self.length, 0)
             estimates = self._estimate(self.signal[None, ..., start:])[0]
             yield self._join(estimates[..., self.begin - start :])
@@ -80,6 +92,8 @@ class Stitcher:
         return max(0, -(-(total - self.begin - self.length) // self.step))
 
     def _segments(self, count: int, at_once: int) -> Iterator[torch.Tensor]:
+        if self.signal is None:
+            return
         for first in range(0, count, at_once):
             starts = [self.begin + i * self.step for i in range(min(at_once, count - first))]
             for estimates in self._estimate(

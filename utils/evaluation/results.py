@@ -19,6 +19,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -230,7 +231,7 @@ def write_example(
 # ---- numbers as text
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """The same with numbers of Python in the place of numpy's, and None for what has no value."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
@@ -244,7 +245,7 @@ def plain(value):
     return value
 
 
-def dumps(value, **options) -> str:
+def dumps(value: Any, **options) -> str:
     """JSON with null for what has no value."""
     return json.dumps(plain(value), allow_nan=False, **options)
 

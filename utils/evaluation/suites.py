@@ -1,8 +1,9 @@
 """Suites of metrics: what evaluation writes about an utterance and a set, and how the report shows it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,7 +105,7 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
         by_source["oracle_si_sdri"] = by_source["oracle_si_sdr"] - input_si_sdr
     by_source |= _speech_extra(mixture, sources, estimates, sample_rate, extra)
     scored = ~np.isnan(by_source["si_sdr"])
-    row = {name: mean(values) for name, values in by_source.items()}
+    row: dict[str, Any] = {name: mean(values) for name, values in by_source.items()}
     row["inverted"] = int(inverted(estimates, sources)[scored].sum())
     row["sources"] = len(sources)
     row["silent_sources"] = int((~scored).sum())
@@ -148,7 +149,7 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else np.nan
 
 
-def statistics(scores: pd.DataFrame, names) -> dict:
+def statistics(scores: pd.DataFrame, names: Iterable[str]) -> dict:
     """{mean, median, standard_error} of the columns that are there."""
     result = {}
     for name in names:

@@ -42,7 +42,7 @@ class Training:
     def name(self) -> str:
         return self.folder.name
 
-    def sum(self, key: str):
+    def sum(self, key: str) -> float | None:
         """Over the steps; None where no step says."""
         values = [step[key] for step in self.done if key in step]
         return sum(values) if values else None
@@ -75,10 +75,10 @@ class Training:
 class Entry(Training):
     """An experiment evaluated on the set."""
 
-    final: dict = field(default_factory=dict)
+    final: dict = field(kw_only=True)
     """final_metrics.json."""
-    suite: Suite | None = None
-    evaluation: Path | None = None
+    suite: Suite = field(kw_only=True)
+    evaluation: Path = field(kw_only=True)
     """Folder of the evaluation."""
 
     @property
@@ -95,7 +95,7 @@ class Entry(Training):
         )
 
     @property
-    def seed(self):
+    def seed(self) -> int | str | None:
         return self.config.get("seed", self.names("seed"))
 
     @property
@@ -162,7 +162,9 @@ class Entry(Training):
         known = table[columns].dropna()
         if not len(known):
             return None
-        return float(statistic(*known.to_numpy().T, kind=self.suite.statistic))
+        scores = known[self.suite.primary].to_numpy()
+        weights = known[self.suite.weight].to_numpy() if self.suite.weight else None
+        return float(statistic(scores, weights, self.suite.statistic))
 
     @property
     def same_but_seed(self) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,7 +29,7 @@ CROWD = 4  # systems whose points can be told apart
 DOTS = 1500  # a system
 BINS = 8
 WIDTH = 9.6  # inches
-LOOK = {
+LOOK: Any = {
     "font.family": "sans-serif", "font.size": 9, "text.parse_math": False,
     "svg.fonttype": "none", "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
     "text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
@@ -166,7 +167,7 @@ def by_input(entry: Entry) -> tuple[np.ndarray, np.ndarray, bool]:
     y = entry.suite.primary
     if entry.rows is None or x is None or not {x, y} <= set(entry.rows.columns):
         return nothing
-    pairs = []
+    pairs: list[list[str]] = []
     while {f"{x}_{len(pairs) + 1}", f"{y}_{len(pairs) + 1}"} <= set(entry.rows.columns):
         pairs.append([f"{x}_{len(pairs) + 1}", f"{y}_{len(pairs) + 1}"])
     by_source = bool(pairs)
@@ -268,7 +269,7 @@ def training_curves(
 
 def _quantities(tables: list[pd.DataFrame]) -> list[str]:
     """What was logged in training or validation, losses first."""
-    quantities = {}
+    quantities: dict[str, None] = {}
     for table in tables:
         for column in table:
             phase, _, quantity = column.partition("_")
@@ -303,8 +304,9 @@ def _curve(axes: Axes, table: pd.DataFrame, quantity: str, style: Style) -> None
     """Validation strong, training thin and pale."""
     x = table["updates"] if "updates" in table else table.index + 1
     # A line of one or two points is hardly seen without them.
-    dots = {"marker": style.marker, "markersize": 3} if len(table) < 3 else {}
-    for phase, look in (("train", {"lw": 1, "alpha": 0.5}), ("val", {})):
+    dots: dict[str, Any] = {"marker": style.marker, "markersize": 3} if len(table) < 3 else {}
+    looks: dict[str, dict[str, Any]] = {"train": {"lw": 1, "alpha": 0.5}, "val": {}}
+    for phase, look in looks.items():
         column = f"{phase}_{quantity}"
         if column in table:
             axes.plot(x, table[column], color=style.colour, ls=style.dash, **look, **dots)

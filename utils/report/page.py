@@ -157,7 +157,7 @@ def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]
             kind,
             cells["system"].text,
             cells["description"].text,
-            look[entry.folder] if kind == "system" else None,
+            look[entry.folder] if entry and kind == "system" else None,
             entry is not None and entry is reference,
             printed,
         )
@@ -219,8 +219,8 @@ def _commands(entries: list[Entry]) -> list[tuple[str, list[tuple[str, str, str]
     """For each system: what was done, by which command, when."""
     lines = []
     for entry in entries:
-        trained = ("trained", entry.run.get("command"), entry.run.get("started", ""))
-        evaluated = ("evaluated", entry.final.get("command"), entry.final.get("date", ""))
+        trained = ("trained", entry.run.get("command", ""), entry.run.get("started", ""))
+        evaluated = ("evaluated", entry.final.get("command", ""), entry.final.get("date", ""))
         if entry.kind == "system":
             lines.append((entry.name, [done for done in (trained, evaluated) if done[1]]))
     return lines

@@ -31,7 +31,9 @@ class Comparison(Interval):
     n: int
 
 
-def statistic(values, weights=None, kind: str = "mean", axis: int = -1):
+def statistic(
+    values: np.ndarray, weights: np.ndarray | None = None, kind: str = "mean", axis: int = -1
+) -> np.ndarray | float:
     """Weighted mean along an axis, or median.
 
     Args:
@@ -54,7 +56,11 @@ def statistic(values, weights=None, kind: str = "mean", axis: int = -1):
     return (values * weights).sum(axis=axis) / weights.sum(axis=axis)
 
 
-def interval(values, weights=None, kind: str = "mean") -> Interval:
+def interval(
+    values: np.ndarray | pd.Series,
+    weights: np.ndarray | pd.Series | None = None,
+    kind: str = "mean",
+) -> Interval:
     """A statistic of utterances with its 95 % bootstrap interval.
 
     Args:

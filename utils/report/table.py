@@ -71,7 +71,8 @@ def _scores(entries: list[Entry], suite: Suite) -> dict[str, Cell]:
     for measure in _measures(suite):
         values = [entry.summary(measure.key, measure.statistic) for entry in entries]
         # A mean of some of the experiments would be compared with that of all.
-        value = None if None in values else statistics.fmean(values)
+        known = [value for value in values if value is not None]
+        value = statistics.fmean(known) if len(known) == len(values) else None
         factor, unit = UNITS.get(measure.unit, (1, ""))
         cells[measure.label] = _number(value, measure.digits, factor, unit)
     return cells
@@ -97,7 +98,7 @@ def seeds_row(entries: list[Entry]) -> dict[str, Cell]:
 
 def rows(entries: list[Entry]) -> list[tuple[Entry | None, dict[str, Cell]]]:
     """Rows with the experiment that each is of; None: a row of several seeds, below them."""
-    pairs = []
+    pairs: list[tuple[Entry | None, dict[str, Cell]]] = []
     for family in families(entries):
         pairs += [(entry, row(entry)) for entry in family]
         seeds = {entry.config["seed"] for entry in family if "seed" in entry.config}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ KEY = "separation_system"
 # What a model file may be made of besides tensors and plain values: Asteroid stores the version of torch, and metrics
 # as numpy numbers. Files of numpy 1 name the same function by its old path.
 _number = np.float64(0).__reduce__()[0]
-ALLOWED = [
+ALLOWED: list[Any] = [
     TorchVersion,
     np.dtype,
     (_number, "numpy._core.multiarray.scalar"),

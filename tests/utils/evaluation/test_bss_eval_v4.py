@@ -114,7 +114,7 @@ def test_memory_does_not_grow_with_the_track_and_files_can_stay_on_disk(tmp_path
 
 
 def test_sdr_alone_is_that_of_all_scores(track):
-    estimates, references = track
+    _, references = track
     references[1, :, RATE : 2 * RATE] = 0
     np.testing.assert_array_equal(
         frame_sdr(*track, RATE), frame_scores(*track, RATE, filter_length=TAPS)["sdr"]

@@ -262,6 +262,7 @@ def run(exp, manifest, *options):
     )
 
 
+@pytest.mark.slow
 def test_two_jobs_and_a_killed_and_continued_run_give_the_rows_of_an_undisturbed_one(tmp_path):
     manifest = noise_set(tmp_path / "set", 150, seconds=0.3)
     whole, killed = (

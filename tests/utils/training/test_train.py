@@ -1,5 +1,6 @@
 """The command that trains: steps, options, refusals."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -114,6 +115,29 @@ def test_networks_run_in_the_precision_asked_for(
     assert seen == {dtype}
 
 
+def test_updates_follow_the_rate_the_decay_and_the_limit_of_the_gradient(
+    conf, tone_manifests, tmp_path
+):
+    optim = ("optimizer=SGD", "lr=0.5", "weight_decay=0.1")
+    options = [f"steps.frontend.optim.{option}" for option in optim]
+    options.append("steps.frontend.gradient_clip=1e-9")
+    weights, _ = followed(conf, tone_manifests, tmp_path / "exp", *options)
+    # With next to no gradient, all that moves a weight is its decay, by lr * weight_decay.
+    for before, after in itertools.pairwise(weights):
+        torch.testing.assert_close(after, (1 - 0.5 * 0.1) * before)
+
+
+def test_the_seed_decides_the_first_weights(conf, tone_manifests, tmp_path):
+    # With next to no rate, the weights after an update are still the first ones.
+    still = ("steps.frontend.optim.optimizer=SGD", "steps.frontend.optim.lr=1e-6")
+    first = []
+    for name, seed in (("a", 3), ("b", 4), ("c", 3)):
+        weights, _ = followed(conf, tone_manifests, tmp_path / name, *still, f"seed={seed}")
+        first.append(weights[0])
+    torch.testing.assert_close(first[0], first[2])
+    assert not torch.allclose(first[0], first[1], rtol=0.1, atol=1e-3)
+
+
 def test_accumulated_batches_make_fewer_updates(conf, tone_manifests, tmp_path):
     _, last = followed(conf, tone_manifests, tmp_path / "exp", "steps.frontend.accumulate=2")
     assert last["global_step"] == 2
@@ -147,6 +171,7 @@ def test_rates_are_halved_as_the_schedule_of_torch_says(
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
+@pytest.mark.slow
 def test_compiled_training_equals_plain_training(conf, tone_manifests, tmp_path):
     losses = []
     for compiled in (False, True):

@@ -29,7 +29,9 @@ _EPS = np.finfo(float).eps
 _TOLERANCE = 1e-6 * np.log(10) / 10  # 1e-6 dB of an energy
 
 
-def sdr(estimates, references, filter_length=512, permute=False):
+def sdr(
+    estimates: np.ndarray, references: np.ndarray, filter_length: int = 512, permute: bool = False
+) -> np.ndarray:
     """Signal-to-distortion ratio.
 
     Args:
@@ -66,7 +68,9 @@ def _best_sdr(estimates, heard, references, defined, filter_length):
     return scores
 
 
-def bss_eval(estimates, references, filter_length=512, permute=True):
+def bss_eval(
+    estimates: np.ndarray, references: np.ndarray, filter_length: int = 512, permute: bool = True
+) -> tuple[np.ndarray, ...]:
     """Signal to distortion, to interference (of the other references), to artefacts (what no reference explains).
 
     Sources without a score take no part: the others are scored with the references that remain.

@@ -26,6 +26,7 @@ signal separation evaluation campaign", LVA/ICA 2018 (v4).
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -42,7 +43,14 @@ _DEPENDENT = (
 )
 
 
-def frame_scores(estimates, references, sample_rate, window=1.0, hop=1.0, filter_length=512):
+def frame_scores(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    sample_rate: int,
+    window: float = 1.0,
+    hop: float = 1.0,
+    filter_length: int = 512,
+) -> dict[str, np.ndarray]:
     """SDR, ISR, SIR and SAR of every frame, estimate k against reference k.
 
     Args:
@@ -79,7 +87,13 @@ def frame_scores(estimates, references, sample_rate, window=1.0, hop=1.0, filter
     return {"sdr": sdr, "isr": isr, "sir": sir, "sar": sar}
 
 
-def frame_sdr(estimates, references, sample_rate, window=1.0, hop=1.0):
+def frame_sdr(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    sample_rate: int,
+    window: float = 1.0,
+    hop: float = 1.0,
+) -> np.ndarray:
     """The SDR of `frame_scores` alone, (source, frame), without its filters: cheap enough for every validation."""
     estimates, references, broken = _stems(estimates, references)
     return _frame_sdr(
@@ -87,7 +101,7 @@ def frame_sdr(estimates, references, sample_rate, window=1.0, hop=1.0):
     )
 
 
-def usdr(estimates, references, delta=1e-7):
+def usdr(estimates: np.ndarray, references: np.ndarray, delta: float = 1e-7) -> np.ndarray:
     """10 log10 of the energies of reference and error, each plus `delta`, over all channels and the whole track.
 
     Args:
@@ -110,7 +124,7 @@ def usdr(estimates, references, delta=1e-7):
         return np.where(broken, -LIMIT, 10 * np.log10((signal + delta) / (error + delta)))
 
 
-def track_medians(scores):
+def track_medians(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Medians over the frames that have a score, and the share of those that have none.
 
     Args:
@@ -126,7 +140,9 @@ def track_medians(scores):
     return medians | {"nan_share": np.isnan(scores["sdr"]).mean(axis=-1)}
 
 
-def museval_json(scores, names, window=1.0, hop=1.0):
+def museval_json(
+    scores: dict[str, np.ndarray], names: Sequence[str], window: float = 1.0, hop: float = 1.0
+) -> dict:
     """The dictionary that museval writes for a track, for `json.dump`; museval and its plots read the file.
 
     Args:

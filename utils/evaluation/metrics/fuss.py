@@ -9,6 +9,7 @@ that made its numbers: google-research/sound-separation, models/dcase2020_fuss_b
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ _SILENT_RMS = 1e-8  # of a reference
 _INACTIVE = 0.01  # power of an estimate, relative to the quietest active reference: -20 dB
 
 
-def si_snr(estimates, references):
+def si_snr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Scale-invariant signal-to-noise ratio in which a constant offset counts, unlike in `si_sdr`.
 
     Args:
@@ -87,7 +88,7 @@ class Clip:
         return ("equal", "over", "under")[np.sign(self.n_estimates - self.n_references)]
 
 
-def clip_score(estimates, references, mixture) -> Clip:
+def clip_score(estimates: np.ndarray, references: np.ndarray, mixture: np.ndarray) -> Clip:
     """Score one clip. Estimates must have the level of the references, or their activity means nothing.
 
     The fewer of estimates and references are filled up with silent slots. A missing estimate thus counts as a silent
@@ -135,7 +136,7 @@ def row(clip: Clip) -> dict:
         msi_all, msi_all_std, pairs_all, si_snr_1s_all: the same over all active references.
     """
     active = clip.active_references
-    result = {"n_references": clip.n_references, "n_estimates": clip.n_estimates}
+    result: dict[str, float] = {"n_references": clip.n_references, "n_estimates": clip.n_estimates}
     result["input_si_snr"] = _mean_std(clip.input_si_snr[active])[0]
     for suffix, counted in (("", clip.pairs), ("_all", active)):
         improvement = clip.improvement[counted & (clip.n_references > 1)]
@@ -162,7 +163,7 @@ def summary(frame: pd.DataFrame) -> dict:
         clips with so many references.
     """
     scored = frame[frame.n_references > 0]
-    result = {"n": len(scored), "skipped": len(frame) - len(scored)}
+    result: dict[str, Any] = {"n": len(scored), "skipped": len(frame) - len(scored)}
     by_count = {
         count: scored[scored.n_references == count]
         for count in sorted({1, 2, 3, 4, *scored.n_references})

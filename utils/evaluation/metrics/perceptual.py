@@ -20,7 +20,9 @@ _BANDS = {8000: "nb", 16000: "wb"}
 _PESQ_SECONDS = 20  # the package overruns its memory beyond 50 utterances, which take 0.4 s each with their pauses
 
 
-def stoi(estimates, references, sample_rate: int, extended: bool = False):
+def stoi(
+    estimates: np.ndarray, references: np.ndarray, sample_rate: int, extended: bool = False
+) -> np.ndarray:
     """Short-time objective intelligibility; too short is less than some 0.4 s of speech.
 
     Args:
@@ -57,7 +59,7 @@ def stoi(estimates, references, sample_rate: int, extended: bool = False):
     return _scores(measure, 0.0, *as_signals(estimates, references))
 
 
-def pesq(estimates, references, sample_rate: int):
+def pesq(estimates: np.ndarray, references: np.ndarray, sample_rate: int) -> np.ndarray:
     """Perceptual evaluation of speech quality (MOS-LQO): narrow-band at 8 kHz, wide-band at 16 kHz.
 
     Too short is less than 0.25 s. Longer signals than 20 s, for which the measure is not meant and on which the package

@@ -16,7 +16,7 @@ _BLOCK = 2**20  # samples that are converted to float64 at once
 _SILENCE = 1e-26  # of the energy of a constant signal that rounding leaves when its mean is removed
 
 
-def si_sdr(estimates, references):
+def si_sdr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Scale-invariant signal-to-distortion ratio of zero-mean signals.
 
     Args:
@@ -43,7 +43,7 @@ def si_sdr(estimates, references):
     return to_decibels(ratio, broken | (energy_e == 0), energy_r == 0)
 
 
-def snr(estimates, references):
+def snr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Signal-to-noise ratio of the signals as they are: sign, scale and mean count. The rest is as in `si_sdr`."""
     estimates, references, broken = _checked(estimates, references)
     energy = _sum(lambda r: r**2, references)
@@ -99,7 +99,7 @@ def match(estimates, references):
     return order
 
 
-def inverted(estimates, references):
+def inverted(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Which estimates have the wrong sign: (..., source, time) twice to (..., source) booleans.
 
     True where the correlation with the reference is negative; SI-SDR does not see it.
@@ -114,7 +114,7 @@ def inverted(estimates, references):
         return products < 0
 
 
-def check_length(estimates, references):
+def check_length(estimates: np.ndarray, references: np.ndarray) -> None:
     """ValueError unless both have one length, of at least one sample."""
     if estimates.shape[-1] != references.shape[-1] or not references.shape[-1]:
         raise ValueError(
@@ -122,7 +122,7 @@ def check_length(estimates, references):
         )
 
 
-def as_signals(estimates, references):
+def as_signals(estimates: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both in float64; ValueError unless they have one length, of at least one sample."""
     estimates = np.asarray(estimates, dtype=np.float64)
     references = np.asarray(references, dtype=np.float64)
@@ -146,7 +146,9 @@ def centred(signals):
     return moved, np.where(energy <= _SILENCE * raw, 0.0, energy)
 
 
-def to_decibels(ratio, failed, undefined):
+def to_decibels(
+    ratio: np.ndarray, failed: np.ndarray | bool, undefined: np.ndarray | bool
+) -> np.ndarray:
     """10 log10 of a ratio within +-LIMIT; -LIMIT where `failed`, nan where `undefined`."""
     with np.errstate(all="ignore"):
         values = np.clip(10 * np.log10(ratio), -LIMIT, LIMIT)
