@@ -6,7 +6,7 @@ consistency}.py; mixture consistency: Wisdom et al., ICASSP 2019 (arXiv 1811.085
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F

@@ -7,7 +7,6 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, cast
 
 import asteroid
 import asteroid.models

@@ -4,8 +4,6 @@ PyTorch steps through `nn.GRU` on a CPU with a graph node an operation, and form
 anew at every step. Here the steps hold one matrix product each, everything else is done for all steps at once.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

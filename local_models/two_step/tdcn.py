@@ -4,7 +4,7 @@ A mask network maps the latent mixture (batch, in_chan, frames) to masks (batch,
 `asteroid.masknn` do, so that one takes the place of another in a YAML.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F

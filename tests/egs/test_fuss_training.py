@@ -25,7 +25,11 @@ CONFIG = {
     "system": {
         "class_path": "local_models.adversarial_pit.AdversarialPIT",
         "init_args": {
-            **{"network": NETWORK, "n_src": 2, "sample_rate": 8000, "window": 128, "hop": 32},
+            "network": NETWORK,
+            "n_src": 2,
+            "sample_rate": 8000,
+            "window": 128,
+            "hop": 32,
             "discriminators": [
                 {"domain": "stft", "n_real": 1, "filters": 8, "windows": [128]},
                 {"domain": "waveform", "family": "instance", "filters": 8},
