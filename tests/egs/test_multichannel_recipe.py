@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from tests.support import ROOT, recipe_scripts, two_step_model
+from tests.support import ROOT, recipe_scripts, two_step_model, write_scores
 from utils import files
 from utils.data import audio
 from utils.data.manifest import read_manifest
@@ -448,8 +448,7 @@ def test_mixtures_called_na_or_null_count_in_the_breakdown(local, tmp_path):
         for k, name in enumerate(names)
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "test.csv", index=False)
-    scores = {"mixture_ID": names, "sources": 1, "si_sdr_1": [1.0, 2.0, 3.0, 4.0, 5.0]}
-    pd.DataFrame(scores).to_csv(tmp_path / "all_metrics.csv", index=False)
+    write_scores(tmp_path, names, {("si_sdr", 1): [1.0, 2.0, 3.0, 4.0, 5.0]})
     final = {"manifest": str(tmp_path / "test.csv"), "corpus": "c", "set": "test", "name": "x"}
     final["manifest_sha256"] = files.sha256(tmp_path / "test.csv")
     files.write_json(tmp_path / "final_metrics.json", final)

@@ -1,7 +1,7 @@
 """What training and evaluation wrote about the experiments of a recipe.
 
 Reads config.yml, run.json, <step>/{done.json, metrics.csv} and eval/<corpus>/<set>/{final_metrics.json,
-all_metrics.csv}. An experiment that was evaluated on several corpora is an `Entry` for each.
+scores.csv}. An experiment that was evaluated on several corpora is an `Entry` for each.
 """
 
 import json
@@ -14,8 +14,10 @@ import pandas as pd
 
 from utils.errors import UserError
 from utils.evaluation.results import SUMMARY, TABLE, read_scores, read_summary, summaries
+from utils.evaluation.scores import Scores
 from utils.evaluation.suites import SUITES, Suite
 from utils.files import read_json, read_yaml
+from utils.report.labels import LABELS, SuiteLabels
 from utils.report.significance import Interval, interval, statistic
 
 ORDER = {"mixture": 0, "oracle": 1, "classic": 2, "system": 3}
@@ -99,9 +101,14 @@ class Entry(Training):
         return self.config.get("seed", self.names("seed"))
 
     @property
+    def labels(self) -> SuiteLabels:
+        """What its metrics are called."""
+        return LABELS[self.suite.name]
+
+    @property
     def score(self) -> float | None:
         """What ranks systems."""
-        return self.summary(self.suite.primary)
+        return self.summary(self.suite.primary.key)
 
     @property
     def is_baseline(self) -> bool:
@@ -114,55 +121,55 @@ class Entry(Training):
         return value.get(which or self.suite.statistic) if isinstance(value, dict) else value
 
     @cached_property
-    def rows(self) -> pd.DataFrame | None:
-        """all_metrics.csv by mixture_ID; None, with a problem noted, unless it is what final_metrics.json sums up."""
+    def all_scores(self) -> Scores | None:
+        """Those of the mixtures; None, with a problem noted, unless they are what final_metrics.json sums up."""
         try:
-            table = read_scores(self.evaluation)
-            table = table[~table.index.duplicated()].apply(pd.to_numeric, errors="coerce")
-            table = table.replace([np.inf, -np.inf], np.nan)
-            value = self._statistic_of(table)
+            scores = read_scores(self.evaluation)
+            value = self._statistic_of(scores)
         except UserError as error:
             self.problems.append(f"{self.name}: {error}; its scores have no interval")
             return None
-        except (ValueError, KeyError) as error:
+        except KeyError as error:
             self.problems.append(
-                f"{self.name}: {TABLE} cannot be used ({error}); its scores have no interval"
+                f"{self.name}: {TABLE} cannot be used (no {error.args[0]}); its scores have no interval"
             )
             return None
         # Rows of another run would give intervals that do not belong to the score.
-        if not _alike(value, self.score) or len(table) != self.final["n"]:
+        if not _alike(value, self.score) or len(scores) != self.final["n"]:
             self.problems.append(
                 f"{self.name}: {TABLE} holds other rows than those that {SUMMARY} sums up: evaluate again"
             )
             return None
-        return table
+        return scores
 
     @property
     def scores(self) -> pd.Series:
         """Primary score by utterance; empty if not known."""
-        if self.rows is None:
+        if self.all_scores is None:
             return pd.Series(dtype=float)
-        return self.rows[self.suite.primary].dropna()
+        return known(self.all_scores[self.suite.primary])
 
     @property
     def weights(self) -> pd.Series | None:
         """Of the scores in their mean, by utterance; None: all are equal."""
-        if self.suite.weight is None or self.rows is None:
+        if self.suite.weight is None or self.all_scores is None:
             return None
-        return self.rows[self.suite.weight].loc[self.scores.index]
+        return self.all_scores[self.suite.weight].loc[self.scores.index]
 
     @cached_property
     def interval(self) -> Interval:
         return interval(self.scores, self.weights, self.suite.statistic)
 
-    def _statistic_of(self, table: pd.DataFrame) -> float | None:
-        columns = [self.suite.primary]
+    def _statistic_of(self, scores: Scores) -> float | None:
+        """The score of the set, from those of the mixtures."""
+        columns = [known(scores[self.suite.primary])]
         if self.suite.weight:
-            columns.append(self.suite.weight)
-        known = table[columns].dropna()
-        if not len(known):
+            columns.append(known(scores[self.suite.weight]))
+        table = pd.concat(columns, axis=1, join="inner")
+        if not len(table):
             return None
-        return float(statistic(*known.to_numpy().T, kind=self.suite.statistic))
+        values = table.to_numpy().T
+        return float(statistic(*values, kind=self.suite.statistic))
 
     @property
     def same_but_seed(self) -> str:
@@ -172,6 +179,11 @@ class Entry(Training):
         return json.dumps(
             {k: v for k, v in self.config.items() if k not in NOT_LEARNT}, sort_keys=True
         )
+
+
+def known(values: pd.Series) -> pd.Series:
+    """Without what is no number."""
+    return values[np.isfinite(values)]
 
 
 def _alike(value: float | None, expected: float | None) -> bool:
@@ -268,9 +280,9 @@ def families(entries: list[Entry]) -> list[list[Entry]]:
         groups.setdefault((entry.kind, entry.same_but_seed), []).append(entry)
 
     def place(group):
-        known = [entry.score for entry in group if entry.score is not None]
+        scores = [entry.score for entry in group if entry.score is not None]
         # Families without any score come last.
-        quality = np.mean(known) if known else -np.inf
+        quality = np.mean(scores) if scores else -np.inf
         return ORDER[group[0].kind], -quality, group[0].name
 
     ordered = []
@@ -281,8 +293,8 @@ def families(entries: list[Entry]) -> list[list[Entry]]:
 
 def best(entries: list[Entry]) -> Entry | None:
     """The best system; the best of all if there is none."""
-    known = [entry for entry in entries if entry.score is not None]
-    return max(known, key=lambda e: (e.kind == "system", e.score), default=None)
+    ranked = [entry for entry in entries if entry.score is not None]
+    return max(ranked, key=lambda e: (e.kind == "system", e.score), default=None)
 
 
 def baseline(entries: list[Entry], name: str | None = None) -> Entry | None:
