@@ -260,13 +260,18 @@ def read_example_scores(folder: Path) -> tuple[str, Scores]:
     example = read_json(path, remedy)
     try:
         mixture_id = str(example["mixture_ID"])
-        lines = [(None, *item) for item in example["mixture"].items()]
+        scores = []
+        for metric, value in example["mixture"].items():
+            scores.append(Score(None, metric, value))
         for number, of_source in example["sources"].items():
-            lines += [(int(number), *item) for item in of_source.items()]
-        scores = Scores(long_table([(mixture_id, [Score(*line) for line in lines])]))
+            # Keys of JSON are texts.
+            source = int(number)
+            for metric, value in of_source.items():
+                scores.append(Score(source, metric, value))
+        table = Scores(long_table([(mixture_id, scores)]))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} is not what an evaluation writes: {remedy}") from None
-    return mixture_id, scores
+    return mixture_id, table
 
 
 # ---- numbers as text

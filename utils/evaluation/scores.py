@@ -38,14 +38,18 @@ class Score(NamedTuple):
 
 def of_mixture(values: Mapping[str, float]) -> list[Score]:
     """Scores of the mixture, from values by metric."""
-    return [Score(None, metric, value) for metric, value in values.items()]
+    scores = []
+    for metric, value in values.items():
+        scores.append(Score(None, metric, value))
+    return scores
 
 
 def of_sources(values: Mapping[str, np.ndarray]) -> list[Score]:
     """Scores of the sources, from arrays (source,) by metric."""
     scores = []
     for metric, array in values.items():
-        for source, value in enumerate(array.tolist(), 1):
+        values = array.tolist()
+        for source, value in enumerate(values, 1):
             scores.append(Score(source, metric, value))
     return scores
 
@@ -68,6 +72,7 @@ def wide_table(table: pd.DataFrame) -> pd.DataFrame:
     """Asteroid's form of a long table: a row a mixture, a column a measure."""
     rows: dict[str, dict] = {}
     for mixture_id, source, metric, value in table.itertuples(index=False):
+        # A mixture's lines stand together, but need not.
         row = rows.setdefault(mixture_id, {"mixture_ID": mixture_id})
         row[Measure(metric, source).key] = value
     return pd.DataFrame(list(rows.values()))
@@ -81,16 +86,22 @@ class Scores:
     """
 
     def __init__(self, table: pd.DataFrame):
-        self.mixtures = pd.Index(table["mixture_ID"].unique(), name="mixture_ID")
+        names = table["mixture_ID"].unique()
+        self.mixtures = pd.Index(names, name="mixture_ID")
         """In the order of the table."""
         self._columns: dict[Measure, pd.Series] = {}
         # Sources are numbers from 1, so that 0 can stand for the mixture while grouping.
-        source = pd.to_numeric(table["source"]).fillna(0).astype(int)
-        for (metric, number), lines in table.groupby(["metric", source], sort=False):
-            values = pd.to_numeric(lines["value"]).astype(float)
-            values.index = pd.Index(lines["mixture_ID"])
-            values = values[~values.index.duplicated()]
+        source = pd.to_numeric(table["source"])
+        source = source.fillna(0).astype(int)
+        groups = table.groupby(["metric", source], sort=False)
+        for (metric, number), lines in groups:
+            numbers = pd.to_numeric(lines["value"])
+            values = pd.Series(numbers.to_numpy(float), index=lines["mixture_ID"])
+            # Of lines that say the same twice, the first counts.
+            is_repeated = values.index.duplicated()
+            values = values[~is_repeated]
             measure = Measure(metric, number or None)
+            # A mixture without this measure has nan.
             self._columns[measure] = values.reindex(self.mixtures)
 
     def __len__(self) -> int:
@@ -114,12 +125,14 @@ class Scores:
         """The sources that have this metric."""
         numbers = []
         for measure in self._columns:
+            # None is the mixture itself.
             if measure.metric == metric and measure.source is not None:
                 numbers.append(measure.source)
         return sorted(numbers)
 
     def of_mixtures(self) -> pd.DataFrame:
         """A row a mixture, a column a metric of mixtures."""
+        # Scores of sources are left out.
         columns = {}
         for measure, values in self._columns.items():
             if measure.source is None:

@@ -68,8 +68,10 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
     sources = _only_channel(sources)
     estimates = _only_channel(estimates)
     mixture = mixture[0]
+    # Speakers have no names: estimates are compared in the order with the best mean.
     order = match(estimates, sources)
     estimates = estimates[order]
+    # Nothing can be improved over silence.
     silent_mixture = np.ptp(mixture) == 0
     input_si_sdr = np.full(len(sources), np.nan)
     if not silent_mixture:
@@ -81,6 +83,7 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
     }
     # Improvements over the unprocessed mixture.
     by_source["si_sdri"] = by_source["si_sdr"] - input_si_sdr
+    # How well the system's own front end could do.
     if oracle is not None:
         by_source["oracle_si_sdr"] = si_sdr(oracle[:, 0], sources)
         by_source["oracle_si_sdri"] = by_source["oracle_si_sdr"] - input_si_sdr
@@ -139,11 +142,28 @@ def statistics(scores: Scores, measures: Iterable[Measure]) -> dict:
     return result
 
 
+# Of which final_metrics.json has the statistics, where they were computed.
+SPEECH_METRICS = (
+    "si_sdri",
+    "si_sdr",
+    "input_si_sdr",
+    "snr",
+    "oracle_si_sdri",
+    "oracle_si_sdr",
+    "sdr",
+    "sdri",
+    "sir",
+    "sar",
+    "stoi",
+    "estoi",
+    "pesq",
+)
+
+
 def _speech_summary(scores: Scores) -> dict:
     """Statistics over mixtures of the means over their sources."""
-    metrics = ["si_sdri", "si_sdr", "input_si_sdr", "snr", "oracle_si_sdri", "oracle_si_sdr"]
-    metrics += ["sdr", "sdri", "sir", "sar", "stoi", "estoi", "pesq"]
-    result = statistics(scores, [Measure(metric) for metric in metrics])
+    measures = [Measure(metric) for metric in SPEECH_METRICS]
+    result = statistics(scores, measures)
     si_sdrs = scores.mixture("si_sdr").dropna()
     result["share_below_0_db"] = float((si_sdrs < 0).mean())
     # Silent sources have no score.
@@ -166,14 +186,17 @@ def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Sc
     clip = fuss.clip_score(estimates, sources, sources.sum(axis=0))
     # The order may name slots of silence that were added to the estimates.
     n_added = max(len(clip.order) - len(estimates), 0)
-    added = np.zeros((n_added, estimates.shape[-1]), estimates.dtype)
-    ordered = np.concatenate([estimates, added])[clip.order][: len(sources)]
+    length = estimates.shape[-1]
+    added = np.zeros((n_added, length), estimates.dtype)
+    slots = np.concatenate([estimates, added])
+    ordered = slots[clip.order][: len(sources)]
+    # Holes of the pairs that the official score counts.
     rates = []
-    for estimate, source, counts in zip(ordered, sources, clip.pairs, strict=False):
-        if counts:
-            rates.append(spectral_holes(estimate, source))
+    for k in np.flatnonzero(clip.pairs[: len(sources)]):
+        rates.append(spectral_holes(ordered[k], sources[k]))
+    mean_rates = pd.DataFrame(rates, columns=HOLES).mean()
     of_the_mixture = fuss.row(clip)
-    of_the_mixture |= pd.DataFrame(rates, columns=HOLES).mean().to_dict()
+    of_the_mixture |= mean_rates.to_dict()
     # Which output of the system belongs to a slot, from 1.
     order = of_sources({"permutation": clip.order + 1})
     return Scored(of_mixture(of_the_mixture) + order, ordered[:, None])
@@ -209,12 +232,17 @@ def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> S
     share = by_source.pop("nan_share")
     # Of a song without one of its stems uSDR is -100 dB for this and up to 100 for the other: nothing for a mean.
     complete = sources.any(axis=(1, 2)).all()
-    usdr = np.where(complete, bss_eval_v4.usdr(estimates, sources), np.nan)
-    by_source |= {"usdr": usdr, "sdr_mean": _row_means(frames["sdr"])}
-    by_source["input_sdr"] = bss_eval_v4.track_medians({"sdr": frames_input})["sdr"]
+    usdr = bss_eval_v4.usdr(estimates, sources)
+    by_source["usdr"] = np.where(complete, usdr, np.nan)
+    by_source["sdr_mean"] = _row_means(frames["sdr"])
+    medians_input = bss_eval_v4.track_medians({"sdr": frames_input})
+    by_source["input_sdr"] = medians_input["sdr"]
     if "gnsdr" in extra:
         by_source |= _karaoke(mixture, sources, estimates)
-    scores = of_mixture({"nan_share": float(share[0])}) + of_sources(by_source)
+    # Frames without a score have none for any source.
+    scores = of_mixture({"nan_share": float(share[0])})
+    scores += of_sources(by_source)
+    # museval's files name the stems.
     names = [f"source {k + 1}" for k in range(len(sources))]
     if len(sources) == 2:
         names = ["vocals", "accompaniment"]
@@ -223,6 +251,7 @@ def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> S
 
 
 def _row_means(frames: np.ndarray) -> np.ndarray:
+    """(source, frame) to (source,), without nan."""
     return np.array([mean(values) for values in frames])
 
 
@@ -231,13 +260,29 @@ def _karaoke(mixture, sources, estimates) -> dict[str, np.ndarray]:
     if sources.shape[1] != 1:
         raise ValueError("GNSDR, GSIR and GSAR are defined for mono")
     sources = sources[:, 0]
-    ratios = bss_eval(estimates[:, 0], sources, permute=False)
-    scores = dict(zip(("v3_sdr", "v3_sir", "v3_sar"), ratios[:3], strict=True))
+    v3_sdr, v3_sir, v3_sar, _ = bss_eval(estimates[:, 0], sources, permute=False)
     unprocessed = np.broadcast_to(mixture[0], sources.shape)
-    scores["v3_nsdr"] = scores["v3_sdr"] - sdr(unprocessed, sources)
-    return scores
+    return {
+        "v3_sdr": v3_sdr,
+        "v3_sir": v3_sir,
+        "v3_sar": v3_sar,
+        "v3_nsdr": v3_sdr - sdr(unprocessed, sources),
+    }
 
 
+# Of which final_metrics.json has the statistics for each stem, where they were computed.
+MUSIC_METRICS = (
+    "sdr",
+    "isr",
+    "sir",
+    "sar",
+    "usdr",
+    "sdr_mean",
+    "input_sdr",
+    "v3_sdr",
+    "v3_sir",
+    "v3_sar",
+)
 # GNSDR, GSIR and GSAR of a set, and the metrics of clips that they are means of.
 GLOBAL = {
     "gnsdr": "v3_nsdr",
@@ -249,10 +294,9 @@ GLOBAL = {
 def _music_summary(scores: Scores) -> dict:
     """Statistics over tracks for each stem."""
     measures = []
-    for metric in ("sdr", "isr", "sir", "sar", "usdr", "sdr_mean", "input_sdr"):
-        measures += [Measure(metric, source) for source in scores.sources(metric)]
-    for metric in ("v3_sdr", "v3_sir", "v3_sar"):
-        measures += [Measure(metric, source) for source in scores.sources(metric)]
+    for metric in MUSIC_METRICS:
+        for source in scores.sources(metric):
+            measures.append(Measure(metric, source))
     result = statistics(scores, measures)
     # Means over the clips, weighted by their length.
     lengths = scores.mixture("length")

@@ -47,14 +47,18 @@ class Training:
     def sum(self, key: str):
         """Over the steps; None where no step says."""
         values = [step[key] for step in self.done if key in step]
+        # Zero would say that training took no time.
         return sum(values) if values else None
 
     def names(self, key: str) -> str | None:
         """What the steps and the run say, each once."""
-        values = dict.fromkeys(
-            str(note[key]) for note in (*self.done, self.run) if note.get(key) is not None
-        )
-        return ", ".join(values) or None
+        values = []
+        for note in (*self.done, self.run):
+            if note.get(key) is not None:
+                values.append(str(note[key]))
+        # In the order of the steps.
+        once = dict.fromkeys(values)
+        return ", ".join(once) or None
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
@@ -68,6 +72,7 @@ class Training:
                     f"{self.name}: {path.parent.name}/{path.name} cannot be read ({error})"
                 )
                 continue
+            # A step that has just begun has no row.
             if len(table):
                 tables[path.parent.name] = table
         return tables
@@ -89,6 +94,7 @@ class Entry(Training):
 
     @property
     def description(self) -> str:
+        # The YAML's, then what training and evaluation noted.
         return (
             self.config.get("description")
             or self.run.get("description")
@@ -118,7 +124,9 @@ class Entry(Training):
     def summary(self, key: str, which: str | None = None) -> float | None:
         """A number of final_metrics.json; of several, the statistic of the suite or the one asked for."""
         value = self.final.get(key)
-        return value.get(which or self.suite.statistic) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        return value.get(which or self.suite.statistic)
 
     @cached_property
     def all_scores(self) -> Scores | None:
@@ -174,11 +182,14 @@ class Entry(Training):
     @property
     def same_but_seed(self) -> str:
         """Equal for experiments whose configurations differ in their seed only."""
+        # What was not trained is a group of its own.
         if not self.config:
             return self.name
-        return json.dumps(
-            {k: v for k, v in self.config.items() if k not in NOT_LEARNT}, sort_keys=True
-        )
+        learnt = {}
+        for key, value in self.config.items():
+            if key not in NOT_LEARNT:
+                learnt[key] = value
+        return json.dumps(learnt, sort_keys=True)
 
 
 def known(values: pd.Series) -> pd.Series:
@@ -215,6 +226,7 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
             raise UserError(
                 f"{path}: scored with the suite '{final['suite']}', but there are {', '.join(SUITES)}: evaluate again"
             )
+        # The experiment's folder, above eval/<corpus>/<set>/.
         trained = _trained(path.parents[3])
         entries.append(Entry(*trained, final=final, suite=suite, evaluation=path.parent))
     # Their training curves are shown all the same.
@@ -222,7 +234,8 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
     others = []
     for path in sorted(exp.rglob("config.yml")):
         if path.parent not in evaluated:
-            others.append(Training(*_trained(path.parent)))
+            trained = _trained(path.parent)
+            others.append(Training(*trained))
     return entries, others
 
 
@@ -247,7 +260,8 @@ def _in_order(paths, config: dict) -> list[Path]:
 
     def place(path):
         step = path.parent.name
-        return names.index(step) if step in names else len(names), path
+        number = names.index(step) if step in names else len(names)
+        return number, path
 
     return sorted(paths, key=place)
 
@@ -269,7 +283,11 @@ def by_data(entries: list[Entry]) -> list[list[Entry]]:
         groups.setdefault(key, []).append(entry)
     ordered = []
     for key in sorted(groups):
-        ordered.append([entry for family in families(groups[key]) for entry in family])
+        group = []
+        # Repetitions with other seeds stand together.
+        for family in families(groups[key]):
+            group += family
+        ordered.append(group)
     return ordered
 
 
@@ -285,15 +303,19 @@ def families(entries: list[Entry]) -> list[list[Entry]]:
         quality = np.mean(scores) if scores else -np.inf
         return ORDER[group[0].kind], -quality, group[0].name
 
+    def number(entry):
+        return str(entry.seed), entry.name
+
     ordered = []
     for group in sorted(groups.values(), key=place):
-        ordered.append(sorted(group, key=lambda entry: (str(entry.seed), entry.name)))
+        ordered.append(sorted(group, key=number))
     return ordered
 
 
 def best(entries: list[Entry]) -> Entry | None:
     """The best system; the best of all if there is none."""
     ranked = [entry for entry in entries if entry.score is not None]
+    # A system before an oracle, whatever its score.
     return max(ranked, key=lambda e: (e.kind == "system", e.score), default=None)
 
 

@@ -84,6 +84,7 @@ def short(name: str, length: int = 40) -> str:
 def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
     """SVG element of a figure; `name` keeps its identifiers apart from those of the other figures."""
     with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
+        # Figure is matplotlib's own, without pyplot, which would keep each one.
         figure = Figure(size, layout="constrained", dpi=144)
         draw(figure)
         file = io.StringIO()
@@ -214,6 +215,7 @@ def binned(x: np.ndarray, y: np.ndarray, kind: str = "mean") -> tuple[np.ndarray
     order = np.argsort(x, kind="stable")
     # Four points a bin at least.
     number = min(BINS, max(len(x) // 4, 1))
+    # Bins of equally many points, in the order of x.
     places = []
     values = []
     for part in np.array_split(order, number):

@@ -32,10 +32,12 @@ class SuiteLabels:
     legend: str
 
 
+# Speakers of equal rank.
 SPEECH = SuiteLabels(
     primary="SI-SDRi (dB)",
     failure="SI-SDR",
     input="si_sdr (dB)",
+    # Of the matched estimates.
     columns=(
         Label("si_sdr", "SI-SDR (dB)"),
         Label("sdr", "SDR (dB)"),
@@ -52,19 +54,23 @@ SPEECH = SuiteLabels(
     "masks. SDR, SIR, SAR: BSS Eval v3.",
 )
 
+# One to four sounds of any kind.
 FUSS = SuiteLabels(
     primary="MSi (dB)",
     failure="MSi",
     input="si_snr (dB)",
     columns=(
         Label("msi_all", "MSi, none excluded"),
+        # By the number of active references.
         Label("msi_2", "2 sources"),
         Label("msi_3", "3 sources"),
         Label("msi_4", "4 sources"),
         Label("si_snr_1s", "1S (dB)"),
+        # Whether as many estimates are active as references.
         Label("under", "under", "%", 1),
         Label("equal", "equal", "%", 1),
         Label("over", "over", "%", 1),
+        # What masks leave behind.
         Label("hole_rate_30", "holes", "%", 1),
         Label("leak_rate", "leaks", "%", 1),
     ),
@@ -86,9 +92,11 @@ MUSIC = SuiteLabels(
         Label("sir_1", "vocals SIR"),
         Label("sar_1", "vocals SAR"),
         Label("sdr_2", "accomp. SDR"),
+        # Not medians, as their names say.
         Label("sdr_mean_1", "vocals mean SDR", statistic="mean"),
         Label("usdr_1", "vocals uSDR", statistic="mean"),
         Label("usdr_2", "accomp. uSDR", statistic="mean"),
+        # Of clips in mono, as MIR-1K is scored.
         Label("gnsdr_1", "GNSDR"),
         Label("gsir_1", "GSIR"),
         Label("gsar_1", "GSAR"),

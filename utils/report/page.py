@@ -73,7 +73,9 @@ def page(
         sections.append(section)
         if section.gallery:
             budget -= section.gallery.size
+    # Experiments that are not evaluated yet.
     unfinished = [training for training in others if training.curves]
+    # Texts of users are escaped; what the page must not escape says so.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -98,6 +100,7 @@ def page(
 
 def _styles(trainings: list[Training]) -> dict[Path, Style]:
     """One style for each experiment, also where it stands in several sections."""
+    # A folder is one experiment, evaluated on several sets or not.
     once = {training.folder: training for training in trainings}
     return figures.styles(list(once.values()))
 
@@ -178,6 +181,7 @@ def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]
             cells=[_printed(cells[name]) for name in names],
         )
         lines.append(line)
+    # Sorting keeps the order of the rest.
     untrained = ("mixture", "oracle", "classic")
     return sorted(lines, key=lambda line: line.kind in untrained)
 
@@ -214,7 +218,10 @@ def _difference(entry: Entry | None, reference: Entry | None) -> dict[str, Cell]
     note = _ends(result, "+")
     if not result.n == len(entry.scores) == len(reference.scores):
         note += f"\n(n = {result.n})"
-    probability = "< 0.001" if result.p < 0.001 else f"{result.p:.3f}"
+    # Smaller ones depend on the approximation of the test.
+    probability = f"{result.p:.3f}"
+    if result.p < 0.001:
+        probability = "< 0.001"
     return {
         "difference": Cell(f"{result.value:+z.2f}", result.value, note),
         "p": Cell(probability, result.p),
@@ -222,6 +229,7 @@ def _difference(entry: Entry | None, reference: Entry | None) -> dict[str, Cell]
 
 
 def _ends(result: Interval, sign: str = "") -> str:
+    # One mixture has no interval.
     if math.isnan(result.low):
         return ""
     return f"[{result.low:{sign}z.2f}, {result.high:{sign}z.2f}]"
@@ -243,10 +251,15 @@ def _commands(entries: list[Entry]) -> list[tuple[str, list[tuple[str, str, str]
     """For each system: what was done, by which command, when."""
     lines = []
     for entry in entries:
-        trained = ("trained", entry.run.get("command"), entry.run.get("started", ""))
-        evaluated = ("evaluated", entry.final.get("command"), entry.final.get("date", ""))
-        if entry.kind == "system":
-            lines.append((entry.name, [done for done in (trained, evaluated) if done[1]]))
+        if entry.kind != "system":
+            continue
+        done = []
+        # Older runs did not note their command.
+        if entry.run.get("command"):
+            done.append(("trained", entry.run["command"], entry.run.get("started", "")))
+        if entry.final.get("command"):
+            done.append(("evaluated", entry.final["command"], entry.final.get("date", "")))
+        lines.append((entry.name, done))
     return lines
 
 

@@ -37,6 +37,7 @@ def main_scores(entry: Entry) -> list[str]:
 
 def further_scores(entries: list[Entry]) -> list[str]:
     """Titles of the other scores, without those that none of the experiments has."""
+    # Metrics on demand are seldom computed.
     titles = []
     for label in entries[0].labels.columns:
         if any(entry.summary(label.key) is not None for entry in entries):
@@ -67,6 +68,7 @@ def row(entry: Entry) -> dict[str, Cell]:
     error = None
     if entry.suite.statistic == "mean":
         error = entry.summary(entry.suite.primary.key, "standard_error")
+    # What training and evaluation noted.
     final = entry.final
     return {
         "system": Cell(entry.name),
@@ -221,6 +223,7 @@ def markdown(entries: list[Entry], data_set: str) -> str:
             lines.append(texts)
         table = [f"| {' | '.join(line)} |" for line in lines]
         parts.append("\n".join(table))
+        # Below the table: what it is of, and what its columns mean.
         notes = "".join(f" {note}" for note in silence(final))
         manifest = escaped(str(final["manifest"]))
         parts.append(f"Manifest {manifest}, sha256 {final['manifest_sha256'][:12]}.{notes}")
@@ -230,6 +233,7 @@ def markdown(entries: list[Entry], data_set: str) -> str:
 
 def escaped(text: str) -> str:
     """Text that is neither markup nor the end of a cell; a lone `<` or `&`, as in `< 0 dB`, stays as it is."""
+    # Entities, then tags.
     text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
     return text.replace("|", "\\|").replace("\n", " ").replace("\r", " ")

@@ -34,6 +34,7 @@ def scores_of(
     tables = []
     data = set()
     for exp in exps:
+        # The one evaluation on the set, or that of the corpus asked for.
         folder = the_evaluation(exp, data_set, corpus)
         scores = read_scores(folder)
         missing = [metric for metric in FACTORS if Measure(metric) not in scores]
@@ -58,6 +59,7 @@ def in_units(scores: Scores) -> pd.DataFrame:
 
 def mean_over_seeds(tables: list[pd.DataFrame], metric: str) -> pd.Series:
     """By mixture."""
+    # A mixture without a score for one seed has the mean of the others.
     of_seeds = [table[metric] for table in tables]
     return pd.concat(of_seeds, axis=1).mean(axis=1)
 

@@ -41,6 +41,7 @@ def by_source(evaluation: Path) -> pd.DataFrame:
     scores = read_scores(evaluation)
     manifest = read_manifest(path).set_index("mixture_ID")
     tables = []
+    # Sources have rows of their own: each has a place in the room.
     for source in scores.sources("si_sdr"):
         columns = {}
         for metric in (*METRICS, "input_si_sdr"):
@@ -83,6 +84,7 @@ def parts(sources: pd.DataFrame, n_parts: int) -> pd.DataFrame:
         part = values.transform(cut)
         groups.append(known.assign(condition=f"{condition} ({unit})", part=part))
     table = pd.concat(groups)
+    # SDR and SIR take long, and are computed on demand.
     metrics = [metric for metric in METRICS if metric in sources]
     grouped = table.groupby(["set", "system", "condition", "part"], sort=False)
     means = grouped[metrics].mean()
@@ -106,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     for exp in args.exp:
         summaries = sorted(exp.glob(f"eval/*/*/{SUMMARY}"))
         evaluations += [path.parent for path in summaries]
+    # Nothing to read, or nothing to split.
     if not evaluations or args.parts < 1:
         raise UserError(
             f"--exp {' '.join(map(str, args.exp))}: nothing evaluated there (stage 4), or --parts below 1"

@@ -68,6 +68,7 @@ def markdown(tables: dict[str, Scores], number: int) -> str:
     for name, row in published(target).iterrows():
         medians = [row[column] for column in METRICS]
         rows[labelled(name)] = [*medians, row.SDR_mean_over_tracks, "SiSEC 2018"]
+    # Ours stand out in bold.
     for name, scores in tables.items():
         medians = []
         for metric in METRICS.values():
@@ -98,6 +99,7 @@ def box_plot(tables: dict[str, Scores]) -> bytes:
     def place_of(name):
         return ours[name].median() if name in ours else medians[name]
 
+    # From the lowest median, below, to the highest.
     names = sorted([*ours, *medians.index], key=place_of)
     # Names of experiments are text: a dollar sign in one begins no formula.
     with plt.rc_context({"text.parse_math": False}):
@@ -136,6 +138,7 @@ def main(argv=None):
     tables = scores_of(exp)
     if not tables:
         return
+    # What the numbers are stands above them.
     note = "Medians over songs of medians over frames of 1 s (BSS Eval v4), in dB; oracles see the true sources."
     parts = ["# Beside SiSEC 2018", note]
     for number in STEMS:

@@ -64,6 +64,7 @@ def frame_scores(
     estimates, references, broken = _stems(estimates, references)
     length = references.shape[-1]
     frames = _frames(length, sample_rate, window, hop)
+    # Filters of no taps explain nothing.
     if filter_length < 1:
         raise ValueError(f"filter_length {filter_length} must be at least 1")
     sdr = _frame_sdr(estimates, references, broken, frames)
