@@ -38,17 +38,20 @@ def main(arguments: list[str] | None = None) -> None:
         "default: the best of Asteroid's networks, else the unprocessed mixture",
     )
     args = parser.parse_args(arguments)
+    # The page stands beside the table.
     html = args.html or args.out.with_name("report.html")
     entries, others = read_experiments(args.exp, args.data_set)
     if not entries:
         raise UserError(
             f"{args.exp} holds no evaluation of the set '{args.data_set}': evaluate an experiment first (stage 4)"
         )
+    # A baseline that is not there would leave out all differences.
     names = sorted({entry.name for entry in entries})
     if args.baseline not in (None, *names):
         raise UserError(
             f"--baseline {args.baseline}: no such experiment on '{args.data_set}'; {', '.join(names)}"
         )
+    # Everything is read before anything is written.
     text = markdown(entries, args.data_set)
     write_text(args.out, text)
     write_text(html, page(entries, others, args.data_set, args.baseline))
