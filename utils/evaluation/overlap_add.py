@@ -45,7 +45,7 @@ class Separator(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def separate(self, mixture: torch.Tensor, /) -> torch.Tensor: ...
+    def separate_centred(self, mixture: torch.Tensor, /) -> torch.Tensor: ...
 
 
 class Stitcher:
@@ -59,7 +59,7 @@ class Stitcher:
 
     def __init__(
         self,
-        system: System,
+        system: Separator,
         blocks: Blocks,
         related: bool,
     ):

@@ -25,10 +25,6 @@ def score(*estimates, references=TWO):
     return clip_score(np.stack(estimates), references, references.sum(0))
 
 
-def fuss_score(clips):
-    return summary(pd.DataFrame([row(clip) for clip in clips]))
-
-
 def random_clip(rng):
     """1 to 4 slots a side: in any order, some silent, some faint, some not finite."""
     n = rng.integers(1, 5)

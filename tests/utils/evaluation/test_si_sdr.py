@@ -146,6 +146,7 @@ def test_inverted_tells_the_sign_that_si_sdr_does_not_see():
 def test_a_batch_is_matched_and_scored_one_by_one():
     rng = np.random.default_rng(5)
     references = rng.normal(size=(4, 3, 200))
+    mixture = references.sum(1)
     estimates = references[:, [1, 2, 0]] + 0.3 * rng.normal(size=references.shape)
     order = match(estimates, references)
     assert (order == [2, 0, 1]).all()

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from utils.evaluation.metrics.projection import unexplained_by_one, unexplained_by_one_and_all
-from utils.evaluation.metrics.si_sdr import as_signals, to_decibels
+from utils.evaluation.metrics.si_sdr import as_signals, check_not_transposed, to_decibels
 
 # dB of SDR for one of SIR where several orders have the best mean SIR.
 _TIE_BREAK = 1e-9

@@ -27,13 +27,12 @@ signal separation evaluation campaign", LVA/ICA 2018 (v4).
 
 import math
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 from scipy.fft import next_fast_len, rfft
 
 from utils.evaluation.metrics.image_filters import image_filters
-from utils.evaluation.metrics.si_sdr import LIMIT
+from utils.evaluation.metrics.si_sdr import LIMIT, check_not_transposed
 
 _BLOCK = 2**16  # samples of a track that are looked at together where frames do not matter
 
@@ -217,6 +216,8 @@ def _stems(estimates, references):
     """Both as (source, channel, time) without a copy, and which estimates are not finite: (source,)."""
     estimates = np.asarray(estimates)
     references = np.asarray(references)
+    for axis in (-3, -2):
+        check_not_transposed("references", references.shape, axis)
     same_shape = estimates.shape == references.shape
     if not same_shape or references.ndim not in (2, 3) or not references.size:
         raise ValueError(

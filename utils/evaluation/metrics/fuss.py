@@ -9,7 +9,6 @@ that made its numbers: google-research/sound-separation, models/dcase2020_fuss_b
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd

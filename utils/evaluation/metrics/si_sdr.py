@@ -177,6 +177,17 @@ def check_length(
         )
 
 
+def check_not_transposed(name: str, shape: tuple[int, ...], axis: int) -> None:
+    """Raise a `ValueError` if there are more than MAX_SOURCES sources.
+
+    BSS Eval of samples taken for sources asks for terabytes.
+    """
+    if len(shape) >= -axis and shape[axis] > MAX_SOURCES:
+        raise ValueError(
+            f"{name} {shape} would be {shape[axis]} sources, more than {MAX_SOURCES}: are they transposed?"
+        )
+
+
 def as_signals(
     estimates: ArrayLike,
     references: ArrayLike,
