@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from local_models.silence import SILENT_RMS
 from utils.data.datasets import rng_of, segment_of
 from utils.data.manifest import read_manifest, source_columns
 
 TRIES = 10
-SILENCE = 1e-8  # RMS
 
 
 class Scenes(Dataset):
@@ -62,7 +62,7 @@ class Scenes(Dataset):
                 if rng.random() < self.remix
                 else self._stretch(index, rng.random())
             )
-            if np.sqrt((sources**2).mean(1)).max() > SILENCE:
+            if np.sqrt((sources**2).mean(1)).max() > SILENT_RMS:
                 break
         return {"mixture": sources.sum(0), "sources": sources, "id": str(self.names[index])}
 

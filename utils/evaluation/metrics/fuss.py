@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from local_models.silence import SILENT_RMS
 from utils.evaluation.metrics.si_sdr import as_signals
 
 _RATIO_FLOOR = 1e-8  # bounds scores to +-80 dB
 _ENERGY_FLOOR = 1e-16
-_SILENT_RMS = 1e-8  # of a reference
 _INACTIVE = 0.01  # power of an estimate, relative to the quietest active reference: -20 dB
 
 
@@ -110,7 +110,7 @@ def clip_score(estimates, references, mixture) -> Clip:
     scores = si_snr(estimates, references[:, None])  # (reference, estimate)
     order = linear_sum_assignment(scores, maximize=True)[1]
     power = np.mean(references**2, axis=-1)
-    active = np.sqrt(power) > _SILENT_RMS
+    active = np.sqrt(power) > SILENT_RMS
     threshold = _INACTIVE * np.min(power[active], initial=np.inf)
     return Clip(
         order=order,
