@@ -142,7 +142,7 @@ class Stitcher:
         parts = []
         for rows in segments.flatten(0, 1).split(self.batch):
             rows = rows.to(self.system.device)
-            estimates = self.system.separate(rows)
+            estimates = self.system.separate_centred(rows)
             parts.append(estimates.float().cpu())
         joined = torch.cat(parts)
         return joined.unflatten(0, segments.shape[:2])

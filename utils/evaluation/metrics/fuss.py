@@ -15,11 +15,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from local_models.silence import SILENT_RMS
 from utils.evaluation.metrics.si_sdr import as_signals
 
 _RATIO_FLOOR = 1e-8  # bounds scores to +-80 dB
 _ENERGY_FLOOR = 1e-16
-_SILENT_RMS = 1e-8  # of a reference
 _INACTIVE = 0.01  # power of an estimate, relative to the quietest active reference: -20 dB
 
 
@@ -131,7 +131,7 @@ def clip_score(
     slots, order = linear_sum_assignment(scores, maximize=True)
     # An estimate is active that is at most 20 dB below the quietest active reference.
     power = np.mean(references**2, axis=-1)
-    active = np.sqrt(power) > _SILENT_RMS
+    active = np.sqrt(power) > SILENT_RMS
     quietest = np.min(power[active], initial=np.inf)
     power_of_estimates = np.mean(estimates[order] ** 2, axis=-1)
     return Clip(
