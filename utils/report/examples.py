@@ -9,7 +9,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import soundfile as sf
 import soxr
 from PIL import Image
 
@@ -328,9 +327,8 @@ def levelled(estimate: np.ndarray, reference: np.ndarray, gain: float) -> np.nda
 def flac(signal: np.ndarray, rate: int) -> str:
     """data: URI of a signal (time, channel), full scale 1, in 16 bits."""
     samples = np.clip(np.rint(signal * 32767), -32768, 32767).astype(np.int16)
-    file = io.BytesIO()
-    sf.write(file, samples, rate, format="FLAC")
-    return f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = audio.encoded(samples, rate, "FLAC")
+    return f"data:audio/flac;base64,{base64.b64encode(content).decode()}"
 
 
 # ---- spectrograms
