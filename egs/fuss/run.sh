@@ -35,7 +35,7 @@ else
 fi
 manifests=data/$name/manifests/$room
 exp=exp/$name-$room-$(basename "$conf" .yml)${tag:+-$tag}
-corpus_options=(--corpus "$corpus" --name "$name" --nj "$nj" --room "$room")
+corpus_options=(--corpus="$corpus" --name="$name" --nj "$nj" --room "$room")
 corpus_options+=(--mixtures "${mixtures:-20000,1000,1000}" --seconds "${seconds:-10}")
 
 if runs 0 "corpus"; then $python local/prepare_corpus.py "${corpus_options[@]}"; fi

@@ -29,7 +29,7 @@ find_corpus --pair
 find_conf "$([ "$corpus" = mini ] && echo conf/mini_surrogate_iss.yml || echo conf/surrogate_iss.yml)"
 manifests=data/$name/manifests/${n_src}spk_$((sample_rate / 1000))k
 exp=exp/$name-$(basename "$conf" .yml)${tag:+-$tag}
-corpus_options=(--corpus "$corpus" --name "$name" --nj "$nj")
+corpus_options=(--corpus="$corpus" --name="$name" --nj "$nj")
 corpus_options+=(--n_src "$n_src" --sample_rate "$sample_rate" --n_rooms "$n_rooms" --n_test "$n_test")
 
 if runs 0 "corpus"; then $python local/prepare_corpus.py "${corpus_options[@]}"; fi

@@ -22,7 +22,7 @@ set -euo pipefail
 . ../../utils/env.sh
 
 find_corpus --downloaded musdb18hq
-corpus_options=(--corpus "$corpus" --name "$name" --nj "$nj")
+corpus_options=(--corpus="$corpus" --name="$name" --nj "$nj")
 
 if runs 0 "corpus"; then $python local/prepare_corpus.py "${corpus_options[@]}"; fi
 if runs 1 "manifests"; then $python local/make_manifests.py "${corpus_options[@]}"; fi
