@@ -357,7 +357,7 @@ IMPOSSIBLE = (
     "steps.frontend.batch_size=1000", "data.dynamic_mixing.max_gain=1e9", "steps.frontend.optim.lr=1e30",
     "system.init_args.n_basis=1000000000", "seed", "steps.frontend.compile=maybe",
     "data.epoch_size=1000000000000 steps.frontend.batch_size=1000000000000",
-    "remove=[data.dynamic_mixing]", "data.dataset.class_path=torch.nn.Linear",
+    "data.dataset.class_path=torch.nn.Linear",
 )  # fmt: skip
 SETTINGS = {
     "seed=1": "seed",

@@ -121,7 +121,11 @@ def dead_worker(base, folder):
     expect(workers, "no loader process seen")
     os.kill(workers[0], signal.SIGKILL)
     code = command.wait()
-    expect(code == 2 and "Traceback" not in command.text, command.text)
+    # Torch's handler may fall into a function whose errors Python prints and ignores.
+    expect(
+        code == 2 and command.text.count("Traceback") == command.text.count("ignored in"),
+        command.text,
+    )
     expect("runtime.workers=0" in command.text, command.text)
     lab.run(*lab.training("runtime.workers=0"))
     same_training(lab.exp, base / "repo" / RECIPE / EXP)
@@ -167,12 +171,13 @@ def killed_evaluation(base, folder, numbers, nj=1, number=signal.SIGKILL):
         return sum(len(file.read_bytes().splitlines()) - 1 for file in files)
 
     for rows in numbers:
-        command = lab.start(*lab.evaluation("--nj", str(nj)))
+        command = lab.start(*lab.evaluation("--nj", str(nj)), cold=nj > 1)
         command.kill_when(lambda rows=rows: n_rows() >= rows, number)
         age_leftovers(lab.recipe)
         if number != signal.SIGKILL:
             expect("Traceback" not in command.text, command.text)
-    lab.run(*lab.evaluation("--nj", str(nj)))
+    # In a forked process joblib's workers would live on, unasked for, for minutes.
+    lab.run(*lab.evaluation("--nj", str(nj)), cold=nj > 1)
     same_scores(lab.exp, base / "repo" / RECIPE / EXP)
 
 
