@@ -72,7 +72,7 @@ def remove_leftovers(folder: str | Path, age: float = 3600.0, nested: bool = Tru
     folder = Path(folder)
     for temporary in folder.rglob(pattern) if nested else folder.glob(pattern):
         with contextlib.suppress(OSError):  # another run may be faster
-            if time.time() - temporary.stat().st_mtime > age:
+            if time.time() - temporary.lstat().st_mtime > age:
                 temporary.unlink()
 
 

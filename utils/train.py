@@ -20,6 +20,7 @@ import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -109,16 +110,30 @@ def make_trainer(
     callbacks.append(checkpoints)
     parallel = runtime.devices * runtime.num_nodes > 1
     manual = not system.automatic_optimization
-    return pl.Trainer(
-        accelerator=runtime.accelerator, devices=runtime.devices, num_nodes=runtime.num_nodes,
-        strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
-        gradient_clip_val=None if manual else step.gradient_clip or None,
-        accumulate_grad_batches=1 if manual else step.accumulate,
-        callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
-        logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
-        default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
-        enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
-    )  # fmt: skip
+    with possible_devices(runtime):
+        return pl.Trainer(
+            accelerator=runtime.accelerator, devices=runtime.devices, num_nodes=runtime.num_nodes,
+            strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
+            gradient_clip_val=None if manual else step.gradient_clip or None,
+            accumulate_grad_batches=1 if manual else step.accumulate,
+            callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
+            logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
+            default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
+            enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def possible_devices(runtime: configuration.Runtime) -> Iterator[None]:
+    """Turn what Lightning says of devices that are not there into a message."""
+    try:
+        yield
+    except (ValueError, ModuleNotFoundError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"runtime.accelerator={runtime.accelerator} with runtime.devices={runtime.devices}: {reason} "
+            "runtime.accelerator=auto takes what is there"
+        ) from None
 
 
 def is_finished(folder: Path) -> bool:

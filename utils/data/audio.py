@@ -1,9 +1,12 @@
 """Reading and writing audio files: every fault of a file is one `UserError`, and no half-written file is ever seen."""
 
+import contextlib
 import functools
 import io
 import os
+import signal
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -236,8 +239,30 @@ class Reader:
         self.close()
 
 
+@contextlib.contextmanager
+def _undisturbed():
+    """Let Ctrl-C wait while libsndfile works: raised in Python code that it calls, it would be printed and lost."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    if not in_main or handler is None:  # handlers run in the main thread only
+        yield
+        return
+    received = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
 class _Stream(sf.SoundFile):
     """Never asked where it stands: soundfile seeks after each read, which fails at the end of a stream."""
+
+    def read(self, *args, **kwargs):
+        with _undisturbed():
+            return super().read(*args, **kwargs)
 
     def seekable(self):
         return False
@@ -342,6 +367,19 @@ def _about_sphere(path):
     )
 
 
+def encoded(audio, sample_rate, container, subtype=None):
+    """The bytes of an audio file.
+
+    Args:
+        audio: `(time,)` or `(time, channels)`.
+        container, subtype: as libsndfile calls them; None: the usual subtype of the container.
+    """
+    file = io.BytesIO()
+    with _undisturbed():
+        sf.write(file, audio, sample_rate, subtype=subtype, format=container)
+    return file.getbuffer()
+
+
 def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = "PCM_16") -> None:
     """Write a WAV file atomically; folders are made.
 
@@ -364,7 +402,6 @@ def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = 
             )
         audio = np.minimum(np.rint(audio.astype(np.float64) / LSB), 32767).astype(np.int16)
     # libsndfile hides a full disk behind "System error", so it encodes in memory and Python writes.
-    encoded = io.BytesIO()
-    sf.write(encoded, audio, sample_rate, subtype=subtype, format="WAV")
+    content = encoded(audio, sample_rate, "WAV", subtype)
     # Thousands of files are written, each of which can be made again: waiting for the disk would take too long.
-    write_bytes(path, encoded.getbuffer(), durable=False)
+    write_bytes(path, content, durable=False)

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from utils.errors import UserError, command
-from utils.files import write_text
+from utils.files import remove_leftovers, write_text
 from utils.report.experiments import read_experiments
 from utils.report.page import page
 from utils.report.table import markdown
@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     # Everything is read before anything is written.
     text = markdown(entries, args.data_set)
+    remove_leftovers(args.out.parent, nested=False)
     write_text(args.out, text)
     write_text(html, page(entries, others, args.data_set, args.baseline))
     print(text)

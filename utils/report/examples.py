@@ -8,7 +8,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import soundfile as sf
 import soxr
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
@@ -378,9 +377,8 @@ def flac(signal: np.ndarray, rate: int) -> str:
     """data: URI of a signal (time, channel), full scale 1, in 16 bits."""
     steps = np.rint(signal * 32767)
     samples = np.clip(steps, -32768, 32767).astype(np.int16)
-    file = io.BytesIO()
-    sf.write(file, samples, rate, format="FLAC")
-    return _data_uri("audio/flac", file.getvalue())
+    content = audio.encoded(samples, rate, "FLAC")
+    return _data_uri("audio/flac", bytes(content))
 
 
 def _data_uri(kind: str, content: bytes) -> str:

@@ -273,3 +273,13 @@ def test_damaged_audio_is_named_before_training(conf, tone_manifests, tmp_path, 
     assert "nan.wav" in refusal(
         capsys, *arguments(conf, manifests, tmp_path / "exp", "--steps", "first")
     )
+
+
+@pytest.mark.parametrize("accelerator", ["tpux", "tpu"])
+def test_devices_that_are_not_there_are_one_line(
+    conf, tone_manifests, tmp_path, capsys, accelerator
+):
+    call = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
+    message = refusal(capsys, *call, f"runtime.accelerator={accelerator}")
+    assert message.startswith(f"error: runtime.accelerator={accelerator} with runtime.devices=1: ")
+    assert message.count("\n") == 1
