@@ -14,7 +14,6 @@ Sources: Vincent, Gribonval and Févotte, "Performance measurement in blind audi
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from utils.evaluation.metrics.projection import unexplained_by_one, unexplained_by_one_and_all
@@ -25,8 +24,8 @@ _TIE_BREAK = 1e-9
 
 
 def sdr(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: np.ndarray,
+    references: np.ndarray,
     filter_length: int = 512,
     permute: bool = False,
 ) -> np.ndarray:
@@ -91,8 +90,8 @@ def _best_order(of_pairs):
 
 
 def bss_eval(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: np.ndarray,
+    references: np.ndarray,
     filter_length: int = 512,
     permute: bool = True,
 ) -> tuple[np.ndarray, ...]:

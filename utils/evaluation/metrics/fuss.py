@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from local_models.silence import SILENT_RMS
@@ -23,7 +22,7 @@ _ENERGY_FLOOR = 1e-16
 _INACTIVE = 0.01  # power of an estimate, relative to the quietest active reference: -20 dB
 
 
-def si_snr(estimates: ArrayLike, references: ArrayLike) -> np.ndarray:
+def si_snr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Scale-invariant signal-to-noise ratio in which a constant offset counts, unlike in `si_sdr`.
 
     Args:
@@ -101,9 +100,9 @@ class Clip:
 
 
 def clip_score(
-    estimates: ArrayLike,
-    references: ArrayLike,
-    mixture: ArrayLike,
+    estimates: np.ndarray,
+    references: np.ndarray,
+    mixture: np.ndarray,
 ) -> Clip:
     """Score one clip. Estimates must have the level of the references, or their activity means nothing.
 

@@ -10,7 +10,6 @@ Rules, for `si_sdr` and `snr` alike:
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 LIMIT = 100.0  # dB
@@ -20,8 +19,8 @@ _SILENCE = 1e-26  # of the energy of a constant signal that rounding leaves when
 
 
 def si_sdr(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: np.ndarray,
+    references: np.ndarray,
 ) -> np.ndarray:
     """Scale-invariant signal-to-distortion ratio of zero-mean signals.
 
@@ -65,8 +64,8 @@ def si_sdr(
 
 
 def snr(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: np.ndarray,
+    references: np.ndarray,
 ) -> np.ndarray:
     """Signal-to-noise ratio of the signals as they are: sign, scale and mean count. The rest is as in `si_sdr`."""
     estimates, references, broken = _checked(estimates, references)
@@ -117,8 +116,8 @@ def _mean_and_energy(signals):
 
 
 def match(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: np.ndarray,
+    references: np.ndarray,
 ) -> np.ndarray:
     """The order of the estimates with the best mean SI-SDR; silent references take what is left.
 
@@ -144,8 +143,8 @@ def match(
 
 
 def inverted(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: np.ndarray,
+    references: np.ndarray,
 ) -> np.ndarray:
     """Which estimates have the wrong sign: (..., source, time) twice to (..., source) booleans.
 
@@ -189,8 +188,8 @@ def check_not_transposed(name: str, shape: tuple[int, ...], axis: int) -> None:
 
 
 def as_signals(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: np.ndarray,
+    references: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both in float64; ValueError unless they have one length, of at least one sample."""
     estimates = np.asarray(estimates, dtype=np.float64)
@@ -211,8 +210,8 @@ def centred(signals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def to_decibels(
     ratio: np.ndarray,
-    failed: ArrayLike,
-    undefined: ArrayLike,
+    failed: np.ndarray,
+    undefined: np.ndarray,
 ) -> np.ndarray:
     """10 log10 of a ratio within +-LIMIT; -LIMIT where `failed`, nan where `undefined`."""
     with np.errstate(all="ignore"):
