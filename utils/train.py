@@ -6,9 +6,11 @@ import functools
 import hashlib
 import json
 import logging
+import multiprocessing.synchronize
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -219,7 +221,7 @@ def explained(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
         # From a loader process it comes with the traceback there: what counts is the last line.
         raise UserError(str(error).strip().split("utils.errors.UserError: ")[-1]) from None
     except (RuntimeError, OSError) as error:
-        if not LOADER_DEATH.search(str(error)):
+        if not _is_of_loaders(error):
             raise
         if checkpoints.is_told():  # the signal may have gone to all processes
             raise UserError(interrupted) from None
@@ -227,6 +229,19 @@ def explained(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
             "a loader process has ended, for lack of memory or of shared memory (/dev/shm) perhaps: "
             "the same command with runtime.workers=0 goes on without such processes"
         ) from None
+
+
+def _is_of_loaders(error: BaseException | None) -> bool:
+    """Whether an error, or one before it that it hides, is about loader processes and what they share."""
+    while error is not None:
+        if LOADER_DEATH.search(str(error)):
+            return True
+        # Their locks lie in /dev/shm too; that disk being full, nothing says which one it is.
+        places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, OSError) and multiprocessing.synchronize.__file__ in places:
+            return True
+        error = error.__context__
+    return False
 
 
 def rehearse(
