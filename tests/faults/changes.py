@@ -244,7 +244,7 @@ def damaged_result(base, folder, name, damage):
     lab.run(*lab.evaluation())
     same_scores(lab.exp, base / "repo" / RECIPE / EXP)
     summary = json.loads((evaluation_folder(lab.exp) / "final_metrics.json").read_text())
-    expect(summary["n"] == 20, summary)
+    expect(summary["n"] == 24, summary)
     lab.run(*lab.report())
 
 
