@@ -25,8 +25,9 @@ def accelerate(model: Model) -> Model:
 
     Global and feature-wise layer norms, scalar PReLUs, Conv-TasNet's blocks and SuDO RM-RF's mask convolution get the
     classes of this file. Parameters, their names and shapes and `serialize()` stay as they are, so that plain Asteroid
-    loads the saved model. Modules that have no faster twin are left alone; a second call changes nothing. TorchScript
-    cannot export an accelerated model, and hooks on the layers inside a Conv-TasNet block are not called.
+    loads the saved model. Modules that have no faster twin are left alone; a second call changes nothing.
+    `torch.jit.trace` works, but a trace of Conv-TasNet cannot be saved; `torch.jit.script` does not take accelerated
+    models. Hooks on the layers inside a Conv-TasNet block are not called.
 
     Conv-TasNet's last residual convolution feeds nothing; it is frozen, so that DistributedDataParallel does not wait
     for its gradient (its weights stay in the state dict). Call this before the optimiser is made.
@@ -64,14 +65,11 @@ def _is_standard(block: Conv1DBlock) -> bool:
 
 def _is_basis_convolution(conv: nn.Conv2d) -> bool:
     """Whether a convolution is a tall filter over one channel, as masks are made with, and not a small ordinary one."""
-    is_plain = (
-        conv.stride == (1, 1)
-        and conv.dilation == (1, 1)
-        and conv.padding_mode == "zeros"
-        and conv.bias is not None
-    )
+    is_dense = conv.stride == (1, 1) and conv.dilation == (1, 1)
+    is_plain = conv.padding_mode == "zeros" and conv.bias is not None
+    # Below some 32 taps the library's own kernels are fast enough.
     is_tall = conv.kernel_size[0] >= 32 and conv.kernel_size[1] == 1
-    return is_plain and is_tall and conv.in_channels == 1
+    return is_dense and is_plain and is_tall and conv.in_channels == 1
 
 
 class BasisConv2d(nn.Conv2d):
@@ -137,6 +135,7 @@ class FastConv1DBlock(Conv1DBlock):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor | None, Tensor]:
         """(batch, in_chan, frames) to the residual, or to (residual or None, skip) if `skip_out_chan`."""
+        # Asteroid's order of the layers.
         conv_in, act1, norm1, conv_depth, act2, norm2 = self.shared_block
         parameters = BlockParameters(
             in_weight=conv_in.weight,
@@ -158,6 +157,7 @@ class FastConv1DBlock(Conv1DBlock):
         outputs = BlockFunction.apply(x, conv_depth.dilation[0], 1, EPS, *parameters, *heads)
         if not self.skip_out_chan:
             return outputs[0]
+        # One output is the skip alone.
         residual = outputs[0] if len(outputs) == 2 else None
         return residual, outputs[-1]
 
@@ -219,16 +219,19 @@ class BlockFunction(torch.autograd.Function):
         heads = tensors[N_PARAMETERS:]
         dtype = _matmul_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
+            # 1x1, PReLU, norm, depthwise convolution.
             x_low = x.to(dtype)
             hidden = _pointwise(x_low, block.in_weight, block.in_bias)
             active = F.prelu(wide(hidden), block.slope1)
             normed = _norm(active, block.gamma1, block.beta1, groups, eps)[0]
             deep = _depthwise(normed, block.weight, dilation, block.bias).to(dtype)
+            # PReLU, norm, heads.
             active = F.prelu(wide(deep), block.slope2)
             normed = _norm(active, block.gamma2, block.beta2, groups, eps)[0].to(dtype)
             outputs = []
             for weight, bias in zip(heads[::2], heads[1::2], strict=True):
                 outputs.append(_pointwise(normed, weight, bias))
+        # The inputs of the two PReLUs are enough to compute all the rest again.
         ctx.save_for_backward(x_low, hidden, deep, *tensors)
         ctx.dilation = dilation
         ctx.groups = groups
@@ -268,6 +271,7 @@ class BlockFunction(torch.autograd.Function):
         block_grads = BlockParameters(
             *in_grads, slope1_grad, *norm1_grads, *depth_grads, slope2_grad, *norm2_grads
         )
+        # None for dilation, groups and eps.
         return (grad.to(ctx.x_dtype), None, None, None, *block_grads, *head_grads)
 
 
@@ -288,6 +292,7 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1x1 convolution: (batch, in, frames), (out, in, 1), (out,) to (batch, out, frames) in the type of `x`."""
+    # One matrix product for each example, without a copy of the weight.
     matrix = weight.to(x.dtype).squeeze(2).expand(x.shape[0], -1, -1)
     if bias is None:
         return torch.bmm(matrix, x)
@@ -299,6 +304,7 @@ def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
     x_grad: Any = None
     parameter_grads: list[Tensor | None] = []
     for grad, weight, bias in zip(grads, weights, biases, strict=True):
+        # Nothing depends on this head.
         if grad is None:
             parameter_grads += [None, None]
             continue
@@ -334,6 +340,7 @@ def _norm_backward(
 
 def _prelu_backward(grad: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the one slope, in four vectorised passes (torch's own kernel handles number by number)."""
+    # The gradient where x > 0, and where it is not.
     positive = torch.ops.aten.threshold_backward(grad, x, 0)
     negative = grad - positive
     grad_x = positive.addcmul_(negative, slope.to(x.dtype))
@@ -343,6 +350,7 @@ def _prelu_backward(grad: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Ten
 def _overlaps(kernel_size: int, dilation: int, frames: int):
     """For each tap of a centred kernel: its index, the frames that it writes and the frames that it reads."""
     for tap in range(kernel_size):
+        # Output frame t reads frame t + shift; both must lie within the signal.
         shift = (tap - kernel_size // 2) * dilation
         ahead = max(0, shift)
         behind = max(0, -shift)
@@ -358,6 +366,7 @@ def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = N
     One multiply-add of a shifted view for each tap is faster than the library's dilated kernels on a CPU, and
     `torch.compile` fuses it with its neighbours.
     """
+    # The tap in the middle reads every frame; the others are added to it.
     taps = weight.shape[2]
     middle = taps // 2
     centre = weight[:, :, middle]
@@ -375,6 +384,7 @@ def _depthwise_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the input, the weight and the bias of `_depthwise`."""
+    # A tap that reads nothing within the signal has no gradient.
     taps = weight.shape[2]
     by_tap = [torch.zeros_like(weight[:, 0, 0])] * taps
     for tap, write, read in _overlaps(taps, dilation, x.shape[2]):

@@ -4,9 +4,11 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 
+NO_MEMORY = "not enough memory: use fewer jobs, smaller batches or sizes, or a larger machine"
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended, as shells have it
 
 
@@ -39,7 +41,11 @@ def command(main: Callable) -> Callable:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             _end("error: the program that was to read the output has ended")
         except MemoryError:
-            _end("error: not enough memory: use fewer jobs or smaller batches, or a larger machine")
+            _end(f"error: {NO_MEMORY}")
+        except RuntimeError as error:  # torch has no class of its own for the memory of the CPU
+            if not re.search("can't allocate memory|out of memory", str(error)):
+                raise
+            _end(f"error: {NO_MEMORY}")
         except OSError as error:
             if error.errno is None or (error.filename is None and error.errno not in _FULL_DISK):
                 raise

@@ -24,7 +24,15 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode(errors="surrogateescape"))
 
 
-def write_bytes(path: str | Path, data: bytes | memoryview, durable: bool = True) -> None:
+def write_changed(path, text):
+    """Write a text file unless it holds the text already, so that finished data may be read-only."""
+    path = Path(path)
+    data = text.encode(errors="surrogateescape")
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def write_bytes(path, data, durable=True):
     """Write a file atomically: under a temporary name in the same folder, then renamed.
 
     Args:
@@ -64,7 +72,7 @@ def remove_leftovers(folder: str | Path, age: float = 3600.0, nested: bool = Tru
     folder = Path(folder)
     for temporary in folder.rglob(pattern) if nested else folder.glob(pattern):
         with contextlib.suppress(OSError):  # another run may be faster
-            if time.time() - temporary.stat().st_mtime > age:
+            if time.time() - temporary.lstat().st_mtime > age:
                 temporary.unlink()
 
 

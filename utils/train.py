@@ -6,9 +6,11 @@ import functools
 import hashlib
 import json
 import logging
+import multiprocessing.synchronize
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -20,6 +22,7 @@ import torch
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -109,16 +112,30 @@ def make_trainer(
     callbacks.append(checkpoints)
     parallel = runtime.devices * runtime.num_nodes > 1
     manual = not system.automatic_optimization
-    return pl.Trainer(
-        accelerator=runtime.accelerator, devices=runtime.devices, num_nodes=runtime.num_nodes,
-        strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
-        gradient_clip_val=None if manual else step.gradient_clip or None,
-        accumulate_grad_batches=1 if manual else step.accumulate,
-        callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
-        logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
-        default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
-        enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
-    )  # fmt: skip
+    with possible_devices(runtime):
+        return pl.Trainer(
+            accelerator=runtime.accelerator, devices=runtime.devices, num_nodes=runtime.num_nodes,
+            strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
+            gradient_clip_val=None if manual else step.gradient_clip or None,
+            accumulate_grad_batches=1 if manual else step.accumulate,
+            callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
+            logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
+            default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
+            enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def possible_devices(runtime: configuration.Runtime) -> Iterator[None]:
+    """Turn what Lightning says of devices that are not there into a message."""
+    try:
+        yield
+    except (ValueError, ModuleNotFoundError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"runtime.accelerator={runtime.accelerator} with runtime.devices={runtime.devices}: {reason} "
+            "runtime.accelerator=auto takes what is there"
+        ) from None
 
 
 def is_finished(folder: Path) -> bool:
@@ -204,7 +221,7 @@ def explained(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
         # From a loader process it comes with the traceback there: what counts is the last line.
         raise UserError(str(error).strip().split("utils.errors.UserError: ")[-1]) from None
     except (RuntimeError, OSError) as error:
-        if not LOADER_DEATH.search(str(error)):
+        if not _is_of_loaders(error):
             raise
         if checkpoints.is_told():  # the signal may have gone to all processes
             raise UserError(interrupted) from None
@@ -212,6 +229,19 @@ def explained(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
             "a loader process has ended, for lack of memory or of shared memory (/dev/shm) perhaps: "
             "the same command with runtime.workers=0 goes on without such processes"
         ) from None
+
+
+def _is_of_loaders(error: BaseException | None) -> bool:
+    """Whether an error, or one before it that it hides, is about loader processes and what they share."""
+    while error is not None:
+        if LOADER_DEATH.search(str(error)):
+            return True
+        # Their locks lie in /dev/shm too; that disk being full, nothing says which one it is.
+        places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, OSError) and multiprocessing.synchronize.__file__ in places:
+            return True
+        error = error.__context__
+    return False
 
 
 def rehearse(

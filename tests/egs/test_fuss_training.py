@@ -30,7 +30,7 @@ CONFIG = {
             "sample_rate": 8000,
             "window": 128,
             "hop": 32,
-            "adversaries": [
+            "discriminators": [
                 {"domain": "stft", "n_real": 1, "filters": 8, "windows": [128]},
                 {"domain": "waveform", "family": "instance", "filters": 8},
             ],
@@ -85,13 +85,13 @@ def exp(tone_manifests, tmp_path_factory):
 def test_both_steps_train_and_leave_a_small_model(exp):
     for step, updates in (("pit", 4), ("adversarial", 12)):
         assert json.loads((exp / step / "done.json").read_text())["updates"] == updates
-    assert not any("opponents" in name for name in weights(exp / "pit" / "best.ckpt"))
-    assert any("opponents" in name for name in weights(exp / "adversarial" / "best.ckpt"))
-    assert not any("opponents" in name for name in weights(exp / "model.pth"))
+    assert not any("discriminators" in name for name in weights(exp / "pit" / "best.ckpt"))
+    assert any("discriminators" in name for name in weights(exp / "adversarial" / "best.ckpt"))
+    assert not any("discriminators" in name for name in weights(exp / "model.pth"))
     mixture = torch.randn(1, 3000)
     estimates = load_system(exp / "model.pth").separate(mixture)
     assert estimates.shape == (1, 2, 3000)
-    torch.testing.assert_close(estimates.sum(1), mixture, atol=1e-5, rtol=0)
+    torch.testing.assert_close(estimates.sum(1), mixture - mixture.mean(), atol=1e-5, rtol=0)
 
 
 def test_the_log_tells_how_each_discriminator_fares(exp):
@@ -160,17 +160,14 @@ BAND_SPLIT |= {"init_args": {"chan": 4, "hid_chan": 4, "n_layers": 1}}
     ("system", "step"),
     [
         ({}, {"precision": "bf16-mixed"}),
-        (
-            {"game": {"loss": "least_squares", "silent": "dither", "single_source": True}},
-            {"accumulate": 2},
-        ),
-        ({"network": BAND_SPLIT, "edges": "padded", "consistency": "power"}, {"gradient_clip": 0}),
+        ({"game": {"lr": 1e-3}}, {"accumulate": 2}),
+        ({"network": BAND_SPLIT, "edges": "padded"}, {"gradient_clip": 0}),
     ],
 )
 def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path, system, step):
     config = copy.deepcopy(CONFIG)
     config["system"]["init_args"] |= system
-    config["system"]["init_args"]["adversaries"][0]["with_mixture"] = True
+    config["system"]["init_args"]["discriminators"][0]["with_mixture"] = True
     config["steps"]["adversarial"] |= step
     table = pd.read_csv(
         run(tmp_path, tone_manifests, "other", "all", config) / "adversarial" / "metrics.csv"
@@ -182,7 +179,7 @@ def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path,
 
 def test_other_discriminators_start_from_the_same_pit_model(exp, tone_manifests, tmp_path):
     config = copy.deepcopy(CONFIG)
-    config["system"]["init_args"]["adversaries"] = [
+    config["system"]["init_args"]["discriminators"] = [
         {"domain": "mask", "n_real": 0, "filters": 8, "windows": [128]}
     ]
     config["steps"]["adversarial"]["epochs"] = 1
@@ -196,7 +193,9 @@ def test_the_control_goes_on_with_pit_alone(exp, tone_manifests, tmp_path):
     config["steps"] = {"pit": CONFIG["steps"]["pit"], "continued": {"epochs": 1}}
     shutil.copytree(exp / "pit", tmp_path / "control" / "pit")
     control = run(tmp_path, tone_manifests, "control", "rest", config)
-    assert not any("opponents" in name for name in weights(control / "continued" / "best.ckpt"))
+    assert not any(
+        "discriminators" in name for name in weights(control / "continued" / "best.ckpt")
+    )
     table = pd.read_csv(control / "continued" / "metrics.csv")
     assert not [column for column in table.columns if "context" in column or "instance" in column]
 
@@ -205,12 +204,12 @@ def test_an_adversarial_step_without_discriminators_is_a_message(
     exp, tone_manifests, tmp_path, capsys
 ):
     config = copy.deepcopy(CONFIG)
-    del config["system"]["init_args"]["adversaries"]
+    del config["system"]["init_args"]["discriminators"]
     shutil.copytree(exp / "pit", tmp_path / "none" / "pit")
     with pytest.raises(SystemExit):
         run(tmp_path, tone_manifests, "none", "rest", config)
     assert (
-        "steps.adversarial: step `adversarial` needs system.init_args.adversaries"
+        "steps.adversarial: step `adversarial` needs system.init_args.discriminators"
         in capsys.readouterr().err
     )
 

@@ -1,9 +1,12 @@
 """Reading and writing audio files: every fault of a file is one `UserError`, and no half-written file is ever seen."""
 
+import contextlib
 import functools
 import io
 import os
+import signal
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,7 @@ class Reader:
             raise
 
     def _open(self):
+        # libsndfile would only say that it does not know it.
         if _is_compressed_sphere(self._descriptor):
             raise UserError(_about_sphere(Path(self.path)))
         length = audio_headers.examine(self._descriptor)
@@ -123,6 +127,7 @@ class Reader:
         self.sample_rate = self._sound.samplerate
         self.channels = self._sound.channels
         self.frames = self._sound.frames
+        # Streams say a length that no file has.
         if length.counting or self.frames > UNKNOWN:
             self._count(length)
         if self.frames == 0:
@@ -143,6 +148,7 @@ class Reader:
         try:
             self._sound = _decoder(self._descriptor, *view)
         except sf.LibsndfileError as error:
+            # SPHERE by its first bytes, whatever its name.
             if os.pread(self._descriptor, 7, 0) == b"NIST_1A":
                 raise UserError(_about_sphere(Path(self.path))) from None
             raise UserError(
@@ -152,6 +158,7 @@ class Reader:
     def _count(self, length):
         """Find the number of samples by decoding them, since no header tells it reliably."""
         status = os.fstat(self._descriptor)
+        # Decoded once as long as the file does not change.
         key = os.path.abspath(self.path), status.st_size, status.st_mtime_ns
         patches = length.patches
         stretch = 1
@@ -185,6 +192,7 @@ class Reader:
             except sf.LibsndfileError:
                 self._note(f"is damaged, or cut off, before sample {target:,} of {self.frames:,}")
             self.position = target
+        # What cannot be sought is decoded and thrown away.
         while self.position < start:
             if not len(self.read(min(start - self.position, 2**16))):
                 break
@@ -219,6 +227,7 @@ class Reader:
     def close(self) -> None:
         if self._sound is not None:
             self._sound.close()
+        # Twice is no error: a file is closed in __exit__ and where it cannot be opened.
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -230,8 +239,30 @@ class Reader:
         self.close()
 
 
+@contextlib.contextmanager
+def _undisturbed():
+    """Let Ctrl-C wait while libsndfile works: raised in Python code that it calls, it would be printed and lost."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    if not in_main or handler is None:  # handlers run in the main thread only
+        yield
+        return
+    received = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
 class _Stream(sf.SoundFile):
     """Never asked where it stands: soundfile seeks after each read, which fails at the end of a stream."""
+
+    def read(self, *args, **kwargs):
+        with _undisturbed():
+            return super().read(*args, **kwargs)
 
     def seekable(self):
         return False
@@ -336,6 +367,19 @@ def _about_sphere(path):
     )
 
 
+def encoded(audio, sample_rate, container, subtype=None):
+    """The bytes of an audio file.
+
+    Args:
+        audio: `(time,)` or `(time, channels)`.
+        container, subtype: as libsndfile calls them; None: the usual subtype of the container.
+    """
+    file = io.BytesIO()
+    with _undisturbed():
+        sf.write(file, audio, sample_rate, subtype=subtype, format=container)
+    return file.getbuffer()
+
+
 def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = "PCM_16") -> None:
     """Write a WAV file atomically; folders are made.
 
@@ -358,7 +402,6 @@ def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = 
             )
         audio = np.minimum(np.rint(audio.astype(np.float64) / LSB), 32767).astype(np.int16)
     # libsndfile hides a full disk behind "System error", so it encodes in memory and Python writes.
-    encoded = io.BytesIO()
-    sf.write(encoded, audio, sample_rate, subtype=subtype, format="WAV")
+    content = encoded(audio, sample_rate, "WAV", subtype)
     # Thousands of files are written, each of which can be made again: waiting for the disk would take too long.
-    write_bytes(path, encoded.getbuffer(), durable=False)
+    write_bytes(path, content, durable=False)

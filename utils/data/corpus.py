@@ -19,13 +19,13 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.data.walking import fingerprint, is_litter
 from utils.errors import UserError, command
-from utils.files import read_json, write_json
+from utils.files import read_json, remove_leftovers, temporary_name, write_json
 from utils.stamps import NAME as STAMP
 from utils.stamps import differences
 
@@ -61,6 +61,7 @@ def refuse_changes(manifests: Path, now: dict) -> None:
     if not stamp.is_file():
         return
     before = read_json(stamp, f"delete {manifests} to make it anew")
+    # Lists of names are compared name by name, files by their hashes.
     changes = []
     for key in sorted(before.keys() | now.keys()):
         old = before.get(key)
@@ -79,6 +80,7 @@ def refuse_changes(manifests: Path, now: dict) -> None:
 
 def contents(folder: Path) -> str:
     """The first names in a folder, for a message about what it is not."""
+    # What hides is not what a person has put there.
     names = sorted(entry.name for entry in os.scandir(folder) if not is_litter(entry.name))
     return ", ".join(names[:12]) or "nothing"
 
@@ -102,6 +104,7 @@ def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> 
     names = []
     for name, key in pairs:
         encoded = name.encode()
+        # A hash of the key tells apart what has one label, and what is cut.
         if len(encoded) > longest or len(keys_of[name]) > 1:
             digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:10]
             name = f"{encoded[: longest - 11].decode(errors='ignore')}-{digest}"
@@ -147,6 +150,7 @@ class Corpus:
     @property
     def roots(self) -> tuple[Path, ...]:
         """The same as `origins`, through `data/NAME/corpus`: what manifests and stamps refer to."""
+        # One name for all corpora, so that what is made does not depend on where they are.
         place = self.folder / "corpus"
         return (place / "train", place / "test") if len(self.origins) == 2 else (place,)
 
@@ -154,6 +158,25 @@ class Corpus:
     def given(self) -> str:
         """What to write after `--corpus` to get this corpus from anywhere."""
         return self.kind if self.kind != "directory" else ",".join(map(str, self.origins))
+
+    def prepare(self, mini: dict, make_mini: Callable[[Path], object]) -> dict:
+        """Make the mini corpus, if it is this one (stage 0).
+
+        Args:
+            mini: what is asked of it, plain data: with other settings it is another corpus.
+            make_mini: called with the place where it goes.
+
+        Returns:
+            the details for `claim`: `mini`, or nothing.
+
+        Raises:
+            UserError: the folder is of another corpus, or of other details.
+        """
+        details = mini if self.kind == "mini" else {}
+        self.check(details)
+        if self.kind == "mini":
+            make_mini(self.roots[0])
+        return details
 
     def claim(self, details: dict | None = None) -> None:
         """Take data/NAME for this corpus (stage 0): links to the directories, and corpus.json.
@@ -166,10 +189,13 @@ class Corpus:
         Raises:
             UserError: the folder is of another corpus, or of other details.
         """
+        # Before anything is written.
         self.check(details)
+        self._tidy()
         if self.kind == "directory":
             self._link()
         note = {"corpus": self.kind, **(details or {})}
+        # Where it lay is no part of what it is.
         path = self.folder / NOTE
         if self.kind == "directory":
             note["fingerprint"] = fingerprint(self.origins)
@@ -185,7 +211,16 @@ class Corpus:
         if not (self.folder / NOTE).is_file():
             raise UserError(f"{self.folder / NOTE} is not there: run stage 0 first")
         self.check()
+        self._tidy()
         return self._read_note()
+
+    def _tidy(self) -> None:
+        """Remove what killed runs left beside the corpus; folders of audio are looked through by who fills them."""
+        remove_leftovers(self.folder, nested=False)
+        if len(self.roots) == 2:
+            remove_leftovers(self.folder / "corpus", nested=False)
+        for name in ("manifests", "mix_lists"):
+            remove_leftovers(self.folder / name)
 
     def check(self, details: dict | None = None) -> None:
         """Compare data/NAME, if it is there, with the corpus, and renew the links to one that has moved.
@@ -214,6 +249,7 @@ class Corpus:
             if place.is_symlink() and self.kind != "directory":
                 place.unlink()
             return
+        # The links are gone or lead elsewhere: the same corpus in another place, or another one?
         note = self._read_note()
         same = note.get("corpus") == self.kind
         if same and self.kind == "directory":
@@ -239,6 +275,7 @@ class Corpus:
 
     def through(self, path: str | Path) -> Path:
         """A path below `origins` as one below `roots`; any other as it is."""
+        # What lies elsewhere, such as a file that a CSV names, has no shorter name.
         for root, origin in zip(self.roots, self.origins, strict=True):
             if Path(path).is_relative_to(origin):
                 return root / Path(path).relative_to(origin)
@@ -250,6 +287,7 @@ class Corpus:
 
     def _owner(self, note: dict) -> str:
         place = self.folder / "corpus"
+        # Where that corpus lies, which is what a person knows.
         links = [path for path in (place, place / "train", place / "test") if path.is_symlink()]
         if links:
             return ",".join(os.readlink(path) for path in links)
@@ -275,8 +313,7 @@ class Corpus:
                     "--name"
                 )
             # A link cannot be replaced in one step, but renamed over.
-            temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
-            temporary.unlink(missing_ok=True)
+            temporary = temporary_name(root.parent)
             temporary.symlink_to(origin)
             os.replace(temporary, root)
 
@@ -303,6 +340,7 @@ def locate(
     downloaded: str = "",
     pair: bool = False,
     base: Path | None = None,
+    mini: bool = True,
 ) -> Corpus:
     """The corpus that the options name.
 
@@ -312,11 +350,20 @@ def locate(
         downloaded: name of the folder for `--corpus download`; none: nothing can be downloaded.
         pair: whether TRAIN_DIR,TEST_DIR is a form.
         base: folder that relative paths are relative to; None: the current one.
+        mini: whether the recipe can make a corpus of its own.
 
     Raises:
-        UserError: the directory is not there and was not before, or cannot give a name to the data.
+        UserError: the recipe has no such corpus; the directory is not there and was not before, or cannot give a name
+            to the data.
     """
-    words = {"mini": "mini"} | ({"download": downloaded} if downloaded else {})
+    # Words that are no directories, and the names of their data.
+    words = {}
+    if mini:
+        words["mini"] = "mini"
+    if downloaded:
+        words["download"] = downloaded
+    if args.corpus == "mini" and not mini:
+        raise UserError(f"--corpus: give a directory in one of these forms:\n{accepted}")
     if args.corpus in words:
         name = _check_name(args.name or words[args.corpus], "--name")
         folder = (args.out / name).resolve()
@@ -333,7 +380,8 @@ def locate(
     if absent and not known:
         forms = "See --help for what it may be"
         if accepted:
-            forms = f"Give `{'` or `'.join(words)}`, or one of these forms:\n{accepted}"
+            choices = [f"`{word}`" for word in words] + ["one of these forms"]
+            forms = f"Give {', or '.join(choices)}:\n{accepted}"
         raise UserError(f"--corpus: {absent[0]} is not a directory. {forms}")
     return corpus
 
@@ -346,6 +394,7 @@ def _directories(text: str, base: Path, pair: bool) -> tuple[Path, ...]:
 
     if resolved(text).is_dir() or not pair:
         return (resolved(text),)
+    # Each comma may be the one between the two.
     fields = text.split(",")
     for cut in range(1, len(fields)):
         parts = (",".join(fields[:cut]), ",".join(fields[cut:]))
@@ -368,6 +417,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     corpus = locate(args, downloaded=args.downloaded, pair=args.pair, base=args.base)
     corpus.check()
+    # Names may hold any other byte, a line feed too.
     for text in (corpus.name, corpus.given):
         sys.stdout.buffer.write(os.fsencode(text) + b"\0")
 

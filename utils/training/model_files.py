@@ -126,7 +126,8 @@ def export(checkpoint: str | Path, target: str | Path, trust: Sequence[str] = ()
     path, content = _read(checkpoint)
     system = _system_of(path, content, Trust(tuple(trust)))
     # a class of the user's own that separates differently would not come back from Asteroid's format
-    if isinstance(system, AsteroidSystem) and type(system).separate is AsteroidSystem.separate:
+    is_plain = getattr(type(system), "separate_centred", None) is AsteroidSystem.separate_centred
+    if isinstance(system, AsteroidSystem) and is_plain:
         packed = system.pack()
     else:
         packed = pack(content[KEY], system.state_dict())

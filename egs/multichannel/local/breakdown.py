@@ -11,54 +11,88 @@ import pandas as pd
 
 from utils import files
 from utils.data.manifest import read_manifest
-from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError, command
+from utils.evaluation.results import SUMMARY, read_scores, read_summary
+from utils.evaluation.scores import Measure
 from utils.files import sha256
 
-CONDITIONS = {"t60": "s", "distance": "m", "noise": "dB", "input_si_sdr": "dB"}
-SCORES = ("si_sdr", "si_sdri", "sdr", "sir")
+# Units by condition; the input SI-SDR is a score, the others stand in the manifest.
+CONDITIONS = {
+    "t60": "s",
+    "distance": "m",
+    "noise": "dB",
+    "input_si_sdr": "dB",
+}
+METRICS = ("si_sdr", "si_sdri", "sdr", "sir")
 
 
-def by_source(evaluation):
-    """A row a source, with its scores and conditions, of the folder of an evaluation."""
-    remedy = f"delete {evaluation} and run stage 4 again"
-    final = files.read_json(evaluation / "final_metrics.json", remedy)
-    manifest = Path(final["manifest"])
-    if not manifest.is_file() or sha256(manifest) != final["manifest_sha256"]:
+def by_source(evaluation: Path) -> pd.DataFrame:
+    """A row a source, with its scores and conditions, of the folder of an evaluation.
+
+    Raises:
+        UserError: its manifest is not there or has changed, or its scores cannot be read.
+    """
+    final = read_summary(evaluation)
+    path = Path(final["manifest"])
+    if not path.is_file() or sha256(path) != final["manifest_sha256"]:
         raise UserError(
-            f"{evaluation} is of {manifest}, which is not there or has changed: run stage 4 again"
+            f"{evaluation} is of {path}, which is not there or has changed: run stage 4 again"
         )
-    scores = read_numbers(read_table(evaluation / "all_metrics.csv"))
-    table = pd.merge(scores, read_manifest(manifest), on="mixture_ID", suffixes=("", "_"))
-    rows = []
-    for k in range(1, int(table["sources"].max()) + 1):
-        names = {name: f"{name}_{k}" for name in (*SCORES, *CONDITIONS) if f"{name}_{k}" in table}
-        names |= {
-            name: name for name in CONDITIONS if name not in names and name in table
-        }  # one for all sources
-        rows.append(pd.DataFrame({name: table[column] for name, column in names.items()}))
-    return pd.concat(rows).assign(set=f"{final['corpus']}/{final['set']}", system=final["name"])
+    scores = read_scores(evaluation)
+    manifest = read_manifest(path).set_index("mixture_ID")
+    tables = []
+    # Sources have rows of their own: each has a place in the room.
+    for source in scores.sources("si_sdr"):
+        columns = {}
+        for metric in (*METRICS, "input_si_sdr"):
+            measure = Measure(metric, source)
+            if measure in scores:
+                columns[metric] = scores[measure]
+        for condition in CONDITIONS:
+            # A column for each source, or one for all of them.
+            for column in (condition, source_column(condition, source)):
+                if column in manifest:
+                    columns[condition] = manifest[column]
+        table = pd.DataFrame(columns, index=scores.mixtures)
+        tables.append(table)
+    sources = pd.concat(tables, ignore_index=True)
+    name = f"{final['corpus']}/{final['set']}"
+    return sources.assign(set=name, system=final["name"])
 
 
-def parts(sources, n_parts):
+def source_column(name: str, source: int) -> str:
+    """The column of a manifest that holds a condition of one source."""
+    return f"{name}_{source}"
+
+
+def parts(sources: pd.DataFrame, n_parts: int) -> pd.DataFrame:
     """Means of the scores of each set and system: over all sources, and over those in each part of a condition."""
+
+    def cut(values):
+        intervals = pd.qcut(values, n_parts, duplicates="drop")
+        return intervals.astype(str)
+
     groups = [sources.assign(condition="all", part="")]
-    for name, unit in CONDITIONS.items():
-        if name not in sources or sources[name].nunique() < 2:
+    for condition, unit in CONDITIONS.items():
+        # What is the same for all sources has no parts.
+        if condition not in sources or sources[condition].nunique() < 2:
             continue
-        known = sources.dropna(subset=name).sort_values(["set", "system", name])
-        cuts = known.groupby("set")[name].transform(
-            lambda x: pd.qcut(x, n_parts, duplicates="drop").astype(str)
-        )
-        groups.append(known.assign(condition=f"{name} ({unit})", part=cuts))
+        known = sources.dropna(subset=condition)
+        known = known.sort_values(["set", "system", condition])
+        # The same cuts for all systems on a set.
+        values = known.groupby("set")[condition]
+        part = values.transform(cut)
+        groups.append(known.assign(condition=f"{condition} ({unit})", part=part))
     table = pd.concat(groups)
-    means = table.groupby(["set", "system", "condition", "part"], sort=False)
-    scores = [name for name in SCORES if name in sources]
-    return means[scores].mean().assign(sources=means.size()).reset_index()
+    # SDR and SIR take long, and are computed on demand.
+    metrics = [metric for metric in METRICS if metric in sources]
+    grouped = table.groupby(["set", "system", "condition", "part"], sort=False)
+    means = grouped[metrics].mean()
+    return means.assign(sources=grouped.size()).reset_index()
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--exp",
@@ -70,17 +104,24 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="name of the table, without ending")
     parser.add_argument("--parts", type=int, default=3, help="of the range of a condition")
     args = parser.parse_args(argv)
-    evaluations = [
-        path.parent for exp in args.exp for path in sorted(exp.glob("eval/*/*/final_metrics.json"))
-    ]
+    evaluations = []
+    for exp in args.exp:
+        summaries = sorted(exp.glob(f"eval/*/*/{SUMMARY}"))
+        evaluations += [path.parent for path in summaries]
+    # Nothing to read, or nothing to split.
     if not evaluations or args.parts < 1:
         raise UserError(
             f"--exp {' '.join(map(str, args.exp))}: nothing evaluated there (stage 4), or --parts below 1"
         )
-    table = parts(pd.concat(map(by_source, evaluations)), args.parts)
-    files.write_text(args.out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f"))
-    whole = table[table["condition"] == "all"].drop(columns=["condition", "part"])
-    print(f"{whole.round(2).to_string(index=False, na_rep='-')}\nby condition: {args.out}.csv")
+    sources = pd.concat([by_source(evaluation) for evaluation in evaluations])
+    table = parts(sources, args.parts)
+    text = table.to_csv(index=False, float_format="%.4f")
+    files.write_text(args.out.with_suffix(".csv"), text)
+    # The terminal shows the means over all sources.
+    whole = table[table["condition"] == "all"]
+    whole = whole.drop(columns=["condition", "part"]).round(2)
+    print(whole.to_string(index=False, na_rep="-"))
+    print(f"by condition: {args.out}.csv")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.bench.bench_bss_eval_v4 import museval_module, museval_scores, stems
-from utils.evaluation.metrics import bss_eval_v4
+from utils.evaluation.metrics import bss_eval_v4, image_filters
 from utils.evaluation.metrics.bss_eval_v4 import (
     frame_scores,
     frame_sdr,
@@ -90,7 +90,7 @@ def test_one_sample_has_a_score():
 
 def test_block_size_does_not_matter(track, monkeypatch):
     scores, whole = frame_scores(*track, RATE, filter_length=TAPS), usdr(*track)
-    monkeypatch.setattr(bss_eval_v4, "_FFT_SIZE", 512)
+    monkeypatch.setattr(image_filters, "_FFT_SIZE", 512)
     monkeypatch.setattr(bss_eval_v4, "_BLOCK", 1001)
     for name, values in frame_scores(*track, RATE, filter_length=TAPS).items():
         np.testing.assert_allclose(values, scores[name], rtol=0, atol=1e-9)
@@ -282,3 +282,9 @@ def test_json_is_what_museval_writes_and_reads(track):
             np.testing.assert_allclose(
                 [table[target, name.upper()] for target in names], values, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("shape", [(16000, 2), (16000, 2, 2), (2, 16000, 2)])
+def test_transposed_stems_are_refused_at_once(shape):
+    with pytest.raises(ValueError, match="would be 16000 sources.*transposed"):
+        frame_scores(np.ones(shape), np.ones(shape), 8000)

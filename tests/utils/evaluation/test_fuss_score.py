@@ -7,13 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.evaluation.metrics.fuss import clip_score, fuss_score, row, si_snr, summary
+from utils.evaluation.metrics.fuss import clip_score, row, si_snr, summary
 
 TIME = np.arange(16000) / 16000
 A, B = np.sin(2 * np.pi * 440 * TIME), 0.5 * np.sin(2 * np.pi * 1000 * TIME)
 ZERO = np.zeros_like(A)
 TWO = np.stack([A, B, ZERO, ZERO])
 ONE = np.stack([A, ZERO, ZERO, ZERO])
+
+
+def fuss_score(clips):
+    """`summary` of the clips of a set."""
+    return summary(pd.DataFrame([row(clip) for clip in clips]))
 
 
 def score(*estimates, references=TWO):

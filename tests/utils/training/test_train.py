@@ -1,9 +1,12 @@
 """The command that trains: steps, options, refusals."""
 
+import errno
 import itertools
 import json
+import multiprocessing.synchronize
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ import yaml
 from local_models.two_step import TwoStep
 from tests.utils.training.small_training import FRONTEND, arguments, follow, refusal, write_conf
 from utils import train
+from utils.errors import UserError
 from utils.training.callbacks import Bookkeeping
 from utils.training.model_files import load_system
 
@@ -273,3 +277,30 @@ def test_damaged_audio_is_named_before_training(conf, tone_manifests, tmp_path, 
     assert "nan.wav" in refusal(
         capsys, *arguments(conf, manifests, tmp_path / "exp", "--steps", "first")
     )
+
+
+@pytest.mark.parametrize("accelerator", ["tpux", "tpu"])
+def test_devices_that_are_not_there_are_one_line(
+    conf, tone_manifests, tmp_path, capsys, accelerator
+):
+    call = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
+    message = refusal(capsys, *call, f"runtime.accelerator={accelerator}")
+    assert message.startswith(f"error: runtime.accelerator={accelerator} with runtime.devices=1: ")
+    assert message.count("\n") == 1
+
+
+def test_no_room_for_the_locks_of_loader_processes_is_explained(monkeypatch, tmp_path):
+    """Lightning hides it behind an error of its own."""
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", full)
+    trainer = SimpleNamespace(checkpoint_callback=SimpleNamespace(is_told=lambda: False))
+    with pytest.raises(UserError, match="runtime.workers=0"), train.explained(trainer, tmp_path):
+        try:
+            multiprocessing.Lock()
+        finally:
+            raise RuntimeError("Please call `iter(combined_loader)` first.")
+    with pytest.raises(OSError), train.explained(trainer, tmp_path):
+        full()
