@@ -80,8 +80,8 @@ class Game:
 class AdversarialPIT(Universal, System):
     """STFT masking trained by PIT (step `pit`), then by PIT and discriminators (step `adversarial`).
 
-    Step `continued` is the control: PIT alone for as many further updates. Checkpoints of the PIT steps and exported
-    models hold no discriminators, so that any set of them can start from the same PIT model.
+    Step `continued` is the control: PIT alone for as many further updates. Exported models hold no discriminators, and
+    step `adversarial` starts with fresh ones from whatever PIT model, so that any set of them can start from the same.
 
     Args:
         network: mask network, see `stft_masking.StftMasking`.
@@ -94,6 +94,7 @@ class AdversarialPIT(Universal, System):
     """
 
     step_names = ("pit", "adversarial", "continued")
+    training_only = ("opponents",)
 
     def __init__(
         self,
@@ -118,8 +119,6 @@ class AdversarialPIT(Universal, System):
         if len(set(names)) < len(names):
             raise ValueError(f"adversaries: two are alike ({', '.join(names)})")
         self.opponents = nn.ModuleDict({a.name: Opponent(a, self.game, n_src) for a in adversaries})
-        self.register_state_dict_post_hook(_leave_opponents_out)
-        self.register_load_state_dict_pre_hook(_keep_fresh_opponents)
 
     def trained_parts(self, step):
         if step == "adversarial" and not self.opponents:
@@ -140,8 +139,8 @@ class AdversarialPIT(Universal, System):
         optimizer = super().configure_optimizers()
         if self.step == "adversarial":
             group = optimizer.param_groups[0]
-            theirs = list(self.opponents.parameters())
-            group["params"] = list(self.masking.parameters())
+            theirs = [p for p in self.opponents.parameters() if p.requires_grad]
+            group["params"] = [p for p in self.masking.parameters() if p.requires_grad]
             settings = {"betas": tuple(self.game.betas)} if "betas" in group else {}
             optimizer.add_param_group({"params": theirs, "lr": self.game.lr} | settings)
         return optimizer
@@ -334,17 +333,3 @@ def without_overflow(gradient: Tensor) -> Tensor:
 def mean_of(scores: Iterable[Tensor]) -> Tensor:
     """Mean over all places, each scale counting alike."""
     return torch.stack([score.float().mean() for score in scores]).mean().detach()
-
-
-def _leave_opponents_out(system, state, prefix, _):
-    if system.step != "adversarial":
-        for name in [name for name in state if name.startswith(f"{prefix}opponents.")]:
-            del state[name]
-
-
-def _keep_fresh_opponents(system, state, prefix, *_):
-    own = {
-        f"{prefix}opponents.{name}": value for name, value in system.opponents.state_dict().items()
-    }
-    if not any(name.startswith(f"{prefix}opponents.") for name in state):
-        state |= own
