@@ -53,6 +53,9 @@ class System(pl.LightningModule):
     """Whether each source is estimated at every channel; `separate` then also takes a single one, a mono song."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
+    training_only: tuple[str, ...] = ()
+    """Names of the parts that only training needs, like discriminators. Their weights are in the checkpoints of a
+    training but not in exported models, and a step may start from a file without them."""
     leaves_out_bad_batches: bool = False
     """Whether a batch whose gradient is not finite is left out, where one now and then is to be expected; else it ends
     the training."""
@@ -116,6 +119,25 @@ class System(pl.LightningModule):
             else (1, n_mics, round(seconds * self.sample_rate))
         )
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def is_training_only(self, name: str) -> bool:
+        """Whether a parameter or buffer belongs to a part that only training needs."""
+        return name.split(".")[0] in self.training_only
+
+    def weights_to_export(self) -> dict[str, torch.Tensor]:
+        """What `separate` needs: parameters and buffers, without those of parts that only training needs."""
+        weights = self.state_dict()
+        return {name: weights[name] for name in weights if not self.is_training_only(name)}
+
+    def load_exported(self, weights: dict[str, torch.Tensor]) -> None:
+        """Load weights that may lack the parts that only training needs, which then keep their own.
+
+        Raises:
+            RuntimeError: others are missing, or some do not fit.
+        """
+        own = self.state_dict()
+        kept = {name: own[name] for name in own if self.is_training_only(name)}
+        self.load_state_dict(kept | weights)
 
     def full_precision(self) -> torch.autocast:
         """Context for encoder, decoder and losses under mixed precision: bfloat16 rounds an SI-SDR to 0.1 dB."""

@@ -29,13 +29,14 @@ from torch.utils.data import DataLoader
 from local_models.system import System
 from utils.data.datasets import EpochSampler, loaders
 from utils.errors import UserError, command
-from utils.files import read_json, sha256, write_text
+from utils.files import sha256, write_text
 from utils.training import config as configuration
+from utils.training import starting
 from utils.training.callbacks import Bookkeeping, CountOnce, EagerValidation, Examples, Halving
-from utils.training.checkpoints import Checkpoints, Interrupted, StepCheckpoints, read_checkpoint
+from utils.training.checkpoints import Checkpoints, Interrupted, StepCheckpoints
 from utils.training.clusters import without_requeueing
 from utils.training.config import Experiment, Step
-from utils.training.folder import claim_folder, note_start, tidy
+from utils.training.folder import claim_folder, is_finished, tidy
 from utils.training.lock import is_first_process, only_training
 from utils.training.model_files import export
 from utils.training.selftest import self_test
@@ -63,20 +64,6 @@ def fingerprint(system: torch.nn.Module) -> str:
         if not parameter.requires_grad:
             digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def start_from(system: System, previous: Path | None, folder: Path) -> None:
-    """Load the best model of the step before, and remember which one it was."""
-    if previous is None:
-        return
-    best = note_start(folder, previous)
-    remedy = f"delete {previous} to train it anew"
-    state = read_checkpoint(best, remedy)["state_dict"]
-    try:
-        system.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).split("\n")[-1].strip()
-        raise UserError(f"{best} is of another system ({reason}): {remedy}") from None
 
 
 def make_trainer(
@@ -138,20 +125,6 @@ def possible_devices(runtime: configuration.Runtime) -> Iterator[None]:
         ) from None
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a step is trained, and its result is there, whole and unchanged."""
-    note = folder / "done.json"
-    if not note.exists():
-        return False
-    done = read_json(note, "delete it, and the same command makes it again")
-    best = folder / "best.ckpt"
-    if not best.exists() or sha256(best) != done.get("best_sha256"):
-        raise UserError(
-            f"{best} is not the file that {note} tells of: put it back, or delete {folder} to train it anew"
-        )
-    return True
-
-
 def train_step(
     name: str, previous: Path | None, config: Namespace, exp: Path, manifests: Path
 ) -> None:
@@ -165,11 +138,12 @@ def train_step(
     settings = configuration.plain(config)
     system = experiment.system
     step = experiment.steps[name]
-    start_from(system, previous, folder)
+    starting.start(system, name, step, previous, folder)
     try:
         system.begin_step(name, step.optim)
     except ValueError as error:
         raise UserError(f"steps.{name}: {error}") from None
+    starting.freeze(system, step.freeze, name)
     frozen = fingerprint(system)
     bookkeeping = Bookkeeping(folder, settings["system"], experiment.data.segment)
     mode = "min" if "loss" in step.monitor else "max"
@@ -322,6 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
         claim_folder(args.exp, configuration.plain(config), args.manifests, chosen)
         print(f"{args.exp}: already trained")
         return
+    starting.check_starts(config.steps, chosen, args.exp)
     with only_training(args.exp):
         claim_folder(args.exp, configuration.plain(config), args.manifests, chosen)
         tidy(args.exp, names)

@@ -52,8 +52,8 @@ class Gradients(NamedTuple):
 class AdversarialPIT(Universal, System):
     """STFT masking trained by PIT (step `pit`), then by PIT and discriminators (step `adversarial`).
 
-    Step `continued` is the control: PIT alone for as many further updates. Checkpoints of the PIT steps and exported
-    models hold no discriminators, so that any set of them can start from the same PIT model.
+    Step `continued` is the control: PIT alone for as many further updates. Exported models hold no discriminators, and
+    step `adversarial` starts with fresh ones from whatever PIT model, so that any set of them can start from the same.
 
     Args:
         network: mask network, see `stft_masking.StftMasking`.
@@ -66,6 +66,7 @@ class AdversarialPIT(Universal, System):
     """
 
     step_names = ("pit", "adversarial", "continued")
+    training_only = ("discriminators",)
 
     def __init__(
         self,
@@ -92,8 +93,6 @@ class AdversarialPIT(Universal, System):
         self.discriminators = nn.ModuleDict()
         for options in discriminators:
             self.discriminators[options.name] = Discriminator(options, n_src)
-        self.register_state_dict_post_hook(_leave_discriminators_out)
-        self.register_load_state_dict_pre_hook(_keep_fresh_discriminators)
 
     def trained_parts(self, step):
         if step != "adversarial":
@@ -116,11 +115,11 @@ class AdversarialPIT(Universal, System):
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
         if self.step == "adversarial":
-            # The separator keeps the settings of the step, the discriminators get their own.
+            # The separator keeps the settings of the step, the discriminators get their own. What is frozen has none.
             of_separator = optimizer.param_groups[0]
-            of_separator["params"] = list(self.masking.parameters())
+            of_separator["params"] = [p for p in self.masking.parameters() if p.requires_grad]
             of_discriminators = {
-                "params": list(self.discriminators.parameters()),
+                "params": [p for p in self.discriminators.parameters() if p.requires_grad],
                 "lr": self.game.lr,
             }
             if "betas" in of_separator:
@@ -216,21 +215,3 @@ def adversarial_gradient(loss: Tensor, estimates: Tensor) -> Tensor:
         scale = estimates.numel()
     (gradient,) = torch.autograd.grad(loss * scale, estimates, retain_graph=True)
     return without_overflow(gradient)
-
-
-def _leave_discriminators_out(system, state, prefix, _):
-    """Hook of `state_dict`: only the adversarial step keeps the discriminators."""
-    if system.step == "adversarial":
-        return
-    for name in list(state):
-        if name.startswith(f"{prefix}discriminators."):
-            del state[name]
-
-
-def _keep_fresh_discriminators(system, state, prefix, *_):
-    """Hook of `load_state_dict`: a state without discriminators leaves those of the system as they are."""
-    own_prefix = f"{prefix}discriminators."
-    if any(name.startswith(own_prefix) for name in state):
-        return
-    for name, value in system.discriminators.state_dict().items():
-        state[own_prefix + name] = value

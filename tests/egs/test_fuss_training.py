@@ -85,13 +85,51 @@ def exp(tone_manifests, tmp_path_factory):
 def test_both_steps_train_and_leave_a_small_model(exp):
     for step, updates in (("pit", 4), ("adversarial", 12)):
         assert json.loads((exp / step / "done.json").read_text())["updates"] == updates
-    assert not any("discriminators" in name for name in weights(exp / "pit" / "best.ckpt"))
     assert any("discriminators" in name for name in weights(exp / "adversarial" / "best.ckpt"))
     assert not any("discriminators" in name for name in weights(exp / "model.pth"))
     mixture = torch.randn(1, 3000)
     estimates = load_system(exp / "model.pth").separate(mixture)
     assert estimates.shape == (1, 2, 3000)
     torch.testing.assert_close(estimates.sum(1), mixture - mixture.mean(), atol=1e-5, rtol=0)
+
+
+def test_arms_with_their_own_discriminators_start_from_one_pit_model(
+    exp, tone_manifests, tmp_path, capsys
+):
+    config = copy.deepcopy(CONFIG)
+    config["steps"]["adversarial"]["start_from"] = str(exp / "pit")
+    del config["steps"]["pit"]
+    same = arguments(tmp_path, tone_manifests, "same", config=config)
+    train.main(same)
+    expected = weights(exp / "adversarial/best.ckpt")
+    for name, value in weights(tmp_path / "same/adversarial/best.ckpt").items():
+        assert torch.equal(value, expected[name]), name
+    n_separator = len(weights(exp / "model.pth"))
+    n_discriminators = len(expected) - n_separator
+    said = capsys.readouterr().out
+    assert f"{n_separator} tensors are taken; {n_discriminators} of the file are not used" in said
+    assert f"{n_discriminators} of the system stay fresh (discriminators.stft_context1." in said
+    # Of another kind, and one of the same name and another size.
+    config["system"]["init_args"]["discriminators"] = [
+        {"domain": "stft", "n_real": 1, "filters": 16, "windows": [128]},
+        {"domain": "mask", "n_real": 0, "filters": 8, "windows": [128]},
+    ]
+    train.main(arguments(tmp_path, tone_manifests, "other", config=config))
+    assert f"{n_separator} tensors are taken" in capsys.readouterr().out
+
+
+def test_the_adversarial_step_goes_on_elsewhere_with_its_discriminators(
+    exp, tone_manifests, tmp_path, capsys
+):
+    config = copy.deepcopy(CONFIG)
+    config["steps"]["adversarial"] |= {"start_from": str(exp / "adversarial"), "epochs": 1}
+    del config["steps"]["pit"]
+    train.main(arguments(tmp_path, tone_manifests, "more", config=config))
+    before = weights(exp / "adversarial/best.ckpt")
+    after = weights(tmp_path / "more/adversarial/best.ckpt")
+    updates = "discriminators.stft_context1.updates"
+    assert after[updates] > before[updates] > 4, "it counts on"
+    assert "0 of the file are not used; 0 of the system stay fresh" in capsys.readouterr().out
 
 
 def test_the_log_tells_how_each_discriminator_fares(exp):
@@ -193,9 +231,9 @@ def test_the_control_goes_on_with_pit_alone(exp, tone_manifests, tmp_path):
     config["steps"] = {"pit": CONFIG["steps"]["pit"], "continued": {"epochs": 1}}
     shutil.copytree(exp / "pit", tmp_path / "control" / "pit")
     control = run(tmp_path, tone_manifests, "control", "rest", config)
-    assert not any(
-        "discriminators" in name for name in weights(control / "continued" / "best.ckpt")
-    )
+    before = weights(exp / "pit" / "best.ckpt")
+    for name, value in weights(control / "continued" / "best.ckpt").items():
+        assert not name.startswith("discriminators") or torch.equal(value, before[name]), name
     table = pd.read_csv(control / "continued" / "metrics.csv")
     assert not [column for column in table.columns if "context" in column or "instance" in column]
 

@@ -66,6 +66,15 @@ class Step:
 
     epochs: Count
     """Epochs at most."""
+    start_from: str | None = None
+    """Where its first weights come from: the folder of an experiment (its model.pth) or of one of its steps (its
+    best.ckpt), or a model file; null: from the step before. Relative to the folder in which the program runs, which
+    is the recipe's with run.sh."""
+    partial: bool = False
+    """With `start_from`: take the tensors whose names and shapes fit, and leave the others of the system fresh."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that this step leaves alone, by patterns of their names, e.g. [frontend.*]; a batch normalisation
+    keeps its running statistics with them."""
     batch_size: Count = 4
     """Mixtures in a batch, over all devices together."""
     optim: Optimisation = field(default_factory=Optimisation)
@@ -113,7 +122,7 @@ class Experiment:
     system: System
     """The system, by class_path and init_args."""
     steps: dict[str, Step]
-    """Training steps in order, by name; a step starts from the best model of the one before."""
+    """Training steps in order, by name; a step starts from the best model of the one before, unless it says so."""
     data: Data = field(default_factory=Data)
     runtime: Runtime = field(default_factory=Runtime)
     seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
@@ -289,6 +298,11 @@ def parse(values: dict, where: str) -> Namespace:
             f"{where}: data.dynamic_mixing and data.dataset exclude each other, since both say where training "
             "mixtures come from; take one away, e.g. by remove=[data.dynamic_mixing]"
         )
+    for name, step in config.steps.items():
+        if step.partial and step.start_from is None:
+            raise UserError(
+                f"{where}: steps.{name}.partial says how to start_from a file, which is not given"
+            )
     return config
 
 

@@ -134,25 +134,18 @@ def _refuse_other_data(exp: Path, manifests: Path, old: dict) -> None:
         )
 
 
-def note_start(folder: Path, previous: Path) -> Path:
-    """The best model of the step before, from which the step in `folder` starts; start.json remembers which one.
-
-    Raises:
-        UserError: the step before is not finished, or the one in `folder` was started from another model.
-    """
-    best = previous / "best.ckpt"
-    if not (previous / "done.json").exists():
-        raise UserError(f"step `{previous.name}` is not finished: train it first (stage 2)")
-    if not best.exists():
-        raise UserError(f"{best} is gone: put it back, or delete {previous} to train it anew")
-    origin = {"from": os.path.relpath(best, folder.parent), "sha256": sha256(best)}
-    note = folder / "start.json"
-    remedy = f"delete {folder} to train it anew"
-    if note.exists() and read_json(note, remedy) != origin:
-        raise UserError(f"{folder} was started from another {best.name}: {remedy}")
-    if is_first_process():
-        write_json(note, origin)
-    return best
+def is_finished(folder: Path) -> bool:
+    """Whether a step is trained, and its result is there, whole and unchanged."""
+    note = folder / "done.json"
+    if not note.exists():
+        return False
+    done = read_json(note, "delete it, and the same command makes it again")
+    best = folder / "best.ckpt"
+    if not best.exists() or sha256(best) != done.get("best_sha256"):
+        raise UserError(
+            f"{best} is not the file that {note} tells of: put it back, or delete {folder} to train it anew"
+        )
+    return True
 
 
 def tidy(exp: Path, steps: Iterable[str]) -> None:

@@ -130,7 +130,7 @@ def export(checkpoint: str | Path, target: str | Path, trust: Sequence[str] = ()
     if isinstance(system, AsteroidSystem) and is_plain:
         packed = system.pack()
     else:
-        packed = pack(content[KEY], system.state_dict())
+        packed = pack(content[KEY], system.weights_to_export())
     save(packed, target)
 
 
@@ -181,7 +181,7 @@ def _system_of(path: Path, content: dict, trust: Trust) -> System:
         if KEY in content:
             trust = _with_own_networks(trust, path, content[KEY])
             system = build_untrusted(content[KEY], str(path), trust)
-            system.load_state_dict(content["state_dict"])
+            system.load_exported(content["state_dict"])
         elif {"model_name", "model_args"} <= content.keys():
             system = AsteroidSystem.from_packed(content)
         else:

@@ -229,7 +229,7 @@ def test_the_gradient_of_magnitudes_is_that_of_the_discrete_fourier_transform():
     torch.testing.assert_close(ours.grad, leaf.grad[..., 8:-8].float(), atol=1e-5, rtol=1e-4)
 
 
-def test_the_pit_steps_leave_discriminators_alone_and_out_of_checkpoints():
+def test_the_pit_steps_leave_discriminators_alone_and_exports_leave_them_out():
     model, data = system(*ALL, step="pit"), batch()
     before = {name: value.clone() for name, value in model.discriminators.state_dict().items()}
     update(model, model.configure_optimizers(), data)
@@ -237,15 +237,24 @@ def test_the_pit_steps_leave_discriminators_alone_and_out_of_checkpoints():
         torch.equal(value, before[name])
         for name, value in model.discriminators.state_dict().items()
     )
-    state = model.state_dict()
+    state = model.weights_to_export()
     assert not any(name.startswith("discriminators.") for name in state)
+    assert state.keys() < model.state_dict().keys()
     other = system(ALL[0], seed=7)
     own = {name: value.clone() for name, value in other.discriminators.state_dict().items()}
-    other.load_state_dict(state)
+    other.load_exported(state)
     assert all(
         torch.equal(value, own[name]) for name, value in other.discriminators.state_dict().items()
     )
     assert torch.equal(other.separate(data["mixture"]), model.separate(data["mixture"]))
+    del state["masking.network." + next(iter(model.masking.network.state_dict()))]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_exported(state)
+
+
+def test_the_names_of_weights_are_the_same_in_each_step():
+    names = [list(system(*ALL, step=step).state_dict()) for step in AdversarialPIT.step_names]
+    assert names[0] == names[1] == names[2]
 
 
 def test_checkpoints_of_the_adversarial_step_hold_the_discriminators():

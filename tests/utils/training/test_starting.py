@@ -1,0 +1,264 @@
+"""Where a step's first weights come from: start_from, partial, freeze."""
+
+import copy
+import json
+import os
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from local_models.two_step import TwoStep
+from tests.utils.training.small_training import (
+    CONFIG,
+    arguments,
+    assert_same_training,
+    refusal,
+    train_until,
+    write_conf,
+)
+from utils import train
+from utils.training.model_files import build_system, load_system, pack, save
+
+ASTEROID = {
+    "class_path": "local_models.asteroid.AsteroidSystem",
+    "init_args": {
+        "model": {
+            "class_path": "asteroid.models.ConvTasNet",
+            "init_args": {
+                "n_filters": 16,
+                "kernel_size": 16,
+                "stride": 8,
+                "n_blocks": 1,
+                "n_repeats": 1,
+                "bn_chan": 8,
+                "hid_chan": 8,
+                "skip_chan": 8,
+            },
+        }
+    },
+}
+N_TENSORS = 46  # of the system of CONFIG
+FRONTEND_SHAPES = "frontend.encoder.weight is (16, 1, 40) there and (32, 1, 40) here"
+
+
+def finetune(**settings):
+    """A configuration of one step of one epoch, on all weights."""
+    config = copy.deepcopy(CONFIG)
+    config["steps"] = {"finetune": {"epochs": 1, **settings}}
+    return config
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def started(exp, step="finetune"):
+    note = json.loads((exp / step / "start.json").read_text())
+    assert json.loads((exp / "run.json").read_text())["starts"][step] == note
+    return {key: note[key] for key in ("taken", "unused", "fresh")}
+
+
+@pytest.fixture(scope="module")
+def donor(tone_manifests, tmp_path_factory):
+    """A finished experiment."""
+    folder = tmp_path_factory.mktemp("donor")
+    train.main(arguments(write_conf(folder), tone_manifests, folder / "exp"))
+    return folder / "exp"
+
+
+@pytest.fixture
+def run(tone_manifests, tmp_path):
+    """Train a configuration in tmp_path/exp."""
+
+    def run(config, *more, manifests=tone_manifests):
+        train.main(arguments(write_conf(tmp_path, config), manifests, tmp_path / "exp", *more))
+        return tmp_path / "exp"
+
+    return run
+
+
+@pytest.fixture
+def refused(tone_manifests, tmp_path, capsys):
+    """The one line with which the training of a configuration in tmp_path/exp is refused."""
+
+    def refused(config, *more):
+        message = refusal(
+            capsys,
+            *arguments(write_conf(tmp_path, config), tone_manifests, tmp_path / "exp", *more),
+        )
+        assert message.count("\n") == 1
+        return message
+
+    return refused
+
+
+def test_a_finished_experiment_is_tuned_to_other_data(donor, tone_manifests, tmp_path, run, capsys):
+    other = shutil.copytree(tone_manifests, tmp_path / "other")
+    pd.read_csv(other / "train.csv")[:8].to_csv(other / "train.csv", index=False)
+    exp = run(finetune(start_from=str(donor), freeze=["separator.*"]), manifests=other)
+    said = capsys.readouterr().out
+    assert f"step `finetune` starts from {donor / 'model.pth'}: {N_TENSORS} tensors" in said
+    assert "0 of the file are not used; 0 of the system stay fresh\n" in said
+    before = weights(donor / "model.pth")
+    after = weights(exp / "model.pth")
+    # Statistics of batch normalisation, too: they are the donor's, and of other data they would be others.
+    assert "separator.bottleneck.0.running_mean" in before
+    for name, value in before.items():
+        if name.startswith("separator."):
+            assert torch.equal(value, after[name]), name
+    for name in ("frontend.encoder.weight", "gain_cross"):
+        assert not torch.equal(before[name], after[name]), name
+    assert started(exp) == {"taken": N_TENSORS, "unused": 0, "fresh": 0}
+
+
+@pytest.mark.parametrize("place", ["frontend", "frontend/best.ckpt"])
+def test_a_step_of_another_experiment_takes_the_place_of_the_step_before(
+    donor, tone_manifests, tmp_path, run, place
+):
+    overrides = (f"steps.separator.start_from={donor / place}", "remove=[steps.frontend]")
+    exp = run(CONFIG, *overrides)
+    assert_same_training(exp / "separator", donor / "separator")
+    assert not (exp / "frontend").exists()
+
+
+def test_a_path_is_relative_to_where_the_program_runs(donor, run, monkeypatch):
+    monkeypatch.chdir(donor.parent)
+    exp = run(finetune(start_from="exp"))
+    assert json.loads((exp / "finetune/start.json").read_text())["from"] == "exp"
+
+
+def test_a_model_in_asteroids_format_is_a_start(tone_manifests, run, capsys):
+    config = finetune() | {"system": ASTEROID, "steps": {"joint": {"epochs": 1}}}
+    model = run(config)
+    model = model.rename(model.parent / "asteroid")
+    config["steps"]["joint"] |= {"start_from": str(model), "optim": {"lr": 1e-12}}
+    exp = run(config)
+    for name, value in weights(model / "model.pth").items():
+        torch.testing.assert_close(weights(exp / "model.pth")[name], value)
+    assert "0 of the system stay fresh" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_named_with_its_shapes(donor, refused, tmp_path):
+    config = finetune(start_from=str(donor))
+    config["system"]["init_args"]["n_basis"] = 32
+    message = refused(config)
+    assert f"{donor} is of another system (" in message and FRONTEND_SHAPES in message
+    assert "more): partial: true takes what fits" in message
+    assert not (tmp_path / "exp/finetune/start.json").exists()
+
+
+def test_names_that_only_one_side_has_are_named(donor, refused):
+    config = finetune(start_from=str(donor))
+    separator = config["system"]["init_args"]["separator"]["init_args"]
+    separator["n_blocks"] = 1
+    assert "is not in the system" in refused(config)
+    separator["n_blocks"] = 3
+    assert "is not in the file" in refused(config)
+
+
+def test_what_fits_is_taken_if_a_part_is_enough(donor, run, capsys):
+    config = finetune(start_from=str(donor), partial=True, freeze=["separator.*"])
+    config["system"]["init_args"]["n_basis"] = 32
+    exp = run(config)
+    counts = started(exp)
+    assert (
+        counts["taken"] + counts["fresh"] == N_TENSORS and counts["unused"] == counts["fresh"] > 0
+    )
+    said = capsys.readouterr().out
+    assert f"{counts['fresh']} of the system stay fresh (frontend." in said and ", ...)" in said
+    before = weights(donor / "model.pth")
+    after = weights(exp / "model.pth")
+    inner = [name for name in before if before[name].shape == after[name].shape]
+    assert all(torch.equal(before[n], after[n]) for n in inner if n.startswith("separator."))
+
+
+def test_a_part_that_is_nothing_is_refused(refused, tmp_path):
+    save(build_system(ASTEROID).pack(), tmp_path / "asteroid.pth")
+    config = finetune(start_from=str(tmp_path / "asteroid.pth"), partial=True)
+    message = refused(config)
+    assert "asteroid.pth is of another system" in message and "partial" not in message
+
+
+def test_partial_alone_is_refused(refused):
+    assert "steps.finetune.partial says how to start_from a file" in refused(finetune(partial=True))
+
+
+def test_a_start_that_is_not_there_is_told_before_anything_is_trained(donor, refused, tmp_path):
+    config = copy.deepcopy(CONFIG)
+    config["steps"]["separator"]["start_from"] = "nowhere"
+    assert "steps.separator.start_from: there is no nowhere in" in refused(config)
+    assert not (tmp_path / "exp").exists()
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(donor / "frontend", unfinished / "frontend")
+    config["steps"]["separator"]["start_from"] = str(unfinished)
+    assert f"give one of them, e.g. {unfinished / 'frontend'}" in refused(config)
+    (unfinished / "frontend/done.json").unlink()
+    assert "nor of a finished step" in refused(config)
+
+
+def test_a_step_may_start_from_an_earlier_one_of_its_own_experiment(run, tmp_path):
+    config = copy.deepcopy(CONFIG)
+    config["steps"]["separator"] = {"epochs": 1}
+    config["steps"]["joint"] = {"epochs": 1, "start_from": str(tmp_path / "exp/frontend")}
+    run(config)
+    sha256 = json.loads((tmp_path / "exp/frontend/done.json").read_text())["best_sha256"]
+    assert json.loads((tmp_path / "exp/joint/start.json").read_text())["sha256"] == sha256
+
+
+def test_a_continued_step_needs_the_file_with_which_it_began(
+    donor, tone_manifests, tmp_path, run, refused
+):
+    model = tmp_path / "start.pth"
+    shutil.copy(donor / "model.pth", model)
+    config = finetune(start_from=str(model), epochs=3, freeze=["frontend.encoder.*"])
+    conf = write_conf(tmp_path, config)
+    train.main(arguments(conf, tone_manifests, tmp_path / "whole"))
+    assert train_until((1, 2), arguments(conf, tone_manifests, tmp_path / "exp"))
+    described = torch.load(model, weights_only=True)
+    described["state_dict"] = build_system(CONFIG["system"]).state_dict()
+    save(described, model)
+    message = refused(config)
+    assert f"was started from another file than {model} is now" in message
+    model.unlink()
+    assert f"there is no {model}" in refused(config)
+    shutil.copy(donor / "model.pth", model)
+    exp = run(config)
+    assert_same_training(exp / "finetune", tmp_path / "whole/finetune")
+    model.unlink()
+    run(config)  # what is finished needs it no more
+
+
+def test_another_start_is_another_experiment(donor, run, refused):
+    run(finetune(start_from=str(donor)))
+    message = refused(finetune(start_from=os.path.join(donor, "separator")))
+    assert "steps.finetune.start_from" in message and "--tag" in message
+
+
+def test_frozen_parameters_are_named_by_patterns(refused):
+    message = refused(finetune(freeze=["frontend.*", "seperator.*"]))
+    assert "steps.finetune.freeze: no parameter is called seperator.*" in message
+    assert "frontend, separator" in message
+    assert "nothing is left" in refused(finetune(freeze=["*"]))
+
+
+def test_frozen_parameters_stay_and_the_others_move(run, tmp_path):
+    exp = run(finetune(freeze=["separator.*", "frontend.encoder.*"]))
+    system = load_system(exp / "model.pth")
+    assert isinstance(system, TwoStep)
+    done = json.loads((exp / "finetune/done.json").read_text())
+    trainable = dict(system.named_parameters())
+    for name, parameter in trainable.items():
+        if name.startswith(("separator.", "frontend.encoder.")):
+            continue
+        parameter.requires_grad_(True)
+    assert train.fingerprint(system) == done["frozen_sha256"]
+
+
+def test_a_model_file_that_asks_for_code_is_no_start(refused, tmp_path):
+    config = {"class_path": "subprocess.Popen", "init_args": {"args": "true"}}
+    save(pack(config, {"weight": torch.zeros(2)}), tmp_path / "model.pth")
+    assert "is refused: it asks for subprocess.Popen" in refused(
+        finetune(start_from=str(tmp_path / "model.pth"))
+    )
