@@ -1,3 +1,4 @@
+import signal
 import warnings
 
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 import soundfile as sf
 import torch
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # so small networks lose more by waiting for a second thread than it gains
 
 RATE = 8000

@@ -372,7 +372,8 @@ def test_a_classic_model_separates_files_by_the_command_line(local, tmp_path, ca
     )
     for name, signals in cases.items():
         estimates = [audio.read(tmp_path / "out" / f"{name}_s{k}.wav") for k in (1, 2, 3)]
-        assert np.abs(sum(estimates) - signals[0]).max() < 1e-3
+        # But for a constant: estimates have no offset.
+        assert np.ptp(sum(estimates) - signals[0]) < 2e-3
     sf.write(tmp_path / "mono.wav", mixture[0], RATE)
     system = load_system(tmp_path / "gauss")
     with pytest.raises(UserError, match="one channel; the model separates by several microphones"):
