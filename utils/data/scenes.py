@@ -1,12 +1,11 @@
 """Training examples of mixtures of sounds of which some slots are silent, also remixed from different mixtures."""
 
-from pathlib import Path
-
 import numpy as np
 from torch.utils.data import Dataset
 
 from utils.data.datasets import rng_of, segment_of
 from utils.data.manifest import read_manifest, source_columns
+from utils.data.split import Split
 
 TRIES = 10
 SILENCE = 1e-8  # RMS
@@ -19,43 +18,27 @@ class Scenes(Dataset):
     nothing sounds are drawn again.
 
     Args:
-        manifests: folder of train.csv and valid.csv, whose empty cells are silent slots.
-        split: train or valid.
-        n_src: slots.
-        sample_rate: of the files, in Hz.
-        seconds: length of an example.
-        seed: of all that is random.
-        size: keep only so many first rows; None: all.
+        split: which manifest, whose empty cells are silent slots, and what examples are made of it.
         remix: share of training examples whose slots come from different mixtures of the set, each slot from the same
             slot of another one, so that new mixtures are heard in each epoch. Their rooms differ too.
         gain: factors of remixed sources, drawn uniformly (Tzinis et al. 2020, arXiv 2007.06833: 0.5 to 1.5).
     """
 
-    def __init__(
-        self,
-        manifests: Path,
-        split: str,
-        n_src: int,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None = None,
-        remix: float = 0.0,
-        gain: tuple[float, float] = (0.5, 1.5),
-    ):
-        frame = read_manifest(Path(manifests) / f"{split}.csv", n_src, absent=True)[:size]
-        self.paths = frame[source_columns(frame)[:n_src]].to_numpy().tolist()
-        self.names, self.lengths = frame["mixture_ID"].tolist(), frame["length"].tolist()
-        self.sample_rate, self.seed, self.gain = sample_rate, seed, gain
-        self.remix = remix if split == "train" else 0.0
-        self.frames = round(seconds * sample_rate)
+    def __init__(self, split: Split, remix: float = 0.0, gain: tuple[float, float] = (0.5, 1.5)):
+        frame = read_manifest(split.csv(), split.n_src, absent=True)[: split.size]
+        self.paths = frame[source_columns(frame)[: split.n_src]].to_numpy().tolist()
+        self.names = frame["mixture_ID"].tolist()
+        self.lengths = frame["length"].tolist()
+        self.split = split
+        self.gain = gain
+        self.remix = remix if split.name == "train" else 0.0
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        rng = rng_of(self.seed, epoch, index)
+        rng = rng_of(self.split.seed, epoch, index)
         for _ in range(TRIES):
             sources = (
                 self._remixed(rng)
@@ -77,6 +60,6 @@ class Scenes(Dataset):
         )
 
     def _slot(self, index, slot, position):
-        return segment_of(
-            self.paths[index][slot], self.lengths[index], self.frames, position, self.sample_rate
-        )
+        path = self.paths[index][slot]
+        split = self.split
+        return segment_of(path, self.lengths[index], split.frames, position, split.sample_rate)
