@@ -25,8 +25,9 @@ def accelerate(model: Model) -> Model:
 
     Global and feature-wise layer norms, scalar PReLUs, Conv-TasNet's blocks and SuDO RM-RF's mask convolution get the
     classes of this file. Parameters, their names and shapes and `serialize()` stay as they are, so that plain Asteroid
-    loads the saved model. Modules that have no faster twin are left alone; a second call changes nothing. TorchScript
-    cannot export an accelerated model, and hooks on the layers inside a Conv-TasNet block are not called.
+    loads the saved model. Modules that have no faster twin are left alone; a second call changes nothing.
+    `torch.jit.trace` works, but a trace of Conv-TasNet cannot be saved; `torch.jit.script` does not take accelerated
+    models. Hooks on the layers inside a Conv-TasNet block are not called.
 
     Conv-TasNet's last residual convolution feeds nothing; it is frozen, so that DistributedDataParallel does not wait
     for its gradient (its weights stay in the state dict). Call this before the optimiser is made.

@@ -8,8 +8,9 @@ import torch
 from asteroid.losses import PITLossWrapper
 from torch import Tensor
 
+from local_models.silence import active
+
 EPS = 1e-8
-SILENCE = 1e-8  # RMS below which a reference counts as silent, as in the official evaluation
 
 
 class LogMSE:
@@ -49,25 +50,24 @@ class LogMSE:
             aligned = align(estimates, order)
 
             # Active sources: 10 log10(tau |s|^2 + |s - e|^2), where tau = 10^(-snr_max / 10).
-            threshold = 10 ** (-self.snr_max / 10) * sources.square().sum(-1)
+            tau = 10 ** (-self.snr_max / 10)
+            threshold = tau * sources.square().sum(-1)
             error = (sources - aligned).square().sum(-1)
             active_loss = decibels(threshold + error)
 
             # Silent ones: the same, with the energy of the mixture in place of the source's.
-            threshold = 10 ** (-self.silent_snr_max / 10) * mixture.square().sum(-1, keepdim=True)
-            silent_loss = self.silent_weight * decibels(threshold + aligned.square().sum(-1))
+            tau = 10 ** (-self.silent_snr_max / 10)
+            threshold = tau * mixture.square().sum(-1, keepdim=True)
+            error = aligned.square().sum(-1)
+            silent_loss = self.silent_weight * decibels(threshold + error)
 
-            loss = torch.where(active(sources), active_loss, silent_loss).mean()
-        return loss, order
+            losses = torch.where(active(sources), active_loss, silent_loss)
+        return losses.mean(), order
 
 
 def decibels(energy: Tensor) -> Tensor:
+    """10 log10 of energies of any shape."""
     return 10 * torch.log10(energy + EPS)
-
-
-def active(sources: Tensor) -> Tensor:
-    """(..., time) to whether the RMS is above `SILENCE`."""
-    return sources.square().mean(-1).sqrt() > SILENCE
 
 
 @torch.no_grad()
@@ -85,10 +85,13 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
     energy_of_estimates = estimates.square().sum(-1)[..., None]
     energy_of_sources = sources.square().sum(-1)[:, None]
     error = energy_of_sources + energy_of_estimates - 2 * cross
+    # Rounding may bring an error of nothing below zero.
     pairwise = decibels(error.clamp(min=0))
-    return PITLossWrapper.find_best_perm(pairwise)[1]
+    _, order = PITLossWrapper.find_best_perm(pairwise)
+    return order
 
 
 def align(estimates: Tensor, order: Tensor) -> Tensor:
     """Estimates (batch, n_src, time) in the order of their sources, `order` (batch, n_src); gradients pass."""
-    return estimates.gather(1, order[..., None].expand(-1, -1, estimates.shape[-1]))
+    index = order[..., None].expand(-1, -1, estimates.shape[-1])
+    return estimates.gather(1, index)

@@ -1,9 +1,25 @@
 """Scores that systems log in validation, in torch; those of an evaluation are in numpy (utils/evaluation/metrics)."""
 
 import torch
+from asteroid.losses import pairwise_neg_sisdr
 from torch import Tensor
 
 LIMIT = 1e-8  # `si_snr` lies within +- 80 dB, as in the official evaluation of FUSS
+ENERGY_FLOOR = 1e-7  # of `sdr_of_batch`, in numerator and denominator
+
+
+def validation_scores(si_sdr: Tensor, mixture: Tensor, sources: Tensor) -> dict[str, Tensor]:
+    """What systems of SI-SDR log in validation: `si_sdr`, and `si_sdri`, its improvement over the mixture, in dB.
+
+    Args:
+        si_sdr: mean over the sources of a batch, a scalar.
+        mixture: (batch, time).
+        sources: (batch, n_src, time).
+    """
+    # Every column of the pairwise matrix is the mixture: any one of them holds its scores against all sources.
+    pairwise = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)
+    unprocessed = pairwise[:, 0].mean()
+    return {"si_sdr": si_sdr, "si_sdri": si_sdr - unprocessed}
 
 
 def si_snr(estimates: Tensor, sources: Tensor) -> Tensor:
@@ -17,20 +33,25 @@ def si_snr(estimates: Tensor, sources: Tensor) -> Tensor:
     """
     estimates = _unit(estimates.double())
     sources = _unit(sources.double())
+    # Of signals of energy one, the share of the estimate that its source explains is the square of their product.
     cosine = (estimates * sources).sum(-1)
+    explained = cosine.square()
     # The share of the estimate that its source does not explain is 1 - cosine^2. Near identity that difference is
     # lost in rounding, so it is computed from the residual itself.
     residual = (estimates - cosine[..., None] * sources).square().sum(-1)
-    unexplained = torch.where(cosine.square() > 0.5, residual, 1 - cosine.square())
-    return 10 * torch.log10((cosine.square() + LIMIT) / (unexplained + LIMIT))
+    unexplained = torch.where(explained > 0.5, residual, 1 - explained)
+    return 10 * torch.log10((explained + LIMIT) / (unexplained + LIMIT))
 
 
 def _unit(signals: Tensor) -> Tensor:
     """Signals of energy one; silence stays silence."""
-    return signals / signals.norm(dim=-1, keepdim=True).clamp(min=LIMIT)
+    norm = signals.norm(dim=-1, keepdim=True)
+    return signals / norm.clamp(min=LIMIT)
 
 
 def sdr_of_batch(estimates: Tensor, sources: Tensor) -> Tensor:
     """SDR in dB of all signals of a batch together, as a silent one has no ratio of its own."""
+    energy = sources.square().sum()
     error = (estimates - sources).square().sum()
-    return 10 * torch.log10((sources.square().sum() + 1e-7) / (error + 1e-7))
+    ratio = (energy + ENERGY_FLOOR) / (error + ENERGY_FLOOR)
+    return 10 * torch.log10(ratio)

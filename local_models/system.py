@@ -1,7 +1,7 @@
 """What every separation system offers to the engine: losses, optimisers, training steps and `separate`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +23,11 @@ class Optimisation:
     """Epochs without a better value of the step's monitor after which the rate is halved; 0: never."""
 
 
+def without_offset(signals: torch.Tensor) -> torch.Tensor:
+    """(..., time) less the mean over time, which is taken in double precision: a constant becomes exactly zero."""
+    return signals - signals.mean(-1, keepdim=True, dtype=torch.float64).to(signals.dtype)
+
+
 class System(pl.LightningModule):
     """Base of all systems.
 
@@ -31,8 +36,10 @@ class System(pl.LightningModule):
     `step_names` and defines
 
     - `losses(batch) -> dict`: scalars of the present step in training and validation; `loss` is minimised;
-    - `separate(mixture) -> estimates`: (batch, time) or (batch, mic, time) to (batch, source, time), or to
-      (batch, source, channel, time) if it makes `images`.
+    - `separate_centred(mixture) -> estimates`: (batch, time) or (batch, mic, time), each channel of mean zero, to
+      (batch, source, time), or to (batch, source, channel, time) if it makes `images`.
+
+    Everyone else calls `separate`, which takes the offset off first.
 
     Args:
         n_src: number of sources; None: as many as microphones.
@@ -55,6 +62,13 @@ class System(pl.LightningModule):
     baseline: bool = False
     """Whether it is a baseline: one of Asteroid's networks, with which the report compares the others."""
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "separate" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} defines `separate`, which takes offsets off for all systems: define `separate_centred`"
+            )
+
     def __init__(self, n_src: int | None, sample_rate: int):
         super().__init__()
         self.n_src = n_src
@@ -66,8 +80,21 @@ class System(pl.LightningModule):
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
         raise NotImplementedError(f"{type(self).__name__}.losses")
 
+    def separate_centred(self, mixture: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError(f"{type(self).__name__}.separate_centred")
+
+    @final
     def separate(self, mixture: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError(f"{type(self).__name__}.separate")
+        """Estimates of a mixture (batch, [mic,] time), whatever its offset: a constant is nobody's sound.
+
+        So estimates that add up to the mixture add up to it without its mean.
+        """
+        return self.separate_centred(without_offset(mixture))
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        """Training and validation see mixtures as `separate` does; sources too, so that they still add up."""
+        signals = {key: without_offset(batch[key]) for key in ("mixture", "sources")}
+        return batch | signals
 
     def trained_parts(self, step: str) -> list[torch.nn.Module]:
         """The modules that `step` trains; the parameters of the rest are frozen."""

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from local_models.log_mse import LogMSE, active, align
+from local_models.log_mse import LogMSE, align
 from local_models.scores import si_snr
+from local_models.silence import active
 
 QUIET = 0.01  # power re the quietest active source below which an estimate counts as silent
 
@@ -21,10 +22,12 @@ class Universal:
 
     def pit_losses(self, estimates: Tensor, batch: dict) -> dict[str, Tensor]:
         """The loss of (batch, n_src, time); in validation the scores are taken down too."""
-        sources, mixture = batch["sources"], batch["mixture"]
+        sources = batch["sources"]
+        mixture = batch["mixture"]
         with self.full_precision():
             loss, order = self.loss_of(estimates, sources, mixture)
             if not self.training:
+                # A batch that only fills up the share of a device does not count.
                 is_counted = batch.get("weight", 1.0) > 0
                 self._take_down(align(estimates, order), sources, mixture, is_counted)
         return {"loss": loss}
@@ -39,7 +42,8 @@ class Universal:
 
         # An estimate counts in `msi` if it is within 20 dB of the quietest active source.
         power = sources.square().mean(-1).masked_fill(~is_active, torch.inf)
-        is_audible = aligned.square().mean(-1) > QUIET * power.amin(1, keepdim=True)
+        quietest = power.amin(1, keepdim=True)
+        is_audible = aligned.square().mean(-1) > QUIET * quietest
 
         reached = si_snr(aligned, sources)
         unprocessed = si_snr(mixture[:, None].expand_as(sources), sources)
@@ -47,7 +51,8 @@ class Universal:
         among_others = is_active & (n_active > 1)
         self._scores["si_sdri"].append(improvement[among_others])
         self._scores["msi"].append(improvement[among_others & is_audible])
-        self._scores["si_sdr_single"].append(reached[is_active & (n_active == 1)])
+        is_alone = is_active & (n_active == 1)
+        self._scores["si_sdr_single"].append(reached[is_alone])
 
     def on_validation_epoch_start(self):
         self._scores = {"si_sdri": [], "msi": [], "si_sdr_single": []}
@@ -55,7 +60,9 @@ class Universal:
     def on_validation_epoch_end(self):
         for name, batches in self._scores.items():
             values = torch.cat(batches)
-            mean = values.mean() if len(values) else torch.zeros((), device=values.device)
+            mean = torch.zeros((), device=values.device)
+            if len(values):
+                mean = values.mean()
             # A device without such mixtures has next to no weight in the mean over all devices.
             weight = max(float(len(values)), 1e-6)
             self.log(

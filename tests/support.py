@@ -29,7 +29,7 @@ class Bands(System):
         super().__init__(n_src, RATE)
         self.gain = gain
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         spectrum = torch.fft.rfft(mixture)
         frequency = torch.fft.rfftfreq(mixture.shape[-1], 1 / RATE)
         low = torch.fft.irfft(spectrum * (frequency < 600), mixture.shape[-1])
@@ -42,8 +42,8 @@ class WithOracle(Bands):
 
 
 class Broken(Bands):
-    def separate(self, mixture):
-        estimates = super().separate(mixture)
+    def separate_centred(self, mixture):
+        estimates = super().separate_centred(mixture)
         estimates[:, 0, 0] = torch.nan
         return estimates
 
@@ -57,7 +57,7 @@ class Beams(System):
         super().__init__(None, sample_rate)
         self.gain = gain
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         return self.gain * mixture
 
 
@@ -65,7 +65,7 @@ class Refusing(System):
     def __init__(self, sample_rate: int):
         super().__init__(2, sample_rate)
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         raise ValueError("no voice in it")
 
 
@@ -116,7 +116,7 @@ class Network(Bands):
         self.convolution = nn.Conv1d(1, 16, 5, stride=10, padding=2, bias=False)
         self.lstm = nn.LSTM(16, 16, batch_first=True)
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         hidden, _ = self.lstm(self.convolution(mixture[:, None]).transpose(1, 2))
         return hidden[..., :2].transpose(1, 2).repeat_interleave(10, dim=-1)
 

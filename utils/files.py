@@ -23,6 +23,14 @@ def write_text(path, text):
     write_bytes(path, text.encode(errors="surrogateescape"))
 
 
+def write_changed(path, text):
+    """Write a text file unless it holds the text already, so that finished data may be read-only."""
+    path = Path(path)
+    data = text.encode(errors="surrogateescape")
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
 def write_bytes(path, data, durable=True):
     """Write a file atomically: under a temporary name in the same folder, then renamed.
 

@@ -1,6 +1,6 @@
-# Source this as the first thing in run.sh, after its own defaults: it goes to the recipe's folder, reads the options, and
-# sets $python. `--name value` sets the variable `name`, `-- KEY=VALUE ...` goes to the array `overrides`. The comment at
-# the top of run.sh is its help. The options that all recipes have get their defaults here.
+# Reads the options of a run.sh: `--name value` sets the variable `name`, `-- KEY=VALUE ...` goes to the array `overrides`.
+# Sourced by utils/stages.sh. The options that all recipes have get their defaults here; a recipe sets those of its own
+# before. The comment at the top of run.sh is the first part of its help.
 
 stage=0
 stop_stage=5
@@ -21,10 +21,25 @@ fail() {
     exit 2
 }
 
+_print_help() {
+    sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$_script"
+    cat <<'HELP'
+
+  ./run.sh [--stage N] [--stop_stage N] [--conf conf/x.yml] [--corpus WHAT] [--tag TAG] [--nj N] [-- KEY=VALUE ...]
+
+  --conf      the system, see conf/
+  --tag       added to the experiment's name, e.g. for another seed
+  --name      of data/NAME and the experiments, if the corpus's own name is taken
+  --nj        parallel jobs
+  --device    of the evaluation: auto, cpu, cuda
+  KEY=VALUE   any key of the YAML, e.g. -- seed=1 runtime.devices=4
+HELP
+}
+
 while [ $# -gt 0 ]; do
     case "$1" in
     -h | --help)
-        sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$_script"
+        _print_help
         exit 0
         ;;
     --)
@@ -66,24 +81,3 @@ whole_number nj
 if [[ ! $tag =~ ^[A-Za-z0-9._=+-]{0,100}$ ]] || [ "$tag" = . ] || [ "$tag" = .. ]; then
     fail "--tag $tag: a tag has at most 100 letters, digits and . _ = + -"
 fi
-
-# Whether a stage is to run; says so.
-runs() {
-    [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 =="
-}
-
-# find_corpus [--pair] [--downloaded NAME]: the corpus's name and place, by the rules of utils/data/corpus.py and from
-# where the user stands; stops if data/NAME is of another corpus. Of --pair and --downloaded see there.
-find_corpus() {
-    local _found=()
-    mapfile -d '' _found < <($python -m utils.data.corpus --corpus="$corpus" --name="$name" --base="$_user_folder" "$@")
-    [ "${#_found[@]}" -eq 2 ] || exit 2 # the message is there
-    name=${_found[0]}
-    corpus=${_found[1]}
-}
-
-# find_conf DEFAULT: the YAML, relative to the recipe or to where the user stands.
-find_conf() {
-    conf=${conf:-$1}
-    [ -f "$conf" ] || [ ! -f "$_user_folder/$conf" ] || conf=$_user_folder/$conf
-}

@@ -27,8 +27,6 @@ from utils.evaluation.overlap_add import Blocks
 from utils.training.model_files import load_system
 from utils.training.trust import add_trust
 
-__all__ = ["Blocks", "separate_file"]
-
 
 def separate_file(
     system: System,
@@ -121,8 +119,11 @@ def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: B
     to_model = _resampler(rate, system.sample_rate, source.channels)
     from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)
     alive = np.zeros(source.channels, bool)
+    frames = round(blocks.segment * rate)
+    offset = _offset(path, frames)
     with _Writer(outputs, rate, channels, source.frames) as writer:
-        for block, last in _read(source, round(blocks.segment * rate)):
+        for block, last in _read(source, frames):
+            block = block - offset
             alive = alive | block.any(axis=0)
             signal = torch.from_numpy(np.ascontiguousarray(to_model(block, last).T))
             for estimates in separation.push(signal):
@@ -156,6 +157,15 @@ def _warn_of_length(source: audio.Reader) -> None:
         _warn(f"{source.path}: {source.fault}. The {amount} that are there were separated")
     elif source.unsaid:
         _warn(f"{source.path}: does not say how long it is. {amount} were separated")
+
+
+def _offset(path: str | Path, frames: int) -> np.ndarray:
+    """The mean of each channel over the whole file, (channel,), which no block of it tells; read by itself."""
+    with audio.Reader(path, salvage=True) as source:
+        total = np.zeros(source.channels)
+        for block, _ in _read(source, frames):
+            total += block.sum(axis=0, dtype=np.float64)
+        return (total / source.position).astype(np.float32)
 
 
 def _interleave(estimates: torch.Tensor) -> np.ndarray:

@@ -32,24 +32,27 @@ class BandSplit(nn.Module):
         self.n_src = n_src
         self.summary_chan = chan
         self.widths = band_widths(n_freq)
-        self.split = nn.ModuleList(
-            nn.Sequential(nn.GroupNorm(1, 2 * width, EPS), nn.Conv1d(2 * width, chan, 1))
-            for width in self.widths
-        )
-        self.layers = nn.ModuleList(
-            nn.ModuleList([Recurrent(chan, hid_chan), Recurrent(chan, hid_chan)])
-            for _ in range(n_layers)
-        )
-        self.heads = nn.ModuleList(
-            nn.Sequential(
+        # Each band has a norm and a layer of its own, which make its features.
+        self.split = nn.ModuleList()
+        for width in self.widths:
+            norm = nn.GroupNorm(1, 2 * width, EPS)
+            self.split.append(nn.Sequential(norm, nn.Conv1d(2 * width, chan, 1)))
+        # Along time, then along the bands.
+        self.layers = nn.ModuleList()
+        for _ in range(n_layers):
+            pair = [Recurrent(chan, hid_chan), Recurrent(chan, hid_chan)]
+            self.layers.append(nn.ModuleList(pair))
+        # Real and imaginary parts of the masks of a band, twice as many before the gate.
+        self.heads = nn.ModuleList()
+        for width in self.widths:
+            head = nn.Sequential(
                 nn.GroupNorm(1, chan, EPS),
                 nn.Conv1d(chan, 4 * chan, 1),
                 nn.Tanh(),
                 nn.Conv1d(4 * chan, 4 * n_src * width, 1),
                 nn.GLU(1),
             )
-            for width in self.widths
-        )
+            self.heads.append(head)
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Complex (batch, freq, frames) to complex masks (batch, n_src, freq, frames) and a summary (batch, chan)."""
@@ -85,9 +88,11 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, others, steps) to the same shape."""
+        # Every other axis is one more row: (batch * others, steps, chan).
         rows = self.norm(x).permute(0, 2, 3, 1)
-        y = self.out(self.lstm(rows.flatten(0, 1))[0])
-        return x + y.unflatten(0, rows.shape[:2]).permute(0, 3, 1, 2)
+        states, _ = self.lstm(rows.flatten(0, 1))
+        y = self.out(states).unflatten(0, rows.shape[:2])
+        return x + y.permute(0, 3, 1, 2)
 
 
 def band_widths(n_freq: int) -> list[int]:

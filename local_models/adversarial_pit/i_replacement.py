@@ -7,15 +7,11 @@ slots are drawn is this project's choice: uniformly, anew for each example and u
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from local_models.log_mse import active
-
-DITHER = 10 ** (-90 / 20)  # amplitude of the noise in silent slots, re the mixture's RMS
-SilentSlots = Literal["truth", "dither"]
+from local_models.silence import SMALLEST_LEVEL, active
 
 
 @dataclass
@@ -45,50 +41,40 @@ def draw_real_slots(
         raise ValueError(f"{n_real} of {n_src} slots cannot be replaced: from 0 to {n_src - 1}")
 
     # All subsets of n_real slots: (subset, n_src) of bool.
-    combinations = list(itertools.combinations(range(n_src), n_real))
-    subsets = torch.zeros(len(combinations), n_src, dtype=torch.bool)
-    for subset, chosen in zip(subsets, combinations, strict=True):
-        subset[list(chosen)] = True
+    subsets = []
+    for slots in itertools.combinations(range(n_src), n_real):
+        subset = torch.zeros(n_src, dtype=torch.bool)
+        subset[list(slots)] = True
+        subsets.append(subset)
+    subsets = torch.stack(subsets)
 
     # Those that leave an active slot to estimate: (batch, subset). Where nothing is active any will do, since the
     # example is left out.
-    is_allowed = (is_active.cpu()[:, None] & ~subsets).any(-1)
+    is_estimated = is_active.cpu()[:, None] & ~subsets
+    is_allowed = is_estimated.any(-1)
     is_allowed |= ~is_allowed.any(-1, keepdim=True)
     drawn = torch.multinomial(is_allowed.float(), 1, generator=generator)[:, 0]
     return subsets[drawn].to(is_active.device)
 
 
-def instance_pairs(
-    sources: Tensor,
-    aligned: Tensor,
-    mixture: Tensor,
-    silent: SilentSlots,
-    generator: torch.Generator | None = None,
-) -> Pairs:
-    """Each source alone, against its estimate.
+def instance_pairs(sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
+    """Each active source alone, against its estimate. Silent slots, whose exact zeros tell them apart, are left out.
 
     Args:
         sources: (batch, n_src, time).
         aligned: estimates in the order of the sources, same shape.
         mixture: (batch, time).
-        silent: what to do with silent slots, which a discriminator could tell by their exact zeros: leave them out
-            (`truth`: the true zeros would stand on both sides), or show them with the same noise of -90 dB re the
-            mixture added to real and fake (`dither`).
 
     Returns:
         pairs of one source each, with all signals divided by the mixture's RMS.
     """
-    sources, aligned, mixture, level = _levelled(sources, aligned, mixture)
-    if silent == "truth":
-        is_shown = active(sources)
-    else:
-        is_shown = (level > 0)[:, :, 0].expand(sources.shape[:2])
+    is_active = active(sources)
+    sources, aligned, mixture = _levelled(sources, aligned, mixture)
+    # The active slots of the batch in a row, each as a tuple of one, and the mixture that each comes from.
     examples = torch.arange(len(mixture), device=mixture.device)
-    example_of_pair = examples[:, None].expand_as(is_shown)[is_shown]
-    real = sources[is_shown][:, None]
-    fake = aligned[is_shown][:, None]
-    if silent == "dither":
-        real, fake = _dithered(real, fake, generator)
+    example_of_pair = examples[:, None].expand_as(is_active)[is_active]
+    real = sources[is_active][:, None]
+    fake = aligned[is_active][:, None]
     return Pairs(real, fake, mixture[example_of_pair])
 
 
@@ -97,56 +83,38 @@ def context_pairs(
     aligned: Tensor,
     mixture: Tensor,
     n_real: int,
-    silent: SilentSlots,
-    single_source: bool = False,
     generator: torch.Generator | None = None,
 ) -> Pairs:
     """All sources of a mixture together, against the same with estimates in all but `n_real` slots.
 
-    The slots come in random order, the same for real and fake. True sources carry no gradient.
+    The slots come in random order, the same for real and fake. True sources carry no gradient. Silent slots, whose
+    exact zeros a discriminator could tell, hold the truth on both sides. Mixtures of less than two active sources are
+    left out: the real tuple of a single one is the mixture itself and zeros.
 
     Args:
         sources, aligned, mixture: as of `instance_pairs`.
         n_real: I, the number of true sources in the fake tuple.
-        silent: silent slots hold the truth, zeros, on both sides (`truth`), or are treated as all others, with the same
-            noise of -90 dB re the mixture added to real and fake (`dither`).
-        single_source: also take mixtures of one active source, whose real tuple is (mixture, 0, 0, 0).
+        generator: as of `draw_real_slots`.
     """
     is_active = active(sources)
-    is_taken = is_active.sum(1) >= (1 if single_source else 2)
-    is_active = is_active[is_taken]
-    sources, aligned, mixture, _ = _levelled(
-        sources[is_taken], aligned[is_taken], mixture[is_taken]
+    has_context = is_active.sum(1) >= 2
+    is_active = is_active[has_context]
+    sources, aligned, mixture = _levelled(
+        sources[has_context], aligned[has_context], mixture[has_context]
     )
 
-    # The fake tuple: truth in the drawn slots, estimates in the others.
-    is_true = draw_real_slots(is_active, n_real, generator)
-    if silent == "truth":
-        is_true = is_true | ~is_active
+    # The fake tuple: truth in the drawn slots and in the silent ones, estimates in the others.
+    is_true = draw_real_slots(is_active, n_real, generator) | ~is_active
     fake = torch.where(is_true[..., None], sources, aligned)
 
     # The same random order of the slots on both sides.
-    order = torch.rand(is_true.shape, generator=generator).argsort(1).to(is_true.device)
-    order = order[..., None].expand_as(sources)
-    real = sources.gather(1, order)
-    fake = fake.gather(1, order)
-    if silent == "dither":
-        real, fake = _dithered(real, fake, generator)
-    return Pairs(real, fake, mixture)
+    order = torch.rand(is_true.shape, generator=generator).argsort(1)
+    order = order.to(is_true.device)[..., None].expand_as(sources)
+    return Pairs(sources.gather(1, order), fake.gather(1, order), mixture)
 
 
-def _levelled(
-    sources: Tensor, aligned: Tensor, mixture: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Signals divided by the RMS of their mixture, and that RMS (batch, 1, 1); only `aligned` carries gradients."""
+def _levelled(sources: Tensor, aligned: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The signals divided by the RMS of their mixture; only `aligned` carries gradients."""
     level = mixture.square().mean(-1).sqrt()[:, None, None]
-    scale = 1 / level.clamp(min=1e-8)
-    return sources.detach() * scale, aligned * scale, mixture.detach() * scale[:, 0], level
-
-
-def _dithered(
-    real: Tensor, fake: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Real and fake with the same noise added."""
-    noise = DITHER * torch.randn(real.shape, generator=generator).to(real)
-    return real + noise, fake + noise
+    scale = 1 / level.clamp(min=SMALLEST_LEVEL)
+    return sources.detach() * scale, aligned * scale, mixture.detach() * scale[:, 0]

@@ -44,20 +44,24 @@ class TDCNpp(nn.Module):
         exponent: float = 1.0,
     ):
         super().__init__()
-        if min(n_freq, n_src, bn_chan, hid_chan, n_blocks, n_repeats) < 1 or kernel_size % 2 == 0:
+        smallest = min(n_freq, n_src, bn_chan, hid_chan, n_blocks, n_repeats)
+        if smallest < 1 or kernel_size % 2 == 0:
             raise ValueError(
                 "sizes of a TDCNpp must be 1 at least, and kernel_size odd to keep the number of frames"
             )
         self.n_src = n_src
         self.summary_chan = bn_chan
         self.exponent = exponent
-        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)  # frames
+        # In frames: a repeat reaches (kernel_size - 1) (1 + 2 + 4 + ...) of them.
+        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)
         self.norm = ScalarNorm()
         self.bottleneck = ScaledDense(n_freq, bn_chan)
-        self.blocks = nn.ModuleList(
-            TDCNppBlock(bn_chan, hid_chan, kernel_size, 2 ** (index % n_blocks), 0.9**index)
-            for index in range(n_blocks * n_repeats)
-        )
+        self.blocks = nn.ModuleList()
+        for index in range(n_blocks * n_repeats):
+            dilation = 2 ** (index % n_blocks)
+            # Later blocks begin with weaker residuals.
+            scale = 0.9**index
+            self.blocks.append(TDCNppBlock(bn_chan, hid_chan, kernel_size, dilation, scale))
         self.starts = range(0, n_blocks * n_repeats, n_blocks)  # the first block of each repeat
         self.long_skips = nn.ModuleDict()
         for target in self.starts:
@@ -69,7 +73,8 @@ class TDCNpp(nn.Module):
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Complex (batch, freq, frames) to masks (batch, n_src, freq, frames) and a summary (batch, summary_chan)."""
-        x = self.bottleneck(self.norm(spectrum.abs() ** self.exponent))
+        magnitudes = spectrum.abs() ** self.exponent
+        x = self.bottleneck(self.norm(magnitudes))
         inputs: dict[int, Tensor] = {}  # of the repeats so far, by their first block
         for index, block in enumerate(self.blocks):
             if index in self.starts:
@@ -77,8 +82,10 @@ class TDCNpp(nn.Module):
                     x = x + self.long_skips[f"{source}_{index}"](earlier)
                 inputs[index] = x
             x = x + block(x)
-        masks = wide(self.masks(x)).unflatten(1, (self.n_src, -1)).sigmoid()
-        return masks, wide(x).mean(-1)
+        scores = wide(self.masks(x)).unflatten(1, (self.n_src, -1))
+        # The summary of the whole example: mean over the frames.
+        summary = wide(x).mean(-1)
+        return scores.sigmoid(), summary
 
 
 class TDCNppBlock(nn.Module):
@@ -106,6 +113,7 @@ class TDCNppBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to the residual, of the same shape."""
         hid_chan = self.depthwise.in_channels
+        # One gain and offset for all channels, as the function wants one for each.
         gamma1, beta1 = self.norm1.expand(hid_chan)
         gamma2, beta2 = self.norm2.expand(hid_chan)
         parameters = BlockParameters(
@@ -122,7 +130,8 @@ class TDCNppBlock(nn.Module):
         )
         head = (self.dense2.matrix(), None)
         # As many groups as channels: a norm of each channel over its frames.
-        return BlockFunction.apply(x, self.dilation, hid_chan, EPS, *parameters, *head)[0]
+        outputs = BlockFunction.apply(x, self.dilation, hid_chan, EPS, *parameters, *head)
+        return outputs[0]
 
 
 class ScaledDense(nn.Module):
@@ -140,6 +149,7 @@ class ScaledDense(nn.Module):
         return self.weight * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
+        # The scale is that of the whole map, offset included.
         bias = None
         if self.bias is not None:
             bias = self.bias * self.scale

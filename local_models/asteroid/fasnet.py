@@ -7,6 +7,8 @@ from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from asteroid.models.fasnet import FasNetTAC
 from torch import nn
 
+from local_models.scores import validation_scores
+from local_models.silence import SMALLEST_LEVEL
 from local_models.system import System
 
 
@@ -20,7 +22,7 @@ class FasNet(System):
             Asteroid's defaults.
     """
 
-    n_mics = None
+    n_mics = None  # any number
     baseline = True
 
     def __init__(
@@ -37,37 +39,38 @@ class FasNet(System):
         hop_size: int = 25,
     ):
         super().__init__(n_src, sample_rate)
-        sizes = {
-            "enc_dim": enc_dim,
-            "feature_dim": feature_dim,
-            "hidden_dim": hidden_dim,
-            "n_layers": n_layers,
-        }
-        sizes |= {
-            "window_ms": window_ms,
-            "context_ms": context_ms,
-            "chunk_size": chunk_size,
-            "hop_size": hop_size,
-        }
-        self.model = FasNetTAC(n_src, sample_rate=sample_rate, **sizes)
+        self.model = FasNetTAC(
+            n_src,
+            sample_rate=sample_rate,
+            enc_dim=enc_dim,
+            feature_dim=feature_dim,
+            hidden_dim=hidden_dim,
+            n_layers=n_layers,
+            window_ms=window_ms,
+            context_ms=context_ms,
+            chunk_size=chunk_size,
+            hop_size=hop_size,
+        )
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, mic, time) to (batch, n_src, time)."""
+        # The network cannot take less than one window with its context.
         shortest = self.model.window + self.model.context
-        padded = nn.functional.pad(mixture, (0, max(shortest - mixture.shape[-1], 0)))
+        missing = max(shortest - mixture.shape[-1], 0)
+        padded = nn.functional.pad(mixture, (0, missing))
         # The level of recordings varies, and the network is not blind to it.
-        level = padded.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-8)
+        level = padded.square().mean((1, 2), keepdim=True).sqrt().clamp(min=SMALLEST_LEVEL)
         return (self.model(padded / level) * level)[..., : mixture.shape[-1]]
 
     def losses(self, batch):
-        mixture, sources = batch["mixture"], batch["sources"]
+        mixture = batch["mixture"]
+        sources = batch["sources"]
         estimates = self.separate(mixture)
+        # SI-SDR in bfloat16 would be off by 0.1 dB.
         with self.full_precision():
             pairwise = pairwise_neg_sisdr(estimates.float(), sources)
             loss = PITLossWrapper.find_best_perm(pairwise)[0].mean()
             if self.training:
                 return {"loss": loss}
-            unprocessed = -pairwise_neg_sisdr(mixture[:, :1].expand_as(sources), sources)[
-                :, 0
-            ].mean()
-            return {"loss": loss, "si_sdr": -loss, "si_sdri": -loss - unprocessed}
+            # The sources are those at the first microphone.
+            return {"loss": loss, **validation_scores(-loss, mixture[:, 0], sources)}

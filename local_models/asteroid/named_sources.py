@@ -24,22 +24,27 @@ class NamedSources(System):
 
     def __init__(self, model: Callable[[int], nn.Module], n_src: int = 2, sample_rate: int = 44100):
         super().__init__(n_src, sample_rate)
+        # Held, not inherited: of it only the network is wanted, not the loss.
         self.asteroid = AsteroidSystem(model, n_src, sample_rate)
 
     def compiled_parts(self):
         return self.asteroid.compiled_parts()
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, time) to (batch, n_src, time)."""
-        return self.asteroid.separate(mixture)
+        return self.asteroid.separate_centred(mixture)
 
     def losses(self, batch):
-        mixture, sources = batch["mixture"], batch["sources"]
+        mixture = batch["mixture"]
+        sources = batch["sources"]
         if mixture.ndim == 3:
-            mixture, sources = mixture.flatten(0, 1), sources.transpose(1, 2).flatten(0, 1)
+            # Each channel is an example: (batch * channel, time) and (batch * channel, n_src, time).
+            mixture = mixture.flatten(0, 1)
+            sources = sources.transpose(1, 2).flatten(0, 1)
         estimates = self.separate(mixture)
         with self.full_precision():
             values = {"loss": multisrc_neg_snr(estimates, sources).mean()}
             if not self.training:
+                # Of the first source, the voice.
                 values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
         return values

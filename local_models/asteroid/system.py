@@ -20,6 +20,7 @@ from asteroid_filterbanks import Filterbank
 from torch import nn
 
 from local_models.fast_asteroid import accelerate
+from local_models.scores import validation_scores
 from local_models.system import System
 
 
@@ -49,44 +50,51 @@ class AsteroidSystem(System):
     def compiled_parts(self):
         return [self.model.masker]
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, time) to (batch, n_src, time), as the plain Asteroid network, but also for less than a window."""
         shortest = self.model.encoder.filterbank.kernel_size
-        padded = nn.functional.pad(mixture, (0, max(shortest - mixture.shape[-1], 0)))[:, None]
+        missing = max(shortest - mixture.shape[-1], 0)
+        padded = nn.functional.pad(mixture, (0, missing))[:, None]
+        # The mask network runs in the precision of the trainer, the filterbank around it in full.
         with self.full_precision():
             code = self.model.forward_encoder(padded)
         masks = self.model.forward_masker(code)
         with self.full_precision():
-            decoded = self.model.forward_decoder(self.model.apply_masks(code, masks.to(code.dtype)))
-            return pad_x_to_y(decoded, mixture)
+            masked = self.model.apply_masks(code, masks.to(code.dtype))
+            return pad_x_to_y(self.model.forward_decoder(masked), mixture)
 
     def losses(self, batch):
-        mixture, sources = batch["mixture"], batch["sources"]
+        mixture = batch["mixture"]
+        sources = batch["sources"]
         estimates = self.separate(mixture)
         with self.full_precision():
             loss = self.pit_loss(estimates, sources)
             if self.training:
                 return {"loss": loss}
-            unprocessed = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)[
-                :, 0
-            ].mean()
-            return {"loss": loss, "si_sdr": -loss, "si_sdri": -loss - unprocessed}
+            return {"loss": loss, **validation_scores(-loss, mixture, sources)}
 
     def pack(self) -> dict:
         """The network in Asteroid's format, of plain types only, so that Asteroid's own `from_pretrained` loads it."""
-        versions = {"torch_version": torch.__version__, "pytorch_lightning_version": pl.__version__}
-        versions["asteroid_version"] = asteroid.__version__
+        # The arguments that it was made of, then what it says of itself.
+        model_args = {
+            **self.model_args,
+            **self.model.get_model_args(),
+            "sample_rate": self.sample_rate,
+        }
+        state_dict = {}
+        for name, value in self.model.state_dict().items():
+            state_dict[name] = value.detach().cpu()
+        # Versions are objects of classes of their own, which `torch.load` with `weights_only` does not take.
+        versions = {
+            "torch_version": str(torch.__version__),
+            "pytorch_lightning_version": str(pl.__version__),
+            "asteroid_version": str(asteroid.__version__),
+        }
         return {
             "model_name": type(self.model).__name__,
-            "model_args": self.model_args
-            | self.model.get_model_args()
-            | {"sample_rate": self.sample_rate},
-            "state_dict": {
-                name: value.detach().cpu() for name, value in self.model.state_dict().items()
-            },
-            "infos": {
-                "software_versions": {name: str(version) for name, version in versions.items()}
-            },
+            "model_args": model_args,
+            "state_dict": state_dict,
+            "infos": {"software_versions": versions},
         }
 
     @classmethod
@@ -96,23 +104,24 @@ class AsteroidSystem(System):
         Raises:
             ValueError: if it is none of Asteroid's separation networks, or its weights do not fit.
         """
-        name, args = packed["model_name"], dict(packed["model_args"])
+        name = packed["model_name"]
+        args = dict(packed["model_args"])
+        # Names of functions and modules are looked up there, too.
         model = getattr(asteroid.models, str(name), None)
-        if (
-            not (inspect.isclass(model) and issubclass(model, BaseEncoderMaskerDecoder))
-            or "n_src" not in args
-        ):
+        is_network = inspect.isclass(model) and issubclass(model, BaseEncoderMaskerDecoder)
+        if not is_network or "n_src" not in args:
             raise ValueError(f"`{name}` is not a separation network of asteroid.models")
         if not args.get("sample_rate"):
             warnings.warn(
                 "the packed model does not tell its sample rate; 8000 Hz is assumed, as Asteroid does",
                 stacklevel=2,
             )
-        n_src, rate = args.pop("n_src"), int(args.pop("sample_rate", None) or 8000)
-        known = _accepted(model, args)
-        system = cls(
-            functools.partial(model, **{k: v for k, v in args.items() if k in known}), n_src, rate
-        )
+        n_src = args.pop("n_src")
+        rate = int(args.pop("sample_rate", None) or 8000)
+        # What the network would swallow without a use is left out.
+        accepted = _accepted(model, args)
+        used = {key: value for key, value in args.items() if key in accepted}
+        system = cls(functools.partial(model, **used), n_src, rate)
         try:
             system.model.load_state_dict(packed["state_dict"])
         except RuntimeError as error:
@@ -121,27 +130,28 @@ class AsteroidSystem(System):
 
 
 def _make(model: Callable, args: dict, n_src: int, sample_rate: int) -> BaseEncoderMaskerDecoder:
+    """The network that `model` makes; its arguments `args` are checked, and lose their sample rate."""
     rate = args.pop("sample_rate", None)
-    # 8000 is the networks' own default, which the resolved configuration contains
+    # 8000 is the networks' own default, which the resolved configuration contains.
     if rate not in (None, 8000, sample_rate):
         raise ValueError(
             f"the model's sample_rate is {rate}, the system's {sample_rate}: leave out the first"
         )
     try:
-        made = model(n_src, sample_rate=sample_rate)
+        network = model(n_src, sample_rate=sample_rate)
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"the model cannot be made of these arguments: {error}") from error
-    if (
-        not isinstance(made, BaseEncoderMaskerDecoder)
-        or type(made).forward is not BaseEncoderMaskerDecoder.forward
-    ):
+    # `separate` takes the three parts one by one, so a network that puts them together otherwise will not do.
+    kind = type(network)
+    is_usual = isinstance(network, BaseEncoderMaskerDecoder)
+    if not is_usual or kind.forward is not BaseEncoderMaskerDecoder.forward:
         raise ValueError(
-            f"{type(made).__name__} is not an encoder-masker-decoder network of asteroid.models"
+            f"{kind.__name__} is not an encoder-masker-decoder network of asteroid.models"
         )
-    unknown = args.keys() - _accepted(type(made), args)
+    unknown = args.keys() - _accepted(kind, args)
     if unknown:
-        raise ValueError(f"{type(made).__name__} has no argument {', '.join(sorted(unknown))}")
-    return made
+        raise ValueError(f"{kind.__name__} has no argument {', '.join(sorted(unknown))}")
+    return network
 
 
 def _accepted(model: type, args: dict) -> set[str]:
@@ -151,10 +161,9 @@ def _accepted(model: type, args: dict) -> set[str]:
     # Asteroid looks names up among everything in its module, functions and imports included
     if not inspect.isclass(filterbank) or not issubclass(filterbank, Filterbank):
         raise ValueError(f"fb_name: `{name}` is no filter bank of asteroid_filterbanks")
-    parameters = [
-        inspect.signature(f).parameters
-        for f in (model, filterbank, asteroid_filterbanks.make_enc_dec)
-    ]
-    return {
-        name for group in parameters for name, p in group.items() if p.kind is not p.VAR_KEYWORD
-    }
+    accepted = set()
+    for function in (model, filterbank, asteroid_filterbanks.make_enc_dec):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                accepted.add(name)
+    return accepted

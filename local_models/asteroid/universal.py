@@ -9,11 +9,12 @@ from local_models.log_mse import LogMSE
 from local_models.universal import Universal
 
 
+# `Universal` first: its hooks of the validation take the place of Lightning's empty ones.
 class UniversalAsteroid(Universal, AsteroidSystem):
     """A network of `asteroid.models` for mixtures with silent slots, which Asteroid's SI-SDR leaves without gradient.
 
     Args:
-        model: as of `asteroid_system.AsteroidSystem`.
+        model: as of `AsteroidSystem`.
         n_src: number of slots.
         sample_rate: in Hz.
         snr_max, silent_snr_max, silent_weight: of the loss, see `log_mse.LogMSE`.
@@ -29,6 +30,7 @@ class UniversalAsteroid(Universal, AsteroidSystem):
         silent_weight: float = 1.0,
     ):
         super().__init__(model, n_src, sample_rate)
+        # In the place of the SI-SDR.
         self.loss_of = LogMSE(snr_max, silent_snr_max, silent_weight)
 
     def losses(self, batch):

@@ -14,6 +14,9 @@ from local_models.scores import sdr_of_batch
 from local_models.stft import Stft
 from local_models.system import System
 
+# Of the loss in time, as in Asteroid's recipe.
+TIME_WEIGHT = 10.0
+
 
 class XUMX(System):
     """Voice and accompaniment (or further stems) of a stereo song by bridged recurrent networks, one a source.
@@ -27,7 +30,6 @@ class XUMX(System):
         n_fft: of the transform and its Hann window; the hop is a quarter of it.
         hidden_size: of the networks.
         bandwidth: highest frequency in Hz that they hear; masks cover all.
-        time_weight: of the loss in time.
     """
 
     n_mics = 2
@@ -42,64 +44,73 @@ class XUMX(System):
         n_fft: int = 4096,
         hidden_size: int = 512,
         bandwidth: float = 16000.0,
-        time_weight: float = 10.0,
     ):
         super().__init__(n_src, sample_rate)
         if n_src < 2:
             raise ValueError(
                 f"n_src {n_src}: the sources whose networks are bridged are 2 at least"
             )
-        self.time_weight = time_weight
         hop = n_fft // 4
         self.stft = Stft(n_fft, hop)
-        heard = min(round(bandwidth * n_fft / sample_rate), n_fft // 2) + 1
-        names = [f"source_{k + 1}" for k in range(n_src)]
-        options = dict(window_length=n_fft, in_chan=n_fft, n_hop=hop, sample_rate=sample_rate)
-        self.network = BrokenXUMX(names, **options, hidden_size=hidden_size, max_bin=heard)
-        for part in (self.network.encoder, self.network.decoder):
-            part.requires_grad_(False)  # their windows
+        highest_bin = min(round(bandwidth * n_fft / sample_rate), n_fft // 2)
+        self.network = BrokenXUMX(
+            [f"source_{k + 1}" for k in range(n_src)],
+            window_length=n_fft,
+            in_chan=n_fft,
+            n_hop=hop,
+            sample_rate=sample_rate,
+            hidden_size=hidden_size,
+            max_bin=highest_bin + 1,
+        )
+        # Their weights are windows, which `self.stft` has in their place.
+        self.network.encoder.requires_grad_(False)
+        self.network.decoder.requires_grad_(False)
 
-    def separate(self, mixture: Tensor) -> Tensor:
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, 2, time) to (batch, source, 2, time); a single channel is heard on both, and comes back as one."""
         if mixture.shape[1] == 1:
-            return self.separate(mixture.expand(-1, 2, -1)).mean(dim=2, keepdim=True)
+            both = mixture.expand(-1, 2, -1)
+            return self.separate_centred(both).mean(dim=2, keepdim=True)
         spectrum = self.stft(mixture.float())
         return self.stft.inverse(self._masks(spectrum) * spectrum[:, None], mixture.shape[-1])
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        mixture, sources = batch["mixture"], batch["sources"]
+        mixture = batch["mixture"]
+        sources = batch["sources"]
         with self.full_precision():
-            spectrum, targets = self.stft(mixture.float()), self.stft(sources.float())
+            spectrum = self.stft(mixture.float())
+            targets = self.stft(sources.float())
         masks = self._masks(spectrum)
         with self.full_precision():
             masked = masks.float() * spectrum[:, None]
             estimates = self.stft.inverse(masked, mixture.shape[-1])
             values = {"loss_magnitude": 0.0, "loss_time": 0.0}
-            groups = [
-                g
-                for size in range(1, self.n_src)
-                for g in itertools.combinations(range(self.n_src), size)
-            ]
+            # The combination loss of the paper: of each group of sources, the sum against the sum of the estimates.
+            groups = []
+            for size in range(1, self.n_src):
+                groups += itertools.combinations(range(self.n_src), size)
             for group in groups:
-                found, wanted = masked[:, group].sum(1).abs(), targets[:, group].sum(1).abs()
-                values["loss_magnitude"] += (found - wanted).square().mean() / len(groups)
-                values["loss_time"] += _distortion(
-                    estimates[:, group].sum(1), sources[:, group].sum(1)
-                ) / len(groups)
-            values["loss"] = values["loss_magnitude"] + self.time_weight * values["loss_time"]
+                magnitude = masked[:, group].sum(1).abs()
+                wanted = targets[:, group].sum(1).abs()
+                in_frequency = (magnitude - wanted).square().mean()
+                in_time = _distortion(estimates[:, group].sum(1), sources[:, group].sum(1))
+                values["loss_magnitude"] += in_frequency / len(groups)
+                values["loss_time"] += in_time / len(groups)
+            values["loss"] = values["loss_magnitude"] + TIME_WEIGHT * values["loss_time"]
             if not self.training:
                 values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
         return values
 
     def _masks(self, spectrum: Tensor) -> Tensor:
         """Complex (batch, channel, bin, frame) to masks (batch, source, channel, bin, frame)."""
-        masks = self.network.forward_masker(
-            spectrum.abs().permute(3, 0, 1, 2)
-        )  # frame, batch, channel, bin
+        # The network takes (frame, batch, channel, bin) and gives (source, frame, batch, channel, bin).
+        masks = self.network.forward_masker(spectrum.abs().permute(3, 0, 1, 2))
         return masks.permute(2, 0, 3, 4, 1)
 
 
 def _distortion(estimates: Tensor, sources: Tensor) -> Tensor:
     """-1 for an estimate like its source, 1 for its opposite, whatever its level; 0 where the source is silent."""
+    # The negative cosine of the angle between them.
     dot = (estimates * sources).sum(dim=-1)
-    return -(dot / (estimates.norm(dim=-1) * sources.norm(dim=-1)).clamp(min=1e-8)).mean()
+    norms = estimates.norm(dim=-1) * sources.norm(dim=-1)
+    return -(dot / norms.clamp(min=1e-8)).mean()

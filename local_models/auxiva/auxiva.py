@@ -9,7 +9,7 @@ With `taps`, Y = W X - H X_past: late reverberation is removed as well (T-ISS: N
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ from local_models.auxiva.demixing_updates import UPDATES
 from local_models.auxiva.unrolled import unroll
 
 Update = Literal["iss", "ip", "ip2", "iss2"]
+ROUNDING = 1e-12  # of the mean power of a frame or recording: 24 bits hold less, single precision hides less
+SILENT = 1e-4  # of the usual share of a microphone in the power of a frame
 
 
 class AuxIVA(nn.Module):
@@ -52,15 +54,21 @@ class AuxIVA(nn.Module):
             raise ValueError(
                 f"n_iter {n_iter} and taps {taps} must be at least 0, delay {delay} at least 1"
             )
-        self.model, self.update, self.n_iter = model, update, n_iter
-        self.taps, self.delay, self.reference = taps, delay, reference
+        self.model = model
+        self.update = update
+        self.n_iter = n_iter
+        self.taps = taps
+        self.delay = delay
+        self.reference = reference
 
     def forward(self, mixture: torch.Tensor, n_iter: int | None = None) -> torch.Tensor:
         """Complex (batch, mic, frequency, frame) to as many estimates (batch, source, frequency, frame).
 
         Silent examples and bins stay silent; gradients are finite for any finite mixture.
         """
-        demixing = self.demix(_of_unit_power(mixture), self.n_iter if n_iter is None else n_iter)
+        if n_iter is None:
+            n_iter = self.n_iter
+        demixing = self.demix(audible(mixture), n_iter)
         return self._estimates(demixing, mixture)
 
     def _estimates(self, demixing, mixture):
@@ -70,9 +78,9 @@ class AuxIVA(nn.Module):
     @torch.no_grad()
     def after(self, mixture: torch.Tensor, iterations: Sequence[int]) -> dict[int, torch.Tensor]:
         """What `forward` gives after each of several numbers of iterations, in one run."""
-        normal = _of_unit_power(mixture)
+        normal = audible(mixture)
         if not self.taps and compiled_sums.supports(normal):
-            run = auxiva_kernel.Iterations(normal, self.model, self.update, loading(normal))
+            run = auxiva_kernel.Iterations(normal, self.model, self.update, small_powers(normal))
             states = map(run.in_channels, run.run(max(iterations)))
         else:
             states = self._states(self.observations(normal), mixture.shape[1], max(iterations))
@@ -101,17 +109,16 @@ class AuxIVA(nn.Module):
         if compiled and not needs_gradient:
             with torch.no_grad():
                 return auxiva_kernel.demix(
-                    mixture, self.model, self.update, n_iter, state, loading(mixture)
+                    mixture, self.model, self.update, n_iter, state, small_powers(mixture)
                 )
         observations = self.observations(mixture)
         if not needs_gradient:
             *_, last = self._states(observations, mixture.shape[1], n_iter, state)
             return last
-        states = (
-            self._compiled_states(mixture, n_iter)
-            if compiled
-            else self._states(observations, mixture.shape[1], n_iter)
-        )
+        if compiled:
+            states = self._compiled_states(mixture, n_iter)
+        else:
+            states = self._states(observations, mixture.shape[1], n_iter)
         return unroll(lambda *args: self.iterate(*args)[0], states, observations, self.model)
 
     def _states(self, observations, n_src, n_iter, state=None):
@@ -126,34 +133,57 @@ class AuxIVA(nn.Module):
             yield demixing
 
     def _compiled_states(self, mixture, n_iter):
-        iterations = auxiva_kernel.Iterations(mixture, self.model, self.update, loading(mixture))
+        iterations = auxiva_kernel.Iterations(
+            mixture, self.model, self.update, small_powers(mixture)
+        )
         for demixing in iterations.run(n_iter):
             yield iterations.in_channels(demixing).to(mixture.dtype)
 
     def iterate(self, demixing: torch.Tensor, observations: torch.Tensor, state=None):
-        """The next demixing matrices (batch, frequency, source, D), of observations (batch, frequency, D, frame)."""
+        """The next demixing matrices (batch, frequency, source, D), of observations (batch, frequency, D, frame).
+
+        Its twin without taps and gradients is `kernel._iterate`.
+        """
         n_src = demixing.shape[2]
+        small = small_powers(observations)
+        # y = W x, and their powers give the weights.
         estimates = demixing @ observations
         power = torch.view_as_real(estimates).square().sum(-1)
+        signals = estimates
+        present = None
+        if self.taps:
+            signals = torch.cat([estimates, observations[:, :, n_src:]], 2)
+            # In a frame that is silent itself, the past would count with a huge weight, and as power of a source.
+            present = observations[:, :, :n_src].abs().amax(2, keepdim=True) > 0
+            power = power * present
         weights, state = self.model(power.transpose(1, 2), state)
-        signals = torch.cat([estimates, observations[:, :, n_src:]], 2) if self.taps else estimates
-        weights, eps = weights.transpose(1, 2), loading(observations)
-        weighted = covariances(signals, weights) + self._loads(demixing, observations, weights, eps)
-        change = UPDATES[self.update](weighted, eps)
+        weights = weights.transpose(1, 2)
+        if present is not None:
+            weights = weights * present
+        # U_k = mean_n w_kn y_n y_n^H, and a little noise.
+        weighted = covariances(signals, weights)
+        weighted = weighted + self._loads(demixing, observations, weights, small.noise)
+        # The change A of the basis of the estimates (and of the past): W becomes A W.
+        change = UPDATES[self.update](weighted, small.rounding)
         change = change.to(demixing.dtype)
         new = change[..., :n_src] @ demixing
         return new + nn.functional.pad(change[..., n_src:], (n_src, 0)), state
 
-    def _loads(self, demixing, observations, weights, eps):
-        """Covariances of noise that is `eps` below the observations in each channel: so none is a mixture of others."""
+    def _loads(self, demixing, observations, weights, noise):
+        """Covariances (batch, frequency, source, D, D) of independent noise in each observed channel.
+
+        Its power is `noise` times that of the channel in each frame and frequency, so where there is no signal there
+        is no noise: B diag(noise mean_n w_kn |x_n|^2) B^H, with B from the channels to the estimates. Twin:
+        `kernel._load`.
+        """
         size = observations.shape[2]
-        lower = torch.eye(size, dtype=torch.complex128, device=demixing.device).expand(
-            *demixing.shape[:2], size, size
-        )
-        basis = torch.cat([demixing.to(lower.dtype), lower[..., demixing.shape[2] :, :]], dim=-2)
-        power = torch.view_as_real(observations).square().sum(-1).mean(-1)
-        noise = (basis * (eps * power).to(basis.dtype)[..., None, :]) @ basis.mH
-        return noise[:, :, None] * weights.mean(-1)[..., None, None]
+        n_src = demixing.shape[2]
+        basis = torch.eye(size, dtype=torch.complex128, device=demixing.device)
+        past = basis[n_src:].expand(*demixing.shape[:2], -1, -1)
+        basis = torch.cat([demixing.to(basis.dtype), past], dim=-2)[:, :, None]
+        power = torch.view_as_real(observations).square().sum(-1)
+        power = (weights @ power.mT).double() / power.shape[-1]  # (batch, frequency, source, D)
+        return (basis * (noise * power)[..., None, :]) @ basis.mH
 
     def observations(self, mixture: torch.Tensor) -> torch.Tensor:
         """(batch, mic, frequency, frame) to (batch, frequency, mic (1 + taps), frame).
@@ -170,14 +200,59 @@ class AuxIVA(nn.Module):
         return torch.cat([present, past.flatten(2, 3)], dim=2)
 
 
-def _of_unit_power(mixture):
-    level = mixture.abs().square().mean((1, 2, 3), keepdim=True).sqrt()
-    return mixture / torch.where(level > 0, level, 1.0)
+def audible(mixture: torch.Tensor) -> torch.Tensor:
+    """The frames and frequencies of a mixture that tell its sources apart, at the mean power 1; the others are zero.
+
+    Left out are, of a mixture (batch, mic, frequency, frame):
+
+    - frames in which a microphone is silent that hears something elsewhere: they say nothing of where a source is.
+      Models whose weights are reciprocals of powers would count what fades there, or rounds, like a signal;
+    - frequencies that hold no more than rounding in most frames, as those above 4 kHz in telephone speech. The
+      transform of a frame has a rounding error about as large at all frequencies, and all frequencies count alike: the
+      error would be separated in place of a signal.
+
+    The mean is over what remains: silence before or behind a recording does not change its level.
+    """
+    power = torch.view_as_real(mixture).square().sum(-1)
+    of_frame = power.mean(2, keepdim=True)  # (batch, mic, 1, frame)
+    of_mic = of_frame.mean(3, keepdim=True)  # (batch, mic, 1, 1)
+    dead = of_mic == 0
+    # A microphone that is cut off fades within a frame, and resampled silence rings: so zeros alone do not tell.
+    silent = _shares(of_frame) <= SILENT * _shares(of_mic)
+    silent |= of_frame <= ROUNDING * of_mic
+    frames = (~silent | dead).all(1, keepdim=True)
+    clear = ((power > ROUNDING * of_frame) | dead).all(1, keepdim=True) & frames
+    bins = 2 * clear.sum(3, keepdim=True) >= frames.sum(3, keepdim=True)
+    heard = frames & bins & ~dead.all(1, keepdim=True)
+    total = (power.mean(1, keepdim=True) * heard).sum((2, 3), keepdim=True)
+    level = (total / heard.sum((2, 3), keepdim=True).clamp(min=1)).sqrt()
+    return mixture * (heard / torch.where(level > 0, level, 1.0))
 
 
-def loading(signals: torch.Tensor) -> float:
-    """Power of the noise that keeps covariances regular, over that of the signals: what their precision hides."""
-    return max(torch.finfo(signals.dtype).eps, 1e-13)
+def _shares(power):
+    """Of each microphone in the power of all, (batch, mic, ...)."""
+    total = power.sum(1, keepdim=True)
+    return power / torch.where(total > 0, total, 1.0)
+
+
+class Small(NamedTuple):
+    """Powers that count as nothing, relative to those that they are beside."""
+
+    noise: float
+    """Of noise that is added to each channel, frame and frequency, so that no channel mixes the others exactly."""
+    rounding: float
+    """Differences of powers that are smaller than this are taken for rounding."""
+
+
+def small_powers(signals: torch.Tensor) -> Small:
+    """Those of the precision of `signals`.
+
+    In single precision the noise is far below its rounding, -69 dB: noise at that level costs up to 2 dB on recordings
+    without any of their own.
+    """
+    if signals.dtype == torch.complex128:
+        return Small(noise=1e-13, rounding=1e-13)
+    return Small(noise=1e-10, rounding=torch.finfo(signals.dtype).eps)
 
 
 class _Covariances(torch.autograd.Function):
@@ -192,25 +267,16 @@ class _Covariances(torch.autograd.Function):
         if compiled_sums.supports(signals):
             return compiled_sums.covariances(signals, weights)
         size, frames = signals.shape[-2:]
-        real, imag = signals.real, signals.imag
-        products = []  # a Hermitian matrix has D^2 real numbers: one real matrix product gives all sources
+        # A Hermitian matrix has D^2 real numbers: one real matrix product gives those of all sources.
+        products = _products(signals)
+        sums = (weights @ products.mT).double() / frames
+        shape = (*sums.shape[:-1], size, size)
+        covariances = torch.zeros(shape, dtype=torch.complex128, device=sums.device)
         for i in range(size):
-            products += [
-                real[..., i : i + 1, :] * real[..., : i + 1, :]
-                + imag[..., i : i + 1, :] * imag[..., : i + 1, :]
-            ]
-            products += [
-                imag[..., i : i + 1, :] * real[..., :i, :]
-                - real[..., i : i + 1, :] * imag[..., :i, :]
-            ]
-        sums = (weights @ torch.cat(products, dim=-2).mT).double() / frames
-        covariances = torch.zeros(
-            *sums.shape[:-1], size, size, dtype=torch.complex128, device=sums.device
-        )
-        for i in range(size):
-            row = torch.complex(
-                sums[..., i * i : i * i + i + 1], _padded(sums[..., i * i + i + 1 : (i + 1) ** 2])
-            )
+            # Row i of the lower triangle begins at i^2: i + 1 real parts, i imaginary ones.
+            real = sums[..., i * i : i * i + i + 1]
+            imaginary = nn.functional.pad(sums[..., i * i + i + 1 : (i + 1) ** 2], (0, 1))
+            row = torch.complex(real, imaginary)
             covariances[..., i, : i + 1] = row
             covariances[..., : i + 1, i] = row.conj()
         return covariances
@@ -221,22 +287,29 @@ class _Covariances(torch.autograd.Function):
         if compiled_sums.supports(signals):
             return compiled_sums.covariance_gradients(signals, weights, gradient)
         n_src, size = gradient.shape[-3:-1]
+        # The part of the gradient that a Hermitian matrix can follow, times every signal.
         both = ((gradient + gradient.mH) / signals.shape[-1]).to(signals.dtype)
         through = (both.flatten(-3, -2) @ signals).unflatten(-2, (n_src, size))
+        by_signals = None
         by_weights = None
+        if ctx.needs_input_grad[0]:
+            by_signals = (weights[..., None, :] * through).sum(-3)
         if ctx.needs_input_grad[1]:
-            through_real, real = (
-                torch.view_as_real(through),
-                torch.view_as_real(signals)[..., None, :, :, :],
-            )
-            by_weights = (through_real * real).sum((-3, -1)) / 2
-        by_signals = (weights[..., None, :] * through).sum(-3) if ctx.needs_input_grad[0] else None
+            real = torch.view_as_real(signals)[..., None, :, :, :]
+            by_weights = (torch.view_as_real(through) * real).sum((-3, -1)) / 2
         return by_signals, by_weights
 
 
-def _padded(imaginary):
-    """With the imaginary part 0 of the diagonal behind the others."""
-    return nn.functional.pad(imaginary, (0, 1))
+def _products(signals):
+    """Real and imaginary parts of y_i conj(y_j), j <= i, row by row: (..., D, frame) to (..., D^2, frame)."""
+    real, imag = signals.real, signals.imag
+    products = []
+    for i in range(signals.shape[-2]):
+        own_real = real[..., i : i + 1, :]
+        own_imag = imag[..., i : i + 1, :]
+        products.append(own_real * real[..., : i + 1, :] + own_imag * imag[..., : i + 1, :])
+        products.append(own_imag * real[..., :i, :] - own_real * imag[..., :i, :])
+    return torch.cat(products, dim=-2)
 
 
 def covariances(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -27,10 +27,8 @@ def covariances(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def covariance_gradients(signals: torch.Tensor, weights: torch.Tensor, gradient: torch.Tensor):
     """Gradients in `signals` and `weights` of `covariances`, from that of its result."""
     weights = weights.contiguous()
-    by_signals, by_weights = (
-        np.zeros((2, *signals.shape), weights.numpy().dtype),
-        torch.zeros_like(weights),
-    )
+    by_signals = np.zeros((2, *signals.shape), weights.numpy().dtype)
+    by_weights = torch.zeros_like(weights)
     both = ((gradient + gradient.mH) / (2 * signals.shape[-1])).contiguous().numpy()
     _gradients(*_planes(signals), weights.numpy(), both, by_signals, by_weights.numpy())
     return torch.complex(*torch.from_numpy(by_signals)), by_weights
@@ -63,18 +61,25 @@ def multiply(real, imag, f, out):
     """out (product, frame): powers of the channels (mic, f, frame), then real and imaginary parts of those below."""
     n_src, _, frames = real.shape
     for i in range(n_src):
-        a, b, o = real[i, f], imag[i, f], out[i]
+        a = real[i, f]
+        b = imag[i, f]
+        total = out[i]
         for n in range(frames):
-            o[n] = a[n] * a[n] + b[n] * b[n]
+            total[n] = a[n] * a[n] + b[n] * b[n]
+    # (a + ib) conj(c + id) = (ac + bd) + i (bc - ad)
     k = n_src
     for i in range(n_src):
         for j in range(i):
-            a, b, c, d, o = real[i, f], imag[i, f], real[j, f], imag[j, f], out[k]
+            a = real[i, f]
+            b = imag[i, f]
+            c = real[j, f]
+            d = imag[j, f]
+            total = out[k]
             for n in range(frames):
-                o[n] = a[n] * c[n] + b[n] * d[n]
-            o = out[k + 1]
+                total[n] = a[n] * c[n] + b[n] * d[n]
+            total = out[k + 1]
             for n in range(frames):
-                o[n] = b[n] * c[n] - a[n] * d[n]
+                total[n] = b[n] * c[n] - a[n] * d[n]
             k += 2
 
 
@@ -127,6 +132,7 @@ def _gradients(real, imag, weights, gradient, by_signals, by_weights):
                 0,
                 products,
             )
+            # The gradient in the order of `multiply`: a pair of entries counts twice.
             for m in range(n_src):
                 k = size
                 for i in range(size):
@@ -137,42 +143,23 @@ def _gradients(real, imag, weights, gradient, by_signals, by_weights):
                         k += 2
                 for k in range(size * size):
                     turned[k, m] = factors[m, k]
+            # In the weights: the gradient's inner product with x_n x_n^H.
             np.dot(factors, products, by_weights[b, f])
+            # In the signals: sum_k w_kn G_k x_n, from the entries of sum_k w_kn G_k.
             np.dot(turned, weights[b, f], mixed)
             k = size
             for i in range(size):
-                _add(
-                    mixed[i],
-                    mixed[i],
-                    2,
-                    0,
-                    real[b, f, i],
-                    imag[b, f, i],
-                    by_signals[0, b, f, i],
-                    by_signals[1, b, f, i],
-                )
+                out_real = by_signals[0, b, f, i]
+                out_imag = by_signals[1, b, f, i]
+                own = mixed[i]
+                _add(own, own, 2, 0, real[b, f, i], imag[b, f, i], out_real, out_imag)
                 for j in range(i):
-                    c, s = mixed[k], mixed[k + 1]
-                    _add(
-                        c,
-                        s,
-                        1,
-                        1,
-                        real[b, f, j],
-                        imag[b, f, j],
-                        by_signals[0, b, f, i],
-                        by_signals[1, b, f, i],
-                    )
-                    _add(
-                        c,
-                        s,
-                        1,
-                        -1,
-                        real[b, f, i],
-                        imag[b, f, i],
-                        by_signals[0, b, f, j],
-                        by_signals[1, b, f, j],
-                    )
+                    c = mixed[k]
+                    s = mixed[k + 1]
+                    _add(c, s, 1, 1, real[b, f, j], imag[b, f, j], out_real, out_imag)
+                    below_real = by_signals[0, b, f, j]
+                    below_imag = by_signals[1, b, f, j]
+                    _add(c, s, 1, -1, real[b, f, i], imag[b, f, i], below_real, below_imag)
                     k += 2
 
 

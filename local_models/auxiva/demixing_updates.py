@@ -10,6 +10,8 @@ block of coordinates at a time:
 
 Pairs follow each other in a circle: (0, 1), (1, 2), ..., (n - 1, 0); of two sources there is one.
 
+Each rule has a compiled twin in `kernel`: `_iss`, `_ip`, `_ip2`, `_iss2`.
+
 Shapes: covariances U (..., source, D, D), complex128, where D = n_src, or more with dereverberation taps: the first
 n_src entries belong to the estimates, then the delayed microphone signals. Every rule returns A (..., source, D),
 which starts as the identity. Covariances are positive definite but for silent channels; differences of less than
@@ -52,6 +54,7 @@ def ip2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
         return iss2(covariances, eps)
     demixing = _start(covariances)
     for p, q in pairs(n_src):
+        # Rows p and q of (A U_k A^H)^-1 for k = p and q; h of block_q h = lambda block_p h gives the new rows.
         inverses = [_inverse(demixing, covariances[..., k, :, :], [p, q]) for k in (p, q)]
         blocks = [inverse[..., :, [p, q]] for inverse in inverses]
         vectors = eigenvectors(blocks[1], blocks[0], eps)
@@ -68,15 +71,18 @@ def iss2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
     if n_src == 1:
         return iss(covariances, eps)
     for p, q in pairs(n_src):
+        # Covariances of the pair under each source's weights
         main = demixing[..., [p, q], :]
         cross = covariances @ main.mH[..., None, :, :]  # (..., source, D, 2)
         own = main[..., None, :, :] @ cross  # (..., source, 2, 2)
+        # The pair takes the eigenvectors of own_p h = lambda own_q h.
         vectors = eigenvectors(own[..., p, :, :], own[..., q, :, :], eps)
         rows = {}
         for k, vector in zip((p, q), vectors, strict=True):
             rows[k] = normalise(vector, own[..., k, :, :])[..., None, :].conj() @ main
         others = [k for k in range(n_src) if k not in (p, q)]
         if others:
+            # The others lose what they share with the pair.
             mean = demixing[..., None, :] @ cross  # (..., source, 1, 2)
             steps = mean[..., others, :, :] @ inverse2(own[..., others, :, :], eps)
             for index, k in enumerate(others):
@@ -109,14 +115,17 @@ def _replace(demixing, rows):
 
 def _steer(covariances, demixing, row, eps, own=None):
     """Steps v (..., source) along `row` (..., 1, D) that decorrelate each source from it; `own`: the row's source."""
+    # Of source m: w_m U_m row^H and row U_m row^H; `size` is what the latter is a difference of.
     cross = (covariances @ row.mH[..., None, :, :]).squeeze(-1)  # (..., source, D)
-    numerator, power = (demixing * cross).sum(-1), (row * cross).sum(-1).real
+    mean = (demixing * cross).sum(-1)
+    power = (row * cross).sum(-1).real
     size = (row.abs().square() * covariances.diagonal(dim1=-2, dim2=-1).real).sum(-1)
     known = power > eps * size
     power = torch.where(known, power, 1.0)
-    step = torch.where(known, numerator / power, 0.0)
+    step = torch.where(known, mean / power, 0.0)
     if own is None:
         return step
+    # The row's own source only changes its length.
     scale = torch.where(known, 1 - power.rsqrt(), 0.0)[..., own : own + 1]
     return torch.cat([step[..., :own], scale.to(step.dtype), step[..., own + 1 :]], dim=-1)
 
@@ -134,10 +143,10 @@ def _taps(covariances, demixing, eps):
 def _inverse(demixing, covariance, rows):
     """`rows` of the inverse of the estimates' covariance A U A^H, (..., len(rows), source).
 
-    Silent estimates count as if they were alone and had a power of 1.
+    Silent estimates count as if they were alone and had a power of 1. Twin: `kernel._inverse_rows`.
     """
     own = demixing @ covariance @ demixing.mH
-    diagonal = own.diagonal(dim1=-2, dim2=-1).real
-    own = own + torch.diag_embed(torch.where(diagonal > 0, 0.0, 1.0)).to(own.dtype)
+    power = own.diagonal(dim1=-2, dim2=-1).real
+    own = own + torch.diag_embed(torch.where(power > 0, 0.0, 1.0)).to(own.dtype)
     unit = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)[:, rows]
     return torch.linalg.solve(own, unit.expand(*own.shape[:-1], len(rows))).mH

@@ -39,23 +39,42 @@ class NMF(nn.Module):
         self.n_basis, self.seed = n_basis, seed
 
     def forward(self, power, state=None):
-        bases, activations = state or self._start(
-            power
-        )  # (..., frequency, basis), (..., frame, basis)
+        bases, activations = state or self._start(power)
         bases = self._step(bases, activations, power)
         activations = self._step(activations, bases, power.mT)
         variance = (bases @ activations.mT).clamp(min=FLOOR)
         return 1 / variance, (bases, activations)
 
     def _start(self, power):
+        """Random bases and activations, which depend on the number of frames with any signal: silence changes nothing.
+
+        Examples of a batch with as many such frames start alike: no result depends on the others.
+        """
+        bases, activations = zip(*map(self._start_of, power), strict=True)
+        return torch.stack(bases), torch.stack(activations)
+
+    def _start_of(self, power):
+        """Of one example (source, frequency, frame): the n-th frame with any signal has the n-th activations."""
+        n_src, n_freq, n_frames = power.shape
+        alive = (power > 0).any(1).any(0).cpu()
         draw = torch.Generator().manual_seed(self.seed)
-        sizes = power.shape[1:-1], (power.shape[1], power.shape[-1])
-        # Every example of a batch starts alike, so that its result does not depend on the others.
-        drawn = [0.1 + 0.9 * torch.rand(*size, self.n_basis, generator=draw) for size in sizes]
-        return tuple(factor.to(power).expand(len(power), *factor.shape) for factor in drawn)
+        bases = 0.1 + 0.9 * torch.rand(n_src, n_freq, self.n_basis, generator=draw)
+        drawn = 0.1 + 0.9 * torch.rand(n_src, int(alive.sum()), self.n_basis, generator=draw)
+        activations = torch.ones(n_src, n_frames, self.n_basis)
+        activations[:, alive] = drawn
+        return bases.to(power), activations.to(power)
 
     @staticmethod
     def _step(factor, other, power):
-        inverse = 1 / (factor @ other.mT).clamp(min=FLOOR)
-        ratio = ((power * inverse.square()) @ other) / (inverse @ other)
+        """One multiplicative update of `factor` (..., row, basis), given `other` (..., column, basis).
+
+        With v = factor other^T: factor *= sqrt((p / v^2) other / ((1 / v) other)). Points without any power are
+        silence, or lie below the rounding of their frame: they are left out.
+        """
+        variance = (factor @ other.mT).clamp(min=FLOOR)
+        inverse = torch.where(power > 0, 1 / variance, 0.0)
+        wanted = (power * inverse.square()) @ other
+        reached = inverse @ other
+        known = reached > 0
+        ratio = torch.where(known, wanted / torch.where(known, reached, 1.0), 1.0)
         return (factor * ratio.sqrt()).clamp(min=FLOOR)

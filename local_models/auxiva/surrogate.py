@@ -189,7 +189,7 @@ class SurrogateIVA(System):
         self.separation = AuxIVA(network, update, n_iter, taps, delay, reference)
         self.train_iter, self.loss_name = train_iter, loss
 
-    def separate(self, mixture: torch.Tensor, n_iter: int | None = None) -> torch.Tensor:
+    def separate_centred(self, mixture: torch.Tensor, n_iter: int | None = None) -> torch.Tensor:
         """(batch, mic, time) to (batch, source, time), as loud as at the reference microphone."""
         if mixture.ndim != 3 or mixture.shape[1] < 2:
             raise ValueError("separation by microphones needs 2 channels at least")

@@ -94,6 +94,7 @@ class MaskerDenoiser(nn.Module):
         options.check(n_bins)
         self.options = options
         n_heard = options.n_heard
+        # The encoder in both directions, and the decoder of what both say.
         self.ahead = GRU(n_heard, n_heard)
         self.behind = GRU(n_heard, n_heard)
         self.decoder = GRU(2 * n_heard, 2 * n_heard)
@@ -104,7 +105,9 @@ class MaskerDenoiser(nn.Module):
             nn.Linear(options.denoiser_size, n_bins),
             nn.ReLU(),
         )
-        self.statistics = Standardisation(n_heard) if options.standardise else nn.Identity()
+        self.statistics: nn.Module = nn.Identity()
+        if options.standardise:
+            self.statistics = Standardisation(n_heard)
         self._initialise()
 
     def _initialise(self):
@@ -124,6 +127,7 @@ class MaskerDenoiser(nn.Module):
         inputs = inputs.transpose(0, 1).contiguous()
         hidden, passes = self._decode(self._encode(inputs))
         hidden = hidden.transpose(0, 1).contiguous()
+        # MDLT leaves weak states out, in separation only.
         if self.options.threshold and not self.training:
             hidden = torch.where(hidden.abs() > self.options.threshold, hidden, 0.0)
         # Skip-filtering: the mask multiplies the very spectrum that it was made from; so does the denoiser's.
@@ -140,6 +144,7 @@ class MaskerDenoiser(nn.Module):
         context = self.options.context
         # Neither direction needs to read the context behind its last output.
         n_read = len(inputs) - context
+        # Forwards and backwards, each in the order in which it reads.
         halves = []
         for layer, frames in ((self.ahead, inputs), (self.behind, inputs.flip(0))):
             frames = frames[:n_read]
@@ -147,6 +152,7 @@ class MaskerDenoiser(nn.Module):
             if kind == "output":
                 states = states + frames
             halves.append(states[context:])
+        # In the order of time again, but for published weights.
         if self.options.backward == "aligned":
             halves[1] = halves[1].flip(0)
         return torch.cat(halves, dim=-1)
@@ -175,6 +181,7 @@ class MaskerDenoiser(nn.Module):
     def _pass(self, inputs: Tensor) -> Tensor:
         """One pass through the decoder, (frame, batch, 2 * n_heard)."""
         kind = self.options.decoder_residual
+        # `recurrent`: the next step sees the input too; `output`: it is added at the end.
         states = self.decoder(inputs, inputs if kind == "recurrent" else None)
         return states + inputs if kind == "output" else states
 

@@ -31,10 +31,9 @@ class Objective:
     """The masked divergence counts only while it is above 1.5 and the denoised one above 0.25 (the ICASSP program)."""
     hidden_norm: float = 0.0
     """Times the sum of |H|, the decoder's states of 16 sequences (MDL1: 2e-7); other batches are scaled to 16."""
-    mask_norm: float = 0.0
-    """Times the sum of the absolute weights that make masks."""
     mask_diagonal: float = 0.0
-    """Times the sum of their absolute diagonal (ICASSP: 1e-2; the published program gave it no gradient)."""
+    """Times the sum of the absolute diagonal of the weights that make masks (ICASSP: 1e-2; the published program gave
+    it no gradient)."""
     denoiser_norm: float = 0.0
     """Times the squared norm of the denoiser's second weights (ICASSP: 1e-4)."""
 
@@ -46,7 +45,7 @@ class Objective:
         """
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip {self.clip}: must be more than 0, or null for spectra uncut")
-        for name in ("hidden_norm", "mask_norm", "mask_diagonal", "denoiser_norm"):
+        for name in ("hidden_norm", "mask_diagonal", "denoiser_norm"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} {value}: must be 0 or more")
@@ -59,6 +58,7 @@ class Objective:
 
     def magnitude_to_reach(self, mixture: Tensor, voice: Tensor, rest: Tensor) -> Tensor:
         """The target, not yet cut, from magnitudes of one shape; zero where all are."""
+        # The small number keeps silence at zero.
         if self.target == "magnitude":
             return torch.minimum(voice, mixture)
         if self.target == "harmonic":
@@ -77,6 +77,7 @@ class Objective:
         """
         masked = divergence(target, estimate.masked)
         denoised = divergence(target, estimate.denoised)
+        # The gate carries no gradient: it switches the masked divergence off once both are small.
         gate = 1.0
         if self.gated:
             gate = ((masked >= 1.5) & (denoised >= 0.25)).to(masked.dtype).detach()
@@ -91,7 +92,6 @@ class Objective:
         second = network.denoiser[2].weight
         penalties = {
             "hidden_norm": lambda: PUBLISHED_BATCH * estimate.hidden.abs().sum() / n_sequences,
-            "mask_norm": lambda: weight.abs().sum(),
             "mask_diagonal": lambda: weight.diagonal().abs().sum(),
             "denoiser_norm": lambda: second.square().sum(),
         }
@@ -107,5 +107,6 @@ class Objective:
 
 def divergence(target: Tensor, estimate: Tensor) -> Tensor:
     """Generalised Kullback-Leibler divergence of magnitudes (..., bin): summed over the bins, mean over the rest."""
+    # d(T, E) = T log(T / E) + E - T
     ratio = torch.log(target + EPS) - torch.log(estimate + EPS)
     return (target * ratio + estimate - target).sum(dim=-1).mean()

@@ -19,33 +19,38 @@ class OverlappingFrames(nn.Module):
 
     def __init__(self, window: int, n_fft: int, hop: int):
         super().__init__()
-        self.n_fft, self.hop = n_fft, hop
-        self.register_buffer(
-            "window", torch.hamming_window(window, periodic=False), persistent=False
-        )
+        self.n_fft = n_fft
+        self.hop = hop
+        hamming = torch.hamming_window(window, periodic=False)
+        self.register_buffer("window", hamming, persistent=False)
 
     def spectra(self, signals: Tensor) -> Tensor:
         """(..., time) to complex (..., frame, bin); frames start at 0, hop, ... and lie within the signal."""
+        # The transform fills each frame up with zeros to n_fft.
         frames = signals.unfold(-1, len(self.window), self.hop) * self.window
         return torch.fft.rfft(frames, self.n_fft, norm="ortho")
 
     def overlap_add(self, spectra: Tensor) -> Tensor:
         """Complex (..., frame, bin) to (..., (frame - 1) * hop + window), not yet divided by `weight`."""
-        frames = (
-            torch.fft.irfft(spectra, self.n_fft, norm="ortho")[..., : len(self.window)]
-            * self.window
-        )
-        return self._add(frames.flatten(0, -3)).unflatten(0, spectra.shape[:-2])
+        # What lies behind the window is dropped: only changed spectra have anything there.
+        frames = torch.fft.irfft(spectra, self.n_fft, norm="ortho")[..., : len(self.window)]
+        frames = frames * self.window
+        signals = self._add(frames.flatten(0, -3))
+        return signals.unflatten(0, spectra.shape[:-2])
 
     def weight(self, n_frames: int) -> Tensor:
         """((n_frames - 1) * hop + window,): the sum of the squared windows."""
-        return self._add(self.window.square().expand(1, n_frames, -1))[0]
+        squares = self.window.square().expand(1, n_frames, -1)
+        return self._add(squares)[0]
 
     def _add(self, frames: Tensor) -> Tensor:
+        """Frames (row, frame, window) added at their places: (row, (frame - 1) * hop + window)."""
         length = (frames.shape[1] - 1) * self.hop + len(self.window)
-        size = {
-            "output_size": (1, length),
-            "kernel_size": (1, len(self.window)),
-            "stride": (1, self.hop),
-        }
-        return F.fold(frames.transpose(1, 2), **size)[:, 0, 0]
+        # `fold` wants (row, window, frame), and makes images of height one: (row, 1, 1, length).
+        images = F.fold(
+            frames.transpose(1, 2),
+            output_size=(1, length),
+            kernel_size=(1, len(self.window)),
+            stride=(1, self.hop),
+        )
+        return images[:, 0, 0]

@@ -67,16 +67,19 @@ class Sequences:
         return self._samples(self.frames)
 
     def _samples(self, n_frames: int) -> int:
+        """Samples that so many frames in a row lie in."""
         return (n_frames - 1) * self.hop + self.window
 
     def count(self, length: int) -> int:
         """Sequences that a signal of so many samples needs."""
+        # The last frame is the last that begins within the signal.
         n_frames = (length - 1 + self.lead) // self.hop + 1
         return math.ceil(n_frames / self.step)
 
     def pad(self, signal: Tensor) -> Tensor:
         """(..., time) with the zeros around it that the drawing shows."""
         length = signal.shape[-1]
+        # As drawn: context and lead before the signal, the rest of the last sequence behind it.
         before = self.lead + self.context * self.hop
         total = self._samples(self.count(length) * self.step + 2 * self.context)
         return F.pad(signal, (before, total - before - length))
@@ -93,16 +96,21 @@ class Sequences:
         at_once = math.ceil(n_sequences / n_blocks)
         blocks = []
         for first in range(0, n_sequences, at_once):
+            first_frame = first * self.step
             n_frames = min(at_once, n_sequences - first) * self.step
-            frames = slice(first * self.step, first * self.step + n_frames)
-            start = frames.start * self.hop
-            seen = slice(start, start + self._samples(n_frames + 2 * self.context))
-            estimated = slice(start, start + self._samples(n_frames))
+            frames = slice(first_frame, first_frame + n_frames)
+            # The padded signal begins `context` frames before the estimate, so that both begin at the same number.
+            start = first_frame * self.hop
+            n_seen = self._samples(n_frames + 2 * self.context)
+            n_estimated = self._samples(n_frames)
+            seen = slice(start, start + n_seen)
+            estimated = slice(start, start + n_estimated)
             blocks.append(Block(frames, seen, estimated))
         return blocks
 
     def cut(self, spectra: Tensor) -> Tensor:
         """(batch, mic, frame, bin) to (batch * mic * sequence, frames, bin); what fills no sequence is left out."""
+        # `unfold` puts the frames of a sequence last: (batch, mic, sequence, bin, frames).
         sequences = spectra.unfold(2, self.frames, self.step)
         return sequences.transpose(-1, -2).flatten(0, 2)
 

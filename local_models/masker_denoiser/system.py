@@ -49,7 +49,8 @@ class MaD(System):
         ValueError: options that do not fit together, or are out of their range.
     """
 
-    images = ordered = True
+    images = True
+    ordered = True
 
     def __init__(
         self,
@@ -87,20 +88,27 @@ class MaD(System):
 
     # ---- separation
 
-    def separate(self, mixture: Tensor) -> Tensor:
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, source, time); with n_mics 2 (batch, 1 or 2, time) to (batch, source, 1 or 2, time).
 
         Any length from one sample on. The memory needed beyond input and output does not grow with it, except with
         `wiener`, which holds the spectra of the whole signal: 12 bytes a channel, frame and bin (6 MB a second of
         stereo at the default sizes).
         """
-        items = (mixture if self.n_mics == 2 else mixture[:, None]).float()
+        # (batch, mic, time), a few channels at a time to bound the memory.
+        items = mixture.float()
+        if self.n_mics == 1:
+            items = items[:, None]
         with self._precision():
-            voice = torch.cat([self._voice(group) for group in items.split(ROWS // self.n_mics)])
+            voices = [self._voice(group) for group in items.split(ROWS // self.n_mics)]
+        voice = torch.cat(voices)
         estimates = torch.stack([voice, items - voice], dim=1)
-        return estimates if self.n_mics == 2 else estimates[:, :, 0]
+        if self.n_mics == 1:
+            return estimates[:, :, 0]
+        return estimates
 
     def _precision(self):
+        """Context for the network in separation; a trainer's autocast goes before."""
         if torch.is_autocast_enabled(self.device.type):
             return contextlib.nullcontext()
         if not self.bfloat16 or not _has_bfloat16(self.device):
@@ -219,8 +227,13 @@ class MaD(System):
         )
 
     def _sdr(self, mixture: Tensor, voice: Tensor) -> Tensor:
-        items = mixture if self.n_mics == 2 else mixture.flatten(0, 1)
-        return sdr_of_batch(self.separate(items)[:, 0].reshape(voice.shape), voice)
+        """SDR in dB of what `separate` makes of (batch, mic, time), against the voice (batch, mic, time)."""
+        items = mixture
+        if self.n_mics == 1:
+            # Each channel by itself.
+            items = mixture.flatten(0, 1)
+        estimate = self.separate(items)[:, 0]
+        return sdr_of_batch(estimate.reshape(voice.shape), voice)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

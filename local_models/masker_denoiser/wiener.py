@@ -19,7 +19,7 @@ def wiener(estimates: Tensor, mixture: Tensor, passes: int = 1) -> Tensor:
         passes: of re-estimating powers and spatial covariances, one for each bin and source, over all frames.
 
     Returns:
-        estimates like the given ones, which sum to the mixture but for rounding and silence.
+        estimates like the given ones, which sum to the mixture but for rounding.
 
     Raises:
         ValueError: more microphones.
@@ -28,30 +28,49 @@ def wiener(estimates: Tensor, mixture: Tensor, passes: int = 1) -> Tensor:
         raise ValueError(f"{mixture.shape[-3]} microphones: the Wiener filter is for one or two")
     y = estimates
     for _ in range(passes):
-        power = y.abs().square().mean(dim=-3)  # (..., source, frame, bin)
+        # Power of each source, mean over the microphones: (..., source, frame, bin).
+        power = y.abs().square().mean(dim=-3)
+        # Spatial covariance of each source, its outer products over its power: (..., source, mic, mic, bin).
         outer = torch.einsum("...mfb,...nfb->...mnb", y, y.conj())
-        spatial = (
-            outer / power.sum(dim=-2).clamp(min=1e-30)[..., None, None, :]
-        )  # (..., source, mic, mic, bin)
+        total_power = power.sum(dim=-2).clamp(min=1e-30)
+        spatial = outer / total_power[..., None, None, :]
+        # Covariance of the mixture, (..., mic, mic, frame, bin), and the filter v R C^-1 of each source.
         covariance = torch.einsum("...sfb,...smnb->...mnfb", power.to(y.dtype), spatial)
         whitened = _solve(covariance, mixture)
         y = power.unsqueeze(-3) * torch.einsum("...smnb,...nfb->...smfb", spatial, whitened)
+        y = y + _shares(power).unsqueeze(-3) * (mixture - y.sum(dim=-4)).unsqueeze(-4)
     return y
+
+
+def _shares(power: Tensor) -> Tensor:
+    """Of the sources in the power (..., source, frame, bin) of each bin; equal ones where there is none.
+
+    By these, what the filters miss of the mixture is given back: of channels that hold the same signal, they lose what
+    keeps the covariance regular, up to a tenth in single precision.
+    """
+    total = power.sum(dim=-3, keepdim=True)
+    known = total > torch.finfo(total.dtype).tiny
+    return torch.where(known, power / torch.where(known, total, 1.0), 1 / power.shape[-3])
 
 
 def _solve(covariance: Tensor, mixture: Tensor) -> Tensor:
     """(covariance + a little) x = mixture in closed form; (..., mic, mic, frame, bin) and (..., mic, frame, bin)."""
     diagonal = covariance.diagonal(dim1=-4, dim2=-3).real.movedim(-1, -3)  # (..., mic, frame, bin)
-    little = REGULAR * torch.finfo(diagonal.dtype).eps * diagonal.mean(dim=-3, keepdim=True)
-    diagonal = diagonal + little + torch.finfo(diagonal.dtype).tiny ** 0.5
+    # A little of the mean power keeps singular covariances solvable, the smallest number silent ones.
+    precision = torch.finfo(diagonal.dtype)
+    little = REGULAR * precision.eps * diagonal.mean(dim=-3, keepdim=True)
+    diagonal = diagonal + little + precision.tiny**0.5
     if mixture.shape[-3] == 1:
         return mixture / diagonal
-    off = covariance[..., 0, 1, :, :]
+    # Two microphones: the inverse of [[a, b], [b*, c]] is [[c, -b], [-b*, a]] / (a c - |b|^2).
+    b = covariance[..., 0, 1, :, :]
     a, c = diagonal.unbind(-3)
     x, y = mixture.unbind(-3)
-    scale = a + c  # so that products of powers neither overflow nor vanish
-    a, c, off = a / scale, c / scale, off / scale
-    determinant = (a * c - off.abs().square()).clamp(min=torch.finfo(a.dtype).eps)
-    return torch.stack([c * x - off * y, a * y - off.conj() * x], dim=-3) / (
-        determinant * scale
-    ).unsqueeze(-3)
+    # Scaled, so that products of powers neither overflow nor vanish.
+    scale = a + c
+    a = a / scale
+    b = b / scale
+    c = c / scale
+    determinant = (a * c - b.abs().square()).clamp(min=precision.eps)
+    adjugate = torch.stack([c * x - b * y, a * y - b.conj() * x], dim=-3)
+    return adjugate / (determinant * scale).unsqueeze(-3)

@@ -34,13 +34,14 @@ class StftOracle:
 
     def __init__(self, kind: Kind, window: float, sample_rate: int):
         self.kind = kind
-        hop = round(window * sample_rate / 4000)
+        hop = round(window * sample_rate / 4000)  # a quarter of the window, which is in ms
         self.stft = Stft(4 * hop, hop)
 
     def __call__(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         """(batch, time) and (batch, source, time) to estimates (batch, source, time), of any length from one sample."""
         spectrum = self.stft(mixture)[:, None]
-        estimates = masks(self.kind, spectrum, self.stft(sources)) * spectrum
+        mask = masks(self.kind, spectrum, self.stft(sources))
+        estimates = mask * spectrum
         return self.stft.inverse(estimates, mixture.shape[-1])
 
 
@@ -57,14 +58,18 @@ def masks(kind: Kind, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Ten
         (batch, source, frequency, frame), real.
     """
     if kind == "ibm":
+        # One for the loudest source, zero for the others.
         loudest = sources.abs().argmax(dim=1, keepdim=True)
         return torch.zeros_like(sources.real).scatter_(1, loudest, 1.0)
     if kind == "psm":
+        # |s| / |x| cos(phase of s less that of x) = Re(s x*) / |x|^2
         power = mixture.abs().square()
         ratio = (sources * mixture.conj()).real / power
         return torch.where(power > 0, ratio, 0.0).clamp(0, 1)
     if kind not in MASKS:
         raise ValueError(f"there is no oracle mask '{kind}'; choose one of {', '.join(MASKS)}")
-    weights = sources.abs() if kind == "irm" else sources.abs().square()
+    weights = sources.abs()
+    if kind == "wiener":
+        weights = weights.square()
     total = weights.sum(dim=1, keepdim=True)
     return torch.where(total > 0, weights / total, 1 / sources.shape[1])

@@ -18,12 +18,12 @@ class Shares(System):
         sample_rate: in Hz.
     """
 
-    ordered = True
+    ordered = True  # each source has a share of its own
 
     def __init__(self, shares: Sequence[float], sample_rate: int = 44100):
         super().__init__(len(shares), sample_rate)
         self.shares = shares
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, time) to (batch, source, time)."""
         return torch.stack([share * mixture for share in self.shares], dim=1)

@@ -13,7 +13,8 @@ EPS = 1e-8
 
 def _negative_db(signal: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """The negative ratio of two energies, in dB."""
-    return -10 * torch.log10((signal + EPS) / (error + EPS))
+    ratio = (signal + EPS) / (error + EPS)
+    return -10 * torch.log10(ratio)
 
 
 def _pairwise_si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -22,8 +23,11 @@ def _pairwise_si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Te
     targets = targets.float()
     # SI-SDR = 10 log10(cos^2 / (1 - cos^2)) of the angle between estimate and target.
     cross = torch.einsum("bin,bjn->bij", estimates, targets)
-    energy = estimates.square().sum(-1)[:, :, None] * targets.square().sum(-1)[:, None, :]
-    cosine_squared = (cross.square() / (energy + EPS)).clamp(max=1 - 1e-7)
+    energy_of_estimates = estimates.square().sum(-1)[:, :, None]
+    energy_of_targets = targets.square().sum(-1)[:, None, :]
+    energies = energy_of_estimates * energy_of_targets
+    cosine_squared = cross.square() / (energies + EPS)
+    cosine_squared = cosine_squared.clamp(max=1 - 1e-7)
     return _negative_db(cosine_squared, 1 - cosine_squared)
 
 
@@ -31,6 +35,7 @@ def _pairwise_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     """As `_pairwise_si_sdr`, but the scale counts."""
     estimates = estimates.float()
     targets = targets.float()
+    # |e - s|^2 of all pairs, and |s|^2.
     error = (estimates[:, :, None] - targets[:, None]).square().sum(-1)
     signal = targets.square().sum(-1)[:, None, :].expand_as(error)
     return _negative_db(signal, error)
@@ -53,8 +58,10 @@ def centred_snr(estimates, targets):
 
     Masks sum to one over the sources, so that mean is the mixture code divided by the number of sources.
     """
-    estimates = estimates - targets.mean(1, keepdim=True)
-    targets = targets - targets.mean(1, keepdim=True)
+    # The mean of the targets is that of the estimates too, since both sum to the mixture code.
+    share = targets.mean(1, keepdim=True)
+    estimates = estimates - share
+    targets = targets - share
     return _pairwise_snr(estimates.flatten(2), targets.flatten(2))
 
 

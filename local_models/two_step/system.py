@@ -13,7 +13,7 @@ from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr, pairwise_neg_snr
 from torch import nn
 
 from local_models.fast_asteroid import accelerate
-from local_models.system import System
+from local_models.system import System, without_offset
 from local_models.two_step import latent_losses
 from local_models.two_step.front_end import FrontEnd
 
@@ -80,7 +80,7 @@ class TwoStep(System):
 
     # ---- inference
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         """(batch, time) to (batch, n_src, time)."""
         mixture, level = normalise(mixture)
         estimates, _ = self._estimate(mixture)
@@ -88,8 +88,9 @@ class TwoStep(System):
 
     def oracle(self, mixture, sources):
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
-        mixture, level = normalise(mixture)
-        masks = self.frontend.oracle_masks(sources / level[:, None].clamp(min=SILENCE))
+        mixture, level = normalise(without_offset(mixture))
+        sources = without_offset(sources) / level[:, None].clamp(min=SILENCE)
+        masks = self.frontend.oracle_masks(sources)
         latents = masks * self.frontend.encode(mixture)[:, None]
         return self._calibrate(self.frontend.decode(latents, mixture.shape[-1]), level)
 

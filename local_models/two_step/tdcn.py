@@ -1,4 +1,4 @@
-"""Mask networks of two-step separation: TDCN, RTDCN, and Conv-TasNet's network as the same class with other options.
+"""Mask networks of two-step separation: TDCN and RTDCN.
 
 A mask network maps the latent mixture (batch, in_chan, frames) to masks (batch, n_src, in_chan, frames), as those of
 `asteroid.masknn` do, so that one takes the place of another in a YAML.
@@ -14,8 +14,6 @@ from local_models.fast_asteroid import (
     BasisConv2d,
     FastConv1DBlock,
     FastFeatsGlobLN,
-    FastGlobLN,
-    FastPReLU,
     wide,
 )
 
@@ -24,9 +22,7 @@ class TDCN(nn.Module):
     """Temporal dilated convolutional network of Tzinis et al. 2020 (arXiv 1910.09804), "simplified" Conv-TasNet.
 
     Norm and 1x1 bottleneck; `n_repeats` times `n_blocks` residual blocks, dilated 1, 2, 4, ... anew in each repeat; a
-    mask head. The defaults are the paper's. Asteroid's Conv-TasNet network (Luo and Mesgarani 2019) is
-    `TDCN(in_chan, n_src, bn_chan=128, skip_chan=128, n_repeats=3, mask_act="relu", input_norm="global",
-    mask_head="pointwise")`, and its weights load through `from_tdconvnet`.
+    mask head. The defaults are the paper's.
 
     Args:
         in_chan: number of bases of the front end, N.
@@ -38,9 +34,6 @@ class TDCN(nn.Module):
         n_blocks: blocks in a repeat, X; the last one is dilated by 2 ** (X - 1).
         n_repeats: repeats, R.
         mask_act: softmax over the sources, or a sigmoid or relu for each.
-        input_norm: batch norm, or global layer norm, before the bottleneck.
-        mask_head: "basis" is batch norm, ReLU and one filter for each source along the basis axis; "pointwise" is PReLU
-            and a 1x1 convolution.
 
     Raises:
         ValueError: for a size below one, an even kernel, or a softmax over one source.
@@ -57,48 +50,45 @@ class TDCN(nn.Module):
         n_blocks: int = 8,
         n_repeats: int = 4,
         mask_act: Literal["softmax", "sigmoid", "relu"] = "softmax",
-        input_norm: Literal["batch", "global"] = "batch",
-        mask_head: Literal["basis", "pointwise"] = "basis",
     ) -> None:
         super().__init__()
-        sizes = dict(
-            in_chan=in_chan,
-            n_src=n_src,
-            bn_chan=bn_chan,
-            hid_chan=hid_chan,
-            kernel_size=kernel_size,
-            n_blocks=n_blocks,
-            n_repeats=n_repeats,
-        )
+        sizes = {
+            "in_chan": in_chan,
+            "n_src": n_src,
+            "bn_chan": bn_chan,
+            "hid_chan": hid_chan,
+            "kernel_size": kernel_size,
+            "n_blocks": n_blocks,
+            "n_repeats": n_repeats,
+        }
         _check_options(sizes, skip_chan, mask_act)
         self.in_chan = in_chan
         self.n_src = n_src
         self.mask_act = mask_act
         self.n_blocks = n_blocks
         self.n_repeats = n_repeats
-        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)  # frames
-        norm = nn.BatchNorm1d(in_chan) if input_norm == "batch" else FastGlobLN(in_chan)
-        self.bottleneck = nn.Sequential(norm, nn.Conv1d(in_chan, bn_chan, 1))
+        # In frames: a repeat reaches (kernel_size - 1) (1 + 2 + 4 + ...) of them.
+        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)
+        self.bottleneck = nn.Sequential(nn.BatchNorm1d(in_chan), nn.Conv1d(in_chan, bn_chan, 1))
         self.TCN = nn.ModuleList()
         for index in range(n_repeats * n_blocks):
             dilation = 2 ** (index % n_blocks)
             padding = dilation * (kernel_size // 2)
-            self.TCN.append(
-                FastConv1DBlock(bn_chan, hid_chan, skip_chan, kernel_size, padding, dilation, "gLN")
+            block = FastConv1DBlock(
+                bn_chan, hid_chan, skip_chan, kernel_size, padding, dilation, "gLN"
             )
+            self.TCN.append(block)
         if skip_chan:
             # Nothing reads the last residual: without weights, DDP waits for no gradient.
             self.TCN[-1].res_conv = None
-        last = skip_chan or bn_chan
-        if mask_head == "basis":
-            self.mask_net: nn.Module = BasisHead(last, in_chan, n_src)
-        else:
-            self.mask_net = nn.Sequential(FastPReLU(), nn.Conv1d(last, n_src * in_chan, 1))
+        # Masks come from the sum of the skips, or from the last residual.
+        self.mask_net = BasisHead(skip_chan or bn_chan, in_chan, n_src)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Latent mixture (batch, in_chan, frames) to masks (batch, n_src, in_chan, frames), float32 at least."""
         x = self.bottleneck(latent)
-        skips = None  # sum of the skip outputs, if the blocks have one
+        # Sum of the skip outputs, if the blocks have one, and what long skips start from.
+        skips = None
         sources = {}
         for index, block in enumerate(self.TCN):
             x = self._with_long_skips(index, x, sources)
@@ -136,15 +126,17 @@ class RTDCN(TDCN):
     def __init__(self, in_chan: int, n_src: int, bn_chan: int = 256, **options) -> None:
         super().__init__(in_chan, n_src, bn_chan=bn_chan, **options)
         self.table = long_skip_table(self.n_blocks, self.n_repeats)
-        sources = sorted({source for row in self.table.values() for source in row})
+        # A norm for each tensor that skips start from, a convolution for each block that they reach.
+        sources = set().union(*self.table.values())
         self.skip_norms = nn.ModuleDict()
-        for source in sources:
+        for source in sorted(sources):
             self.skip_norms[str(source)] = FastFeatsGlobLN(bn_chan)
         self.skip_convs = nn.ModuleDict()
         for block, row in self.table.items():
             self.skip_convs[str(block)] = nn.Conv1d(len(row) * bn_chan, bn_chan, 1)
 
     def _with_long_skips(self, index: int, x: Tensor, sources: dict[int, Tensor]) -> Tensor:
+        # Normalised once, however many blocks it is added to.
         if str(index - 1) in self.skip_norms:
             sources[index - 1] = self.skip_norms[str(index - 1)](x)
         if index not in self.table:
@@ -170,10 +162,13 @@ class BasisHead(nn.Module):
         super().__init__()
         self.expand = nn.Conv1d(chan, in_chan, 1) if chan != in_chan else nn.Identity()
         self.norm = nn.BatchNorm1d(in_chan)
-        self.conv = BasisConv2d(1, n_src, (in_chan + 1, 1), padding=(in_chan - in_chan // 2, 0))
+        # N + 1 taps along the basis axis, one along time.
+        padding = in_chan - in_chan // 2
+        self.conv = BasisConv2d(1, n_src, (in_chan + 1, 1), padding=(padding, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to scores (batch, n_src * in_chan, frames)."""
+        # The bases are the rows of an image of one channel.
         x = F.relu(self.norm(self.expand(x)))
         scores = self.conv(x.unsqueeze(1))
         rows = x.shape[1]  # odd N gives a row too many
@@ -193,29 +188,14 @@ def long_skip_table(n_blocks: int, n_repeats: int) -> dict[int, list[int]]:
     """
     table = {}
     for repeat in range(1, n_repeats):
-        table[repeat * n_blocks] = [-1] + [r * n_blocks for r in range(1, repeat)]
+        # The first block of the repeat, from the input and the first blocks of those between.
+        first = repeat * n_blocks
+        table[first] = [-1, *range(n_blocks, first, n_blocks)]
+        # The block half way, from its counterparts in all repeats before.
         middle = n_blocks // 2 - 1
         if middle > 0:
-            table[repeat * n_blocks + middle] = [r * n_blocks + middle for r in range(repeat)]
+            table[first + middle] = list(range(middle, first, n_blocks))
     return table
-
-
-def from_tdconvnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of an `asteroid.masknn.TDConvNet` as the state of the `TDCN` with the same options.
-
-    The names agree. Of a network with skip connections, the weights of the last residual, which nothing reads, go.
-
-    Args:
-        state: of the mask network alone, without a "masker." prefix.
-    """
-    last = max(int(name.split(".")[1]) for name in state if name.startswith("TCN."))
-    has_skips = f"TCN.{last}.skip_conv.weight" in state
-    renamed = {}
-    for name, value in state.items():
-        is_unused = has_skips and name.startswith(f"TCN.{last}.res_conv.")
-        if not is_unused:
-            renamed[name] = value
-    return renamed
 
 
 def _check_options(sizes: dict[str, int], skip_chan: int, mask_act: str) -> None:

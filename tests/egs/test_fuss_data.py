@@ -11,14 +11,15 @@ import pytest
 import soundfile as sf
 
 from tests.support import ROOT, recipe_scripts
+from utils.data.clips import draw_events, find_clips
 from utils.data.datasets import rng_of
 from utils.data.manifest import read_manifest
 from utils.data.walking import walk
-from utils.errors import UserError
 
 LOCAL = ROOT / "egs" / "fuss" / "local"
 NAMES = ("sounds", "scenes", "prepare_corpus", "make_mixtures")
 RATE = 16000
+SPLITS = ("train", "validation", "eval")
 TINY = {"train": 2, "validation": 1, "eval": 1}
 
 
@@ -40,7 +41,9 @@ def tree(local, clips, tmp_path_factory):
     """A dry tree of 40, 4 and 4 mixtures of 3 s."""
     folder = tmp_path_factory.mktemp("trees") / "ssdata"
     numbers = {"train": 40, "validation": 4, "eval": 4}
-    local.scenes.make_tree(local.scenes.find_clips(clips), folder, numbers, 3.0, RATE, False, 1)
+    local.scenes.make_tree(
+        find_clips(clips, SPLITS), folder, numbers, local.scenes.fuss_rules(3.0, RATE), False, 1
+    )
     return folder
 
 
@@ -102,7 +105,7 @@ def test_sounds_are_audible_finite_different_and_the_same_each_time(local):
 
 
 def test_clips_are_found_by_split_and_class(local, clips, tmp_path):
-    found = local.scenes.find_clips(clips)
+    found = find_clips(clips, SPLITS)
     assert {split: len(pool) for split, pool in found.items()} == {
         "train": 20,
         "validation": 10,
@@ -114,7 +117,7 @@ def test_clips_are_found_by_split_and_class(local, clips, tmp_path):
     for _ in range(
         2
     ):  # no splits: divided by name, each clip once, the same each time, through links too
-        divided = local.scenes.find_clips(tmp_path / "linked")
+        divided = find_clips(tmp_path / "linked", SPLITS)
         assert sorted(len(pool) for pool in divided.values())[-1] >= 12
         assert sum(len(pool) for pool in divided.values()) == 20
         assert {clip.kind for pool in divided.values() for clip in pool} == {
@@ -144,16 +147,17 @@ def test_mixtures_have_the_layout_of_fuss_and_are_sums_of_their_sources(tree):
 
 
 def test_events_follow_the_rules_of_fuss(local, clips):
-    pool = local.scenes.find_clips(clips)["train"]
+    pool = find_clips(clips, SPLITS)["train"]
+    rules = local.scenes.fuss_rules(3.0, RATE)
     levels, starts, numbers = [], [], []
     for seed in range(800):
-        (background, at, level), *foregrounds = local.scenes.draw_events(pool, 3.0, rng_of(seed))
-        assert background.seconds > 3.0 and at == 0 and level == local.scenes.BACKGROUND_DB
+        (background, at, level), *foregrounds = draw_events(pool, rules, rng_of(seed))
+        assert background.seconds > 3.0 and at == 0 and level == -35
         kinds = [background.kind, *(clip.kind for clip, _, _ in foregrounds)]
         assert len(set(kinds)) == len(kinds)
         for clip, start, level in foregrounds:
             assert clip.seconds <= 3.0 and 0 <= start <= 3.0 - clip.seconds + 1e-9
-            levels.append(level - local.scenes.BACKGROUND_DB)
+            levels.append(level + 35)
             starts.append(start)
         numbers.append(len(foregrounds))
     assert np.bincount(numbers).min() > 150 and len(np.bincount(numbers)) == 4
@@ -165,25 +169,14 @@ def test_events_follow_the_rules_of_fuss(local, clips):
     assert np.max(starts) > 2
 
 
-def test_clips_are_placed_at_their_level_resampled_and_downmixed(local, tmp_path):
-    time = np.arange(44100) / 44100
-    stereo = np.stack([np.sin(2 * np.pi * 440 * time), np.zeros(44100)], 1)
-    sf.write(tmp_path / "a.wav", 0.3 * stereo, 44100)
-    clip = local.scenes.Clip(tmp_path / "a.wav", "tone", 1.0)
-    out = local.scenes.place(clip, 0.5, -20.0, 2 * RATE, RATE, rng_of(0))
-    assert not out[: RATE // 2].any() and not out[RATE // 2 + RATE + 1 :].any()
-    sounding = out[RATE // 2 : RATE // 2 + RATE]
-    assert 20 * np.log10(sounding.std()) == pytest.approx(-20, abs=0.1)
-    assert np.abs(np.fft.rfft(sounding)).argmax() == 440
-
-
 def test_sources_of_a_mixture_hear_one_room_each_their_own_response(local, clips, tmp_path):
-    pool = local.scenes.find_clips(clips)["train"]
+    pool = find_clips(clips, SPLITS)["train"]
+    rules = local.scenes.fuss_rules(3.0, RATE)
     response = np.zeros((4, 200), np.float32)
     response[np.arange(4), 50 * np.arange(4)] = 0.5
     for wet in (None, response):
         local.scenes.make_example(
-            pool, tmp_path / str(wet is None), "train/example0", (5,), wet, 3.0, RATE
+            pool, tmp_path / str(wet is None), "train/example0", (5,), wet, rules
         )
     dry, wet = (
         sorted((tmp_path / name / "train").rglob("*_sound.wav")) for name in ("True", "False")
@@ -202,14 +195,18 @@ def test_rooms_are_shared_by_few_mixtures_in_ever_new_order(local, clips, tmp_pa
     monkeypatch.setattr(
         local.scenes, "make_example", lambda *job: (asked.append(int(job[4][0, 0])) or "a\tb", [])
     )
-    local.scenes.make_tree({"train": []}, tmp_path, {"train": 20}, 3.0, RATE, True, 1)
+    local.scenes.make_tree(
+        {"train": []}, tmp_path, {"train": 20}, local.scenes.fuss_rules(3.0, RATE), True, 1
+    )
     assert [sorted(asked[k : k + 4]) for k in range(0, 20, 4)] == [[0, 1, 2, 3]] * 5
     assert len({tuple(asked[k : k + 4]) for k in range(0, 20, 4)}) > 1
 
 
 def test_the_same_mixtures_are_made_each_time_and_finished_ones_kept(local, clips, tree, tmp_path):
-    pools = local.scenes.find_clips(clips)
-    local.scenes.make_tree(pools, tmp_path, {"eval": 4}, 3.0, RATE, False, 1)
+    pools = find_clips(clips, SPLITS)
+    local.scenes.make_tree(
+        pools, tmp_path, {"eval": 4}, local.scenes.fuss_rules(3.0, RATE), False, 1
+    )
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("[!.]*") if path.is_file()]
     assert (
         all((tmp_path / name).read_bytes() == (tree / name).read_bytes() for name in files)
@@ -218,7 +215,9 @@ def test_the_same_mixtures_are_made_each_time_and_finished_ones_kept(local, clip
     times = {name: (tmp_path / name).stat().st_mtime_ns for name in files if name.suffix == ".wav"}
     lost = next(name for name in times if "sources" in str(name))
     (tmp_path / lost).unlink()
-    local.scenes.make_tree(pools, tmp_path, {"eval": 4}, 3.0, RATE, False, 1)
+    local.scenes.make_tree(
+        pools, tmp_path, {"eval": 4}, local.scenes.fuss_rules(3.0, RATE), False, 1
+    )
     kept = [name for name, time in times.items() if (tmp_path / name).stat().st_mtime_ns == time]
     assert (tmp_path / lost).read_bytes() == (tree / lost).read_bytes() and len(kept) > len(
         times
@@ -228,28 +227,10 @@ def test_the_same_mixtures_are_made_each_time_and_finished_ones_kept(local, clip
 def test_pools_without_backgrounds_or_classes_are_messages(run, local, clips, tmp_path):
     assert "no clip is longer than the mixtures (9 s)" in run(clips, "--seconds", "9")
     poor = tmp_path / "poor"
-    for split in local.scenes.SPLITS:
+    for split in SPLITS:
         local.prepare_corpus._synthesise(poor / split / "rain" / "0.wav", "rain", (0,))
         local.prepare_corpus._synthesise(poor / split / "dog" / "0.wav", "dog", (0,))
     assert "come from 1 classes (dog); 4 are needed" in run(poor, "--seconds", "4")
-
-
-def test_a_silent_clip_is_a_message(local, tmp_path):
-    sf.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
-    with pytest.raises(UserError, match="a.wav: silent"):
-        local.scenes.place(
-            local.scenes.Clip(tmp_path / "a.wav", "a", 1.0), 0.0, -20.0, RATE, RATE, rng_of(0)
-        )
-
-
-def test_stretches_that_are_silent_are_drawn_again(local, tmp_path):
-    signal = np.zeros(10 * RATE)
-    signal[-RATE // 2 :] = 0.1  # heard in half of all stretches of 9 s
-    sf.write(tmp_path / "a.wav", signal, RATE)
-    clip = local.scenes.Clip(tmp_path / "a.wav", "a", 10.0)
-    for seed in range(20):
-        out = local.scenes.place(clip, 0.0, -20.0, 9 * RATE, RATE, rng_of(seed))
-        assert 20 * np.log10(np.sqrt(np.mean(out**2))) == pytest.approx(-20)
 
 
 # ---- lists and manifests

@@ -26,7 +26,7 @@ CONFIG = {
         "class_path": "local_models.adversarial_pit.AdversarialPIT",
         "init_args": {
             **{"network": NETWORK, "n_src": 2, "sample_rate": 8000, "window": 128, "hop": 32},
-            "adversaries": [
+            "discriminators": [
                 {"domain": "stft", "n_real": 1, "filters": 8, "windows": [128]},
                 {"domain": "waveform", "family": "instance", "filters": 8},
             ],
@@ -81,12 +81,13 @@ def exp(tone_manifests, tmp_path_factory):
 def test_both_steps_train_and_leave_a_small_model(exp):
     for step, updates in (("pit", 4), ("adversarial", 12)):
         assert json.loads((exp / step / "done.json").read_text())["updates"] == updates
-    assert any("opponents" in name for name in weights(exp / "adversarial" / "best.ckpt"))
-    assert not any("opponents" in name for name in weights(exp / "model.pth"))
+    assert any("discriminators" in name for name in weights(exp / "adversarial" / "best.ckpt"))
+    assert not any("discriminators" in name for name in weights(exp / "model.pth"))
     mixture = torch.randn(1, 3000)
     estimates = load_system(exp / "model.pth").separate(mixture)
     assert estimates.shape == (1, 2, 3000)
-    torch.testing.assert_close(estimates.sum(1), mixture, atol=1e-5, rtol=0)
+    centred = mixture - mixture.mean(-1, keepdim=True)
+    torch.testing.assert_close(estimates.sum(1), centred, atol=1e-5, rtol=0)
 
 
 def test_arms_with_their_own_discriminators_start_from_one_pit_model(
@@ -104,9 +105,9 @@ def test_arms_with_their_own_discriminators_start_from_one_pit_model(
     n_discriminators = len(expected) - n_separator
     said = capsys.readouterr().out
     assert f"{n_separator} tensors are taken; {n_discriminators} of the file are not used" in said
-    assert f"{n_discriminators} of the system stay fresh (opponents.stft_context1." in said
+    assert f"{n_discriminators} of the system stay fresh (discriminators.stft_context1." in said
     # Of another kind, and one of the same name and another size.
-    config["system"]["init_args"]["adversaries"] = [
+    config["system"]["init_args"]["discriminators"] = [
         {"domain": "stft", "n_real": 1, "filters": 16, "windows": [128]},
         {"domain": "mask", "n_real": 0, "filters": 8, "windows": [128]},
     ]
@@ -123,7 +124,7 @@ def test_the_adversarial_step_goes_on_elsewhere_with_its_discriminators(
     train.main(arguments(tmp_path, tone_manifests, "more", config=config))
     before = weights(exp / "adversarial/best.ckpt")
     after = weights(tmp_path / "more/adversarial/best.ckpt")
-    updates = "opponents.stft_context1.updates"
+    updates = "discriminators.stft_context1.updates"
     assert after[updates] > before[updates] > 4, "it counts on"
     assert "0 of the file are not used; 0 of the system stay fresh" in capsys.readouterr().out
 
@@ -193,17 +194,14 @@ BAND_SPLIT |= {"init_args": {"chan": 4, "hid_chan": 4, "n_layers": 1}}
     ("system", "step"),
     [
         ({}, {"precision": "bf16-mixed"}),
-        (
-            {"game": {"loss": "least_squares", "silent": "dither", "single_source": True}},
-            {"accumulate": 2},
-        ),
-        ({"network": BAND_SPLIT, "edges": "padded", "consistency": "power"}, {"gradient_clip": 0}),
+        ({"game": {"lr": 1e-3}}, {"accumulate": 2}),
+        ({"network": BAND_SPLIT, "edges": "padded"}, {"gradient_clip": 0}),
     ],
 )
 def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path, system, step):
     config = copy.deepcopy(CONFIG)
     config["system"]["init_args"] |= system
-    config["system"]["init_args"]["adversaries"][0]["with_mixture"] = True
+    config["system"]["init_args"]["discriminators"][0]["with_mixture"] = True
     config["steps"]["adversarial"] |= step
     table = pd.read_csv(
         run(tmp_path, tone_manifests, "other", "all", config) / "adversarial" / "metrics.csv"
@@ -215,7 +213,7 @@ def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path,
 
 def test_other_discriminators_start_from_the_same_pit_model(exp, tone_manifests, tmp_path):
     config = copy.deepcopy(CONFIG)
-    config["system"]["init_args"]["adversaries"] = [
+    config["system"]["init_args"]["discriminators"] = [
         {"domain": "mask", "n_real": 0, "filters": 8, "windows": [128]}
     ]
     config["steps"]["adversarial"]["epochs"] = 1
@@ -231,7 +229,7 @@ def test_the_control_goes_on_with_pit_alone(exp, tone_manifests, tmp_path):
     control = run(tmp_path, tone_manifests, "control", "rest", config)
     before = weights(exp / "pit" / "best.ckpt")
     for name, value in weights(control / "continued" / "best.ckpt").items():
-        assert not name.startswith("opponents") or torch.equal(value, before[name]), name
+        assert not name.startswith("discriminators") or torch.equal(value, before[name]), name
     table = pd.read_csv(control / "continued" / "metrics.csv")
     assert not [column for column in table.columns if "context" in column or "instance" in column]
 
@@ -240,12 +238,12 @@ def test_an_adversarial_step_without_discriminators_is_a_message(
     exp, tone_manifests, tmp_path, capsys
 ):
     config = copy.deepcopy(CONFIG)
-    del config["system"]["init_args"]["adversaries"]
+    del config["system"]["init_args"]["discriminators"]
     shutil.copytree(exp / "pit", tmp_path / "none" / "pit")
     with pytest.raises(SystemExit):
         run(tmp_path, tone_manifests, "none", "rest", config)
     assert (
-        "steps.adversarial: step `adversarial` needs system.init_args.adversaries"
+        "steps.adversarial: step `adversarial` needs system.init_args.discriminators"
         in capsys.readouterr().err
     )
 

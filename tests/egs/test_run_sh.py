@@ -68,7 +68,7 @@ def test_help_is_the_comment_at_the_top(call, recipe, tmp_path):
     done = call(ROOT / "egs" / recipe / "run.sh", "--help", cwd=tmp_path)
     assert done.returncode == 0 and "./run.sh [--stage N]" in done.stdout
     assert "--name" in done.stdout and not done.stdout.startswith("#")
-    assert len((ROOT / "egs" / recipe / "run.sh").read_text().splitlines()) <= 60
+    assert len((ROOT / "egs" / recipe / "run.sh").read_text().splitlines()) <= 40
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from tests.support import ROOT
 from utils import separate
 from utils.errors import UserError
 from utils.evaluation.apply import apply
-from utils.separate import Blocks, separate_file
+from utils.evaluation.overlap_add import Blocks
+from utils.separate import separate_file
 
 RATE = 8000
 
@@ -30,7 +31,7 @@ class Parts(System):
         super().__init__(2, rate)
         self.width, self.shuffle, self.n_mics, self.seen, self.calls = width, shuffle, n_mics, [], 0
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         self.seen.append(tuple(mixture.shape))
         signal = mixture if mixture.ndim == 2 else mixture.mean(1)
         low = torch.nn.functional.avg_pool1d(signal, 2 * self.width + 1, 1, self.width)
@@ -51,10 +52,10 @@ class Images(Parts):
     def __init__(self, width):
         super().__init__(width, n_mics=2)
 
-    def separate(self, mixture):
+    def separate_centred(self, mixture):
         parts = (
             Parts(self.width)
-            .separate(mixture.flatten(0, 1))
+            .separate_centred(mixture.flatten(0, 1))
             .unflatten(0, mixture.shape[:2])
             .transpose(1, 2)
         )
@@ -63,9 +64,9 @@ class Images(Parts):
 
 
 def noise(seconds, channels=1, rate=RATE, seed=0):
-    return 0.1 * np.random.default_rng(seed).standard_normal(
-        (round(seconds * rate), channels)
-    ).astype(np.float32)
+    """(time, channel), without an offset, which would not come back."""
+    signal = 0.1 * np.random.default_rng(seed).standard_normal((round(seconds * rate), channels))
+    return (signal - signal.mean(axis=0)).astype(np.float32)
 
 
 def save(path, signal, rate=RATE, subtype="FLOAT"):

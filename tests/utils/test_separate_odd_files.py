@@ -12,7 +12,8 @@ import soundfile as sf
 from tests.utils.test_separate import RATE, Parts, model_file, noise, save  # noqa: F401 (a fixture)
 from utils import separate
 from utils.data import audio
-from utils.separate import Blocks, separate_file
+from utils.evaluation.overlap_add import Blocks
+from utils.separate import separate_file
 
 
 def unknown_length(content):

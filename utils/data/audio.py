@@ -106,6 +106,7 @@ class Reader:
             raise
 
     def _open(self):
+        # libsndfile would only say that it does not know it.
         if _is_compressed_sphere(self._descriptor):
             raise UserError(_about_sphere(Path(self.path)))
         length = audio_headers.examine(self._descriptor)
@@ -117,6 +118,7 @@ class Reader:
         self.sample_rate = self._sound.samplerate
         self.channels = self._sound.channels
         self.frames = self._sound.frames
+        # Streams say a length that no file has.
         if length.counting or self.frames > UNKNOWN:
             self._count(length)
         if self.frames == 0:
@@ -137,6 +139,7 @@ class Reader:
         try:
             self._sound = _decoder(self._descriptor, *view)
         except sf.LibsndfileError as error:
+            # SPHERE by its first bytes, whatever its name.
             if os.pread(self._descriptor, 7, 0) == b"NIST_1A":
                 raise UserError(_about_sphere(Path(self.path))) from None
             raise UserError(
@@ -146,6 +149,7 @@ class Reader:
     def _count(self, length):
         """Find the number of samples by decoding them, since no header tells it reliably."""
         status = os.fstat(self._descriptor)
+        # Decoded once as long as the file does not change.
         key = os.path.abspath(self.path), status.st_size, status.st_mtime_ns
         patches = length.patches
         stretch = 1
@@ -179,6 +183,7 @@ class Reader:
             except sf.LibsndfileError:
                 self._note(f"is damaged, or cut off, before sample {target:,} of {self.frames:,}")
             self.position = target
+        # What cannot be sought is decoded and thrown away.
         while self.position < start:
             if not len(self.read(min(start - self.position, 2**16))):
                 break
@@ -213,6 +218,7 @@ class Reader:
     def close(self):
         if self._sound is not None:
             self._sound.close()
+        # Twice is no error: a file is closed in __exit__ and where it cannot be opened.
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

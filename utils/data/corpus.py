@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def refuse_changes(manifests: Path, now: dict) -> None:
     if not stamp.is_file():
         return
     before = read_json(stamp, f"delete {manifests} to make it anew")
+    # Lists of names are compared name by name, files by their hashes.
     changes = []
     for key in sorted(before.keys() | now.keys()):
         old = before.get(key)
@@ -79,6 +80,7 @@ def refuse_changes(manifests: Path, now: dict) -> None:
 
 def contents(folder: Path) -> str:
     """The first names in a folder, for a message about what it is not."""
+    # What hides is not what a person has put there.
     names = sorted(entry.name for entry in os.scandir(folder) if not is_litter(entry.name))
     return ", ".join(names[:12]) or "nothing"
 
@@ -102,6 +104,7 @@ def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> 
     names = []
     for name, key in pairs:
         encoded = name.encode()
+        # A hash of the key tells apart what has one label, and what is cut.
         if len(encoded) > longest or len(keys_of[name]) > 1:
             digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:10]
             name = f"{encoded[: longest - 11].decode(errors='ignore')}-{digest}"
@@ -147,6 +150,7 @@ class Corpus:
     @property
     def roots(self) -> tuple[Path, ...]:
         """The same as `origins`, through `data/NAME/corpus`: what manifests and stamps refer to."""
+        # One name for all corpora, so that what is made does not depend on where they are.
         place = self.folder / "corpus"
         return (place / "train", place / "test") if len(self.origins) == 2 else (place,)
 
@@ -154,6 +158,25 @@ class Corpus:
     def given(self) -> str:
         """What to write after `--corpus` to get this corpus from anywhere."""
         return self.kind if self.kind != "directory" else ",".join(map(str, self.origins))
+
+    def prepare(self, mini: dict, make_mini: Callable[[Path], object]) -> dict:
+        """Make the mini corpus, if it is this one (stage 0).
+
+        Args:
+            mini: what is asked of it, plain data: with other settings it is another corpus.
+            make_mini: called with the place where it goes.
+
+        Returns:
+            the details for `claim`: `mini`, or nothing.
+
+        Raises:
+            UserError: the folder is of another corpus, or of other details.
+        """
+        details = mini if self.kind == "mini" else {}
+        self.check(details)
+        if self.kind == "mini":
+            make_mini(self.roots[0])
+        return details
 
     def claim(self, details: dict | None = None) -> None:
         """Take data/NAME for this corpus (stage 0): links to the directories, and corpus.json.
@@ -166,10 +189,12 @@ class Corpus:
         Raises:
             UserError: the folder is of another corpus, or of other details.
         """
+        # Before anything is written.
         self.check(details)
         if self.kind == "directory":
             self._link()
         note = {"corpus": self.kind, **(details or {})}
+        # Where it lay is no part of what it is.
         path = self.folder / NOTE
         if self.kind == "directory":
             note["fingerprint"] = fingerprint(self.origins)
@@ -214,6 +239,7 @@ class Corpus:
             if place.is_symlink() and self.kind != "directory":
                 place.unlink()
             return
+        # The links are gone or lead elsewhere: the same corpus in another place, or another one?
         note = self._read_note()
         same = note.get("corpus") == self.kind
         if same and self.kind == "directory":
@@ -239,6 +265,7 @@ class Corpus:
 
     def through(self, path: str | Path) -> Path:
         """A path below `origins` as one below `roots`; any other as it is."""
+        # What lies elsewhere, such as a file that a CSV names, has no shorter name.
         for root, origin in zip(self.roots, self.origins, strict=True):
             if Path(path).is_relative_to(origin):
                 return root / Path(path).relative_to(origin)
@@ -250,6 +277,7 @@ class Corpus:
 
     def _owner(self, note: dict) -> str:
         place = self.folder / "corpus"
+        # Where that corpus lies, which is what a person knows.
         links = [path for path in (place, place / "train", place / "test") if path.is_symlink()]
         if links:
             return ",".join(os.readlink(path) for path in links)
@@ -303,6 +331,7 @@ def locate(
     downloaded: str = "",
     pair: bool = False,
     base: Path | None = None,
+    mini: bool = True,
 ) -> Corpus:
     """The corpus that the options name.
 
@@ -312,11 +341,20 @@ def locate(
         downloaded: name of the folder for `--corpus download`; none: nothing can be downloaded.
         pair: whether TRAIN_DIR,TEST_DIR is a form.
         base: folder that relative paths are relative to; None: the current one.
+        mini: whether the recipe can make a corpus of its own.
 
     Raises:
-        UserError: the directory is not there and was not before, or cannot give a name to the data.
+        UserError: the recipe has no such corpus; the directory is not there and was not before, or cannot give a name
+            to the data.
     """
-    words = {"mini": "mini"} | ({"download": downloaded} if downloaded else {})
+    # Words that are no directories, and the names of their data.
+    words = {}
+    if mini:
+        words["mini"] = "mini"
+    if downloaded:
+        words["download"] = downloaded
+    if args.corpus == "mini" and not mini:
+        raise UserError(f"--corpus: give a directory in one of these forms:\n{accepted}")
     if args.corpus in words:
         name = _check_name(args.name or words[args.corpus], "--name")
         folder = (args.out / name).resolve()
@@ -333,7 +371,8 @@ def locate(
     if absent and not known:
         forms = "See --help for what it may be"
         if accepted:
-            forms = f"Give `{'` or `'.join(words)}`, or one of these forms:\n{accepted}"
+            choices = [f"`{word}`" for word in words] + ["one of these forms"]
+            forms = f"Give {', or '.join(choices)}:\n{accepted}"
         raise UserError(f"--corpus: {absent[0]} is not a directory. {forms}")
     return corpus
 
@@ -346,6 +385,7 @@ def _directories(text: str, base: Path, pair: bool) -> tuple[Path, ...]:
 
     if resolved(text).is_dir() or not pair:
         return (resolved(text),)
+    # Each comma may be the one between the two.
     fields = text.split(",")
     for cut in range(1, len(fields)):
         parts = (",".join(fields[:cut]), ",".join(fields[cut:]))
@@ -368,6 +408,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     corpus = locate(args, downloaded=args.downloaded, pair=args.pair, base=args.base)
     corpus.check()
+    # Names may hold any other byte, a line feed too.
     for text in (corpus.name, corpus.given):
         sys.stdout.buffer.write(os.fsencode(text) + b"\0")
 

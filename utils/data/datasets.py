@@ -33,16 +33,20 @@ def segment_of(
     From `position` in [0, 1) of its slack, padded with zeros; all zeros if there is no path.
     """
     shape = (frames,) if channels == 1 else (channels, frames)
+    # A source that is not there.
     if not path:
         return np.zeros(shape, np.float32)
-    start = int(position * (max(length - frames, 0) + 1))
-    signal = audio.read(
-        path, start, min(frames, length - start), sample_rate, channels=channels > 1
-    )
+    # Each of the places where the segment fits is as likely.
+    slack = max(length - frames, 0)
+    start = int(position * (slack + 1))
+    n_read = min(frames, length - start)
+    signal = audio.read(path, start, n_read, sample_rate, channels=channels > 1)
     if signal.shape[:-1] != shape[:-1]:
         raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
-    padding = frames - signal.shape[-1]
-    return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, padding)])
+    # Zeros behind a recording that is shorter, in time only.
+    padding = [(0, 0)] * signal.ndim
+    padding[-1] = (0, frames - signal.shape[-1])
+    return np.pad(signal, padding)
 
 
 class Mixtures(Dataset):
@@ -66,6 +70,7 @@ class Mixtures(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
         row = self.rows[index]
+        # The same for all files of the mixture.
         split = self.split
         position = rng_of(split.seed, epoch, index).random()
         where = (int(row["length"]), split.frames, position, split.sample_rate, self.channels)
@@ -130,12 +135,14 @@ class DynamicMixtures(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         n_src = self.split.n_src
         rng = rng_of(self.split.seed, *key)
+        # No speaker twice: nobody could tell such sources apart.
         chosen = rng.choice(len(self.speakers), n_src, replace=False)
         sources = np.stack([self._source(self.speakers[speaker], rng) for speaker in chosen])
         # Gains in dB, uniform within half the range about zero: two differ by the whole range at most.
         half = self.options.max_gain / 2
         gains = rng.uniform(-half, half, (n_src, 1))
         sources *= 10 ** (gains / 20)
+        # One gain for all, so that the mixture stays their sum.
         peak = max(np.abs(sources).max(), np.abs(sources.sum(0)).max())
         sources *= 0.9 / peak
         sources = sources.astype(np.float32)
@@ -150,9 +157,11 @@ class DynamicMixtures(Dataset):
         for _ in range(tries):
             row = recordings[rng.integers(len(recordings))]
             speed = 1 + rng.uniform(-self.options.speed, self.options.speed)
+            # Played faster, it needs more samples.
             wanted = min(round(frames * speed), row["length"])
             signal = segment_of(row["path"], row["length"], wanted, rng.random(), sample_rate)
             power = np.mean(signal**2)
+            # A pause is drawn again.
             if power > 1e-10:
                 if self.options.speed:
                     signal = soxr.resample(signal, speed * sample_rate, sample_rate)
@@ -206,6 +215,7 @@ class EpochSampler(Sampler):
         self.batches_done = batches_done
 
     def set_epoch(self, epoch: int) -> None:
+        # Called for the epoch that `start` has begun, too.
         if epoch != self.epoch:
             self.start(epoch, 0)
 
@@ -230,10 +240,12 @@ class EpochSampler(Sampler):
         # Drawn when the iterator is made, not when a worker asks for the first key.
         if self.shuffle:
             order = rng_of(self.seed, self.epoch).permutation(self.n_items)
+            # Every `world`-th key, so that together the ranks have whole batches of the same order.
             share = np.resize(order, self.size)[self.rank :: self.world]
             keys = [(self.epoch, int(index)) for index in share[: len(self)]]
             return iter(keys[self.batches_done * self.batch :])
         keys = [(0, index) for index in range(self.rank, self.size, self.world)]
+        # All ranks must make equally many steps, or they wait for each other forever.
         if self._has_repetition():
             keys.append((0, 0))
         return iter(keys)
@@ -290,6 +302,7 @@ def training_set(split: Split, data: Data) -> Dataset:
     only_singles = split.csv("sources").exists() and not fixed.exists()
     if data.dynamic_mixing is None and (data.dataset or not only_singles):
         return (data.dataset or Mixtures)(split)
+    # As many updates an epoch as with fixed mixtures, so that the two can be compared.
     size = data.epoch_size
     if size is None and fixed.exists():
         size = len(read_manifest(fixed, split.n_src))
@@ -308,6 +321,7 @@ def epoch_size(dataset: Dataset, asked: int | None) -> int:
     Raises:
         UserError: more are asked for than there are.
     """
+    # A small set is not repeated in silence.
     available = len(dataset)
     if asked is None:
         return available

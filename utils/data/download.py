@@ -26,7 +26,8 @@ def fetch(url: str, folder: str | Path, sha256: str) -> Path:
     Raises:
         UserError: no connection, a broken one, or a file with another checksum, which is removed.
     """
-    folder, name = Path(folder), url.rsplit("/", 1)[-1]
+    folder = Path(folder)
+    name = url.rsplit("/", 1)[-1]
     part = folder / f"{name}.part"
     try:
         path = Path(pooch.retrieve(url, sha256, name, folder, downloader=_Resuming(part)))
@@ -51,6 +52,7 @@ class _Resuming:
 
     def __call__(self, url, output_file, _):
         start = self.part.stat().st_size if self.part.exists() else 0
+        # Not compressed on the way: then positions would be of something else.
         headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             if response.status_code == requests.codes.requested_range_not_satisfiable:
@@ -77,6 +79,7 @@ class _Resuming:
         length = response.headers.get("Content-Length")
         length = None if length is None else int(length)
         if response.status_code == requests.codes.partial_content and start:
+            # "bytes BEGIN-END/SIZE"
             begin = response.headers.get("Content-Range", f"bytes {start}-").split("-")[0]
             if begin.split()[-1] != str(start):
                 raise requests.ConnectionError(f"the server does not go on after {start} bytes")
@@ -101,6 +104,7 @@ class _Resuming:
 
     def _write(self, response, path, start, length):
         total = None if length is None else start + length
+        # None: the server does not say, and a bar without an end is shown.
         mode = "ab" if start else "wb"
         with (
             open(path, mode) as file,

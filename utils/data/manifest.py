@@ -49,6 +49,7 @@ def read_manifest(csv, n_src=None, absent=False):
     csv = Path(csv)
     if not csv.is_file():
         raise UserError(f"{csv}: no such manifest. Stage 1 makes it")
+    # What must be a text stays one: an ID may be 007.
     frame = read_numbers(read_table(csv))
     needed = ["mixture_ID", "mixture_path", *(f"source_{i + 1}_path" for i in range(n_src or 1))]
     missing = [column for column in needed if column not in frame.columns]
@@ -59,7 +60,9 @@ def read_manifest(csv, n_src=None, absent=False):
     paths = ["mixture_path", *source_columns(frame)]
     if frame.empty:
         raise UserError(f"{csv}: has no rows, only a header")
+    # With the line, as a person looks for it in an editor.
     _check_cells(csv, frame, paths, absent)
+    # A table may be a link into another folder: paths are relative to where it really is.
     folder = csv.resolve().parent
     for column in paths:
         frame[column] = [os.path.normpath(folder / path) if path else "" for path in frame[column]]
@@ -74,12 +77,14 @@ def read_manifest(csv, n_src=None, absent=False):
 
 def _check_cells(csv, frame, paths, absent):
     without = (frame[paths[1:]] == "").all(axis=1)
+    # Line 1 is the header, and rows are counted from 0.
     if absent and without.any():
         raise UserError(f"{csv}, line {int(without.idxmax()) + 2}: the mixture has no source")
     for column in ["mixture_ID", *(paths[:1] if absent else paths)]:
         empty = frame[column] == ""
         if empty.any():
             raise UserError(f"{csv}, line {int(empty.idxmax()) + 2}: the cell of {column} is empty")
+    # IDs name the rows of scores and the folders of examples.
     repeated = frame["mixture_ID"][frame["mixture_ID"].duplicated()].unique()
     if len(repeated):
         raise UserError(
@@ -101,9 +106,7 @@ def write_manifest(frame, csv):
                 os.path.relpath(path, folder) if path else "" for path in frame[column]
             ]
     # Names of files may hold bytes that are not UTF-8.
-    data = frame.to_csv(index=False).encode(errors="surrogateescape")
-    if not csv.is_file() or csv.read_bytes() != data:
-        files.write_bytes(csv, data)
+    files.write_changed(csv, frame.to_csv(index=False))
 
 
 def checked(
@@ -120,12 +123,14 @@ def checked(
     Returns:
         the reports by name, and whether nothing was to be done.
     """
+    # Apart, since the report is for people.
     report_path = folder / "data_report.json"
     state_path = folder / CHECKED
     old_reports = _read_note(report_path)
     old_states = _read_note(state_path)
     reports, states = {}, {}
     for name, csv in manifests.items():
+        # Of text and audio: a file that was exchanged is looked at again.
         states[name] = state_of_manifest(csv)
         if name in old_reports and old_states.get(name) == states[name]:
             reports[name] = old_reports[name]
@@ -173,10 +178,14 @@ def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channe
     problems = [problem for found, _ in results for problem in found]
     warnings = []
     numbers = pd.DataFrame([row for _, row in results if row])
-    wrong = numbers[numbers["difference"] > numbers["tolerance"]] if len(numbers) else numbers
+    wrong = numbers
+    if len(numbers):
+        wrong = numbers[numbers["difference"] > numbers["tolerance"]]
     if additive and len(wrong):
+        example = frame["mixture_path"][wrong.index[0]]
         text = f"{csv}: in {len(wrong)} of {len(frame)} rows the mixture is not the sum of its sources (greatest "
-        text += f"difference {wrong['difference'].max():.2g} of full scale, {frame['mixture_path'][wrong.index[0]]})"
+        text += f"difference {wrong['difference'].max():.2g} of full scale, {example})"
+        # A few are faults of a corpus; most are another kind of corpus.
         if len(wrong) > 0.5 * len(frame):
             problems.append(f"{text}. Are they noisy mixtures, or do the sources belong to others?")
         else:
@@ -189,31 +198,42 @@ def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channe
     }
 
 
-def _check_row(mixture_path, source_paths, length, sample_rate, channels):
-    """Problems (texts) of one row, and its numbers where there are none."""
-    problems, signals = [], []
-    source_paths = [path for path in source_paths if path]
-    for path in (mixture_path, *source_paths):
+def _read_row(paths, sample_rate, channels):
+    """The signals of a mixture and its sources, and what is wrong with the files (texts)."""
+    signals = []
+    problems = []
+    for number, path in enumerate(paths):
         try:
-            signals.append(_read_channels(path, sample_rate, channels, path is not mixture_path))
+            # Only sources may be mono.
+            signal = _read_channels(path, sample_rate, channels, number > 0)
         except UserError as error:
             problems.append(str(error))
             continue
-        if signals[-1].shape[-1] < 2:
+        signals.append(signal)
+        if signal.shape[-1] < 2:
             problems.append(f"{path}: has only 1 sample")
-        elif not signals[-1].any():
+        elif not signal.any():
             problems.append(f"{path}: is silent (all samples are zero)")
+    return signals, problems
+
+
+def _check_row(mixture_path, source_paths, length, sample_rate, channels):
+    """Problems (texts) of one row, and its numbers where there are none."""
+    source_paths = [path for path in source_paths if path]
+    signals, problems = _read_row([mixture_path, *source_paths], sample_rate, channels)
     if problems:
         return problems, None
+    # Only of files that can be read.
     mixture, *sources = signals
     samples = mixture.shape[-1]
     if samples != length:
         problems.append(f"{mixture_path}: has {samples} samples, but the manifest says {length}")
-    problems += [
-        f"{path}: has {source.shape[-1]} samples, but its mixture {mixture_path} has {samples}"
-        for path, source in zip(source_paths, sources, strict=True)
-        if source.shape[-1] != samples
-    ]
+    for path, source in zip(source_paths, sources, strict=True):
+        n_samples = source.shape[-1]
+        if n_samples != samples:
+            problems.append(
+                f"{path}: has {n_samples} samples, but its mixture {mixture_path} has {samples}"
+            )
     if problems:
         return problems, None
     if sources[0].ndim < mixture.ndim:  # mono sources at the first microphone
@@ -221,6 +241,7 @@ def _check_row(mixture_path, source_paths, length, sample_rate, channels):
     difference = np.abs(mixture - sum(sources)).max()
     # Each file is off by half a step at most.
     tolerance = (len(sources) + 1.1) / 2 * audio.LSB
+    # Files of 8 bits are looked for only now, for it takes another look at each.
     if difference > tolerance:
         tolerance *= max(_step(path) for path in (mixture_path, *source_paths)) / audio.LSB
     return [], {
@@ -256,8 +277,12 @@ def _decibels(power):
 def _si_sdr(estimate, source):
     # SI-SDR: the part along the source against the rest.
     projection = np.dot(estimate, source) / np.dot(source, source) * source
+    rest = estimate - projection
+    # A mixture of one source has no rest.
     eps = np.finfo(np.float64).eps
-    return _decibels((np.sum(projection**2) + eps) / (np.sum((estimate - projection) ** 2) + eps))
+    signal_power = np.sum(projection**2) + eps
+    rest_power = np.sum(rest**2) + eps
+    return _decibels(signal_power / rest_power)
 
 
 def _report(numbers, n_src, sample_rate):

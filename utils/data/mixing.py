@@ -42,9 +42,9 @@ def active_speech_level(signal, sample_rate):
     Raises:
         UserError: a silent signal has no level.
     """
-    signal = np.concatenate(
-        [np.asarray(signal, dtype=np.float64), np.zeros(math.ceil(0.35 * sample_rate))]
-    )
+    # Zeros at the end, in which the envelope decays.
+    padding = math.ceil(0.35 * sample_rate)
+    signal = np.pad(np.asarray(signal, dtype=np.float64), (0, padding))
     # Band limits, so that hum and offset are no speech.
     for sections in _band_limits(sample_rate):
         signal = sosfilt(sections, signal)
@@ -55,31 +55,42 @@ def active_speech_level(signal, sample_rate):
         )
     # The envelope: two exponential averages of the rectified signal in series.
     pole = math.exp(-1 / (0.03 * sample_rate))
-    envelope = lfilter([(1 - pole) ** 2], [1, -2 * pole, pole**2], np.abs(signal))
+    numerator = [(1 - pole) ** 2]
+    denominator = [1, -2 * pole, pole**2]
+    envelope = lfilter(numerator, denominator, np.abs(signal))
     # Thresholds are powers of two of the squared envelope, so its exponent says which it exceeds.
     mantissa, exponent = np.frexp(envelope**2)
-    exponent = np.where(mantissa > 0, exponent, np.iinfo(np.int32).min // 2)
+    lowest = np.iinfo(np.int32).min // 2
+    exponent = np.where(mantissa > 0, exponent, lowest)
     # A sample is active as long as the threshold was exceeded within the hangover.
     hangover = math.ceil(0.2 * sample_rate) + 1
-    exponent = maximum_filter1d(exponent, hangover, origin=(hangover - 1) // 2, mode="nearest")
+    backwards = (hangover - 1) // 2
+    exponent = maximum_filter1d(exponent, hangover, origin=backwards, mode="nearest")
     # Class k (from 1) counts the samples whose envelope lies k - 1 to k thresholds below the greatest.
     top = exponent.max() + 1
     classes = np.minimum(top - exponent, _N_THRESHOLDS)
-    active = np.cumsum(np.bincount(classes, minlength=_N_THRESHOLDS + 1)[1:])
+    counts = np.bincount(classes, minlength=_N_THRESHOLDS + 1)
+    active = np.cumsum(counts[1:])
     # Level over the active time of each threshold, and how far it lies above it.
     levels = 10 * np.log10(energy / active)
-    thresholds = 10 * np.log10(2) * (top - np.arange(1, _N_THRESHOLDS + 1) - 1)
-    level = 10 ** (_interpolate_level(levels, levels - thresholds - _MARGIN_DB) / 10)
+    numbers = np.arange(1, _N_THRESHOLDS + 1)
+    thresholds = 10 * np.log10(2) * (top - numbers - 1)
+    margins = levels - thresholds - _MARGIN_DB
+    level = 10 ** (_interpolate_level(levels, margins) / 10)
     return level, energy / (len(signal) * level)
 
 
 def _interpolate_level(levels, margins):
     """The level where the margin first rises through zero; at the edge where it never does."""
-    rising = np.flatnonzero((margins[:-1] < 0) & (margins[1:] >= 0))
+    is_below = margins[:-1] < 0
+    is_reached = margins[1:] >= 0
+    rising = np.flatnonzero(is_below & is_reached)
     if len(rising) == 0:
         return levels[-1] if margins[-1] <= 0 else levels[0]
+    # A straight line between the two thresholds.
     j = rising[0]
-    return levels[j] + margins[j] / (margins[j] - margins[j + 1]) * (levels[j + 1] - levels[j])
+    share = margins[j] / (margins[j] - margins[j + 1])
+    return levels[j] + share * (levels[j + 1] - levels[j])
 
 
 @functools.cache
@@ -87,15 +98,16 @@ def _band_limits(sample_rate):
     """Second-order sections of Chebyshev filters, type 2, order 5, -50 dB, 0.25 dB down at the limits."""
     # |H|^2 = 1 / (1 + 1 / (eps T5(x))^2) is -0.25 dB where the pass band is `ratio` times as far out as the stop band.
     eps = 1 / math.sqrt(10**5.0 - 1)
-    ratio = math.cosh(math.acosh(1 / (eps * math.sqrt(10**0.025 - 1))) / 5)
+    chebyshev = 1 / (eps * math.sqrt(10**0.025 - 1))
+    ratio = math.cosh(math.acosh(chebyshev) / 5)
     limits = [(200, 1 / ratio, "highpass")]
     if sample_rate >= 2.2 * 5500:
         limits.append((5500, ratio, "lowpass"))
     filters = []
     for frequency, factor, kind in limits:
-        stop = (
-            math.atan(factor * math.tan(math.pi * frequency / sample_rate)) / math.pi * sample_rate
-        )
+        # The bilinear transform warps frequencies: the factor holds between their tangents.
+        warped = factor * math.tan(math.pi * frequency / sample_rate)
+        stop = math.atan(warped) / math.pi * sample_rate
         filters.append(cheby2(5, 50, stop, kind, fs=sample_rate, output="sos"))
     return filters
 
@@ -124,16 +136,24 @@ def mix_utterances(utterances, levels, gains_db, mode):
     # Unit power of the active speech first, then the gains of the list.
     length = {"min": min, "max": max}[mode](map(len, utterances))
     sources = np.zeros((len(utterances), length))
-    for source, utterance, level, gain in zip(sources, utterances, levels, gains_db, strict=True):
+    rows = zip(sources, utterances, levels, gains_db, strict=True)
+    for source, utterance, level, gain in rows:
         part = utterance[:length]
-        source[: len(part)] = part * (10 ** (gain / 20) / math.sqrt(level))
+        factor = 10 ** (gain / 20) / math.sqrt(level)
+        source[: len(part)] = part * factor
     mixture = sources.sum(axis=0)
-    peak = max(np.abs(sources).max(), np.abs(mixture).max())
+    # One gain for mixture and sources, so that none is clipped.
+    peak = peak_of(sources, mixture)
     if not peak > 0:
         raise UserError(
             "all sources are silent over the length of the mixture; take it out of the list"
         )
     return mixture * (PEAK / peak), sources * (PEAK / peak)
+
+
+def peak_of(*signals):
+    """The greatest absolute sample of all."""
+    return max(np.abs(signal).max() for signal in signals)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +184,10 @@ def parse_list(path, root, n_src):
     if not path.is_file():
         raise UserError(f"{path}: no such mixing list")
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-    rows, problems, missing, line_of = [], [], [], {}
+    rows = []
+    problems = []
+    missing = []
+    line_of: dict[tuple, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -174,7 +197,9 @@ def parse_list(path, root, n_src):
             problems.append(f"line {number}: {error}")
             continue
         paths = tuple(_find(root, name) for name in names)
-        missing += [(number, name) for name, file in zip(names, paths, strict=True) if file is None]
+        absent = [name for name, file in zip(names, paths, strict=True) if file is None]
+        missing += [(number, name) for name in absent]
+        # Twice the same mixture would be one file.
         if (paths, gains) in line_of and None not in paths:
             first = line_of[paths, gains]
             problems.append(
@@ -192,27 +217,39 @@ def parse_list(path, root, n_src):
 
 
 def _entries(rows, root):
-    labels = _labels({path for paths, _ in rows for path in paths}, root)
-    names = [mixture_name([labels[path] for path in paths], gains) for paths, gains in rows]
-    keys = [" ".join(map(str, (*paths, *gains))) for paths, gains in rows]
+    everything = {path for paths, _ in rows for path in paths}
+    labels = _labels(everything, root)
+    names = []
+    keys = []
+    for paths, gains in rows:
+        names.append(mixture_name([labels[path] for path in paths], gains))
+        keys.append(" ".join(map(str, (*paths, *gains))))
+    # Long names are cut, and must still differ.
     names = distinct(names, keys)
     return [Entry(name, *row) for name, row in zip(names, rows, strict=True)]
 
 
 def _labels(paths, root):
     """{path: label}: the stem, preceded by as many folders as tell it from others of the same stem."""
-    parts = {path: Path(os.path.relpath(path, root)).with_suffix("").parts for path in paths}
+    parts = {}
+    for path in paths:
+        relative = Path(os.path.relpath(path, root))
+        parts[path] = relative.with_suffix("").parts
     labels = {}
     # Most are alone, or clash with few, from the first stem on.
-    clashing, depth = sorted(paths), 0
+    clashing = sorted(paths)
+    depth = 0
     while clashing:
         depth += 1
-        groups = {}
+        groups: dict[str, list] = {}
         for path in clashing:
-            groups.setdefault("-".join(parts[path][-depth:]), []).append(path)
+            label = "-".join(parts[path][-depth:])
+            groups.setdefault(label, []).append(path)
         clashing = []
         for label, group in groups.items():
-            if len(group) == 1 or depth >= max(len(parts[path]) for path in group):
+            # Where there are no more folders, nothing tells them apart.
+            is_whole = depth >= max(len(parts[path]) for path in group)
+            if len(group) == 1 or is_whole:
                 labels |= dict.fromkeys(group, label)
             else:
                 clashing += group
@@ -234,18 +271,26 @@ def _parse_line(line, n_src):
 
 
 def _find(root, name):
-    for candidate in (root / name, root / name.removeprefix("wsj0/"), root / "wsj0" / name):
+    candidates = (
+        root / name,
+        root / name.removeprefix("wsj0/"),
+        root / "wsj0" / name,
+    )
+    for candidate in candidates:
         if candidate.is_file():
             return str(candidate)
     return None
 
 
 def _missing_message(path, root, missing):
-    lines = [f"  line {number}: {name}" for number, name in missing[:5]] + ["  ..."] * (
-        len(missing) > 5
-    )
-    message = f"{path}: {len(missing)} of its files are not in {root}:\n" + "\n".join(lines)
-    if any(_find(root, str(Path(name).with_suffix(".wv1"))) for _, name in missing[:5]):
+    lines = [f"{path}: {len(missing)} of its files are not in {root}:"]
+    lines += [f"  line {number}: {name}" for number, name in missing[:5]]
+    if len(missing) > 5:
+        lines.append("  ...")
+    message = "\n".join(lines)
+    # As the discs of WSJ0 have them.
+    names = [str(Path(name).with_suffix(".wv1")) for _, name in missing[:5]]
+    if any(_find(root, name) for name in names):
         message += "\nThere are .wv1 files instead (NIST SPHERE). Convert each with `sph2pipe -f wav in.wv1 out.wav`"
     return message
 
@@ -259,28 +304,29 @@ def draw_list(recordings, n_src, n_mixtures, seed):
     """
     draw = random.Random(seed)
     speakers = sorted(recordings)
-    lines, seen = [], set()
+    # The keys of a dict are in order, and come once.
+    lines: dict[str, None] = {}
     while len(lines) < n_mixtures:
         # MERL's lists: two speakers up to 5 dB apart, a third one between them.
         half = draw.uniform(0.0, 2.5)
         gains = [half, -half] + [0.0] * (n_src - 2)
         chosen = draw.sample(speakers, n_src)
-        fields = [
-            f"{draw.choice(recordings[name])} {gain:.5g}"
-            for name, gain in zip(chosen, gains, strict=True)
-        ]
-        line = " ".join(fields) + "\n"
-        if line not in seen:
-            seen.add(line)
-            lines.append(line)
-    return "".join(lines)
+        fields = []
+        for name, gain in zip(chosen, gains, strict=True):
+            recording = draw.choice(recordings[name])
+            fields.append(f"{recording} {gain:.5g}")
+        lines[" ".join(fields)] = None
+    return "".join(f"{line}\n" for line in lines)
 
 
 def mixture_name(labels, gains):
     """`utt1_gain1_utt2_gain2`, with the gains as MATLAB's num2str writes them (5 significant digits below 10 dB)."""
     parts = []
     for label, gain in zip(labels, gains, strict=True):
-        digits = max(5, math.floor(math.log10(abs(gain))) + 5) if gain else 5
+        digits = 5
+        if gain:
+            digits = max(5, math.floor(math.log10(abs(gain))) + 5)
+        # Plus zero, for -0.0 is written as 0.
         parts += [label, f"{gain + 0.0:.{digits}g}"]
     return "_".join(parts)
 
@@ -315,23 +361,23 @@ def mix_list(entries, folder, sample_rate, mode, n_jobs):
             "mode": mode,
         }
         paths = tuple(folder / part / f"{entry.name}.wav" for part in parts)
-        products.append(Product(entry.name, settings, paths, (entry, paths, sample_rate, mode)))
+        arguments = (entry, paths, sample_rate, mode)
+        products.append(Product(entry.name, settings, paths, arguments))
     results = make(_mix_entry, products, folder, n_jobs, f"mixing {folder.name}")
-    rows, warnings = [], []
+    rows = []
+    warnings = []
     for product, result in zip(products, results, strict=True):
         if "silent" in result:
             warnings.append(f"{product.name}: left out: {result['silent']}")
             continue
-        row = {"mixture_ID": product.name}
-        row |= dict(zip(_columns(len(parts) - 1), map(str, product.paths), strict=True))
+        mixture, *sources = product.paths
+        row = {"mixture_ID": product.name, "mixture_path": str(mixture)}
+        for number, path in enumerate(sources, 1):
+            row[f"source_{number}_path"] = str(path)
         rows.append(row | {"length": result["length"]})
     if not rows:
         raise UserError(f"{folder}: no mixture of the list is left, e.g. {warnings[0]}")
     return pd.DataFrame(rows), warnings
-
-
-def _columns(n_src):
-    return ["mixture_path"] + [f"source_{i + 1}_path" for i in range(n_src)]
 
 
 def _parts(n_src):
@@ -340,8 +386,14 @@ def _parts(n_src):
 
 def _mix_entry(entry, paths, sample_rate, mode):
     """Make one mixture; returns its length in samples, or which source is silent, and the files that were read."""
-    utterances, levels = zip(*(_utterance(path, sample_rate) for path in entry.paths), strict=True)
+    utterances = []
+    levels = []
+    for path in entry.paths:
+        utterance, level = _utterance(path, sample_rate)
+        utterances.append(utterance)
+        levels.append(level)
     length = {"min": min, "max": max}[mode](map(len, utterances))
+    # An utterance may begin behind the end of a shorter one.
     audible = [utterance[:length].any() for utterance in utterances]
     if all(audible):
         mixture, sources = mix_utterances(utterances, levels, entry.gains, mode)
@@ -351,11 +403,10 @@ def _mix_entry(entry, paths, sample_rate, mode):
         for path in paths:
             path.unlink(missing_ok=True)
         silent = entry.paths[audible.index(False)]
-        seconds = f"{length / sample_rate:.2f} s"
-        remedy = "; --mode max keeps all of it" if mode == "min" else ""
-        return {
-            "silent": f"{silent} is silent in the {seconds} of the mixture{remedy}"
-        }, entry.paths
+        text = f"{silent} is silent in the {length / sample_rate:.2f} s of the mixture"
+        if mode == "min":
+            text += "; --mode max keeps all of it"
+        return {"silent": text}, entry.paths
     for path, signal in zip(paths, [mixture, *sources], strict=True):
         audio.write(path, signal, sample_rate)
     return {"length": len(mixture)}, entry.paths
@@ -367,8 +418,10 @@ def _utterance(path, sample_rate):
     if rate < sample_rate:
         raise UserError(f"{path}: sampled at {rate} Hz, too low for mixtures at {sample_rate} Hz")
     signal = audio.read(path).astype(np.float64)
+    # At one rate for all, so that the mixtures at 8 and at 16 kHz have the same levels.
+    at_level_rate = resample(signal, rate, LEVEL_RATE)
     try:
-        level, _ = active_speech_level(resample(signal, rate, LEVEL_RATE), LEVEL_RATE)
+        level, _ = active_speech_level(at_level_rate, LEVEL_RATE)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return resample(signal, rate, sample_rate), level

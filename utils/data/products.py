@@ -74,6 +74,7 @@ def make(
     products = list(products)
     records = _read_journal(folder)
     wanted = [p for p in products if not _is_current(records.get(p.name), p, folder)]
+    # All at once in the end: to mend a corpus takes a person's time.
     problems = []
     lost = sum(product.name in records for product in wanted)
     if lost:
@@ -88,6 +89,7 @@ def make(
                 if problem is not None:
                     problems.append(problem)
                     continue
+                # At once, so that a kill loses no more than is being made.
                 _keep_times(records.get(product.name), record, folder)
                 records[product.name] = record
                 journal.write(json.dumps(record) + "\n")
@@ -115,6 +117,7 @@ def _make_one(function, product, folder):
         result, inputs = function(*product.arguments)
     except UserError as error:
         return None, str(error)
+    # After the work: what the function has read says what the product is made of.
     record = {
         "name": product.name,
         "settings": product.settings,
@@ -123,6 +126,7 @@ def _make_one(function, product, folder):
         "result": result,
     }
     for path in product.paths:
+        # A function may have had nothing to write for some.
         if path.is_file():
             record["files"][_relative(path, folder)] = [*_state(path), _checksum(path)]
     return _plain(record), None
@@ -134,6 +138,7 @@ def _read_journal(folder):
         lines = (folder / JOURNAL).read_bytes().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
+    # A product that was made again has several lines: the last one counts.
     records = {}
     for line in lines:
         try:
@@ -147,6 +152,7 @@ def _read_journal(folder):
 
 def _is_current(record, product, folder):
     """Whether a product is there as the journal says, made of what is there now."""
+    # Cheap questions first: reading a file for its checksum comes last.
     if record is None or record["settings"] != _plain(product.settings):
         return False
     for name, state in record["inputs"].items():

@@ -89,15 +89,22 @@ def draw_room(rules: RoomRules, n_src: int, rng: np.random.Generator) -> Room:
         UserError: no such room was found in `TRIES` draws.
     """
     for _ in range(TRIES):
-        size = np.array(
-            [rng.uniform(*getattr(rules, name)) for name in ("length", "width", "height")]
-        )
+        sides = (rules.length, rules.width, rules.height)
+        size = np.array([rng.uniform(*side) for side in sides])
         t60 = rng.uniform(*rules.t60)
+        # The array is somewhere near the middle of the floor.
         jitter = rng.uniform(-rules.array_jitter, rules.array_jitter, 2)
-        centre = np.array([*(size[:2] / 2 + jitter), rng.uniform(*rules.array_height)])
+        middle = size[:2] / 2 + jitter
+        height = rng.uniform(*rules.array_height)
+        centre = np.array([*middle, height])
         mics = _draw_array(rules, rng, centre, size)
-        sources = None if mics is None else _draw_sources(rules, n_src, rng, centre, size)
-        if sources is not None and _absorption(size, t60) is not None:
+        if mics is None:
+            continue
+        sources = _draw_sources(rules, n_src, rng, centre, size)
+        if sources is None:
+            continue
+        # In a large room, no walls make a short reverberation.
+        if _absorption(size, t60) is not None:
             return Room(size, t60, mics, sources)
     raise UserError(
         f"no room with {rules.n_mics} microphones and {n_src} sources was found in {TRIES} draws by these rules: "
@@ -106,7 +113,10 @@ def draw_room(rules: RoomRules, n_src: int, rng: np.random.Generator) -> Room:
 
 
 def _inside(point, size, rules):
-    return (point >= rules.wall_distance).all() and (point <= size - rules.wall_distance).all()
+    margin = rules.wall_distance
+    is_above = (point >= margin).all()
+    is_below = (point <= size - margin).all()
+    return is_above and is_below
 
 
 def _draw_array(rules, rng, centre, size):
@@ -114,34 +124,51 @@ def _draw_array(rules, rng, centre, size):
     if rules.n_mics == 1:
         return centre[None] if _inside(centre, size, rules) else None
     radius = rng.uniform(*rules.array_radius)
+    # The direction of a normal vector is uniform on the sphere.
     axis = rng.normal(size=3)
     axis *= radius / np.linalg.norm(axis)
     mics = [centre + axis, centre - axis]
+    # The others are drawn from the cube around the sphere, and taken if they lie in it, and far enough from all.
     for _ in range(TRIES):
         if len(mics) == rules.n_mics:
             break
         offset = rng.uniform(-radius, radius, 3)
-        apart = np.linalg.norm(np.array(mics) - centre - offset, axis=1).min()
-        if np.linalg.norm(offset) <= radius and apart >= rules.mic_distance:
+        distances = np.linalg.norm(np.array(mics) - centre - offset, axis=1)
+        is_in_sphere = np.linalg.norm(offset) <= radius
+        if is_in_sphere and distances.min() >= rules.mic_distance:
             mics.append(centre + offset)
-    whole = len(mics) == rules.n_mics and all(_inside(mic, size, rules) for mic in mics)
-    return np.array(mics) if whole and 2 * radius >= rules.mic_distance else None
+    is_complete = len(mics) == rules.n_mics and 2 * radius >= rules.mic_distance
+    if is_complete and all(_inside(mic, size, rules) for mic in mics):
+        return np.array(mics)
+    return None
 
 
 def _draw_sources(rules, n_src, rng, centre, size):
     """Sources (source, 3), or None if they do not fit."""
-    half = rules.source_square / 2
-    low, high = (centre[:2] - half, centre[:2] + half) if half else (np.zeros(2), size[:2])
-    sources = []
+    # The floor, or a square of it around the array.
+    low = np.zeros(2)
+    high = size[:2]
+    if rules.source_square:
+        half = rules.source_square / 2
+        low = centre[:2] - half
+        high = centre[:2] + half
+    sources: list[np.ndarray] = []
     for _ in range(20 * n_src):
         if len(sources) == n_src:
             break
-        point = np.array([*rng.uniform(low, high), rng.uniform(*rules.source_height)])
-        apart = min((np.linalg.norm(point - other) for other in sources), default=np.inf)
-        far = np.linalg.norm(point - centre) >= rules.source_array_distance
-        if far and apart >= rules.source_distance and _inside(point, size, rules):
+        place = rng.uniform(low, high)
+        height = rng.uniform(*rules.source_height)
+        point = np.array([*place, height])
+        # A place that is too near to the array, to another source or to a wall is drawn again.
+        if np.linalg.norm(point - centre) < rules.source_array_distance:
+            continue
+        distances = [np.linalg.norm(point - other) for other in sources]
+        is_apart = all(distance >= rules.source_distance for distance in distances)
+        if is_apart and _inside(point, size, rules):
             sources.append(point)
-    return np.array(sources) if len(sources) == n_src else None
+    if len(sources) < n_src:
+        return None
+    return np.array(sources)
 
 
 def _absorption(size, t60):
@@ -160,41 +187,44 @@ def simulate(room: Room, sample_rate: int) -> Responses:
     Raises:
         UserError: walls that absorb everything would still reverberate longer than `room.t60`.
     """
+    # Again, since a room may have been drawn elsewhere.
     walls = _absorption(room.size, room.t60)
     if walls is None:
         size = " x ".join(f"{side:.2f}" for side in room.size)
         raise UserError(
             f"a room of {size} m cannot have a T60 of {room.t60:.3f} s: make it smaller, or T60 longer"
         )
-    arrival = np.rint(room.distances() / pra.constants.get("c") * sample_rate).astype(int) + DELAY
-    anechoic = _image_method(room, sample_rate, 1.0, 0, int(arrival.max()) + DELAY + 1)
+    # The direct sound arrives after the time of flight.
+    speed = pra.constants.get("c")
+    flight = np.rint(room.distances() / speed * sample_rate).astype(int)
+    arrival = flight + DELAY
+    last = int(arrival.max())
+    # Walls that absorb everything leave the direct sound, with the whole of its fractional delay filter.
+    anechoic = _image_method(room, sample_rate, 1.0, 0, last + DELAY + 1)
     full = anechoic
     if room.t60:
-        full = _image_method(
-            room,
-            sample_rate,
-            *walls,
-            int(arrival.max()) + max(round(room.t60 * sample_rate), DELAY),
-        )
+        absorption, order = walls
+        tail = max(round(room.t60 * sample_rate), DELAY)
+        full = _image_method(room, sample_rate, absorption, order, last + tail)
     return Responses(full, anechoic, arrival)
 
 
 def _image_method(room, sample_rate, absorption, order, taps):
     """float32 (mic, source, taps)."""
+    # A fixed number of threads, for the sum is not associative; no high-pass filter, which would smear the onset.
     with _constants(rir_hpf_enable=False, num_threads=1):
-        # A fixed number of threads, for the sum is not associative; no high-pass filter, which would smear the onset.
-        box = pra.ShoeBox(
-            room.size, fs=sample_rate, materials=pra.Material(absorption), max_order=order
-        )
+        walls = pra.Material(absorption)
+        box = pra.ShoeBox(room.size, fs=sample_rate, materials=walls, max_order=order)
         box.add_microphone_array(room.mics.T)
         for position in room.sources:
             box.add_source(position)
         box.compute_rir()
-    out = np.zeros((len(room.mics), len(room.sources), taps), np.float32)
+    # Each response has a length of its own there.
+    responses = np.zeros((len(room.mics), len(room.sources), taps), np.float32)
     for mic, row in enumerate(box.rir):
         for source, response in enumerate(row):
-            out[mic, source, : len(response)] = response[:taps]
-    return out
+            responses[mic, source, : len(response)] = response[:taps]
+    return responses
 
 
 @contextlib.contextmanager

@@ -26,11 +26,13 @@ class Scenes(Dataset):
 
     def __init__(self, split: Split, remix: float = 0.0, gain: tuple[float, float] = (0.5, 1.5)):
         frame = read_manifest(split.csv(), split.n_src, absent=True)[: split.size]
+        # Kept as lists: a table is slow to index.
         self.paths = frame[source_columns(frame)[: split.n_src]].to_numpy().tolist()
         self.names = frame["mixture_ID"].tolist()
         self.lengths = frame["length"].tolist()
         self.split = split
         self.gain = gain
+        # Validation is the same each time, and of the real mixtures.
         self.remix = remix if split.name == "train" else 0.0
 
     def __len__(self) -> int:
@@ -40,26 +42,38 @@ class Scenes(Dataset):
         epoch, index = key
         rng = rng_of(self.split.seed, epoch, index)
         for _ in range(TRIES):
-            sources = (
-                self._remixed(rng)
-                if rng.random() < self.remix
-                else self._stretch(index, rng.random())
-            )
-            if np.sqrt((sources**2).mean(1)).max() > SILENCE:
+            if rng.random() < self.remix:
+                sources = self._remixed(rng)
+            else:
+                sources = self._stretch(index, rng.random())
+            # A stretch that is silent throughout teaches nothing.
+            levels = np.sqrt((sources**2).mean(1))
+            if levels.max() > SILENCE:
                 break
-        return {"mixture": sources.sum(0), "sources": sources, "id": str(self.names[index])}
+        # Not of the file: with silent slots left out and others exchanged it is the sum of what there is.
+        mixture = sources.sum(0)
+        return {"mixture": mixture, "sources": sources, "id": str(self.names[index])}
 
     def _remixed(self, rng):
-        chosen, position = rng.integers(len(self), size=len(self.paths[0])), rng.random()
-        slots = [self._slot(index, slot, position) for slot, index in enumerate(chosen)]
-        return np.stack(slots) * rng.uniform(*self.gain, (len(slots), 1)).astype(np.float32)
+        """(slot, time): each slot of another mixture, with a gain of its own."""
+        n_slots = len(self.paths[0])
+        chosen = rng.integers(len(self), size=n_slots)
+        position = rng.random()
+        # The same slot of another mixture: a background stays a background.
+        slots = []
+        for slot, index in enumerate(chosen):
+            slots.append(self._slot(index, slot, position))
+        lowest, highest = self.gain
+        gains = rng.uniform(lowest, highest, (n_slots, 1))
+        return np.stack(slots) * gains.astype(np.float32)
 
     def _stretch(self, index, position):
-        return np.stack(
-            [self._slot(index, slot, position) for slot in range(len(self.paths[index]))]
-        )
+        """(slot, time): a stretch of one mixture."""
+        n_slots = len(self.paths[index])
+        return np.stack([self._slot(index, slot, position) for slot in range(n_slots)])
 
     def _slot(self, index, slot, position):
+        """(time,): of a slot that is silent in all of the mixture there is no file."""
         path = self.paths[index][slot]
         split = self.split
         return segment_of(path, self.lengths[index], split.frames, position, split.sample_rate)

@@ -68,16 +68,22 @@ class Songs(Dataset):
         row = self.rows[index % len(self.rows)]
         position = rng.random()
         name = str(row["mixture_ID"])
+        # Each part from another song, at another place.
         if rng.random() < self.remix:
             parts = []
             for column in self.parts:
                 other = self._draw_song(column, rng)
                 parts.append(self._augmented(other, column, rng.random(), rng))
-            return self._example(None, parts[0], sum(parts[1:]), f"remix{epoch}_{index}")
+            voice, *stems = parts
+            return self._example(None, voice, sum(stems), f"remix{epoch}_{index}")
+        # The parts of one song, changed: their sum is no longer its mixture.
         if self.gain or self.swap:
             parts = [self._augmented(row, column, position, rng) for column in self.parts]
-            return self._example(None, parts[0], sum(parts[1:]), name)
-        mixture, voice, accompaniment = (self._read(row, column, position) for column in SONG)
+            voice, *stems = parts
+            return self._example(None, voice, sum(stems), name)
+        # As it is: the mixture is read, for it need not be the exact sum.
+        signals = [self._read(row, column, position) for column in SONG]
+        mixture, voice, accompaniment = signals
         return self._example(mixture, voice, accompaniment, name)
 
     def _example(self, mixture, voice, accompaniment, name: str) -> dict:
@@ -88,18 +94,25 @@ class Songs(Dataset):
         if self.channels == 1:
             mixture = mixture.mean(0)
             sources = sources.mean(1)
-        return {"mixture": mixture, "sources": sources, "id": name}
+        return {
+            "mixture": mixture,
+            "sources": sources,
+            "id": name,
+        }
 
     def _draw_song(self, column: str, rng: np.random.Generator) -> dict:
         """A song that has the part, if there is one."""
-        having = [row for row in self.rows if row[column]] or self.rows
+        having = [row for row in self.rows if row[column]]
+        # If no song has it, it is silent whichever is drawn.
+        having = having or self.rows
         return having[rng.integers(len(having))]
 
     def _augmented(
         self, row: dict, column: str, position: float, rng: np.random.Generator
     ) -> np.ndarray:
         """(2, frames), with a gain and exchanged channels as drawn."""
-        factor = rng.uniform(*(self.gain or (1.0, 1.0)))
+        lowest, highest = self.gain or (1.0, 1.0)
+        factor = rng.uniform(lowest, highest)
         # No number is drawn for what is off: the others stay what they are.
         swapped = self.swap and rng.random() < 0.5
         signal = self._read(row, column, position)

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from utils import files
 from utils.data.datasets import Mixtures, audio, rng_of, segment_of
 from utils.data.manifest import write_manifest
+from utils.data.mixing import PEAK, peak_of
 from utils.data.products import Product, make
 from utils.data.rooms import VERSION, Responses, Room, RoomRules, draw_room, simulate
 from utils.data.split import Split
@@ -31,7 +32,6 @@ from utils.stamps import claim
 
 Reference = Literal["reverberant", "early", "anechoic"]
 REFERENCES: tuple[Reference, ...] = ("reverberant", "early", "anechoic")
-PEAK = 0.9
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,16 @@ def make_rooms(
     Raises:
         UserError: the folder holds rooms of other rules, another seed or version; no room keeps the rules.
     """
-    settings = {"version": VERSION, "seed": seed, "n_src": n_src, "sample_rate": sample_rate}
-    claim(
-        folder,
-        settings
-        | {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(rules).items()},
-    )
+    settings = {
+        "version": VERSION,
+        "seed": seed,
+        "n_src": n_src,
+        "sample_rate": sample_rate,
+    }
+    # As JSON gives them back.
+    for key, value in asdict(rules).items():
+        settings[key] = list(value) if isinstance(value, tuple) else value
+    claim(folder, settings)
     files.remove_leftovers(folder)
     products = []
     for index in range(n_rooms):
@@ -86,6 +90,7 @@ def make_rooms(
 def _make_room(path, rules, n_src, sample_rate, key):
     room = draw_room(rules, n_src, rng_of(*key))
     responses = simulate(room, sample_rate)
+    # In memory first: a file is whole or not there.
     buffer = io.BytesIO()
     np.savez(buffer, **vars(room), **vars(responses))
     files.write_bytes(path, buffer.getbuffer())
@@ -102,7 +107,8 @@ def load_room(path: str | Path) -> tuple[Room, Responses]:
         raise UserError(
             f"{path}: is not a stored room ({error}). Delete its folder and run stage 1 again"
         ) from None
-    room = Room(arrays["size"], float(arrays["t60"]), arrays["mics"], arrays["sources"])
+    t60 = float(arrays["t60"])
+    room = Room(arrays["size"], t60, arrays["mics"], arrays["sources"])
     return room, Responses(arrays["full"], arrays["anechoic"], arrays["arrival"])
 
 
@@ -135,27 +141,38 @@ def mix_in_room(
         source[start : start + len(signal)] = signal - signal.mean()
     images = _convolve(placed[None], responses.full, frames)
     # Levels of the reverberant images, relative to the first source.
-    levels = np.r_[0.0, rng.uniform(*rules.level, len(dry) - 1)]
+    others = rng.uniform(*rules.level, len(dry) - 1)
+    levels = np.r_[0.0, others]
     power = np.square(images).mean((0, 2))
-    gains = 10 ** (levels / 20) / np.sqrt(np.maximum(power, 1e-20))
+    # Unit power first, then the level.
+    amplitude = np.sqrt(np.maximum(power, 1e-20))
+    gains = 10 ** (levels / 20) / amplitude
     mixture = np.einsum("mst,s->mt", images, gains)
     # White noise, independent at each microphone, at a distance from the images' sum.
-    noise = rng.uniform(*rules.noise)
-    scale = np.sqrt(np.square(mixture[0]).mean() / 10 ** (noise / 10))
-    mixture = mixture + scale * rng.standard_normal(mixture.shape)
-    kinds = {"reverberant": responses.full, "anechoic": responses.anechoic}
-    if "early" in references:
-        kinds["early"] = responses.early(sample_rate)
-    kept = {}
+    noise_level = rng.uniform(*rules.noise)
+    noise_power = np.square(mixture[0]).mean() / 10 ** (noise_level / 10)
+    noise = rng.standard_normal(mixture.shape)
+    mixture = mixture + np.sqrt(noise_power) * noise
+    # What each source is at the first microphone.
+    wanted = {}
     for name in references:
-        image = images[0] if name == "reverberant" else _convolve(placed, kinds[name][0], frames)
-        kept[name] = image * gains[:, None]
+        if name == "reverberant":
+            image = images[0]
+        elif name == "anechoic":
+            image = _convolve(placed, responses.anechoic[0], frames)
+        else:
+            early = responses.early(sample_rate)
+            image = _convolve(placed, early[0], frames)
+        wanted[name] = image * gains[:, None]
     # One gain for all, so that mixture and images keep their relations.
-    gain = PEAK / max(np.abs(signals).max() for signals in (mixture, *kept.values()))
-    drawn = {f"level_{k}": round(float(level), 3) for k, level in enumerate(levels, 1)}
-    drawn["noise"] = round(float(noise), 3)
-    scaled = {name: (gain * image).astype(np.float32) for name, image in kept.items()}
-    return (gain * mixture).astype(np.float32), scaled, drawn
+    gain = PEAK / peak_of(mixture, *wanted.values())
+    scaled = {name: (gain * image).astype(np.float32) for name, image in wanted.items()}
+    drawn = {}
+    for k, level in enumerate(levels, 1):
+        drawn[f"level_{k}"] = round(float(level), 3)
+    drawn["noise"] = round(float(noise_level), 3)
+    mixture = (gain * mixture).astype(np.float32)
+    return mixture, scaled, drawn
 
 
 def _convolve(signals, responses, frames):
@@ -166,9 +183,14 @@ def read_recording(
     row: dict, sample_rate: int, start: float = 0.0, seconds: float | None = None
 ) -> np.ndarray:
     """(time,) of a recording (a dict of path, length, rate), from `start` in [0, 1) of what `seconds` leave over."""
-    rate, length = int(row["rate"]), int(row["length"])
-    frames = length if seconds is None else min(length, round(seconds * rate))
-    signal = audio.read(row["path"], int(start * (length - frames + 1)), frames)
+    rate = int(row["rate"])
+    length = int(row["length"])
+    frames = length
+    if seconds is not None:
+        frames = min(length, round(seconds * rate))
+    # Each of the places where so many samples fit is as likely.
+    first = int(start * (length - frames + 1))
+    signal = audio.read(row["path"], first, frames)
     if rate != sample_rate:
         signal = soxr.resample(signal, rate, sample_rate)
     return signal
@@ -201,14 +223,19 @@ class SpatialMixtures(Dataset):
         rooms = read_listed(split.csv("rooms"))
         self.speakers = [rows.to_dict("records") for _, rows in sources.groupby("speaker")]
         self.rooms = rooms["path"].tolist()
-        self.n_src = split.n_src or load_room(self.rooms[0])[1].full.shape[1]
+        n_src = split.n_src
+        if n_src is None:
+            # All rooms of a list have as many.
+            _, responses = load_room(self.rooms[0])
+            n_src = responses.full.shape[1]
+        self.n_src = n_src
         if len(self.speakers) < self.n_src:
             raise UserError(
                 f"{split.csv('sources')} has {len(self.speakers)} speakers; a mixture needs {self.n_src}"
             )
         self.split = split
         self.size = split.size or len(sources)
-        self.reference = reference
+        self.reference: Reference = reference
         self.shuffle_mics = shuffle_mics
         self.rules = MixingRules(level, noise)
 
@@ -217,21 +244,26 @@ class SpatialMixtures(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         rng = rng_of(self.split.seed, *key)
-        _, responses = load_room(self.rooms[rng.integers(len(self.rooms))])
+        path = self.rooms[rng.integers(len(self.rooms))]
+        _, responses = load_room(path)
         if self.shuffle_mics:
+            # Any microphone may be the first, at which the references are.
             order = rng.permutation(len(responses.full))
             responses = Responses(
-                *(part[order] for part in (responses.full, responses.anechoic, responses.arrival))
+                responses.full[order],
+                responses.anechoic[order],
+                responses.arrival[order],
             )
         chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
         dry = [self._recording(self.speakers[speaker], rng) for speaker in chosen]
-        mixture, images, _ = mix_in_room(
-            dry, responses, self.split.sample_rate, rng, self.rules, (self.reference,)
-        )
+        wanted = (self.reference,)
+        sample_rate = self.split.sample_rate
+        mixture, images, _ = mix_in_room(dry, responses, sample_rate, rng, self.rules, wanted)
+        epoch, index = key
         return {
             "mixture": mixture,
             "sources": images[self.reference],
-            "id": f"{self.split.name}{key[0]}_{key[1]}",
+            "id": f"{self.split.name}{epoch}_{index}",
         }
 
     def _recording(
@@ -244,7 +276,9 @@ class SpatialMixtures(Dataset):
         for _ in range(tries):
             row = recordings[rng.integers(len(recordings))]
             seconds = missing / sample_rate
-            signal = read_recording(row, sample_rate, rng.random(), seconds)[:missing]
+            signal = read_recording(row, sample_rate, rng.random(), seconds)
+            signal = signal[:missing]
+            # A constant is silence, too.
             if np.ptp(signal) > 1e-4:
                 parts.append(signal)
                 missing -= len(signal)
@@ -254,6 +288,7 @@ class SpatialMixtures(Dataset):
             raise UserError(
                 f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them"
             )
+        # After so many tries the rest stays silent.
         return np.pad(np.concatenate(parts), (0, max(missing, 0)))
 
 
@@ -275,6 +310,7 @@ class ArrayMixtures(Mixtures):
         split = self.split
         position = rng_of(split.seed, epoch, index).random()
         where = (int(row["length"]), split.frames, position, split.sample_rate)
+        # There may be more microphones than are wanted.
         channels = audio.info(row["mixture_path"])[2]
         if channels < self.n_mics:
             raise UserError(
@@ -282,7 +318,8 @@ class ArrayMixtures(Mixtures):
             )
         mixture = segment_of(row["mixture_path"], *where, channels)[: self.n_mics]
         sources = np.stack([segment_of(row[column], *where) for column in self.columns[1:]])
-        return {"mixture": mixture, "sources": sources, "id": str(row["mixture_ID"])}
+        identity = str(row["mixture_ID"])
+        return {"mixture": mixture, "sources": sources, "id": identity}
 
 
 def read_listed(csv: Path) -> pd.DataFrame:
@@ -291,6 +328,7 @@ def read_listed(csv: Path) -> pd.DataFrame:
     Raises:
         UserError: stage 1 has not made it; it is no CSV.
     """
+    # Of a finished set there are mixtures only, and no list of what they were made of.
     if not csv.is_file() and (csv.parent / "train.csv").is_file():
         raise UserError(
             f"{csv.parent} lists finished mixtures: train with "
@@ -329,8 +367,9 @@ def write_test_set(
             f"the test set has {len(by_speaker)} speakers; mixtures of {n_src} need as many"
         )
     # Everything that decides what is drawn, without the place.
-    listed = recordings.assign(path=[os.path.relpath(path, folder) for path in recordings["path"]])
-    digest = hashlib.sha256(os.fsencode(listed.to_csv(index=False))).hexdigest()
+    names = [os.path.relpath(path, folder) for path in recordings["path"]]
+    listed = recordings.assign(path=names).to_csv(index=False)
+    digest = hashlib.sha256(os.fsencode(listed)).hexdigest()
     products = []
     for index, room in enumerate(rooms["path"]):
         name = f"{index:04d}"
@@ -346,10 +385,12 @@ def write_test_set(
     for product, result in zip(products, results, strict=True):
         row = {"mixture_ID": product.name, "mixture_path": str(product.paths[0])}
         rows.append(row | result)
+    # A manifest for each kind of reference, all of the same mixtures.
     for reference in REFERENCES:
         frame = pd.DataFrame(rows)
         for k in range(1, n_src + 1):
             names = [str(folder / reference / f"{name}_s{k}.wav") for name in frame["mixture_ID"]]
+            # Behind the path of the mixture.
             frame.insert(1 + k, f"source_{k}_path", names)
         suffix = "" if reference == "reverberant" else f"_{reference}"
         write_manifest(frame, manifests / f"test_{n_src}spk{suffix}.csv")
@@ -359,19 +400,31 @@ def _write_mixture(paths, by_speaker, room_path, n_src, sample_rate, key):
     """Write a mixture and its images; returns its columns of the manifest, and the files that were read."""
     rng = rng_of(*key)
     room, responses = load_room(room_path)
-    chosen = [by_speaker[k] for k in rng.choice(len(by_speaker), n_src, replace=False)]
-    rows = [recordings[rng.integers(len(recordings))] for recordings in chosen]
+    # Different speakers, and a recording of each.
+    chosen = rng.choice(len(by_speaker), n_src, replace=False)
+    rows = []
+    for k in chosen:
+        recordings = by_speaker[k]
+        rows.append(recordings[rng.integers(len(recordings))])
     dry = [read_recording(row, sample_rate) for row in rows]
     mixture, images, drawn = mix_in_room(
         dry, responses, sample_rate, rng, MixingRules(), REFERENCES
     )
-    signals = [mixture, *(image for reference in REFERENCES for image in images[reference])]
+    # In the order of the paths.
+    signals = [mixture]
+    for reference in REFERENCES:
+        signals += list(images[reference])
     for path, signal in zip(paths, signals, strict=True):
         audio.write(path, signal, sample_rate)
-    described = {"length": mixture.shape[1], "t60": round(room.t60, 4), **drawn}
-    for k, (row, distance) in enumerate(zip(rows, room.distances()[0], strict=True), 1):
-        described[f"distance_{k}"] = round(float(distance), 3)
-        described[f"speaker_{k}"] = row["speaker"]
+    columns = {"length": mixture.shape[1], "t60": round(room.t60, 4), **drawn}
+    # Distances to the first microphone, at which the references are.
+    distances = room.distances()[0]
+    for k, row in enumerate(rows, 1):
+        columns[f"distance_{k}"] = round(float(distances[k - 1]), 3)
+        columns[f"speaker_{k}"] = row["speaker"]
+        # Not all recordings have a text.
         if row.get("text"):
-            described[f"text_{k}"] = row["text"]
-    return described, [Path(room_path), *(Path(row["path"]) for row in rows)]
+            columns[f"text_{k}"] = row["text"]
+    inputs = [Path(room_path)]
+    inputs += [Path(row["path"]) for row in rows]
+    return columns, inputs

@@ -51,6 +51,7 @@ class Speaker:
 def make_speakers(n_speakers, seed):
     """Return `n_speakers` distinct speakers, female and male in turn; the same seed gives the same speakers."""
     draw = random.Random(seed)
+    # Timbres come again only when all have been used.
     variants = {gender: draw.sample(names, len(names)) for gender, names in _VARIANTS.items()}
     speakers = []
     for index in range(n_speakers):
@@ -70,6 +71,7 @@ def make_speakers(n_speakers, seed):
 
 def make_sentence(draw):
     """Return an English sentence of some 8 words, drawn with the `random.Random` given."""
+    # No noun and no adjective twice.
     subject, thing = draw.sample(_NOUNS, 2)
     one, other = draw.sample(_ADJECTIVES, 2)
     return f"The {one} {subject} {draw.choice(_VERBS)} the {other} {thing} {draw.choice(_ENDS)}."
@@ -84,17 +86,22 @@ def synthesise(text, speaker, sample_rate):
     with _espeak() as (espeak, espeak_rate, chunks):
         if espeak.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {speaker.voice!r}")
-        for parameter, value in (
+        parameters = (
             (_RATE, speaker.rate),
             (_PITCH, speaker.pitch),
             (_RANGE, speaker.pitch_range),
-        ):
+        )
+        # The last argument: as it is, and not relative to what was.
+        for parameter, value in parameters:
             espeak.espeak_SetParameter(parameter, value, 0)
+        # With the zero at its end that C wants.
         data = text.encode()
         espeak.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _CHARS_UTF8, None, None)
     signal = np.concatenate(chunks).astype(np.float64)
+    # Silence at both ends would only make mixtures longer.
     audible = np.flatnonzero(np.abs(signal) > 0.01 * np.abs(signal).max())
     signal = signal[audible[0] : audible[-1] + 1]
+    # As if it had been at another rate, so that all frequencies are scaled.
     signal = soxr.resample(signal, espeak_rate * speaker.tract, sample_rate)
     return (0.5 * signal / np.abs(signal).max()).astype(np.float32)
 
@@ -130,6 +137,7 @@ def _espeak():
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     chunks = []
 
+    # The library calls it with pieces of the signal, and at last with none.
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
     def collect(samples, n_samples, _events):
         if samples and n_samples > 0:
@@ -141,6 +149,7 @@ def _espeak():
         sample_rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
         if sample_rate <= 0:
             raise RuntimeError("espeak-ng does not start: reinstall the package espeakng-loader")
+        # It has noise in consonants.
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         library.espeak_SetSynthCallback(collect)
         yield library, sample_rate, chunks

@@ -29,13 +29,16 @@ def read_table(path):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-    header, rows = [], []
+    header = []
+    rows = []
+    # By lines with their ends, as a cell in quotes may go on in the next one.
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     try:
         for cells in reader:
             # A comma at the end of a line is no cell.
             while len(cells) > max(len(header), 1) and not cells[-1]:
                 cells.pop()
+            # An empty line.
             if not any(cells):
                 continue
             if not header:
@@ -48,6 +51,7 @@ def read_table(path):
             rows.append(cells)
     except csv.Error as error:
         raise UserError(f"{path}: is not a CSV file that can be read ({error})") from None
+    # A file of another kind has a first line, too.
     first = "".join(header)
     if not first or "\0" in first or any("\udc80" <= letter <= "\udcff" for letter in first):
         reason = "not a text" if first else "no header"

@@ -45,7 +45,9 @@ def walk(folder: str | Path, audio_only: bool = True) -> list[Path]:
         UserError: a folder may not be read.
     """
     paths = sorted(_files_below(Path(folder), frozenset()))
-    return [path for path in paths if is_audio(path)] if audio_only else paths
+    if not audio_only:
+        return paths
+    return [path for path in paths if is_audio(path)]
 
 
 def _files_below(folder: Path, above: frozenset) -> Iterator[Path]:
@@ -83,7 +85,8 @@ def fingerprint(folders: Iterable[Path]) -> str:
         for number, path in enumerate(paths):
             exists = path.is_file()
             size = path.stat().st_size if exists else -1
-            digest.update(b"%s\0%d\0" % (os.fsencode(path.relative_to(folder)), size))
+            name = os.fsencode(path.relative_to(folder))
+            digest.update(b"%s\0%d\0" % (name, size))
             if exists and number % spacing == 0:
                 with open(path, "rb") as file:
                     digest.update(file.read(SAMPLE_BYTES))

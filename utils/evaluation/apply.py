@@ -31,10 +31,11 @@ def apply(system: System, mixture: torch.Tensor, blocks: Blocks | None = None) -
     blocks = blocks or Blocks()
     separation = Separation(system, len(mixture), blocks)
     length = mixture.shape[-1]
+    offset = _offset(mixture, blocks, system.sample_rate)
 
     def parts():
         for start, end in _pieces(length, blocks, system.sample_rate):
-            yield from separation.push(mixture[:, start:end].cpu())
+            yield from separation.push(mixture[:, start:end].cpu() - offset)
         yield from separation.finish()
 
     return _joined(parts(), length)
@@ -45,6 +46,15 @@ def _pieces(length: int, blocks: Blocks, sample_rate: int) -> Iterator[tuple[int
     piece = max(round(blocks.segment * sample_rate), 1)
     for start in range(0, length, piece):
         yield start, min(start + piece, length)
+
+
+def _offset(signals, blocks, sample_rate):
+    """The mean of the whole (..., time), as (..., 1) on the CPU: segments shall not have different ones."""
+    length = signals.shape[-1]
+    total = torch.zeros(signals.shape[:-1], dtype=torch.float64)
+    for start, end in _pieces(length, blocks, sample_rate):
+        total += signals[..., start:end].sum(-1, dtype=torch.float64).cpu()
+    return (total / max(length, 1)).to(signals.dtype)[..., None]
 
 
 def _joined(parts: Iterator[torch.Tensor], length: int) -> torch.Tensor:
@@ -85,7 +95,11 @@ class Separation:
         return self.stitcher.signal is not None and self.stitcher.signal.shape[-1] > 0
 
     def push(self, signal: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Take the next piece (channel, time); give what is final as (source, channel, time)."""
+        """Take the next piece (channel, time), less the offset of the whole; give what is final.
+
+        Returns:
+            (source, channel, time).
+        """
         streams = signal if self.one_by_one else signal[None]
         for estimates in self.stitcher.push(streams):
             yield self._by_source(estimates)
@@ -160,11 +174,14 @@ def apply_oracle(
     blocks = blocks or Blocks()
     stitcher = Stitcher(system, blocks, related=False)
     length = mixture.shape[-1]
+    # Sources too, so that they still add up to the mixture.
+    mixture_offset = _offset(mixture, blocks, sample_rate)
+    source_offset = _offset(sources, blocks, sample_rate)
 
     def streams(start, end):
         """(stream, channel + source, time)."""
-        heard = mixture[:, start:end]
-        truth = sources[..., start:end]
+        heard = mixture[:, start:end] - mixture_offset
+        truth = sources[..., start:end] - source_offset
         if n_mics == 1:
             # Every channel is a stream by itself.
             return torch.cat([heard[:, None], truth.transpose(0, 1)], dim=1)
@@ -188,7 +205,7 @@ class _OracleSystem:
         self.oracle = oracle
         self.n_channels = n_channels
 
-    def separate(self, signals: torch.Tensor) -> torch.Tensor:
+    def separate_centred(self, signals: torch.Tensor) -> torch.Tensor:
         """(batch, channel + source, time) to (batch, source, time)."""
         mixture = signals[:, : self.n_channels]
         sources = signals[:, self.n_channels :]

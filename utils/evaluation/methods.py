@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import json
 import pydoc
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from utils.files import read_json, read_yaml, sha256
 from utils.training.model_files import load_system
 
 KINDS = ("mixture", "oracle", "classic")
-KEYS = {"name", "kind", "description", "class_path", "init_args"}
+KEYS = {"name", "kind", "description", "class_path", "init_args", "grid"}
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,9 @@ def references(folder: Path, path: Path | None = None) -> list[Method]:
     """What needs no training, as experiments below `folder`.
 
     Args:
-        path: YAML file with a list of {name, kind (mixture, oracle or classic), description, class_path, init_args};
-            None: the unprocessed mixture and the oracle masks.
+        path: YAML file with a list of {name, kind (mixture, oracle or classic), description, class_path, init_args,
+            grid}; None: the unprocessed mixture and the oracle masks. An entry with a `grid`, which gives each of some
+            arguments several values, stands for all their combinations, see `_combinations`.
 
     Raises:
         UserError: the file is not such a list.
@@ -148,21 +150,49 @@ def references(folder: Path, path: Path | None = None) -> list[Method]:
     entries = _read_list(path) if path else oracle_masks()
     methods = []
     for number, entry in enumerate(entries, 1):
-        problem = _problem(entry)
+        problem = _problem(entry) or _problem_of_grid(entry)
         if problem:
             raise UserError(
                 f"{path}, entry {number}: {problem}; it needs name, kind ({', '.join(KINDS)}) and class_path, and may "
-                "have description and init_args"
+                "have description, init_args and grid"
             )
-        method = Method(
-            folder / entry["name"],
-            entry.get("description") or "",
-            entry.get("kind", "classic"),
-            class_path=entry.get("class_path"),
-            init_args=entry.get("init_args") or {},
-        )
-        methods.append(method)
+        for combination in _combinations(entry):
+            method = Method(
+                folder / combination["name"],
+                combination.get("description") or "",
+                combination.get("kind", "classic"),
+                class_path=combination.get("class_path"),
+                init_args=combination.get("init_args") or {},
+            )
+            methods.append(method)
     return methods
+
+
+def _combinations(entry: dict) -> list[dict]:
+    """An entry of a list of references as one entry for each combination of the values of its grid.
+
+    `{name: "iva_{update}", description: "IVA, {update}", grid: {update: {ip: IP, iss: ISS}}}` is iva_ip, "IVA, IP", and
+    iva_iss, "IVA, ISS". The last argument changes fastest.
+
+    Args:
+        entry: whose grid gives each argument its values, as a list, or as a mapping to what the description calls them.
+    """
+    grid = entry.get("grid")
+    if not grid:
+        return [entry]
+    entries = []
+    for values in itertools.product(*grid.values()):
+        arguments = dict(zip(grid, values, strict=True))
+        words = {}
+        for argument, value in arguments.items():
+            choices = grid[argument]
+            words[argument] = choices[value] if isinstance(choices, dict) else value
+        combination = {key: value for key, value in entry.items() if key != "grid"}
+        combination["name"] = entry["name"].format(**arguments)
+        combination["description"] = (entry.get("description") or "").format(**words)
+        combination["init_args"] = {**(entry.get("init_args") or {}), **arguments}
+        entries.append(combination)
+    return entries
 
 
 def _read_list(path: Path) -> list:
@@ -193,6 +223,34 @@ def _problem(entry) -> str:
         return f"kind: {kind}"
     if kind != "mixture" and not entry.get("class_path"):
         return "class_path is missing"
+    return ""
+
+
+def _problem_of_grid(entry: dict) -> str:
+    """What is wrong with the grid of an entry that is right otherwise, or nothing."""
+    grid = entry.get("grid")
+    if grid is None:
+        return ""
+    if not isinstance(grid, dict) or not grid:
+        return f"grid: {grid} does not give arguments their values"
+    for argument, choices in grid.items():
+        if not isinstance(choices, list | dict) or not choices:
+            return f"grid: {argument}: {choices} is not a list of values"
+        if argument in (entry.get("init_args") or {}):
+            return f"{argument} stands in init_args and in grid"
+    try:
+        combinations = _combinations(entry)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        return f"name or description cannot be filled in from grid ({error})"
+    # Two rows of one name would be one folder.
+    names = [combination["name"] for combination in combinations]
+    if len(set(names)) < len(names):
+        fields = ", ".join(f"{{{argument}}}" for argument in grid)
+        return f"name: {entry['name']} does not tell all combinations apart; use {fields}"
+    for combination in combinations:
+        problem = _problem(combination)
+        if problem:
+            return problem
     return ""
 
 

@@ -59,7 +59,7 @@ class Stitcher:
         )
 
     def push(self, signal: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Take (stream, time) or (stream, mic, time)."""
+        """Take (stream, time) or (stream, mic, time), without the offset of the whole stream."""
         self.signal = signal if self.signal is None else torch.cat([self.signal, signal], dim=-1)
         at_once = max(1, self.batch // len(signal))
         yield from self._segments(self._waiting() // at_once * at_once, at_once)
@@ -98,7 +98,7 @@ class Stitcher:
         """(segment, stream, [mic,] time) to (segment, stream, source, [channel,] time)."""
         rows = segments.flatten(0, 1).split(self.batch)
         estimates = torch.cat(
-            [self.system.separate(r.to(self.system.device)).float().cpu() for r in rows]
+            [self.system.separate_centred(r.to(self.system.device)).float().cpu() for r in rows]
         )
         return estimates.unflatten(0, segments.shape[:2])
 

@@ -34,6 +34,7 @@ def scores_of(
     data = set()
     for exp in exps:
         folder = the_evaluation(exp, data_set, corpus)
+        # Undefined scores are empty, and stay so.
         table = read_scores(folder)
         missing = [column for column in COLUMNS if column not in table]
         if missing:
@@ -48,7 +49,7 @@ def scores_of(
 
 
 def mean_over_seeds(tables: list[pd.DataFrame], column: str) -> pd.Series:
-    """By mixture."""
+    """By mixture: seeds are no further mixtures, so that a test over mixtures is one over these means."""
     return pd.concat([table[column] for table in tables], axis=1).mean(axis=1)
 
 
@@ -83,6 +84,7 @@ def main(argv=None):
     print(
         f"{args.arm[0].name} less {args.control[0].name}, {len(arm)} and {len(control)} experiments"
     )
+    # Positive: the arm has more, which for rates and distances is worse.
     for column in COLUMNS:
         result = compare(mean_over_seeds(arm, column), mean_over_seeds(control, column))
         # Experiments of the same place in both lists are a pair, e.g. of one seed.

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from prepare_corpus import RATE, TREES, detect, find_corpus, parse_arguments
-from scenes import SPLITS, check_pools, find_clips, make_tree
+from scenes import SPLITS, fuss_rules, make_tree
 
 from utils import files
 from utils.data import audio
+from utils.data.clips import check_pools, find_clips
 from utils.data.corpus import Corpus, compare_names, distinct
-from utils.data.manifest import check_manifest, checked, write_manifest
+from utils.data.manifest import check_manifest
 from utils.data.products import Product, make, problems_error
+from utils.data.sets import print_reports, write_sets
 from utils.errors import UserError, command
 from utils.stamps import NAME as STAMP
 from utils.stamps import claim, differences
@@ -35,7 +37,10 @@ def read_list(path: Path) -> list[list[Path]]:
         raise UserError(f"{path}: no such list. Is the corpus complete?") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a text file") from None
-    rows, problems, seen = [], [], set()
+    # All faults at once: lists are long, and each look takes a run.
+    rows = []
+    problems = []
+    seen = set()
     for number, line in enumerate(lines, 1):
         fields = [field.strip() for field in line.split("\t") if field.strip()]
         if not fields:
@@ -59,11 +64,12 @@ def read_list(path: Path) -> list[list[Path]]:
 
 def levels(mixture: Path, sources: list[Path]) -> tuple[dict, list[Path]]:
     """Length of a mixture, and RMS of its sources, full scale 1; and the files that were read."""
-    rms = [
-        float(np.sqrt(np.mean(audio.read(path, sample_rate=RATE).astype(np.float64) ** 2)))
-        for path in sources
-    ]
-    return {"length": audio.info(mixture)[0], "rms": rms}, [mixture, *sources]
+    rms = []
+    for path in sources:
+        signal = audio.read(path, sample_rate=RATE).astype(np.float64)
+        rms.append(float(np.sqrt(np.mean(signal**2))))
+    length = audio.info(mixture)[0]
+    return {"length": length, "rms": rms}, [mixture, *sources]
 
 
 def manifest_of(
@@ -73,47 +79,62 @@ def manifest_of(
 
     What was measured is kept in `folder`.
     """
-    names = [f"{mixture.parent.name}_{mixture.stem}" for mixture, *_ in rows]
-    names = distinct(names, [str(mixture) for mixture, *_ in rows])
-    products = [
-        Product(identity, None, (), (mixture, sources))
-        for identity, (mixture, *sources) in zip(names, rows, strict=True)
-    ]
+    mixtures = [mixture for mixture, *_ in rows]
+    # Mixtures of several folders may have one name.
+    labels = [f"{mixture.parent.name}_{mixture.stem}" for mixture in mixtures]
+    names = distinct(labels, map(str, mixtures))
+    # Measuring reads all of the corpus, so it is done once.
+    products = []
+    for identity, (mixture, *sources) in zip(names, rows, strict=True):
+        products.append(Product(identity, None, (), (mixture, sources)))
     measured = make(levels, products, folder, n_jobs, f"levels {name}")
-    records, skipped = [], []
-    for identity, (mixture, *sources), result in zip(names, rows, measured, strict=True):
-        slots = [
-            str(path) if rms > SILENCE else ""
-            for path, rms in zip(sources, result["rms"], strict=True)
-        ]
-        if not any(slots):
+    records = []
+    skipped = []
+    for product, result in zip(products, measured, strict=True):
+        mixture, sources = product.arguments
+        slots = [""] * N_SLOTS
+        for k, path in enumerate(sources):
+            # A silent source is one that is not there.
+            if result["rms"][k] > SILENCE:
+                slots[k] = str(path)
+        n_active = sum(slot != "" for slot in slots)
+        if n_active == 0:
             skipped.append(mixture.name)
             continue
-        record = {"mixture_ID": identity, "mixture_path": str(mixture)}
-        for k in range(N_SLOTS):
-            record[f"source_{k + 1}_path"] = slots[k] if k < len(slots) else ""
-        record |= {"length": result["length"], "n_active": sum(map(bool, slots))}
+        record = {"mixture_ID": product.name, "mixture_path": str(mixture)}
+        for k, slot in enumerate(slots, 1):
+            record[f"source_{k}_path"] = slot
+        record["length"] = result["length"]
+        record["n_active"] = n_active
         records.append(record)
     return pd.DataFrame(records), skipped
 
 
 def tree_of(found: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
     """The tree of a corpus; of clips, one that is made here."""
+    root = found["root"]
     if found["form"] == "tree":
-        return found["root"]
-    clips = find_clips(found["root"])
+        return root
+    # Of clips, one is made.
+    pools = find_clips(root, SPLITS)
+    rules = fuss_rules(args.seconds, RATE)
     tree = corpus.folder / TREES[args.room]
     manifests = corpus.folder / "manifests" / args.room
-    check_pools(clips, found["root"], args.seconds)
-    names = [str(clip.path.relative_to(found["root"])) for pool in clips.values() for clip in pool]
+    check_pools(pools, root, rules)
+    # Added or lost clips change all that is drawn.
+    names = []
+    for pool in pools.values():
+        names += [str(clip.path.relative_to(root)) for clip in pool]
     settings = {"mixtures": args.mixtures, "seconds": args.seconds}
     stamp = tree / STAMP
     # As long as nothing is finished, a corpus mended after an error may be another one.
     if stamp.is_file() and (manifests / STAMP).is_file():
         old = files.read_json(stamp, f"delete {manifests} and it to make them anew")
-        changes = differences({key: old.get(key) for key in settings}, settings)
-        if difference := compare_names(old.get("clips", []), names):
-            changes.append(f"clips: {difference}")
+        before = {key: old.get(key) for key in settings}
+        changes = differences(before, settings)
+        clips = compare_names(old.get("clips", []), names)
+        if clips:
+            changes.append(f"clips: {clips}")
         if changes:
             raise UserError(
                 f"{tree} was made with other settings ({'; '.join(changes)}). Restore them, or delete {manifests} to "
@@ -121,24 +142,23 @@ def tree_of(found: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
             )
     else:
         files.write_json(stamp, settings | {"clips": names})
-    make_tree(clips, tree, args.mixtures, args.seconds, RATE, args.room == "reverb", args.nj)
+    is_reverberant = args.room == "reverb"
+    make_tree(pools, tree, args.mixtures, rules, is_reverberant, args.nj)
     return tree
 
 
-def print_report(name: str, report: dict) -> None:
-    """Figures of a set, and warnings."""
-    by_count = ", ".join(f"{n} of {k}" for k, n in report["by_number_of_sources"].items())
-    print(
-        f"{name}: {report['rows']} mixtures ({by_count} sources), {report['hours']:.2f} h, "
-        f"mixture {report['mixture_db']['mean']:.1f} dB, sources {report['source_db']['mean']:.1f} dB"
-    )
-    skipped = report["skipped"]
-    if skipped:
-        print(
-            f"warning: {name}: {len(skipped)} mixtures have no active source and are left out, e.g. {skipped[0]}"
-        )
-    for warning in report["warnings"]:
-        print(f"warning: {warning}")
+def print_figures(reports: dict[str, dict]) -> None:
+    """How many sources the mixtures of each set have, and which are left out."""
+    for name, report in reports.items():
+        counts = report["by_number_of_sources"].items()
+        print(f"{name}: {', '.join(f'{n} of {k}' for k, n in counts)} sources")
+        # A mixture in which nothing sounds cannot be scored.
+        skipped = report["skipped"]
+        if skipped:
+            print(
+                f"warning: {name}: {len(skipped)} mixtures have no active source and are left out, "
+                f"e.g. {skipped[0]}"
+            )
 
 
 @command
@@ -146,36 +166,39 @@ def main(argv=None):
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     corpus.require()
+    # Through the link, so that nothing depends on where the corpus is.
     found = detect(corpus.roots[0], args.room)
     manifests = corpus.folder / "manifests" / args.room
     tree = tree_of(found, corpus, args)
     lists = {split: tree / f"{split}_example_list.txt" for split in SPLITS}
-    rows = {split: read_list(path) for split, path in lists.items()}
-    hashes = {path.name: files.sha256(path) for path in lists.values()}
+    rows = {}
+    hashes = {}
+    for split, path in lists.items():
+        rows[split] = read_list(path)
+        hashes[path.name] = files.sha256(path)
+    # Lists of a finished corpus do not change.
     if (manifests / STAMP).is_file():
         claim(manifests, hashes)
-    csvs, figures = {}, {}
+    frames = {}
+    figures = {}
     for split, name in NAMES.items():
-        frame, skipped = manifest_of(rows[split], manifests / "levels" / name, args.nj, name)
+        folder = manifests / "levels" / name
+        frame, skipped = manifest_of(rows[split], folder, args.nj, name)
         if frame.empty:
             raise UserError(f"{lists[split]}: no mixture has an active source")
-        csvs[name] = manifests / f"{name}.csv"
-        write_manifest(frame, csvs[name])
-        counts = frame["n_active"].value_counts().sort_index()
-        counts = {str(number): int(count) for number, count in counts.items()}
-        figures[csvs[name]] = {"by_number_of_sources": counts, "skipped": skipped}
+        frames[name] = frame
+        # Plain numbers, for the report is a file.
+        counts = {}
+        for number, count in frame["n_active"].value_counts().sort_index().items():
+            counts[str(number)] = int(count)
+        figures[name] = {"by_number_of_sources": counts, "skipped": skipped}
 
     def check(csv):
-        return check_manifest(csv, RATE, args.nj, absent=True) | figures[csv]
+        return check_manifest(csv, RATE, args.nj, absent=True) | figures[csv.stem]
 
-    reports, finished = checked(csvs, manifests, check)
-    # Only now: a list with faults can be mended without deleting anything.
-    if not (manifests / STAMP).is_file():
-        claim(manifests, hashes)
-    if finished:
-        print(f"already made: {manifests}")
-    for name, report in reports.items():
-        print_report(name, report)
+    reports = write_sets(frames, manifests, check, hashes)
+    print_reports(reports)
+    print_figures(reports)
 
 
 if __name__ == "__main__":

@@ -25,30 +25,42 @@ STEP = 4  # one frame in so many is drawn
 
 def find_results(exp: Path, name: str) -> dict[Path, dict]:
     """final_metrics.json of what has been evaluated with hole rates, the best first."""
-    paths = [
-        *exp.glob(f"*/eval/*/{name}/final_metrics.json"),
-        *exp.glob(f"*/*/eval/*/{name}/final_metrics.json"),
-    ]
-    results = {path.parent: json.loads(path.read_text()) for path in sorted(paths)}
-    rated = {folder: result for folder, result in results.items() if result.get("hole_rate_30")}
+    # Experiments, and references in folders of their corpora.
+    pattern = f"eval/*/{name}/final_metrics.json"
+    paths = [*exp.glob(f"*/{pattern}"), *exp.glob(f"*/*/{pattern}")]
+    rated = {}
+    for path in sorted(paths):
+        result = json.loads(path.read_text())
+        # Other suites do not measure it.
+        if result.get("hole_rate_30"):
+            rated[path.parent] = result
     systems = [result for result in rated.values() if result["kind"] == "system"]
     if not systems:
         raise UserError(
             f"{exp}: no system has been evaluated on {name} with --suite fuss; run stage 4 first"
         )
-    last = max(systems, key=lambda result: result["date"])["manifest_sha256"]
-    same = {folder: result for folder, result in rated.items() if result["manifest_sha256"] == last}
-    return dict(sorted(same.items(), key=lambda item: -score_of(item[1])))
+    # Only what was measured on the same mixtures can stand in one figure.
+    last = max(systems, key=lambda result: result["date"])
+    folders = []
+    for folder, result in rated.items():
+        if result["manifest_sha256"] == last["manifest_sha256"]:
+            folders.append(folder)
+    folders.sort(key=lambda folder: -score_of(rated[folder]))
+    return {folder: rated[folder] for folder in folders}
 
 
 def to_show(results: dict[Path, dict]) -> list[Path]:
     """The oracle masks of `FIRST`, then the best systems."""
-    masks = [
-        folder for first in FIRST for folder, result in results.items() if result["name"] == first
-    ]
-    return (masks + [folder for folder, result in results.items() if result["kind"] == "system"])[
-        : SHOWN - 1
-    ]
+    masks = []
+    systems = []
+    for folder, result in results.items():
+        if result["name"] in FIRST:
+            masks.append(folder)
+        if result["kind"] == "system":
+            systems.append(folder)
+    masks.sort(key=lambda folder: FIRST.index(results[folder]["name"]))
+    # One place is for the source itself.
+    return (masks + systems)[: SHOWN - 1]
 
 
 def score_of(result: dict) -> float:
@@ -60,9 +72,9 @@ def choose_source(folder: Path) -> tuple[str, int]:
     rates = {}
     for path in sorted(folder.glob("examples/*/s*_estimate.wav")):
         number = int(path.stem.removeprefix("s").removesuffix("_estimate"))
-        rate = spectral_holes(audio.read(path), audio.read(path.with_name(f"s{number}.wav")))[
-            "hole_rate_30"
-        ]
+        source = audio.read(path.with_name(f"s{number}.wav"))
+        rate = spectral_holes(audio.read(path), source)["hole_rate_30"]
+        # A source that is not there, or an estimate that is nothing but holes, shows nothing.
         if np.isfinite(rate) and rate < 1:
             rates[path.parent.name, number] = rate
     if not rates:
@@ -73,7 +85,9 @@ def choose_source(folder: Path) -> tuple[str, int]:
 
 
 def draw_spectrogram(axes, signal: np.ndarray, title: str) -> None:
-    level = 20 * np.log10(spectrogram(signal)[::STEP].T + 1e-9)
+    # In dB, without the logarithm of zero.
+    magnitude = spectrogram(signal)[::STEP].T
+    level = 20 * np.log10(magnitude + 1e-9)
     axes.imshow(
         level,
         origin="lower",
@@ -89,8 +103,11 @@ def draw_spectrogram(axes, signal: np.ndarray, title: str) -> None:
 
 def draw_rates(axes, results: dict[Path, dict]) -> None:
     for result in results.values():
-        rates = [100 * result[key]["mean"] for key in ("hole_rate_30", "leak_rate")]
-        axes.plot(*rates, "o" if result["kind"] == "system" else "s", label=result["name"])
+        holes = 100 * result["hole_rate_30"]["mean"]
+        leaks = 100 * result["leak_rate"]["mean"]
+        # Circles are systems, squares the oracles that calibrate the measure.
+        marker = "o" if result["kind"] == "system" else "s"
+        axes.plot(holes, leaks, marker, label=result["name"])
     axes.set_xlabel("hole rate (%): bins 30 dB below the source")
     axes.set_ylabel("leak rate (%)")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -106,19 +123,24 @@ def main(argv=None):
     results = find_results(args.exp, args.data_set)
     shown = to_show(results)
     example, number = choose_source(shown[0])
+    # The rates have a legend beside them.
+    widths = [1] * SHOWN + [2]
     figure, axes = plt.subplots(
-        1, SHOWN + 1, figsize=(18, 3.2), width_ratios=[1] * SHOWN + [2], layout="constrained"
+        1,
+        SHOWN + 1,
+        figsize=(18, 3.2),
+        width_ratios=widths,
+        layout="constrained",
     )
     place = shown[0] / "examples" / example
-    draw_spectrogram(
-        axes[0],
-        audio.read(place / f"s{number}.wav"),
-        f"source {number} of {example.removeprefix('ex_')}",
-    )
+    title = f"source {number} of {example.removeprefix('ex_')}"
+    draw_spectrogram(axes[0], audio.read(place / f"s{number}.wav"), title)
     for axis, folder in zip(axes[1:], shown, strict=False):
         path = folder / "examples" / example / f"s{number}_estimate.wav"
         if path.is_file():
-            draw_spectrogram(axis, audio.read(path), results[folder]["name"])
+            name = results[folder]["name"]
+            draw_spectrogram(axis, audio.read(path), name)
+    # Where there are fewer systems than places.
     for axis in axes[1 + len(shown) : -1]:
         axis.axis("off")
     draw_rates(axes[-1], results)

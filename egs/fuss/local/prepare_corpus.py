@@ -2,13 +2,15 @@
 
 import argparse
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import sounds
-from scenes import SPLITS, find_clips
+from scenes import SPLITS
 
 from utils import files
 from utils.data import audio
+from utils.data.clips import find_clips
 from utils.data.corpus import Corpus, add_arguments, contents, locate
 from utils.data.datasets import rng_of
 from utils.data.download import fetch
@@ -53,6 +55,7 @@ def parse_arguments(argv, description):
         "--seconds", type=float, default=10.0, help="length of mixtures made of clips"
     )
     args = parser.parse_args(argv)
+    # One option, as the three numbers are a decision.
     numbers = args.mixtures.split(",")
     if len(numbers) != 3 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
         raise UserError(
@@ -74,6 +77,7 @@ def detect(folder: Path, room: str) -> dict:
     lists = [f"{split}_example_list.txt" for split in SPLITS]
     places = [base / TREES[room] for base in (folder, folder / "fuss_dev")]
     for place in [folder, *places]:
+        # A tree that lacks a list is broken, and no folder of clips.
         present = [name for name in lists if (place / name).is_file()]
         if len(present) == len(lists):
             return {"form": "tree", "root": place}
@@ -81,12 +85,13 @@ def detect(folder: Path, room: str) -> dict:
             raise UserError(
                 f"{place}: has {', '.join(present)}, but lacks {', '.join({*lists} - {*present})}"
             )
+    # Of the other kind of rooms, or deeper.
     others = [path.parent for path in walk(folder, audio_only=False) if path.name == lists[0]]
     if others:
         raise UserError(
             f"{folder}: its lists are in {others[0]}; with --room {room} they are looked for in {places[0]}"
         )
-    if any(find_clips(folder).values()):
+    if any(find_clips(folder, SPLITS).values()):
         return {"form": "clips", "root": folder}
     raise UserError(
         f"{folder}: no lists and no audio files. Accepted are\n{ACCEPTED}\nThe directory holds: {contents(folder)}"
@@ -103,6 +108,7 @@ def make_mini(folder: Path, n_jobs: int, numbers: dict[str, int] = MINI) -> int:
     for split, number in numbers.items():
         for place, kind in enumerate((*sounds.LONG, *sounds.SHORT)):
             for index in range(number):
+                # Each clip has random numbers of its own, whatever others there are.
                 key = (SPLITS.index(split), place, index)
                 name = f"{split}/{kind}/{index:02d}.wav"
                 path = folder / name
@@ -119,11 +125,13 @@ def _synthesise(path, kind, key):
 def download(folder: Path, room: str) -> None:
     """The archive of FUSS, unpacked into `folder`; a finished one is left alone."""
     name, sha256 = ARCHIVES[room]
+    # Written last: without it the unpacking was cut off.
     note = folder / f"{name}.unpacked"
     if note.is_file():
         return
     archive = fetch(URL + name, folder, sha256)
     print(f"unpacking {archive}", flush=True)
+    # Nothing of an archive may lie outside its folder.
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     files.write_text(note, f"{sha256}\n")
@@ -133,11 +141,9 @@ def download(folder: Path, room: str) -> None:
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
-    details = {"sizes": MINI} if corpus.kind == "mini" else {}
-    corpus.check(details)
-    if corpus.kind == "mini":
-        make_mini(corpus.roots[0], args.nj)
-    elif corpus.kind == "download":
+    # A mini corpus of other sizes is another one.
+    details = corpus.prepare({"sizes": MINI}, partial(make_mini, n_jobs=args.nj))
+    if corpus.kind == "download":
         download(corpus.roots[0], args.room)
     found = detect(corpus.origins[0], args.room)
     corpus.claim(details)

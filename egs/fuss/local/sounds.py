@@ -12,121 +12,203 @@ RATE = 16000
 
 def make_sound(kind: str, rng: np.random.Generator, seconds: float) -> np.ndarray:
     """A sound of a class of `LONG` or `SHORT`; the length holds for those of `LONG` only."""
-    signal = {**LONG, **SHORT}[kind](rng, round(seconds * RATE))
-    return (0.5 * signal / np.abs(signal).max()).astype(np.float32)
+    maker = LONG.get(kind) or SHORT[kind]
+    signal = maker(rng, round(seconds * RATE))
+    peak = np.abs(signal).max()
+    return (0.5 * signal / peak).astype(np.float32)
+
+
+# ---- building blocks
 
 
 def _resonance(signal, frequency, bandwidth):
+    """A pair of poles: at an angle of the frequency, and as near to the circle as the band is narrow."""
     radius = np.exp(-np.pi * bandwidth / RATE)
-    return lfilter(
-        [1 - radius], [1, -2 * radius * np.cos(2 * np.pi * frequency / RATE), radius**2], signal
-    )
+    angle = 2 * np.pi * frequency / RATE
+    middle = -2 * radius * np.cos(angle)
+    denominator = [1, middle, radius**2]
+    return lfilter([1 - radius], denominator, signal)
 
 
 def _slow(rng, frames, hertz):
     """A random curve in [0, 1] that changes at about so many hertz."""
-    points = rng.uniform(0, 1, max(2, int(frames / RATE * hertz) + 2))
-    return np.interp(np.linspace(0, len(points) - 1, frames), np.arange(len(points)), points)
+    n_points = int(frames / RATE * hertz) + 2
+    points = rng.uniform(0, 1, max(2, n_points))
+    # Straight lines between points at equal distances.
+    numbers = np.arange(len(points))
+    places = np.linspace(0, numbers[-1], frames)
+    return np.interp(places, numbers, points)
 
 
 def _tone(frequency):
     """A sine of a frequency given for each sample, in Hz."""
-    return np.sin(2 * np.pi * np.cumsum(frequency) / RATE)
+    # The phase is the integral of the frequency.
+    phase = 2 * np.pi * np.cumsum(frequency) / RATE
+    return np.sin(phase)
+
+
+def _time(seconds):
+    """(time,), in seconds from 0."""
+    return np.arange(round(seconds * RATE)) / RATE
 
 
 def _spaced(rng, events, gap):
     """Short sounds with pauses between them."""
     pause = np.zeros(round(gap * RATE))
-    return np.concatenate(
-        [part for event in events for part in (event, pause * rng.uniform(0.6, 1))]
-    )
+    parts = []
+    for event in events:
+        parts += [event, pause]
+        # Nobody uses the number, but the sounds that are drawn later would be others without it.
+        rng.uniform(0.6, 1)
+    return np.concatenate(parts)
 
 
 # ---- long ones: backgrounds
 
 
 def rain(rng, frames):
-    drops = rng.normal(size=frames) * (rng.random(frames) < 0.004)
-    return _resonance(drops, rng.uniform(3000, 5000), 1500) + 0.02 * rng.normal(size=frames)
+    # Few samples are drops, which ring in a band of some kilohertz; the rest is a hiss.
+    drops = rng.normal(size=frames)
+    drops *= rng.random(frames) < 0.004
+    frequency = rng.uniform(3000, 5000)
+    ringing = _resonance(drops, frequency, 1500)
+    hiss = 0.02 * rng.normal(size=frames)
+    return ringing + hiss
 
 
 def wind(rng, frames):
+    # Noise through two resonances, as loud as the gusts.
     gusts = 0.2 + _slow(rng, frames, 1.0)
-    return gusts * _resonance(
-        _resonance(rng.normal(size=frames), rng.uniform(200, 400), 120), 300, 300
-    )
+    noise = rng.normal(size=frames)
+    frequency = rng.uniform(200, 400)
+    howling = _resonance(noise, frequency, 120)
+    return gusts * _resonance(howling, 300, 300)
 
 
 def engine(rng, frames):
-    pitch = rng.uniform(50, 90) * (1 + 0.1 * _slow(rng, frames, 0.7))
-    return sum(_tone(pitch * k) * rng.uniform(0.3, 1) / k**0.7 for k in range(1, 12))
+    # Eleven harmonics of a pitch that wanders.
+    lowest = rng.uniform(50, 90)
+    pitch = lowest * (1 + 0.1 * _slow(rng, frames, 0.7))
+    signal = 0
+    for k in range(1, 12):
+        harmonic = _tone(pitch * k)
+        gain = rng.uniform(0.3, 1)
+        signal = signal + harmonic * gain / k**0.7
+    return signal
 
 
 def crickets(rng, frames):
+    # A high tone in short pulses, with longer rests.
     time = np.arange(frames) / RATE
-    chirps = np.sin(2 * np.pi * rng.uniform(12, 25) * time) > 0.2
-    return (
-        _tone(np.full(frames, rng.uniform(3800, 5200))) * chirps * (_slow(rng, frames, 1.5) > 0.25)
-    )
+    pulse_rate = rng.uniform(12, 25)
+    is_pulse = np.sin(2 * np.pi * pulse_rate * time) > 0.2
+    frequency = rng.uniform(3800, 5200)
+    tone = _tone(np.full(frames, frequency))
+    is_awake = _slow(rng, frames, 1.5) > 0.25
+    return tone * is_pulse * is_awake
 
 
 # ---- short ones: foregrounds of 0.5 to 2.5 s
 
 
 def bell(rng, _):
-    time = np.arange(round(rng.uniform(1.0, 2.0) * RATE)) / RATE
+    time = _time(rng.uniform(1.0, 2.0))
     pitch = rng.uniform(400, 900)
-    partials = ((1, 1), (2.0, 0.7), (2.41, 0.5), (3.0, 0.4), (4.53, 0.3))
-    return sum(
-        gain * np.sin(2 * np.pi * pitch * k * time) * np.exp(-2.5 * k**0.5 * time)
-        for k, gain in partials
+    # Partials of a bell as multiples of its pitch; the higher, the sooner they are gone.
+    partials = (
+        (1, 1),
+        (2.0, 0.7),
+        (2.41, 0.5),
+        (3.0, 0.4),
+        (4.53, 0.3),
     )
+    signal = 0
+    for k, gain in partials:
+        decay = np.exp(-2.5 * k**0.5 * time)
+        tone = gain * np.sin(2 * np.pi * pitch * k * time)
+        signal = signal + tone * decay
+    return signal
 
 
 def bird(rng, _):
+    # Chirps that glide between two frequencies.
     events = []
     for _ in range(rng.integers(3, 7)):
         frames = round(rng.uniform(0.06, 0.15) * RATE)
-        events.append(_tone(np.linspace(*rng.uniform(1800, 4500, 2), frames)) * np.hanning(frames))
+        first, last = rng.uniform(1800, 4500, 2)
+        glide = np.linspace(first, last, frames)
+        chirp = _tone(glide)
+        events.append(chirp * np.hanning(frames))
     return _spaced(rng, events, 0.08)
 
 
 def dog(rng, _):
-    events, pitch = [], rng.uniform(250, 450)
+    # Barks: harmonics of a falling pitch, with some noise.
+    pitch = rng.uniform(250, 450)
+    events = []
     for _ in range(rng.integers(2, 5)):
         frames = round(rng.uniform(0.12, 0.2) * RATE)
-        glide = pitch * (1.3 - 0.6 * np.linspace(0, 1, frames))
-        bark = sum(_tone(glide * k) / k for k in range(1, 9)) + 0.3 * rng.normal(size=frames)
+        falling = 1.3 - 0.6 * np.linspace(0, 1, frames)
+        glide = pitch * falling
+        bark = 0
+        for k in range(1, 9):
+            bark = bark + _tone(glide * k) / k
+        noise = rng.normal(size=frames)
+        bark = bark + 0.3 * noise
         events.append(bark * np.hanning(frames))
     return _spaced(rng, events, 0.2)
 
 
 def drum(rng, _):
-    time = np.arange(round(0.25 * RATE)) / RATE
-    events, pitch = [], rng.uniform(60, 150)
+    time = _time(0.25)
+    n_frames = len(time)
+    pitch = rng.uniform(60, 150)
+    events = []
     for _ in range(rng.integers(3, 7)):
-        skin = np.sin(2 * np.pi * pitch * time * (1 + 0.5 * np.exp(-30 * time)))
-        events.append(
-            (skin + 0.3 * rng.normal(size=len(time)) * np.exp(-40 * time)) * np.exp(-15 * time)
-        )
+        # A skin whose pitch falls, and the noise of the stick, which is shorter.
+        bend = 1 + 0.5 * np.exp(-30 * time)
+        skin = np.sin(2 * np.pi * pitch * time * bend)
+        noise = rng.normal(size=n_frames)
+        stick = 0.3 * noise * np.exp(-40 * time)
+        strike = skin + stick
+        events.append(strike * np.exp(-15 * time))
     return _spaced(rng, events, 0.15)
 
 
 def siren(rng, _):
-    frames = round(rng.uniform(1.2, 2.5) * RATE)
-    time = np.arange(frames) / RATE
-    pitch = rng.uniform(600, 1000) * (1 + 0.3 * np.sin(2 * np.pi * rng.uniform(1, 3) * time))
-    return (_tone(pitch) + 0.4 * _tone(2 * pitch)) * np.minimum(
-        1, 10 * np.minimum(time, time[::-1])
-    )
+    time = _time(rng.uniform(1.2, 2.5))
+    # Two harmonics of a pitch that goes up and down.
+    middle = rng.uniform(600, 1000)
+    swing_rate = rng.uniform(1, 3)
+    swing = np.sin(2 * np.pi * swing_rate * time)
+    pitch = middle * (1 + 0.3 * swing)
+    signal = _tone(pitch) + 0.4 * _tone(2 * pitch)
+    # A tenth of a second to fade in, and out.
+    edge = np.minimum(time, time[::-1])
+    return signal * np.minimum(1, 10 * edge)
 
 
 def talk(rng, _):
-    speaker = speech.make_speakers(8, seed=int(rng.integers(4)))[rng.integers(8)]
-    return speech.synthesise(
-        speech.make_sentence(random.Random(int(rng.integers(2**31)))), speaker, RATE
-    )
+    # A voice of eight, of one of four sets of them.
+    seed = int(rng.integers(4))
+    speakers = speech.make_speakers(8, seed)
+    speaker = speakers[rng.integers(8)]
+    seed = int(rng.integers(2**31))
+    sentence = speech.make_sentence(random.Random(seed))
+    return speech.synthesise(sentence, speaker, RATE)
 
 
-LONG = {"rain": rain, "wind": wind, "engine": engine, "crickets": crickets}
-SHORT = {"bell": bell, "bird": bird, "dog": dog, "drum": drum, "siren": siren, "talk": talk}
+LONG = {
+    "rain": rain,
+    "wind": wind,
+    "engine": engine,
+    "crickets": crickets,
+}
+SHORT = {
+    "bell": bell,
+    "bird": bird,
+    "dog": dog,
+    "drum": drum,
+    "siren": siren,
+    "talk": talk,
+}

@@ -6,6 +6,7 @@ Writes OUT.csv (a row for each number of speakers, model, rule and number of ite
 import argparse
 import functools
 import io
+from itertools import chain
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +20,7 @@ from local_models.auxiva.demixing_updates import UPDATES
 from local_models.auxiva.source_models import NMF, Gauss, Laplace
 from local_models.auxiva.surrogate import SurrogateIVA
 from local_models.stft import Stft
+from local_models.system import without_offset
 from utils import files
 from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
@@ -55,19 +57,28 @@ def scores_of(
     before = si_sdr(unprocessed, sources).mean()
     rows = [{"model": "mixture", "update": "-", "n_iter": 0, "si_sdr": before}]
     for name, exp in models.items():
+        # A trained model is used with the STFT that it was trained with.
         if exp:
             system = loaded(exp)
             stft = system.stft
             model = system.separation.model
         else:
-            stft = Stft(sample_rate * 128 // 1000, sample_rate * 32 // 1000)
+            # Windows of 128 ms and steps of a quarter, as the classic ones of references.yml.
+            window = sample_rate * 128 // 1000
+            stft = Stft(window, window // 4)
             model = CLASSIC[name]()
-        spectrum = stft(torch.from_numpy(mixture)[None])
+        spectrum = stft(without_offset(torch.from_numpy(mixture))[None])
         for update in updates:
-            for n_iter, separated in AuxIVA(model, update).after(spectrum, iterations).items():
-                estimates = stft.inverse(separated, mixture.shape[1])[0].detach().numpy()
-                best = si_sdr(estimates[match(estimates, sources)], sources).mean()
-                rows.append({"model": name, "update": update, "n_iter": n_iter, "si_sdr": best})
+            # One run gives the estimates after each number of iterations.
+            spectra = AuxIVA(model, update).after(spectrum, iterations)
+            for n_iter, separated in spectra.items():
+                signals = stft.inverse(separated, mixture.shape[1])
+                estimates = signals[0].detach().numpy()
+                # Blind separation gives the sources in any order.
+                estimates = estimates[match(estimates, sources)]
+                score = si_sdr(estimates, sources).mean()
+                what = {"model": name, "update": update, "n_iter": n_iter}
+                rows.append({**what, "si_sdr": score})
     return [{"mixture_ID": row["mixture_ID"], **each} for each in rows]
 
 
@@ -83,6 +94,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     keys = ["n_src", "model", "update", "n_iter"]
+    # Over the mixtures of a set.
     means = table.groupby(keys)["si_sdr"].mean().reset_index()
     numbers = sorted(means["n_src"].unique())
     updates = [update for update in UPDATES if update in set(means["update"])]
@@ -100,12 +112,15 @@ def figure(table: pd.DataFrame, path: Path) -> None:
         )
         for i, n_src in enumerate(numbers):
             for j, update in enumerate(updates):
-                of_panel = (means["n_src"] == n_src) & (means["update"] == update)
-                _panel(axes[i, j], means[of_panel])
-                axes[i, j].set_title(f"{n_src} speakers, {update.upper()}")
+                is_number = means["n_src"] == n_src
+                is_update = means["update"] == update
+                panel = axes[i, j]
+                _panel(panel, means[is_number & is_update])
+                panel.set_title(f"{n_src} speakers, {update.upper()}")
             axes[i, 0].set_ylabel("SI-SDR (dB)")
         axes[0, 0].legend()
         drawn.tight_layout()
+        # In memory first: a file is whole or not there.
         buffer = io.BytesIO()
         drawn.savefig(buffer, dpi=120, format="png")
         plt.close(drawn)
@@ -116,7 +131,8 @@ def _panel(axes, means: pd.DataFrame) -> None:
     """A curve for each model."""
     for name in sorted(means["model"].unique()):
         curve = means[means["model"] == name].sort_values("n_iter")
-        axes.plot(curve["n_iter"], curve["si_sdr"], marker="o", label=name)
+        numbers = curve["n_iter"]
+        axes.plot(numbers, curve["si_sdr"], marker="o", label=name)
     axes.set(xscale="log", xlabel="iterations")
     axes.grid(alpha=0.3)
 
@@ -143,14 +159,15 @@ def main(argv=None):
     )
     parser.add_argument("--nj", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
-    models = dict.fromkeys(args.classic)
     unknown = {*args.classic} - {*CLASSIC}
     if unknown:
         raise UserError(f"--classic {', '.join(unknown)}: choose of {', '.join(CLASSIC)}")
+    models: dict[str, Path | None] = dict.fromkeys(args.classic)
     for exp in args.exp:
         # Other systems, of a baseline for example, have no source model to put into AuxIVA.
         if isinstance(loaded(exp), SurrogateIVA):
             models[exp.name] = exp
+    # All were trained on the same data.
     rate = loaded(args.exp[0]).sample_rate
     tables = []
     for n_src, manifest in test_sets(args.data).items():
@@ -161,15 +178,16 @@ def main(argv=None):
             paths = [row[column] for column in columns]
             jobs.append((row, paths, models, args.updates, args.iterations, rate))
         scored = files.parallel(scores_of, jobs, args.nj, f"{n_src} speakers")
-        table = pd.DataFrame([row for rows in scored for row in rows]).assign(n_src=n_src)
-        tables.append(table)
-        means = table.groupby(["model", "update", "n_iter"])["si_sdr"].mean().unstack()
-        print(
-            f"{n_src} speakers, SI-SDR in dB, {len(frame)} mixtures\n{means.round(2).to_string(na_rep='-')}\n",
-            flush=True,
-        )
+        table = pd.DataFrame(chain.from_iterable(scored))
+        tables.append(table.assign(n_src=n_src))
+        groups = table.groupby(["model", "update", "n_iter"])
+        means = groups["si_sdr"].mean().unstack()
+        # At once, for the next number of speakers takes its time.
+        print(f"{n_src} speakers, SI-SDR in dB, {len(frame)} mixtures")
+        print(f"{means.round(2).to_string(na_rep='-')}\n", flush=True)
     table = pd.concat(tables)
-    files.write_text(args.out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.4f"))
+    text = table.to_csv(index=False, float_format="%.4f")
+    files.write_text(args.out.with_suffix(".csv"), text)
     figure(table, args.out.with_suffix(".png"))
     print(f"{args.out}.csv, {args.out}.png")
 

@@ -15,6 +15,7 @@ def test_sets(data: Path) -> dict[int, Path]:
     """Manifests of a corpus by their number of speakers."""
     manifests = {}
     for manifest in sorted(data.glob("manifests/*spk_*/test_?spk.csv")):
+        # From the table, and not from its name.
         n_src = len(source_columns(read_manifest(manifest)))
         manifests[n_src] = manifest
     if not manifests:
@@ -46,11 +47,13 @@ def main(argv=None):
     # A system of a fixed number of sources is evaluated on the set of that number; there are references on all sets.
     fixed = trained_system(args.exp).load().n_src
     for n_src, manifest in test_sets(args.data).items():
+        # Few examples, as there are several sets.
         options = ["--exp", str(args.exp), "--manifest", str(manifest)]
         options += ["--nj", args.nj, "--device", args.device]
         options += ["--references", args.references, "--n_examples", "2"]
         options += ["--extra", *args.extra]
         if fixed not in (None, n_src):
+            # Then there is nothing to do on this set.
             if args.references == "none":
                 continue
             options.append("--no_system")

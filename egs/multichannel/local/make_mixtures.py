@@ -13,6 +13,7 @@ from utils import files
 from utils.data.corpus import Corpus, refuse_changes
 from utils.data.manifest import check_manifest, checked, write_manifest
 from utils.data.rooms import RoomRules
+from utils.data.sets import print_reports
 from utils.data.spatial import make_rooms, read_listed, write_test_set
 from utils.errors import command
 from utils.stamps import NAME as STAMP
@@ -35,11 +36,13 @@ def make_sets(
     n_test = args.n_test or N_TEST[size]
     n_rooms = args.n_rooms or N_ROOMS[size]
     kilohertz = f"{args.sample_rate // 1000}k"
+    # A mixture has no speaker twice.
     n_speakers = recordings["test"]["speaker"].nunique()
     numbers = sorted({*TEST_SOURCES, args.n_src})
     # Small corpora have no test sets of more speakers than they have.
     numbers = [n for n in numbers if n <= n_speakers or n == args.n_src]
 
+    # As many microphones as sources.
     def rooms(part, number, n_src, seed):
         place = folder / "rooms" / f"{part}_{n_src}spk_{kilohertz}"
         shape = replace(rules, n_mics=n_src)
@@ -53,6 +56,7 @@ def make_sets(
     ):
         write_manifest(rooms(part, number, args.n_src, seed), trained / f"{part}_rooms.csv")
         write_manifest(recordings[part], trained / f"{part}_sources.csv")
+    # The test is in files, the same each time.
     for n_src in numbers:
         test_rooms = rooms("test", n_test, n_src, 3 * args.seed + 2)
         manifests = folder / "manifests" / f"{n_src}spk_{kilohertz}"
@@ -73,29 +77,22 @@ def make_sets(
 
 def check_sets(folders: list[Path], args: argparse.Namespace) -> None:
     """Check the test manifests, and report."""
-    lines = []
+    reports = {}
     all_finished = True
     for folder in folders:
         n_src = int(folder.name.split("spk")[0])
         name = f"test_{n_src}spk"
 
+        # The noise is no source, so the sources do not sum to the mixture.
         def check(csv, n_src=n_src):
             return check_manifest(csv, args.sample_rate, args.nj, additive=False, channels=n_src)
 
-        reports, finished = checked({name: folder / f"{name}.csv"}, folder, check)
+        checks, finished = checked({name: folder / f"{name}.csv"}, folder, check)
         all_finished = all_finished and finished
-        report = reports[name]
-        seconds = "/".join(f"{report['seconds'][key]:.1f}" for key in ("min", "median", "max"))
-        numbers = f"{report['mixture_db']['mean']:10.1f}   {report['input_si_sdr']:15.2f}"
-        lines.append(
-            f"test {folder.name:10} {report['rows']:9d} {report['hours']:7.2f}   {seconds:>22}   {numbers}"
-        )
+        reports[f"test {folder.name}"] = checks[name]
     if all_finished:
         print(f"already made: {', '.join(str(folder) for folder in folders)}")
-    print(
-        "set              mixtures   hours   seconds min/median/max   mixture dB   input SI-SDR dB"
-    )
-    print("\n".join(lines))
+    print_reports(reports)
 
 
 def read_recordings(corpus: Corpus, args: argparse.Namespace) -> dict[str, pd.DataFrame]:
@@ -117,8 +114,10 @@ def main(argv=None):
     if ready:
         check_sets(read_ready_set(ready, corpus.roots[0], corpus.folder, args), args)
         return
+    # Recordings are mixed here; of a finished set only tables are made.
     recordings = read_recordings(corpus, args)
     manifests = corpus.folder / "manifests"
+    # Validation is a part of training.
     content = {"train": [], "test": []}
     for part, table in recordings.items():
         paths = [os.path.relpath(path, corpus.folder) for path in table["path"]]

@@ -35,6 +35,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="folder for model.pth")
     args = parser.parse_args(argv)
     changed = {"update": args.update, "n_iter": args.n_iter}
+    # A classic source model has no weights to take from anywhere.
     if args.source in CLASSIC:
         options = {"model": args.source, "sample_rate": args.sample_rate, **changed}
         config = {"class_path": "local_models.auxiva.BlindSeparation", "init_args": options}
@@ -52,6 +53,7 @@ def main(argv=None):
         # The network stays; only what AuxIVA does with it changes.
         config = {**config, "init_args": {**config["init_args"], **changed}}
         weights = system.state_dict()
+    # It names the row of the table.
     description = f"{Path(args.source).name}, {args.update.upper()}, {args.n_iter} iterations"
     save(pack(config, weights), args.out / "model.pth")
     note = yaml.safe_dump({"system": config, "description": description})

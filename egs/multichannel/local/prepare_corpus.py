@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from utils.errors import UserError, command
 
 MINI = {"speakers": 12, "utterances": 10, "test_speakers": 6, "test_utterances": 4}
 MINI_RATE = 16000
+WSJ_FOLDERS = {"train": ("si_tr*",), "test": ("si_dt*", "si_et*")}
 VALID_EVERY = 8  # one of so many recordings of a training speaker is for validation
 
 ACCEPTED = """  1. WSJ0 or WSJ1 as wav, si_tr*/<speaker>/*.wav for training; test: si_dt*/, si_et*/
@@ -26,7 +28,8 @@ ACCEPTED = """  1. WSJ0 or WSJ1 as wav, si_tr*/<speaker>/*.wav for training; tes
   4. a finished set: wsj1_2345_db (wsj1_<n>_mix_m<n>/<part>/mixinfo.json), or SMS-WSJ (sms_wsj.json)"""
 
 
-def parse_arguments(argv, description):
+def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """The options of stages 0 and 1."""
     parser = argparse.ArgumentParser(description=description)
     add_arguments(parser)
     parser.add_argument(
@@ -41,6 +44,7 @@ def parse_arguments(argv, description):
     )
     parser.add_argument("--seed", type=int, default=0, help="of rooms and mixtures")
     args = parser.parse_args(argv)
+    # What would else fail in the middle of the work.
     for name in ("n_rooms", "n_test", "seed"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} must not be negative")
@@ -69,15 +73,18 @@ def find_recordings(folders: tuple[Path, ...]) -> dict[str, list[tuple]]:
         train, test = folders
         return {"train": speakers_below([train]), "test": speakers_below([test])}
     folder = folders[0]
-    if (folder / "train.csv").is_file() and (folder / "test.csv").is_file():
-        return {part: listed(folder / f"{part}.csv") for part in ("train", "test")}
+    csvs = {part: folder / f"{part}.csv" for part in ("train", "test")}
+    if all(csv.is_file() for csv in csvs.values()):
+        return {part: listed(csv) for part, csv in csvs.items()}
+    # The folders of WSJ0 and WSJ1, which some copies have below those of the discs.
     parts = {}
-    for part, patterns in (("train", ("si_tr*",)), ("test", ("si_dt*", "si_et*"))):
+    for part, patterns in WSJ_FOLDERS.items():
         places = set()
         for pattern in patterns:
             for depth in ("", "*/", "*/*/"):
-                places |= {place for place in folder.glob(depth + pattern) if place.is_dir()}
-        parts[part] = speakers_below(sorted(places))
+                places.update(folder.glob(depth + pattern))
+        folders_of_part = [place for place in sorted(places) if place.is_dir()]
+        parts[part] = speakers_below(folders_of_part)
     if not all(parts.values()):
         text = (
             f"{folder}: no recordings for training and test were found. Accepted are\n{ACCEPTED}\n"
@@ -94,13 +101,17 @@ def speakers_below(folders: list[Path]) -> list[tuple]:
     rows = []
     for folder in folders:
         for path in walk(folder):
-            speaker = path.stem if path.parent == folder else path.relative_to(folder).parts[0]
+            # A file in no folder is a speaker of its own.
+            speaker = path.stem
+            if path.parent != folder:
+                speaker = path.relative_to(folder).parts[0]
             rows.append((speaker, str(path), None))
     return rows
 
 
 def listed(csv: Path) -> list[tuple]:
     """(speaker, path, text or None) of the rows of a CSV."""
+    # Speakers and texts are texts, whatever they look like.
     frame = read_table(csv)
     absent = [column for column in ("speaker", "path") if column not in frame]
     if absent:
@@ -111,17 +122,26 @@ def listed(csv: Path) -> list[tuple]:
         empty = frame[column] == ""
         if empty.any():
             raise UserError(f"{csv}, line {int(empty.idxmax()) + 2}: the cell of {column} is empty")
-    texts = frame["text"] if "text" in frame else [""] * len(frame)
-    rows = zip(frame["speaker"], frame["path"], texts, strict=True)
-    return [(speaker, str(csv.parent / path), text or None) for speaker, path, text in rows]
+    # Only who counts word errors needs texts.
+    if "text" not in frame:
+        frame["text"] = ""
+    rows = []
+    for row in frame.itertuples():
+        path = str(csv.parent / row.path)
+        rows.append((row.speaker, path, row.text or None))
+    return rows
 
 
-def split(recordings):
+def split(recordings: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Recordings for training and validation: one of `VALID_EVERY` of each speaker, and of speakers with only one."""
     speakers = recordings.groupby("speaker")["path"]
-    single = speakers.transform("size") == 1
-    position = speakers.cumcount().where(~single, single.cumsum() - 1) % VALID_EVERY
-    return {"train": recordings[position != 0], "valid": recordings[position == 0]}
+    is_single = speakers.transform("size") == 1
+    # The place among the speaker's recordings; of speakers with only one, among these speakers.
+    place = speakers.cumcount()
+    place_of_single = is_single.cumsum() - 1
+    place = place.where(~is_single, place_of_single)
+    is_valid = place % VALID_EVERY == 0
+    return {"train": recordings[~is_valid], "valid": recordings[is_valid]}
 
 
 def list_recordings(corpus: Corpus, args: argparse.Namespace) -> dict[str, pd.DataFrame]:
@@ -133,22 +153,27 @@ def list_recordings(corpus: Corpus, args: argparse.Namespace) -> dict[str, pd.Da
         UserError: files that cannot be used, all in one; too few speakers.
     """
     parts = find_recordings(corpus.roots)
+    rate = args.sample_rate
+    tables = {}
     products = []
     for part, rows in parts.items():
-        for _, path, _ in rows:
-            path = corpus.through(path)
+        frame = pd.DataFrame(rows, columns=["speaker", "path", "text"])
+        paths = list(map(corpus.through, frame["path"]))
+        frame["path"] = list(map(str, paths))
+        tables[part] = frame
+        for path in paths:
+            # By the place in the corpus, which may be moved.
             name = f"{part} {os.path.relpath(path, corpus.folder)}"
-            products.append(Product(name, args.sample_rate, (), (path, args.sample_rate)))
+            products.append(Product(name, rate, (), (path, rate)))
     folder = corpus.folder / "recordings"
     results = iter(make(check_recording, products, folder, args.nj, "checking recordings"))
-    tables = {}
-    for part, rows in parts.items():
-        frame = pd.DataFrame(rows, columns=["speaker", "path", "text"])
-        frame["path"] = [str(corpus.through(path)) for path in frame["path"]]
-        measured = [next(results) for _ in rows]
+    for part, frame in tables.items():
+        measured = [next(results) for _ in range(len(frame))]
         frame["length"] = [length for length, _ in measured]
-        frame["rate"] = [rate for _, rate in measured]
-        tables[part] = frame if frame["text"].notna().any() else frame.drop(columns="text")
+        frame["rate"] = [own_rate for _, own_rate in measured]
+        if frame["text"].isna().all():
+            tables[part] = frame.drop(columns="text")
+    # Validation is of the speakers of training, with other sentences.
     tables = split(tables["train"]) | {"test": tables["test"]}
     for name, frame in tables.items():
         if frame["speaker"].nunique() < args.n_src:
@@ -176,6 +201,7 @@ def print_report(tables: dict[str, pd.DataFrame]) -> None:
         hours = (frame["length"] / frame["rate"]).sum() / 3600
         speakers = frame["speaker"].nunique()
         print(f"{name:6} {len(frame):6d} recordings {speakers:4d} speakers {hours:7.2f} h")
+    # Scores on speakers that were trained on are too good.
     train = {*tables["train"]["speaker"], *tables["valid"]["speaker"]}
     shared = train & set(tables["test"]["speaker"])
     if shared:
@@ -184,14 +210,17 @@ def print_report(tables: dict[str, pd.DataFrame]) -> None:
 
 def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> None:
     """Synthesise a WSJ0 in small, in its layout, the same each time; what exists is kept."""
+    # Another seed than that of wsj0-2mix: other voices and sentences.
     draw = random.Random(1)
     jobs = []
     n_speakers = size["speakers"] + size["test_speakers"]
     for index, speaker in enumerate(speech.make_speakers(n_speakers, seed=1)):
         name = f"{index:02d}{'fm'[index % 2]}"
-        test = index >= size["speakers"]
-        part = "si_et_05" if test else "si_tr_s"
-        for number in range(size["test_utterances" if test else "utterances"]):
+        # The last ones are heard in the test only.
+        is_test = index >= size["speakers"]
+        part = "si_et_05" if is_test else "si_tr_s"
+        n_utterances = size["test_utterances" if is_test else "utterances"]
+        for number in range(n_utterances):
             path = f"wsj0/{part}/{name}/{name}c{number:04d}.wav"
             jobs.append((path, speech.make_sentence(draw), speaker))
     speech.write_sentences(jobs, folder, MINI_RATE, n_jobs)
@@ -201,10 +230,8 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> None:
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
-    details = {"size": MINI} if corpus.kind == "mini" else {}
-    corpus.check(details)
-    if corpus.kind == "mini":
-        make_mini(corpus.roots[0], args.nj)
+    # A mini corpus of another size is another one.
+    details = corpus.prepare({"size": MINI}, partial(make_mini, n_jobs=args.nj))
     ready = ready_set(corpus.origins)
     if not ready:
         # By the user's own paths, before anything is written.
@@ -213,6 +240,7 @@ def main(argv=None):
     if ready:
         print(f"corpus {corpus.name}: a finished set, {ready}")
         return
+    # Each is read once, here: faults are told before anything is made.
     tables = list_recordings(corpus, args)
     print_report(tables)
     for name, frame in tables.items():

@@ -30,6 +30,7 @@ WHISPER_RATE = 16000  # Hz
 
 def recogniser(name):
     """A function of (signal, sample_rate) that returns the text."""
+    # Imported only when asked for: each is large, and none is a requirement.
     kind, _, model = name.partition(":")
     if not model:
         raise UserError(
@@ -40,6 +41,7 @@ def recogniser(name):
             whisper = importlib.import_module("whisper").load_model(model)
 
             def transcribed(signal, rate):
+                # It knows no other rate.
                 resampled = soxr.resample(signal, rate, WHISPER_RATE)
                 return whisper.transcribe(resampled, language="en")["text"]
 
@@ -66,7 +68,9 @@ def transcribe(
     estimates = apply(system, torch.from_numpy(mixture)).numpy()[:, 0]
     sources = sources[:, 0]
     estimates = estimates[match(estimates, sources)]
+    # Once: it is the same for all speakers.
     of_mixture = recognise(mixture[0], rate)
+    # Errors and words apart, for the rate of a set is not the mean of rates.
     totals = {}
     for k, (estimate, source) in enumerate(zip(estimates, sources, strict=True), 1):
         texts = {
@@ -99,6 +103,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     frame = read_manifest(args.manifest)
     columns = source_columns(frame)
+    # What was said, by source.
     texts = [f"text_{k}" for k in range(1, len(columns) + 1)]
     absent = [text for text in texts if text not in frame]
     if absent:
@@ -110,12 +115,14 @@ def main(argv=None):
         raise UserError(
             f"{args.manifest}: {empty.sum()} mixtures lack a text, e.g. {example}: leave them out"
         )
+    # In one process, for a recogniser is large.
     system = load_system(args.exp)
     recognise = recogniser(args.recogniser)
     rows = []
     for row in frame.to_dict("records"):
         totals = transcribe(row, [row[column] for column in columns], system, recognise)
         rows.append({"mixture_ID": row["mixture_ID"], **totals})
+    # By mixture, so that one can look for what went wrong.
     table = pd.DataFrame(rows)
     files.write_text(args.out, table.to_csv(index=False))
     for name in ("mixture", "estimates", "sources"):

@@ -40,11 +40,15 @@ def scores_of(exp: Path) -> dict[str, pd.DataFrame]:
 
 
 def labelled(name: str) -> str:
-    return f"{name} ({REMARKS[name]})" if name in REMARKS else name
+    """The name with what a reader must know to compare."""
+    if name not in REMARKS:
+        return name
+    return f"{name} ({REMARKS[name]})"
 
 
 def published(target: str) -> pd.DataFrame:
     """Medians of SiSEC 2018, indexed by method."""
+    # A method may be called NA.
     table = pd.read_csv(PUBLISHED, keep_default_na=False)
     return table[table.target == target].set_index("method")
 
@@ -63,7 +67,11 @@ def markdown(tables: dict[str, pd.DataFrame], target: str, number: int) -> str:
         "| system | SDR | SIR | ISR | SAR | SDR, mean over songs | from |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, (*values, origin) in sorted(rows.items(), key=lambda item: -item[1][0]):
+    # By the SDR, the first column.
+    names = sorted(rows, key=lambda name: -rows[name][0])
+    for name in names:
+        *values, origin = rows[name]
+        # Not -0.00.
         numbers = " | ".join(f"{value:z.2f}" for value in values)
         lines.append(f"| {name} | {numbers} | {origin} |")
     return "\n".join(lines)
@@ -83,7 +91,8 @@ def box_plot(tables: dict[str, pd.DataFrame]) -> bytes:
     names = sorted([*ours, *medians.index], key=place_of)
     # Names of experiments are text: a dollar sign in one begins no formula.
     with plt.rc_context({"text.parse_math": False}):
-        figure, axes = plt.subplots(figsize=(9, 0.28 * len(names) + 1.2), layout="constrained")
+        height = 0.28 * len(names) + 1.2
+        figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
         for place, name in enumerate(names):
             if name in ours:
                 axes.boxplot(
@@ -94,10 +103,12 @@ def box_plot(tables: dict[str, pd.DataFrame]) -> bytes:
                     manage_ticks=False,
                 )
             else:
+                # Of these only the median is known.
                 ends = [place - 0.3, place + 0.3]
                 axes.plot([medians[name]] * 2, ends, color="tab:blue", linewidth=2)
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("SDR of the vocals (dB): boxes are songs, blue lines medians of SiSEC 2018")
+        # Songs beyond are few, and would make the rest small.
         axes.set_xlim(-10, 15)
         axes.set_ylim(-1, len(names))
         axes.grid(axis="x", alpha=0.3)

@@ -5,6 +5,7 @@ A song or clip is read again only if it, or what was made of it, has changed sin
 
 import os
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def find_songs(corpus: Corpus, form: str, root: Path, n_jobs: int) -> tuple[Path
     """
     decoded = corpus.folder / "decoded"
     if form == "stems" and root.is_dir():
-        songs = {part: sorted(stem_songs(root)[part]) for part in PARTS}
+        songs = {part: sorted(stems) for part, stems in stem_songs(root).items()}
         # What has changed since stage 0 is decoded again.
         decode(root, decoded, n_jobs)
     else:
@@ -65,13 +66,17 @@ def find_songs(corpus: Corpus, form: str, root: Path, n_jobs: int) -> tuple[Path
         place = decoded if form == "stems" else root
         songs = {}
         for part in PARTS:
-            songs[part] = [path.name for path in children(place / part) if path.is_dir()]
+            folders = [path for path in children(place / part) if path.is_dir()]
+            songs[part] = [folder.name for folder in folders]
     if form == "stems":
         root = decoded
-    if len(songs["train"]) < 2 or not songs["test"]:
-        counts = " and ".join(f"{len(names)} in {part}/" for part, names in songs.items())
+    # One to train on, one to validate with, one to test.
+    n_train = len(songs["train"])
+    n_test = len(songs["test"])
+    if n_train < 2 or n_test < 1:
         raise UserError(
-            f"{root}: needs two songs at least in train/ and one in test/; there are {counts}"
+            f"{root}: needs two songs at least in train/ and one in test/; there are {n_train} in train/ and {n_test} "
+            "in test/"
         )
     return root, {**split_songs(songs["train"]), "test": songs["test"]}
 
@@ -88,10 +93,13 @@ def make_songs(
         UserError: one that lists all songs that cannot be used.
     """
     root, names = find_songs(corpus, form, root, n_jobs)
-    songs, products = [], []
+    songs = []
+    products = []
     for part in SETS:
+        # Songs for validation are among those for training.
+        place = root / ("test" if part == "test" else "train")
         for name in names[part]:
-            song = root / ("test" if part == "test" else "train") / name
+            song = place / name
             target = corpus.folder / "songs" / song.parent.name / name
             wavs = tuple(target / f"{file}.wav" for file in ("accompaniment", *FILES))
             arguments = (song, target, form == "stems")
@@ -133,6 +141,7 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
     inputs = [song / f"{name}.wav" for name in FILES]
     signals = read_song(song)
     lengths = {name: signal.shape[1] for name, signal in signals.items()}
+    # Coders of stems leave out different numbers of frames.
     shortest = min(lengths, key=lengths.get)
     longest = max(lengths, key=lengths.get)
     length = lengths[shortest]
@@ -152,7 +161,9 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
             copy.unlink(missing_ok=True)
     stems = [name for name in STEMS if name in signals]
     accompaniment = sum(signals[name] for name in stems)
-    subtype = "PCM_16" if np.abs(accompaniment).max() <= 1 else "FLOAT"
+    # A sum of stems may go beyond full scale, which 16 bits would clip.
+    is_within = np.abs(accompaniment).max() <= 1
+    subtype = "PCM_16" if is_within else "FLOAT"
     audio.write(target / "accompaniment.wav", accompaniment, RATES["hq"], subtype)
     mixture = signals["mixture"]
     voice = signals.get("vocals")
@@ -215,9 +226,14 @@ def level_difference(voice: np.ndarray | None, accompaniment: np.ndarray) -> flo
     """Level of a voice less that of its accompaniment in dB; infinite or NaN where one, or both, are silent."""
     powers = []
     for signal in (voice, accompaniment):
-        powers.append(0.0 if signal is None else np.mean(signal.astype(np.float64) ** 2))
+        power = 0.0
+        if signal is not None:
+            power = np.mean(signal.astype(np.float64) ** 2)
+        powers.append(power)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return round(float(10 * np.log10(np.divide(*powers))), 2)
+        ratio = np.divide(*powers)
+        level = 10 * np.log10(ratio)
+    return round(float(level), 2)
 
 
 def remarks_on(
@@ -233,7 +249,9 @@ def remarks_on(
     rest = mixture - accompaniment
     if voice is not None:
         rest = rest - voice
-    ratio = 10 * np.log10((np.mean(rest**2) + 1e-20) / (np.mean(mixture**2) + 1e-20))
+    rest_power = np.mean(rest**2) + 1e-20
+    mixture_power = np.mean(mixture**2) + 1e-20
+    ratio = 10 * np.log10(rest_power / mixture_power)
     if not np.any(mixture):
         texts.append("the mixture is silent")
     elif ratio > ADDITIVE:
@@ -272,11 +290,13 @@ def split_clips(root: Path) -> dict[str, list[str]]:
     Raises:
         UserError: with all that is wrong with the lists.
     """
-    names = [path.stem for path in children(root / "Wavfile") if path.suffix == ".wav"]
+    paths = children(root / "Wavfile")
+    names = [path.stem for path in paths if path.suffix == ".wav"]
     lists = {part: root / f"{part}.txt" for part in SETS}
     if all(path.is_file() for path in lists.values()):
         sets = {}
         for part, path in lists.items():
+            # Names of files need not be UTF-8.
             text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
             sets[part] = text.split()
     else:
@@ -299,7 +319,8 @@ def split_clips(root: Path) -> dict[str, list[str]]:
             problems.append(
                 f"{len(absent)} of {len(listed)} clips for {part} are not in Wavfile/: {', '.join(absent[:3])}"
             )
-    counts = Counter(name for listed in sets.values() for name in listed)
+    # A clip that trains and tests would make the scores too good.
+    counts = Counter(chain.from_iterable(sets.values()))
     twice = [name for name in counts if counts[name] > 1]
     if twice:
         problems.append(f"{len(twice)} clips are in two lists, e.g. {twice[0]}: give each to one")
@@ -313,23 +334,30 @@ def make_clips(
 ) -> tuple[dict[str, list[dict]], list[str]]:
     """Mix all clips; as `make_songs`."""
     folder = corpus.folder / "clips"
-    clips, products = [], []
+    settings = {"rate": RATES[form], "peak": PEAK}
+    parts = []
+    products = []
     for part, names in split_clips(root).items():
         for name in names:
-            paths = {
-                "mixture_path": folder / name / "mixture.wav",
-                "source_1_path": folder / name / "voice.wav",
-                "source_2_path": folder / name / "accompaniment.wav",
-            }
-            arguments = (root / "Wavfile" / f"{name}.wav", *paths.values())
-            settings = {"rate": RATES[form], "peak": PEAK}
-            products.append(Product(name, settings, tuple(paths.values()), arguments))
-            clips.append((part, name, paths))
+            clip = root / "Wavfile" / f"{name}.wav"
+            files_of_clip = ("mixture.wav", "voice.wav", "accompaniment.wav")
+            paths = tuple(folder / name / file for file in files_of_clip)
+            products.append(Product(name, settings, paths, (clip, *paths)))
+            parts.append(part)
     lengths = make(make_clip, products, folder, n_jobs, "clips")
     rows = {part: [] for part in SETS}
-    for (part, name, paths), length in zip(clips, lengths, strict=True):
-        levels = {"voice_to_accompaniment_db": 0.0}
-        rows[part].append({"mixture_ID": name, **paths, "length": length, **levels})
+    for part, product, length in zip(parts, products, lengths, strict=True):
+        mixture, voice, accompaniment = product.paths
+        row = {
+            "mixture_ID": product.name,
+            "mixture_path": mixture,
+            "source_1_path": voice,
+            "source_2_path": accompaniment,
+            "length": length,
+            # They are mixed so.
+            "voice_to_accompaniment_db": 0.0,
+        }
+        rows[part].append(row)
     return rows, []
 
 
@@ -348,7 +376,8 @@ def make_clip(
             f"{path}: needs accompaniment and voice as its two channels, neither of them silent"
         )
     # Equal power: the mixture has 0 dB.
-    accompaniment, voice = signal / np.sqrt(np.mean(signal**2, axis=1, keepdims=True))
+    power = np.mean(signal**2, axis=1, keepdims=True)
+    accompaniment, voice = signal / np.sqrt(power)
     parts = (accompaniment, voice, accompaniment + voice)
     peak = max(np.abs(part).max() for part in parts) / PEAK
     # The mixture is the sum of what 16 bits make of its parts.
@@ -365,7 +394,8 @@ def make_clip(
 
 def show(texts: list[str], title: str) -> str:
     """A title and the first ten texts, for a terminal: names of files may hold bytes that are not UTF-8."""
-    lines = [title, *(f"  {text}" for text in texts[:SHOWN])]
+    lines = [title]
+    lines += [f"  {text}" for text in texts[:SHOWN]]
     if len(texts) > SHOWN:
         lines.append(f"  ... and {len(texts) - SHOWN} more")
     return "\n".join(lines).encode(errors="backslashreplace").decode()
@@ -373,9 +403,7 @@ def show(texts: list[str], title: str) -> str:
 
 def write_remarks(remarks: list[str], path: Path) -> None:
     """One remark a line; a file that holds the same already is left alone, as finished data may be read-only."""
-    data = "".join(f"{text}\n" for text in remarks).encode(errors="surrogateescape")
-    if not path.is_file() or path.read_bytes() != data:
-        files.write_bytes(path, data)
+    files.write_changed(path, "".join(f"{text}\n" for text in remarks))
     if remarks:
         print(show(remarks, f"{len(remarks)} remarks, all in {path}:"))
 
@@ -386,12 +414,14 @@ def write_manifests(rows: dict[str, list[dict]], folder: Path, rate: int) -> Non
     for part, part_rows in rows.items():
         frame = pd.DataFrame(part_rows)
         first = ["mixture_ID", "mixture_path", "source_1_path", "source_2_path"]
-        frame = frame[first + [column for column in frame if column not in first]]
+        others = [column for column in frame if column not in first]
+        frame = frame[first + others]
         # Silent parts have no ratio.
-        ratios = frame["voice_to_accompaniment_db"].replace([-np.inf, np.inf], np.nan)
+        ratios = frame["voice_to_accompaniment_db"]
+        ratios = ratios.replace([-np.inf, np.inf], np.nan)
         hours = frame["length"].sum() / rate / 3600
         # Of songs that lack a stem the cell is empty.
-        frame = frame.map(lambda cell: "" if pd.isna(cell) else cell)
+        frame = frame.astype(object).where(frame.notna(), "")
         write_manifest(frame, folder / f"{part}.csv")
         print(f"{part:7s} {len(frame):5d} {hours:7.3f}   {ratios.median():.1f}")
 
@@ -407,7 +437,9 @@ def main(argv=None):
         raise UserError(f"{path} does not say what the corpus is: delete it and run stage 0 again")
     files.remove_leftovers(corpus.folder)
     make_all = make_clips if form == "mir1k" else make_songs
-    rows, remarks = make_all(corpus, form, corpus.roots[0] / note["inside"], args.nj)
+    # A corpus may lie in a folder of the one that was given.
+    root = corpus.roots[0] / note["inside"]
+    rows, remarks = make_all(corpus, form, root, args.nj)
     manifests = corpus.folder / "manifests" / f"{RATES[form] // 1000}k"
     write_remarks(remarks, manifests / "remarks.txt")
     write_manifests(rows, manifests, RATES[form])

@@ -23,10 +23,25 @@ TEST = ["M.I.N.I. - No. 1", "Nettle - Silent Bridge", "Owl - Late"]
 SILENT_VOICE = "Nettle - Silent Bridge"  # from a third to two thirds
 SECONDS = 14.0
 FILES = ("mixture", "vocals", "drums", "bass", "other")
-LEVELS = {"vocals": 1.0, "drums": 0.7, "bass": 0.6, "other": 0.9}  # RMS, before all are scaled
-# Formants in Hz: two each of the vowels a, e, i, o, u, and two that the singers share.
-VOWELS = np.array([(730, 1090), (530, 1840), (300, 2250), (570, 880), (320, 870)])
+# RMS, before all are scaled.
+LEVELS = {
+    "vocals": 1.0,
+    "drums": 0.7,
+    "bass": 0.6,
+    "other": 0.9,
+}
+# Formants in Hz: two each of five vowels, and two that the singers share.
+VOWELS = np.array(
+    [
+        (730, 1090),  # a
+        (530, 1840),  # e
+        (300, 2250),  # i
+        (570, 880),  # o
+        (320, 870),  # u
+    ]
+)
 UPPER = (2700, 3400)
+PLACES = (0.2, 0.5, 0.8)  # of the notes of a chord, from left to right
 WIDTHS = (90, 110, 160, 200)  # of the four formants, in Hz
 GAINS = (1, 0.7, 0.3, 0.2)
 # Steps of the scales in semitones.
@@ -43,23 +58,27 @@ def make_mini(
 ) -> None:
     """Write the songs that are not there, whole and unchanged; the same each time."""
     products = []
-    songs = [("train", name) for name in train] + [("test", name) for name in test]
+    songs = [("train", name) for name in train]
+    songs += [("test", name) for name in test]
     for seed, (part, name) in enumerate(songs):
         song = folder / part / name
         silent = name == SILENT_VOICE
         settings = {"seed": seed, "seconds": seconds, "silent": silent}
         wavs = tuple(song / f"{file}.wav" for file in FILES)
-        products.append(Product(f"{part}/{name}", settings, wavs, (song, seed, seconds, silent)))
+        arguments = (song, seed, seconds, silent)
+        products.append(Product(f"{part}/{name}", settings, wavs, arguments))
     make(_write, products, folder, n_jobs, "synthesising songs")
 
 
 def _write(song, seed, seconds, silent):
     stems = synthesise(seed, seconds, silent)
     # The mixture is the sum of what 16 bits make of the stems.
-    stems = {name: np.rint(stem / audio.LSB) * audio.LSB for name, stem in stems.items()}
+    mixture = 0
     for name, stem in stems.items():
+        stem = np.rint(stem / audio.LSB) * audio.LSB
         audio.write(song / f"{name}.wav", stem, RATE)
-    audio.write(song / "mixture.wav", sum(stems.values()), RATE)
+        mixture = mixture + stem
+    audio.write(song / "mixture.wav", mixture, RATE)
     return None, []
 
 
@@ -72,21 +91,30 @@ def synthesise(seed: int, seconds: float, silent: bool = False) -> dict[str, np.
     beat = 60 / rng.uniform(85, 130)  # seconds
     # Triads on the degrees I, IV, V, VI.
     degrees = rng.choice([0, 3, 4, 5], 4)
-    chords = [scale[[degree, (degree + 2) % 7, (degree + 4) % 7]] for degree in degrees]
+    chords = []
+    for degree in degrees:
+        # Every other step of the scale.
+        steps = degree + np.array([0, 2, 4])
+        chords.append(scale[steps % 7])
     octave = rng.choice([12, 24])
     voice = _voice(rng, n, scale, root + octave, beat)
     if silent:
         voice[n // 3 : 2 * n // 3] = 0
+    drums = _drums(rng, n, beat)
+    bass = _bass(n, chords, root - 12, beat)
     stems = {
         "vocals": _pan(voice, 0.5) * 0.9,
-        "drums": _drums(rng, n, beat),
-        "bass": _pan(_bass(n, chords, root - 12, beat), 0.5),
+        "drums": drums,
+        "bass": _pan(bass, 0.5),
         "other": _chords(rng, n, chords, root + 12, beat),
     }
     for name, level in LEVELS.items():
-        stems[name] *= level / np.sqrt(np.mean(stems[name] ** 2))
-    peak = np.abs(sum(stems.values())).max()
-    return {name: 0.9 / peak * stem for name, stem in stems.items()}
+        rms = np.sqrt(np.mean(stems[name] ** 2))
+        stems[name] *= level / rms
+    # One gain for all, so that they keep their levels.
+    mixture = sum(stems.values())
+    gain = 0.9 / np.abs(mixture).max()
+    return {name: gain * stem for name, stem in stems.items()}
 
 
 def _voice(rng, n, scale, root, beat):
@@ -94,20 +122,28 @@ def _voice(rng, n, scale, root, beat):
     pitch, level, formants = _melody(rng, n, scale, root, beat)
     # Vibrato of 0.3 semitones; then the phase of the fundamental.
     time = np.arange(n) / RATE
-    pitch = pitch + 0.3 * np.sin(2 * np.pi * rng.uniform(5, 6.5) * time)
+    vibrato_rate = rng.uniform(5, 6.5)
+    vibrato = np.sin(2 * np.pi * vibrato_rate * time)
+    pitch = pitch + 0.3 * vibrato
     frequency = _hertz(pitch)
-    phase = 2 * np.pi * np.cumsum(frequency) / RATE
+    phase = _phase(frequency)
     # Harmonics under a spectrum of four resonances, whose place is the singer's.
     tract = rng.uniform(0.95, 1.15)
     peaks = [tract * formant for formant in (*formants, *UPPER)]
+    resonances = list(zip(GAINS, peaks, WIDTHS, strict=True))
     voice = np.zeros(n)
     for k in range(1, 41):
+        harmonic = k * frequency
         gain = 0
-        for height, peak, width in zip(GAINS, peaks, WIDTHS, strict=True):
-            gain = gain + height / (1 + ((k * frequency - peak) / width) ** 2)
-        audible = k * frequency < 0.4 * RATE
-        voice += np.where(audible, gain / k**0.5, 0) * np.sin(k * phase)
-    breath = _smooth(rng.normal(size=n), 2e-4) * 0.05
+        for height, peak, width in resonances:
+            distance = (harmonic - peak) / width
+            gain = gain + height / (1 + distance**2)
+        # Nothing that would fold back at half the rate.
+        audible = harmonic < 0.4 * RATE
+        gain = np.where(audible, gain / k**0.5, 0)
+        voice += gain * np.sin(k * phase)
+    noise = rng.normal(size=n)
+    breath = _smooth(noise, 2e-4) * 0.05
     return level * (voice + breath)
 
 
@@ -119,18 +155,25 @@ def _melody(rng, n, scale, root, beat):
     position = 0
     degree = rng.integers(7)
     while position < n:
-        length = round(beat * rng.choice([0.5, 1, 1, 2]) * RATE)
+        n_beats = rng.choice([0.5, 1, 1, 2])
+        length = round(beat * n_beats * RATE)
         # The melody goes up or down by two steps of the scale at most.
-        degree = np.clip(degree + rng.integers(-2, 3), 0, 9)
+        leap = rng.integers(-2, 3)
+        degree = np.clip(degree + leap, 0, 9)
+        octave, step = divmod(degree, 7)
         part = slice(position, position + length)
-        pitch[part] = root + scale[degree % 7] + 12 * (degree // 7)
-        formants[:, part] = VOWELS[rng.integers(5)][:, None]
+        pitch[part] = root + scale[step] + 12 * octave
+        vowel = VOWELS[rng.integers(5)]
+        formants[:, part] = vowel[:, None]
         # Some notes are rests.
         rest = rng.random() < 0.15
         level[part] = 0.0 if rest else rng.uniform(0.6, 1)
         position += length
-    curves = [_smooth(curve, 0.04) for curve in (pitch, level, *formants)]
-    return curves[0], curves[1], curves[2:]
+    # No jump from note to note.
+    pitch = _smooth(pitch, 0.04)
+    level = _smooth(level, 0.04)
+    formants = [_smooth(formant, 0.04) for formant in formants]
+    return pitch, level, formants
 
 
 def _drums(rng, n, beat):
@@ -138,12 +181,15 @@ def _drums(rng, n, beat):
     out = np.zeros((2, n))
     length = round(0.25 * RATE)
     time = np.arange(length) / RATE
-    # A sine whose frequency falls to 45 Hz.
-    kick = np.sin(2 * np.pi * (45 * time + 6 * (1 - np.exp(-time * 30)))) * np.exp(-time * 14)
-    for eighth in range(int(n / RATE / beat * 2)):
+    # A sine whose frequency falls to 45 Hz: its phase, in periods, is the integral.
+    periods = 45 * time + 6 * (1 - np.exp(-time * 30))
+    kick = np.sin(2 * np.pi * periods) * np.exp(-time * 14)
+    n_eighths = int(n / RATE / beat * 2)
+    for eighth in range(n_eighths):
         # A hat on every eighth, the kick on the first and the snare on the third of four.
         noise = rng.normal(size=length)
-        hat = np.diff(noise, prepend=0) * np.exp(-time * 70) * 0.25
+        bright = np.diff(noise, prepend=0)
+        hat = bright * np.exp(-time * 70) * 0.25
         drum = np.zeros(length)
         if eighth % 4 == 0:
             drum = kick
@@ -160,12 +206,15 @@ def _bass(n, chords, root, beat):
     """The roots of the chords, plucked twice a beat."""
     time = np.arange(n) / RATE
     # A chord lasts four beats.
-    chord = (time / beat / 4).astype(int) % len(chords)
+    bar = (time / beat / 4).astype(int)
+    chord = bar % len(chords)
     roots = np.array([notes[0] for notes in chords])
     frequency = _hertz(root + roots[chord])
-    phase = 2 * np.pi * np.cumsum(frequency) / RATE
+    phase = _phase(frequency)
     # Six harmonics of a sawtooth, under a decay from each pluck.
-    wave = sum(np.sin(k * phase) / k for k in range(1, 7))
+    wave = 0
+    for k in range(1, 7):
+        wave = wave + np.sin(k * phase) / k
     since_pluck = time % (beat / 2)
     return wave * np.exp(-3 * since_pluck)
 
@@ -175,21 +224,31 @@ def _chords(rng, n, chords, root, beat):
     out = np.zeros((2, n))
     length = round(1.6 * RATE)
     time = np.arange(length) / RATE
-    for index in range(int(n / RATE / beat)):
+    n_beats = int(n / RATE / beat)
+    for index in range(n_beats):
         # On the beat or an eighth behind it.
         delay = rng.choice([0, 0.5])
         start = round((index + delay) * beat * RATE)
         end = min(start + length, n)
-        for k, note in enumerate(chords[index // 4 % len(chords)]):
+        n_heard = max(end - start, 0)
+        bar = index // 4
+        notes = chords[bar % len(chords)]
+        for note, place in zip(notes, PLACES, strict=True):
             frequency = _hertz(root + note)
             # Eight harmonics; the higher, the sooner they are gone.
             string = 0
             for h in range(1, 9):
                 decay = np.exp(-time * (2 + h))
-                string = string + np.sin(2 * np.pi * h * frequency * time + h) * decay / h
-            pluck = _pan(string, (0.2, 0.5, 0.8)[k])
-            out[:, start:end] += pluck[:, : max(end - start, 0)]
+                phase = 2 * np.pi * h * frequency * time + h
+                string = string + np.sin(phase) * decay / h
+            pluck = _pan(string, place)
+            out[:, start:end] += pluck[:, :n_heard]
     return out
+
+
+def _phase(frequency):
+    """Of a sine of a frequency given for each sample, in Hz: its integral."""
+    return 2 * np.pi * np.cumsum(frequency) / RATE
 
 
 def _hertz(pitch):
@@ -199,17 +258,21 @@ def _hertz(pitch):
 
 def _pan(signal, place):
     """(time,) to (2, time), from 0 (left) to 1 (right), of constant power."""
-    left = np.cos(np.pi / 2 * place)
-    right = np.sin(np.pi / 2 * place)
+    angle = np.pi / 2 * place
+    left = np.cos(angle)
+    right = np.sin(angle)
     return np.stack([left * signal, right * signal])
 
 
 def _smooth(signal, seconds):
     """Moving average of (time,), centred, the ends extended."""
     width = max(1, round(seconds * RATE))
-    padded = np.pad(signal, (width // 2 + 1, width - width // 2 - 1), mode="edge")
+    half = width // 2
+    padding = (half + 1, width - half - 1)
+    padded = np.pad(signal, padding, mode="edge")
     # The sum over a window is a difference of running sums.
     total = np.cumsum(padded)
-    n_windows = len(total) - width + 1
-    before = np.concatenate([[0], total[:-width]])[:n_windows]
-    return (total[width - 1 :] - before)[: len(signal)] / width
+    after = total[width - 1 :]
+    before = np.concatenate([[0], total[:-width]])
+    sums = after - before[: len(after)]
+    return sums[: len(signal)] / width

@@ -59,6 +59,7 @@ def detect(folder: Path) -> tuple[str, Path]:
     if not folder.is_dir():
         raise UserError(f"--corpus: {folder} is not a directory. Accepted are\n{ACCEPTED}")
     subfolders = [path for path in children(folder) if path.is_dir()]
+    # Archives put all into a folder of their name.
     for root in (folder, *subfolders):
         songs = children(root / "train")
         if any((song / "mixture.wav").is_file() for song in songs):
@@ -83,6 +84,7 @@ def download(folder: Path, url: str = URL, sha256: str = SHA256) -> None:
     record = folder / "unpacked.json"
     if record.is_file():
         sizes = files.read_json(record, f"delete {record} and run stage 0 again")
+        # By their sizes: reading 22 GB for a checksum takes minutes.
         absent = [name for name, size in sizes.items() if not _has_size(place / name, size)]
         if not absent:
             return
@@ -99,6 +101,7 @@ def download(folder: Path, url: str = URL, sha256: str = SHA256) -> None:
             if not _has_size(place / member.filename, member.file_size):
                 content.extract(member, place)
     files.write_json(record, {member.filename: member.file_size for member in members})
+    # It is as large as what was in it.
     archive.unlink()
 
 
@@ -109,6 +112,7 @@ def _has_size(path, size):
 def stem_songs(root: Path) -> dict[str, dict[str, Path]]:
     """{train, test: {name of the song: its .stem.mp4}}."""
     songs = {}
+    # Validation is chosen among the songs of training, in stage 1.
     for part in PARTS:
         paths = [path for path in children(root / part) if path.name.endswith(STEM_FILE)]
         songs[part] = {path.name.removesuffix(STEM_FILE): path for path in paths}
@@ -126,17 +130,20 @@ def decode(root: Path, target: Path, n_jobs: int) -> None:
         for name, path in songs.items():
             song = target / part / name
             wavs = tuple(song / f"{stream}.wav" for stream in STREAMS)
+            # The order of the streams says which file is which.
             settings = {"streams": STREAMS}
             products.append(Product(f"{part}/{name}", settings, wavs, (path, wavs)))
     make(_decode, products, target, n_jobs, "decoding stems")
 
 
 def _decode(path, wavs):
+    # Asked here, for what is decoded already needs none.
     if shutil.which("ffmpeg") is None:
         raise UserError(NO_FFMPEG)
     for number, wav in enumerate(wavs):
         wav.parent.mkdir(parents=True, exist_ok=True)
         temporary = wav.with_name(f".{wav.name}.{os.getpid()}.tmp")
+        # It would else wait for keys, and tell its progress.
         call = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", path]
         call += ["-map", f"0:a:{number}", "-f", "wav", temporary]
         try:
@@ -162,9 +169,11 @@ def main(argv=None):
         make_mini(corpus.roots[0], args.nj)
     elif corpus.kind == "download":
         download(corpus.folder)
+    # By the user's own paths, before anything is written.
     form, root = detect(corpus.origins[0])
     inside = os.path.relpath(root, corpus.origins[0])
     corpus.claim({"form": form, "inside": inside})
+    # Only now is it sure that the folder of data is of this corpus.
     if form == "stems":
         decode(corpus.roots[0] / inside, corpus.folder / "decoded", args.nj)
     print(f"corpus {corpus.name}: {form}, {corpus.given}")

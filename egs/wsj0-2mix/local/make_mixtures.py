@@ -3,7 +3,11 @@
 import argparse
 import itertools
 import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,240 +16,321 @@ from prepare_corpus import PARTS, detect, find_corpus, parse_arguments
 from utils import files
 from utils.data import audio, mixing
 from utils.data.corpus import Corpus, distinct, refuse_changes
-from utils.data.manifest import (
-    check_manifest,
-    checked,
-    read_manifest,
-    source_columns,
-    write_manifest,
-)
+from utils.data.manifest import check_manifest, read_manifest, source_columns, write_manifest
 from utils.data.products import Product, make
+from utils.data.sets import print_reports, write_sets
 from utils.data.walking import is_audio, is_litter, walk
 from utils.errors import UserError, command
-from utils.stamps import NAME as STAMP
+
+
+class Recording(NamedTuple):
+    """Of one speaker."""
+
+    speaker: str
+    name: str
+    """Unique for the speaker."""
+    path: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the stage was called for, and where its files go."""
+
+    corpus: Corpus
+    found: dict
+    """Of `prepare_corpus.detect`."""
+    args: argparse.Namespace
+
+    @property
+    def rate_name(self) -> str:
+        return f"{self.args.sample_rate // 1000}k"
+
+    @property
+    def mixtures(self) -> Path:
+        """As in the tree of wsj0-2mix."""
+        speakers = f"{self.args.n_src}speakers"
+        return self.corpus.folder / speakers / f"wav{self.rate_name}" / self.args.mode
+
+    @property
+    def manifests(self) -> Path:
+        setting = f"{self.args.n_src}spk_{self.rate_name}_{self.args.mode}"
+        return self.corpus.folder / "manifests" / setting
+
+    @property
+    def sources(self) -> Path:
+        return self.corpus.folder / f"sources{self.rate_name}"
+
 
 # Every function `from_<form>` returns manifests by set, a table of single-speaker recordings for dynamic mixing (None:
 # nobody knows them) and warnings.
 
 
-def from_lists(found: dict, corpus: Corpus, args: argparse.Namespace):
+def from_lists(stage: Stage):
     """WSJ0 and mixing lists: mix all three sets; training sources are the utterances of the training list."""
-    entries = {
-        name: mixing.parse_list(path, found["root"], args.n_src)
-        for name, path in found["lists"].items()
-    }
-    paths = sorted({path for entry in entries["train"] for path in entry.paths})
-    recordings = [(Path(path).parent.name, Path(path).stem, path) for path in paths]
-    frames, warnings = mix(entries, corpus.folder, args)
-    sources = write_sources(recordings, sources_folder(corpus.folder, "tr", args), args)
+    root = stage.found["root"]
+    entries = {}
+    for name, path in stage.found["lists"].items():
+        entries[name] = mixing.parse_list(path, root, stage.args.n_src)
+    paths = set()
+    for entry in entries["train"]:
+        paths.update(entry.paths)
+    recordings = []
+    for path in sorted(paths):
+        # WSJ0 has a folder for each speaker.
+        speaker = Path(path).parent.name
+        recordings.append(Recording(speaker, Path(path).stem, path))
+    frames, warnings = mix(entries, stage)
+    # For dynamic mixing: MERL's mixtures hold the utterances cut.
+    sources = write_sources(recordings, "tr", stage)
     return frames, sources, warnings
 
 
-def from_pair(found: dict, corpus: Corpus, args: argparse.Namespace):
+def from_pair(stage: Stage):
     """Directories of recordings: training mixes on the fly; fixed lists for validation (every tenth) and test."""
-    everything = find_recordings(found["train"])
-    split = {
+    everything = find_recordings(stage.found["train"])
+    # Speakers of validation are those of training, as in WSJ0.
+    parts = {
         "tr": [recording for i, recording in enumerate(everything) if i % 10],
         "cv": everything[::10],
-        "tt": find_recordings(found["test"]),
+        "tt": find_recordings(stage.found["test"]),
     }
-    for part, recordings in split.items():
-        n_speakers = len({speaker for speaker, _, _ in recordings})
-        if n_speakers < args.n_src:
+    for part, recordings in parts.items():
+        n_speakers = len(speakers_of(recordings))
+        if n_speakers < stage.args.n_src:
+            origin = stage.found["test" if part == "tt" else "train"]
             raise UserError(
-                f"{found['test' if part == 'tt' else 'train']}: {n_speakers} speakers for the part {part}, at least "
-                f"{args.n_src} are needed. A speaker is a folder (or a file that lies directly in the directory); "
-                "every tenth recording of the training directory goes to validation (cv)"
+                f"{origin}: {n_speakers} speakers for the part {part}, at least {stage.args.n_src} are needed. A "
+                "speaker is a folder (or a file that lies directly in the directory); every tenth recording of the "
+                "training directory goes to validation (cv)"
             )
-    sources, warnings = {}, shared_speakers(everything, split["tt"])
-    for part, recordings in split.items():
-        folder = sources_folder(corpus.folder, part, args)
-        sources[part] = write_sources(recordings, folder, args)
-    entries = {
-        "valid": draw_entries(sources["cv"], "cv", corpus.folder, args),
-        "test": draw_entries(sources["tt"], "tt", corpus.folder, args),
-    }
-    frames, left_out = mix(entries, corpus.folder, args)
+    warnings = []
+    shared = speakers_of(everything) & speakers_of(parts["tt"])
+    if shared:
+        warnings.append(f"{len(shared)} speakers are in training and test, e.g. {min(shared)}")
+    sources = {}
+    for part, recordings in parts.items():
+        sources[part] = write_sources(recordings, part, stage)
+    # Training is mixed anew in each epoch; what scores are compared on stays the same.
+    entries = {}
+    for name in ("valid", "test"):
+        part = PARTS[name]
+        entries[name] = draw_entries(sources[part], part, stage)
+    frames, left_out = mix(entries, stage)
     return frames, sources["tr"], warnings + left_out
 
 
-def shared_speakers(train: list, test: list) -> list[str]:
-    """A warning if there are speakers in both lists of recordings."""
-    shared = {speaker for speaker, _, _ in train} & {speaker for speaker, _, _ in test}
-    if not shared:
-        return []
-    return [f"{len(shared)} speakers are in training and test, e.g. {min(shared)}"]
+def speakers_of(recordings: list[Recording]) -> set[str]:
+    return {recording.speaker for recording in recordings}
 
 
-def draw_entries(sources, part, folder, args):
+def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.Entry]:
     """Draw a mixing list of recordings, keep it in mix_lists/, and read it."""
-    paths = {}
-    for speaker, path in zip(sources["speaker"], sources["path"], strict=True):
-        paths.setdefault(speaker, []).append(str(Path(path).relative_to(folder)))
-    n_mixtures = min(3000, max(20, 2 * len(sources)))
+    folder = stage.corpus.folder
+    n_src = stage.args.n_src
+    names: dict[str, list[str]] = {}
+    for speaker, recordings in sources.groupby("speaker"):
+        paths = [Path(path).relative_to(folder) for path in recordings["path"]]
+        names[speaker] = list(map(str, paths))
+    # Each recording comes about four times.
+    n_mixtures = 2 * len(sources)
+    n_mixtures = min(3000, max(20, n_mixtures))
     # The draw depends on the names alone, so the list is the same each time.
-    text = mixing.draw_list(paths, args.n_src, n_mixtures, seed=part)
-    path = folder / "mix_lists" / f"mix_{args.n_src}_spk_{part}.txt"
-    if not path.is_file() or path.read_text() != text:
-        files.write_text(path, text)
-    return mixing.parse_list(path, folder, args.n_src)
+    text = mixing.draw_list(names, n_src, n_mixtures, seed=part)
+    mixing_list = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
+    files.write_changed(mixing_list, text)
+    return mixing.parse_list(mixing_list, folder, n_src)
 
 
-def from_tree(found: dict, corpus: Corpus, args: argparse.Namespace):
+def from_tree(stage: Stage):
     """A finished tree: manifests only; training sources are s1, s2, ..., speaker = first three letters as in WSJ0."""
-    columns = ["mixture_path", *(f"source_{i + 1}_path" for i in range(args.n_src))]
-    parts = ["mix", *(f"s{i + 1}" for i in range(args.n_src))]
+    n_src = stage.args.n_src
     frames = {}
+    products = []
     for name, part in PARTS.items():
-        root = found["root"] / part
-        paths = {place: audio_in(root / place) for place in parts}
-        mixtures = sorted(paths["mix"])
-        if not mixtures:
-            raise UserError(f"{root / 'mix'}: holds no audio files")
-        for place in parts:
-            absent = [stem for stem in mixtures if stem not in paths[place]]
-            if absent:
-                raise UserError(
-                    f"{root / place}: {len(absent)} of {len(mixtures)} mixtures are not there, {absent[:3]}"
-                )
-        frame = pd.DataFrame({"mixture_ID": mixtures})
-        for place, column in zip(parts, columns, strict=True):
-            frame[column] = [str(paths[place][stem]) for stem in mixtures]
+        frame = list_part(stage.found["root"] / part, n_src)
+        for row in frame.itertuples():
+            product = f"{name}/{row.mixture_ID}"
+            products.append(Product(product, None, (), (row.mixture_path,)))
         frames[name] = frame
-    manifests = manifests_folder(corpus.folder, args)
-    products = [
-        Product(f"{name}/{row['mixture_ID']}", None, (), (row["mixture_path"],))
-        for name, frame in frames.items()
-        for row in frame.to_dict("records")
-    ]
-    lengths = iter(make(length_of, products, manifests, args.nj, "reading the mixtures"))
+    # Headers of thousands of files, read once.
+    lengths = make(length_of, products, stage.manifests, stage.args.nj, "reading the mixtures")
     for frame in frames.values():
-        frame["length"] = [next(lengths) for _ in range(len(frame))]
-    utterance = re.compile("_".join([r"(.+?)_-?\d[\d.]*(?:e-?\d+)?"] * args.n_src))
-    return frames, sources_of(frames["train"], utterance, lambda name: name[:3]), []
+        frame["length"] = lengths[: len(frame)]
+        lengths = lengths[len(frame) :]
+    # An ID is `utterance_gain_utterance_gain`.
+    utterance_and_gain = r"(.+?)_-?\d[\d.]*(?:e-?\d+)?"
+    pattern = "_".join([utterance_and_gain] * n_src)
+    sources = sources_of(frames["train"], pattern, lambda name: name[:3])
+    return frames, sources, []
+
+
+def list_part(root: Path, n_src: int) -> pd.DataFrame:
+    """The mixtures and sources in `root/{mix,s1,s2,...}`, without lengths."""
+    places = {"mixture_path": root / "mix"}
+    for i in range(1, n_src + 1):
+        places[f"source_{i}_path"] = root / f"s{i}"
+    # The mixtures say which sources there must be.
+    mixtures = sorted(audio_in(root / "mix"))
+    if not mixtures:
+        raise UserError(f"{root / 'mix'}: holds no audio files")
+    columns = {"mixture_ID": mixtures}
+    for column, place in places.items():
+        paths = audio_in(place)
+        absent = [stem for stem in mixtures if stem not in paths]
+        if absent:
+            raise UserError(
+                f"{place}: {len(absent)} of {len(mixtures)} mixtures are not there, {absent[:3]}"
+            )
+        columns[column] = [str(paths[stem]) for stem in mixtures]
+    return pd.DataFrame(columns)
 
 
 def audio_in(folder: Path) -> dict[str, Path]:
     """{stem: path} of the audio files in a folder, not below it."""
     if not folder.is_dir():
         raise UserError(f"{folder}: is not there")
-    paths = [path for path in folder.iterdir() if is_audio(path) and not is_litter(path.name)]
-    return {path.stem: path for path in paths}
+    paths = {}
+    for path in folder.iterdir():
+        if is_audio(path) and not is_litter(path.name):
+            paths[path.stem] = path
+    return paths
 
 
 def length_of(path):
     return audio.info(path)[0], [path]
 
 
-def from_csv(found: dict, corpus: Corpus, args: argparse.Namespace):
+def from_csv(stage: Stage):
     """CSV files: taken over; speakers of the training sources from LibriMix's IDs, speaker-chapter-utterance."""
-    paths = ["mixture_path", *(f"source_{i + 1}_path" for i in range(args.n_src))]
+    n_src = stage.args.n_src
+    columns = ["mixture_path"]
+    columns += [f"source_{i + 1}_path" for i in range(n_src)]
     frames = {}
-    for name, csvs in found["csvs"].items():
-        tables = [read_manifest(csv, args.n_src) for csv in csvs]
-        frame = pd.concat(tables, ignore_index=True)[["mixture_ID", *paths, "length"]]
-        for column in paths:
-            frame[column] = [str(corpus.through(path)) for path in frame[column]]
+    for name, csvs in stage.found["csvs"].items():
+        # LibriMix has two CSVs for training.
+        tables = [read_manifest(csv, n_src) for csv in csvs]
+        frame = pd.concat(tables, ignore_index=True)
+        frame = frame[["mixture_ID", *columns, "length"]]
+        for column in columns:
+            paths = map(stage.corpus.through, frame[column])
+            frame[column] = list(map(str, paths))
         frames[name] = frame
-    utterance = re.compile("_".join([r"([^-_]+-[^-_]+-[^-_]+)"] * args.n_src))
-    return frames, sources_of(frames["train"], utterance, lambda name: name.split("-")[0]), []
+    pattern = "_".join([r"([^-_]+-[^-_]+-[^-_]+)"] * n_src)
+    sources = sources_of(frames["train"], pattern, lambda name: name.split("-")[0])
+    return frames, sources, []
 
 
-def sources_of(frame, utterance, speaker_of):
-    """The longest version of every utterance in the sources of a manifest; None where an ID does not tell them."""
-    # Names of mixtures are made of those of their utterances.
-    matches = [utterance.fullmatch(name) for name in frame["mixture_ID"]]
+def sources_of(
+    frame: pd.DataFrame, pattern: str, speaker_of: Callable[[str], str]
+) -> pd.DataFrame | None:
+    """The longest version of every utterance in the sources of a manifest; None where an ID does not tell them.
+
+    Args:
+        frame: the manifest.
+        pattern: of an ID of a mixture, with a group for the name of each utterance.
+        speaker_of: the speaker by the name of an utterance.
+    """
+    matches = [re.fullmatch(pattern, name) for name in frame["mixture_ID"]]
     if not all(matches):
         return None
-    rows = []
-    for i, column in enumerate(source_columns(frame)):
-        for match, path, length in zip(matches, frame[column], frame["length"], strict=True):
-            rows.append((match[i + 1], speaker_of(match[i + 1]), path, length))
-    table = pd.DataFrame(rows, columns=["utterance", "speaker", "path", "length"])
+    # A row for each source of each mixture.
+    tables = []
+    for number, column in enumerate(source_columns(frame), 1):
+        names = [match[number] for match in matches]
+        columns = {"utterance": names, "path": frame[column], "length": frame["length"]}
+        tables.append(pd.DataFrame(columns))
+    table = pd.concat(tables)
+    # Where mixtures are cut, each holds another part of an utterance.
     table = table.sort_values(["utterance", "length", "path"])
     table = table.drop_duplicates("utterance", keep="last")
+    table["speaker"] = [speaker_of(name) for name in table["utterance"]]
     return table[["speaker", "path", "length"]].reset_index(drop=True)
 
 
-def mix(entries: dict, folder: Path, args: argparse.Namespace):
+def mix(entries: dict, stage: Stage) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Manifests and warnings of lists by set."""
-    root = folder / f"{args.n_src}speakers" / f"wav{args.sample_rate // 1000}k" / args.mode
-    frames, warnings = {}, []
+    args = stage.args
+    frames = {}
+    warnings = []
     for name, rows in entries.items():
-        frames[name], left_out = mixing.mix_list(
-            rows, root / PARTS[name], args.sample_rate, args.mode, args.nj
-        )
+        place = stage.mixtures / PARTS[name]
+        frame, left_out = mixing.mix_list(rows, place, args.sample_rate, args.mode, args.nj)
+        frames[name] = frame
         warnings += left_out
     return frames, warnings
 
 
-def sources_folder(folder, part, args):
-    return folder / f"sources{args.sample_rate // 1000}k" / part
-
-
-def manifests_folder(folder, args):
-    return folder / "manifests" / f"{args.n_src}spk_{args.sample_rate // 1000}k_{args.mode}"
-
-
-def find_recordings(root: Path) -> list[tuple[str, str, str]]:
-    """`(speaker, name, path)` of the audio files below a directory, sorted by path.
+def find_recordings(root: Path) -> list[Recording]:
+    """The audio files below a directory, sorted by path.
 
     Speakers and names hold no white space, so that they can stand in mixing lists, and differ where folders and files
     do: `a b`, `a_b` and `a/b` are three.
     """
-    groups = {}
+    groups: dict[str, list[Path]] = {}
     for path in walk(root):
-        folder, *_ = path.relative_to(root).with_suffix("").parts
+        folder, *_ = parts_below(root, path)
         groups.setdefault(folder, []).append(path)
+    # Two folders may become the same name without white space.
     speakers = distinct(map(_dense, groups), groups)
     recordings = {}
-    for speaker, (folder, paths) in zip(speakers, groups.items(), strict=True):
+    for speaker, folder in zip(speakers, groups, strict=True):
+        paths = groups[folder]
+        # Of the folders below that of the speaker, and the stem.
         labels = []
         for path in paths:
-            _, *rest = path.relative_to(root).with_suffix("").parts
-            labels.append(_dense("-".join(rest) or folder))
+            _, *rest = parts_below(root, path)
+            # A file that lies directly in the directory is a speaker, and its own recording.
+            label = "-".join(rest) or folder
+            labels.append(_dense(label))
         # Names need to differ within a speaker only.
         names = distinct(labels, map(str, paths))
         for path, name in zip(paths, names, strict=True):
-            recordings[path] = (speaker, name, str(path))
+            recordings[path] = Recording(speaker, name, str(path))
     return [recordings[path] for path in sorted(recordings)]
+
+
+def parts_below(root: Path, path: Path) -> tuple[str, ...]:
+    """The folders on the way to a file, and its stem."""
+    return path.relative_to(root).with_suffix("").parts
 
 
 def _dense(text):
     return re.sub(r"\s", "_", text)
 
 
-def write_sources(recordings: list, folder: Path, args: argparse.Namespace) -> pd.DataFrame:
+def write_sources(recordings: list[Recording], part: str, stage: Stage) -> pd.DataFrame:
     """Write single-speaker recordings at the rate needed, peak 0.9; returns a table of speaker, path, length."""
-    labels = [f"{speaker}\n{name}" for speaker, name, _ in recordings]
-    if len(set(labels)) < len(labels):
-        repeated = sorted({label for label in labels if labels.count(label) > 1})
-        shown = ", ".join(label.replace("\n", "/") for label in repeated[:3])
+    counts = Counter(f"{speaker}/{name}" for speaker, name, _ in recordings)
+    repeated = sorted(name for name in counts if counts[name] > 1)
+    if repeated:
+        shown = ", ".join(repeated[:3])
         raise UserError(f"several recordings have the same speaker and name: {shown}. Rename them")
+    folder = stage.sources / part
+    rate = stage.args.sample_rate
+    # Of a run that was killed.
     files.remove_leftovers(folder)
     products = []
     for speaker, name, path in recordings:
         target = folder / speaker / f"{name}.wav"
-        arguments = (path, target, args.sample_rate)
-        products.append(Product(f"{speaker}/{name}", args.sample_rate, (target,), arguments))
-    lengths = make(write_source, products, folder, args.nj, f"sources {folder.name}")
-    return pd.DataFrame(
-        {
-            "speaker": [speaker for speaker, _, _ in recordings],
-            "path": [str(product.paths[0]) for product in products],
-            "length": lengths,
-        }
-    )
+        arguments = (path, target, rate)
+        products.append(Product(f"{speaker}/{name}", rate, (target,), arguments))
+    lengths = make(write_source, products, folder, stage.args.nj, f"sources {part}")
+    table = pd.DataFrame(recordings)
+    table["path"] = [str(product.paths[0]) for product in products]
+    table["length"] = lengths
+    return table[["speaker", "path", "length"]]
 
 
 def write_source(path, target, sample_rate):
+    """Write a recording; returns its length, and the file that was read."""
     rate = audio.info(path)[1]
     if rate < sample_rate:
         raise UserError(
             f"{path}: sampled at {rate} Hz, too low for {sample_rate} Hz. Leave it out, or lower --sample_rate"
         )
     # One level for all, so that dynamic mixing sets the levels.
-    signal = mixing.resample(audio.read(path).astype(np.float64), rate, sample_rate)
+    recording = audio.read(path).astype(np.float64)
+    signal = mixing.resample(recording, rate, sample_rate)
     peak = np.abs(signal).max()
     if peak < audio.LSB:
         raise UserError(f"{path}: is silent. Leave it out")
@@ -255,32 +340,21 @@ def write_source(path, target, sample_rate):
 
 def consists_of(found: dict) -> dict[str, str | list[str]]:
     """What a corpus consists of: lists and CSV files by content, directories by the names of their files."""
+    tables = []
     if found["form"] == "lists":
-        lists = [path for path in found["lists"].values() if path.is_file()]
-        return {path.name: files.sha256(path) for path in lists}
+        # A list that is not there is told when it is read.
+        tables = [path for path in found["lists"].values() if path.is_file()]
     if found["form"] == "csv":
-        csvs = itertools.chain(*found["csvs"].values())
-        return {csv.name: files.sha256(csv) for csv in csvs}
-    names = {}
+        tables = list(itertools.chain(*found["csvs"].values()))
+    if tables:
+        return {path.name: files.sha256(path) for path in tables}
+    # Reading all of it would take hours; who changes a file without its name is found out by its time.
+    content = {}
     for key in ("root", "train", "test"):
-        if key in found:
-            names[key] = [str(path.relative_to(found[key])) for path in walk(found[key])]
-    return names
-
-
-def print_report(report: dict) -> None:
-    """Figures of each set, and warnings."""
-    print(
-        "set     mixtures   hours   seconds min/median/max   mixture dB   source dB   input SI-SDR dB"
-    )
-    for name, row in report.items():
-        seconds = "/".join(f"{row['seconds'][key]:.1f}" for key in ("min", "median", "max"))
-        levels = f"{row['mixture_db']['mean']:10.1f}   {row['source_db']['mean']:9.1f}"
-        print(
-            f"{name:7} {row['rows']:8d} {row['hours']:7.2f}   {seconds:>22}   {levels}   {row['input_si_sdr']:15.2f}"
-        )
-        for warning in row["warnings"]:
-            print(f"warning: {warning}")
+        if key in found and found["form"] != "lists":
+            folder = found[key]
+            content[key] = [str(path.relative_to(folder)) for path in walk(folder)]
+    return content
 
 
 @command
@@ -289,30 +363,28 @@ def main(argv=None):
     corpus = find_corpus(args)
     corpus.require()
     found = detect(corpus.roots, args)
-    manifests = manifests_folder(corpus.folder, args)
+    stage = Stage(corpus, found, args)
     content = consists_of(found)
-    refuse_changes(manifests, content)
+    refuse_changes(stage.manifests, content)
     # What is there and whole is kept by each of them.
-    makers = {"lists": from_lists, "pair": from_pair, "tree": from_tree, "csv": from_csv}
-    frames, sources, warnings = makers[found["form"]](found, corpus, args)
-    csvs = {name: manifests / f"{name}.csv" for name in frames}
-    for name, frame in frames.items():
-        write_manifest(frame, csvs[name])
+    makers = {
+        "lists": from_lists,
+        "pair": from_pair,
+        "tree": from_tree,
+        "csv": from_csv,
+    }
+    from_form = makers[found["form"]]
+    frames, sources, warnings = from_form(stage)
     if sources is not None:
-        write_manifest(sources, manifests / "train_sources.csv")
-    report, finished = checked(
-        csvs, manifests, lambda csv: check_manifest(csv, args.sample_rate, args.nj)
-    )
-    # Only now: a corpus with faults can be mended without deleting anything.
-    if not (manifests / STAMP).is_file():
-        files.write_json(manifests / STAMP, content)
-    if finished:
-        print(f"already made: {manifests}")
+        write_manifest(sources, stage.manifests / "train_sources.csv")
+
+    def check(csv):
+        return check_manifest(csv, args.sample_rate, args.nj)
+
+    reports = write_sets(frames, stage.manifests, check, content)
     if sources is None:
-        print(
-            "the mixture IDs do not name speakers and utterances: no train_sources.csv, hence no dynamic mixing"
-        )
-    print_report(report)
+        print("the mixture IDs name no speakers: no train_sources.csv, hence no dynamic mixing")
+    print_reports(reports)
     for warning in warnings:
         print(f"warning: {warning}")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+from functools import partial
 from pathlib import Path
 
 from utils import files
@@ -48,6 +49,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
 
 def find_corpus(args: argparse.Namespace) -> Corpus:
     """The corpus that the options name."""
+    # Asked for in the other recipes, so that people try.
     if args.corpus == "download":
         raise UserError(
             "WSJ0 is licensed (LDC93S6A) and cannot be downloaded here. Give the directory that holds it, or use "
@@ -66,9 +68,11 @@ def detect(folders: tuple[Path, ...], args: argparse.Namespace) -> dict:
         return {"form": "pair", "train": folders[0], "test": folders[1]}
     folder = folders[0]
     wav = f"wav{args.sample_rate // 1000}k"
+    # The scripts of MERL write into a folder for each number of speakers.
     for root in (folder, folder / f"{args.n_src}speakers"):
         if (root / wav / args.mode / "tr" / "mix").is_dir():
             return {"form": "tree", "root": root / wav / args.mode}
+    # Lists may lie beside the recordings, or in a folder of theirs.
     for pattern in ("", "*/", "*/*/"):
         for path in sorted(folder.glob(f"{pattern}mix_{args.n_src}_spk_tr.txt")):
             lists = {
@@ -76,10 +80,12 @@ def detect(folders: tuple[Path, ...], args: argparse.Namespace) -> dict:
                 for name, part in PARTS.items()
             }
             return {"form": "lists", "root": folder, "lists": lists}
+    # LibriMix keeps its CSVs in metadata/, some copies at the top.
     for place in (folder / "metadata", folder / wav / args.mode / "metadata", folder):
         csvs = _csvs(place)
         if all(csvs.values()):
             return {"form": "csv", "csvs": csvs}
+    # What it is not may be plain from what is in it.
     message = (
         f"{folder}: no corpus of {args.n_src} speakers at {args.sample_rate} Hz, {args.mode}, was found there. "
         f"Accepted are\n{ACCEPTED}\nThe directory holds: {contents(folder)}"
@@ -107,25 +113,33 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
         the number of sentences.
     """
     n_speakers = size["speakers"] + size["test_speakers"]
+    # One stream for all sentences: the corpus is the same each time.
     draw = random.Random(0)
     recordings = {"tr": {}, "cv": {}, "tt": {}}
     jobs = []
     for index, speaker in enumerate(speech.make_speakers(n_speakers, seed=0)):
         name = f"{index:02d}{'fm'[index % 2]}"
-        test = index >= size["speakers"]
-        subset = ("si_dt_05", "si_et_05")[index // 2 % 2] if test else "si_tr_s"
-        for number in range(size["test_utterances" if test else "utterances"]):
-            part = "tt" if test else ("cv" if number < size["valid_utterances"] else "tr")
+        # The last ones are heard in the test only, as in WSJ0 in two folders.
+        is_test = index >= size["speakers"]
+        subset = ("si_dt_05", "si_et_05")[index // 2 % 2] if is_test else "si_tr_s"
+        n_utterances = size["test_utterances" if is_test else "utterances"]
+        for number in range(n_utterances):
+            if is_test:
+                part = "tt"
+            elif number < size["valid_utterances"]:
+                part = "cv"
+            else:
+                part = "tr"
             path = f"wsj0/{subset}/{name}/{name}o{number:04d}.wav"
             recordings[part].setdefault(name, []).append(path)
             jobs.append((path, speech.make_sentence(draw), speaker))
     speech.write_sentences(jobs, folder, MINI_RATE, n_jobs)
+    # A third speaker needs lists of its own.
     for n_src in (2, 3):
         for part, paths in recordings.items():
             text = mixing.draw_list(paths, n_src, size[part], seed=f"{n_src}{part}")
             path = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
-            if not path.is_file() or path.read_text() != text:
-                files.write_text(path, text)
+            files.write_changed(path, text)
     return len(jobs)
 
 
@@ -133,10 +147,9 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
 def main(argv=None):
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
-    details = {"size": MINI} if corpus.kind == "mini" else {}
-    corpus.check(details)
-    if corpus.kind == "mini":
-        make_mini(corpus.roots[0], args.nj)
+    # A mini corpus of another size is another one.
+    details = corpus.prepare({"size": MINI}, partial(make_mini, n_jobs=args.nj))
+    # By the user's own paths, before anything is written.
     found = detect(corpus.origins, args)
     corpus.claim(details)
     print(f"corpus {corpus.name}: {found['form']}, {corpus.given}")

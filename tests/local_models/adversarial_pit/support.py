@@ -2,13 +2,14 @@
 
 import torch
 
-from local_models.adversarial_pit.discriminators import DOMAINS
-from local_models.adversarial_pit.system import AdversarialPIT, Adversary
+from local_models.adversarial_pit.discriminator import DiscriminatorOptions
+from local_models.adversarial_pit.discriminator_networks import DOMAINS
+from local_models.adversarial_pit.system import AdversarialPIT
 from local_models.adversarial_pit.tdcnpp import TDCNpp
 from local_models.system import Optimisation
 
 ALL = [
-    Adversary(domain, family, n, filters=8, windows=(128,))
+    DiscriminatorOptions(domain, family, n, filters=8, windows=(128,))
     for domain in DOMAINS
     for family, n in (("instance", 0), ("context", 2))
 ]
@@ -34,9 +35,9 @@ class Devices:
 ALONE, IN_DOUBT, SURE = Devices(), Devices(0.6), Devices(0.96)
 
 
-def system(*adversaries, seed=0, step="adversarial", **options):
+def system(*discriminators, seed=0, step="adversarial", **options):
     torch.manual_seed(seed)
-    model = AdversarialPIT(network, adversaries=adversaries or ALL[3:4], **options)
+    model = AdversarialPIT(network, discriminators=discriminators or ALL[3:4], **options)
     model.begin_step(step, Optimisation(lr=1e-3, halve_after=0))
     model.log = lambda *args, **kwargs: None
     model.trainer = ALONE

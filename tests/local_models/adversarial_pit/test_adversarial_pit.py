@@ -6,9 +6,10 @@ import dataclasses
 import pytest
 import torch
 
-from local_models.adversarial_pit.discriminators import DOMAINS, Mask, Spectrum, magnitude
+from local_models.adversarial_pit.discriminator import Discriminator, DiscriminatorOptions
+from local_models.adversarial_pit.discriminator_networks import DOMAINS, Mask, Spectrum, magnitude
 from local_models.adversarial_pit.i_replacement import Pairs
-from local_models.adversarial_pit.system import AdversarialPIT, Adversary, Game, Opponent
+from local_models.adversarial_pit.system import AdversarialPIT, Game
 from local_models.log_mse import LogMSE, align
 from local_models.system import Optimisation
 from tests.local_models.adversarial_pit.support import (
@@ -34,79 +35,74 @@ class Fixed(torch.nn.Module):
         return self.real if signals.sum() > 0 else self.fake
 
 
-@pytest.mark.parametrize("loss", ["hinge", "least_squares"])
-@pytest.mark.parametrize("adversary", ALL, ids=lambda a: a.name)
+@pytest.mark.parametrize("options", ALL, ids=lambda a: a.name)
 @pytest.mark.parametrize("with_mixture", [False, True])
-def test_every_discriminator_learns_and_sends_a_gradient_to_estimates_only(
-    adversary, loss, with_mixture
-):
+def test_every_discriminator_learns_and_sends_a_gradient_to_estimates_only(options, with_mixture):
     torch.manual_seed(0)
-    opponent = Opponent(
-        dataclasses.replace(adversary, with_mixture=with_mixture), Game(loss=loss), 4
-    )
+    discriminator = Discriminator(dataclasses.replace(options, with_mixture=with_mixture), 4)
     data = batch(time=1500)
-    optimizer = torch.optim.Adam(opponent.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=5e-3)
     losses = []
     for _ in range(25):
         aligned = torch.nn.functional.avg_pool1d(data["sources"], 5, 1, 2).requires_grad_()
-        own, theirs, seen = opponent.meet(opponent.pairs(data["sources"], aligned, data["mixture"]))
-        push = torch.autograd.grad(theirs, aligned, retain_graph=True)[0]
-        assert torch.isfinite(push).all() and push.abs().max() > 0
+        own, theirs, log = discriminator.judge(
+            discriminator.draw_pairs(data["sources"], aligned, data["mixture"])
+        )
+        gradient = torch.autograd.grad(theirs, aligned, retain_graph=True)[0]
+        assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
         optimizer.zero_grad()
         own.backward()
         optimizer.step()
         losses.append(own.item())
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
-    assert seen["real"] > seen["fake"]
+    assert log["real"] > log["fake"]
 
 
-def test_scores_and_losses_are_those_of_the_definitions():
-    scores = {"hinge": (torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 1.0]]))}
-    scores["least_squares"] = scores["hinge"]
-    expected = {
-        "hinge": (((0 + 0.5) / 2 + (0 + 2) / 2), -(-3 + 1) / 2, 0.75),
-        "least_squares": ((1 + 0.25) / 2 + (9 + 1) / 2, (16 + 0) / 2, 0.5),
-    }
-    for name, (real, fake) in scores.items():
-        opponent = Opponent(ALL[0], Game(loss=name), 4)
-        opponent.network = Fixed([real], [fake])
-        pairs = Pairs(torch.ones(1, 1, 5), -torch.ones(1, 1, 5), torch.ones(1, 5))
-        own, theirs, seen = opponent.meet(pairs)
-        assert (own.item(), theirs.item(), seen["accuracy"].item()) == pytest.approx(expected[name])
-        assert seen["real"].item() == pytest.approx(1.25) and seen["fake"].item() == pytest.approx(
-            -1.0
-        )
+def test_scores_and_losses_are_those_of_the_hinge():
+    discriminator = Discriminator(ALL[0], 4)
+    real, fake = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 1.0]])
+    discriminator.network = Fixed([real], [fake])
+    pairs = Pairs(torch.ones(1, 1, 5), -torch.ones(1, 1, 5), torch.ones(1, 5))
+    own, theirs, log = discriminator.judge(pairs)
+    assert own.item() == pytest.approx((0 + 0.5) / 2 + (0 + 2) / 2)
+    assert theirs.item() == pytest.approx(-(-3 + 1) / 2)
+    assert log["accuracy"].item() == pytest.approx(0.75)
+    assert log["real"].item() == pytest.approx(1.25)
+    assert log["fake"].item() == pytest.approx(-1.0)
 
 
 def test_scales_count_alike_whatever_their_size():
-    opponent = Opponent(ALL[2], Game(), 4)
+    discriminator = Discriminator(ALL[2], 4)
     scores = [torch.full((1, 1, 1000), 3.0), torch.full((1, 1, 10), 1.0)]
-    opponent.network = Fixed(scores, scores)
-    _, theirs, _ = opponent.meet(Pairs(torch.ones(1, 1, 5), torch.ones(1, 1, 5), torch.ones(1, 5)))
+    discriminator.network = Fixed(scores, scores)
+    _, theirs, _ = discriminator.judge(
+        Pairs(torch.ones(1, 1, 5), torch.ones(1, 1, 5), torch.ones(1, 5))
+    )
     assert theirs.item() == pytest.approx(-2.0)
 
 
 def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator():
-    adversaries = [copy.copy(ALL[0]), copy.copy(ALL[3])]
-    adversaries[0].share, adversaries[1].share = 0.3, 0.05
-    model, data = system(*adversaries), batch()
+    discriminators = [copy.copy(ALL[0]), copy.copy(ALL[3])]
+    discriminators[0].share, discriminators[1].share = 0.3, 0.05
+    model, data = system(*discriminators), batch()
     leaf = model.separate(data["mixture"]).detach().requires_grad_()
     loss, order = LogMSE()(leaf, data["sources"], data["mixture"])
     pit = torch.autograd.grad(loss, leaf)[0]
-    pushes = []
-    for name, opponent in copy.deepcopy(model.opponents).items():
-        _, theirs, _ = opponent.meet(
-            opponent.pairs(data["sources"], align(leaf, order), data["mixture"])
+    balanced = []
+    for discriminator in copy.deepcopy(model.discriminators).values():
+        _, theirs, _ = discriminator.judge(
+            discriminator.draw_pairs(data["sources"], align(leaf, order), data["mixture"])
         )
-        push = torch.autograd.grad(theirs, leaf)[0]
-        norms = push.flatten(1).norm(dim=1), pit.flatten(1).norm(dim=1)
-        judged = norms[0] > 0
-        ratio = (norms[1][judged] / norms[0][judged]).log().mean().exp()
-        pushes.append(model.opponents[name].options.share * ratio * push)
-    values, gradient, _ = model._play(
+        theirs_at_leaf = torch.autograd.grad(theirs, leaf)[0]
+        norm = theirs_at_leaf.flatten(1).norm(dim=1)
+        pit_norm = pit.flatten(1).norm(dim=1)
+        judged = norm > 0
+        ratio = (pit_norm[judged] / norm[judged]).log().mean().exp()
+        balanced.append(discriminator.options.share * ratio * theirs_at_leaf)
+    values, gradient, _ = model.adversarial_gradients(
         model.separate(data["mixture"]), data["sources"], data["mixture"]
     )
-    torch.testing.assert_close(gradient, pit + sum(pushes), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradient, pit + sum(balanced), rtol=1e-4, atol=1e-7)
     assert values["waveform_instance_share"].item() == pytest.approx(0.3, rel=1e-4)
     assert values["loss"].item() == pytest.approx(loss.item())
 
@@ -114,35 +110,39 @@ def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator()
 def test_one_backward_pass_gives_every_weight_its_own_gradient():
     model, data = system(ALL[3]), batch()
     model.training_step(data, 0).backward()
-    fresh, (name,) = system(ALL[3]), model.opponents
+    fresh, (name,) = system(ALL[3]), model.discriminators
     estimates = fresh.separate(data["mixture"])
-    _, gradient, their_loss = fresh._play(estimates, data["sources"], data["mixture"])
+    _, gradient, discriminator_loss = fresh.adversarial_gradients(
+        estimates, data["sources"], data["mixture"]
+    )
     mine = torch.autograd.grad(
         estimates, list(fresh.masking.parameters()), gradient, allow_unused=True
     )
     for parameter, expected in zip(model.masking.parameters(), mine, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
-    theirs = torch.autograd.grad(their_loss, list(fresh.opponents[name].parameters()))
-    for parameter, expected in zip(model.opponents[name].parameters(), theirs, strict=True):
+    theirs = torch.autograd.grad(discriminator_loss, list(fresh.discriminators[name].parameters()))
+    for parameter, expected in zip(model.discriminators[name].parameters(), theirs, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
 
 
 def test_a_saturated_discriminator_rests_until_the_separator_has_caught_up():
-    model, data = system(ALL[3], game=Game(saturated=0.95)), batch()
+    model, data = system(ALL[3]), batch()
     optimizer = model.configure_optimizers()
-    (opponent,) = model.opponents.values()
+    (discriminator,) = model.discriminators.values()
     update(model, optimizer, data)
-    before = {name: value.clone() for name, value in opponent.named_parameters()}
+    before = {name: value.clone() for name, value in discriminator.named_parameters()}
     separator = [p.clone() for p in model.masking.parameters()]
-    opponent.accuracy.fill_(0.99)
+    discriminator.accuracy.fill_(0.99)
     update(model, optimizer, data)
-    assert all(torch.equal(value, before[name]) for name, value in opponent.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in discriminator.named_parameters())
     assert any(
         not torch.equal(a, b) for a, b in zip(separator, model.masking.parameters(), strict=True)
     )
-    opponent.accuracy.fill_(0.5)
+    discriminator.accuracy.fill_(0.5)
     update(model, optimizer, data)
-    assert any(not torch.equal(value, before[name]) for name, value in opponent.named_parameters())
+    assert any(
+        not torch.equal(value, before[name]) for name, value in discriminator.named_parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,16 +151,16 @@ def test_a_saturated_discriminator_rests_until_the_separator_has_caught_up():
 def test_devices_decide_together_who_rests(devices, own, trained):
     """Else the weights of a discriminator would be other ones on each device."""
     model, data = system(ALL[3]), batch()
-    (opponent,) = model.opponents.values()
-    before = [p.clone() for p in opponent.parameters()]
+    (discriminator,) = model.discriminators.values()
+    before = [p.clone() for p in discriminator.parameters()]
     model.trainer = devices
-    opponent.accuracy.fill_(own)
+    discriminator.accuracy.fill_(own)
     update(model, model.configure_optimizers(), data)
     assert (
-        any(not torch.equal(a, b) for a, b in zip(before, opponent.parameters(), strict=True))
+        any(not torch.equal(a, b) for a, b in zip(before, discriminator.parameters(), strict=True))
         == trained
     )
-    assert opponent.accuracy.item() == pytest.approx(devices.mean)
+    assert discriminator.accuracy.item() == pytest.approx(devices.mean)
 
 
 def test_the_same_names_are_logged_whatever_a_batch_holds():
@@ -203,7 +203,7 @@ def test_each_part_is_clipped_by_itself():
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     model.configure_gradient_clipping(None, 0.5)
-    for part in [model.masking, *model.opponents.values()]:
+    for part in [model.masking, *model.discriminators.values()]:
         norm = torch.stack([p.grad.norm() for p in part.parameters()]).norm()
         assert norm.item() == pytest.approx(0.5, rel=1e-3)
 
@@ -231,19 +231,20 @@ def test_the_gradient_of_magnitudes_is_that_of_the_discrete_fourier_transform():
 
 def test_the_pit_steps_leave_discriminators_alone_and_exports_leave_them_out():
     model, data = system(*ALL, step="pit"), batch()
-    before = {name: value.clone() for name, value in model.opponents.state_dict().items()}
+    before = {name: value.clone() for name, value in model.discriminators.state_dict().items()}
     update(model, model.configure_optimizers(), data)
     assert all(
-        torch.equal(value, before[name]) for name, value in model.opponents.state_dict().items()
+        torch.equal(value, before[name])
+        for name, value in model.discriminators.state_dict().items()
     )
     state = model.weights_to_export()
-    assert not any(name.startswith("opponents.") for name in state)
+    assert not any(name.startswith("discriminators.") for name in state)
     assert state.keys() < model.state_dict().keys()
     other = system(ALL[0], seed=7)
-    own = {name: value.clone() for name, value in other.opponents.state_dict().items()}
+    own = {name: value.clone() for name, value in other.discriminators.state_dict().items()}
     other.load_exported(state)
     assert all(
-        torch.equal(value, own[name]) for name, value in other.opponents.state_dict().items()
+        torch.equal(value, own[name]) for name, value in other.discriminators.state_dict().items()
     )
     assert torch.equal(other.separate(data["mixture"]), model.separate(data["mixture"]))
     del state["masking.network." + next(iter(model.masking.network.state_dict()))]
@@ -259,17 +260,17 @@ def test_the_names_of_weights_are_the_same_in_each_step():
 def test_checkpoints_of_the_adversarial_step_hold_the_discriminators():
     model, other = system(*ALL), system(*ALL, seed=3)
     other.load_state_dict(model.state_dict())
-    for name, value in model.opponents.state_dict().items():
-        assert torch.equal(value, other.opponents.state_dict()[name])
+    for name, value in model.discriminators.state_dict().items():
+        assert torch.equal(value, other.discriminators.state_dict()[name])
     with pytest.raises(RuntimeError):
         system(ALL[0]).load_state_dict(model.state_dict())
 
 
 def test_the_optimiser_has_its_own_settings_for_discriminators():
-    groups = system(*ALL, game=Game(lr=7e-4, betas=(0.1, 0.2))).configure_optimizers().param_groups
+    groups = system(*ALL, game=Game(lr=7e-4)).configure_optimizers().param_groups
     assert [(g["lr"], tuple(g["betas"])) for g in groups] == [
         (1e-3, (0.9, 0.999)),
-        (7e-4, (0.1, 0.2)),
+        (7e-4, (0.5, 0.9)),
     ]
     counted = sum(p.numel() for group in groups for p in group["params"])
     assert counted == sum(p.numel() for p in system(*ALL).parameters())
@@ -278,10 +279,10 @@ def test_the_optimiser_has_its_own_settings_for_discriminators():
 def test_mixed_precision_trains_and_keeps_the_loss_in_float32():
     model, data = system(*ALL), batch()
     with torch.autocast("cpu", torch.bfloat16):
-        values, gradient, their_loss = model._play(
+        values, gradient, discriminator_loss = model.adversarial_gradients(
             model.separate(data["mixture"]), data["sources"], data["mixture"]
         )
-    assert values["loss"].dtype == gradient.dtype == their_loss.dtype == torch.float32
+    assert values["loss"].dtype == gradient.dtype == discriminator_loss.dtype == torch.float32
     plain = model.losses(data)["loss"]
     assert values["loss"].item() == pytest.approx(plain.item(), abs=0.1)
 
@@ -300,14 +301,18 @@ class Faint(torch.nn.Module):
 def test_float16_does_not_lose_the_gradient_of_discriminators():
     data, gradients = batch(), []
     for dtype, share in ((torch.float16, 0.2), (torch.float32, 0.2), (torch.float32, 0.0)):
-        model = system(Adversary("stft", "instance", share=share, filters=8, windows=(128,)))
-        model.opponents["stft_instance"].network = Faint(dtype)
+        model = system(
+            DiscriminatorOptions("stft", "instance", share=share, filters=8, windows=(128,))
+        )
+        model.discriminators["stft_instance"].network = Faint(dtype)
         estimates = model.separate(data["mixture"])
         with torch.autocast("cpu", torch.float16, enabled=dtype == torch.float16):
-            gradients.append(model._play(estimates, data["sources"], data["mixture"])[1])
-    pushes = [gradient - gradients[2] for gradient in gradients[:2]]
-    assert pushes[1].abs().max() > 0
-    torch.testing.assert_close(*pushes, rtol=0.01, atol=0.01 * pushes[1].abs().max().item())
+            gradients.append(
+                model.adversarial_gradients(estimates, data["sources"], data["mixture"])[1]
+            )
+    parts = [gradient - gradients[2] for gradient in gradients[:2]]
+    assert parts[1].abs().max() > 0
+    torch.testing.assert_close(*parts, rtol=0.01, atol=0.01 * parts[1].abs().max().item())
 
 
 def test_magnitudes_are_those_of_the_definition_and_have_a_gradient_at_zero():
@@ -348,16 +353,16 @@ def test_a_discriminator_with_the_mixture_hears_it():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"adversaries": [Adversary(n_real=4)]}, "n_real is 4"),
-        ({"adversaries": [Adversary(family="instance", n_real=1)]}, "n_real is 1"),
-        ({"adversaries": [Adversary(), Adversary()]}, "two are alike"),
+        ({"discriminators": [DiscriminatorOptions(n_real=4)]}, "n_real is 4"),
+        ({"discriminators": [DiscriminatorOptions(family="instance", n_real=1)]}, "n_real is 1"),
+        ({"discriminators": [DiscriminatorOptions(), DiscriminatorOptions()]}, "two are alike"),
         (
-            {"adversaries": [Adversary("waveform", filters=12)]},
+            {"discriminators": [DiscriminatorOptions("waveform", filters=12)]},
             "filters is 12; it must be a multiple of 8",
         ),
-        ({"adversaries": [Adversary(windows=())]}, r"windows is \[\]"),
+        ({"discriminators": [DiscriminatorOptions(windows=())]}, r"windows is \[\]"),
         (
-            {"adversaries": [Adversary(windows=(512, 511))]},
+            {"discriminators": [DiscriminatorOptions(windows=(512, 511))]},
             r"windows is \[512, 511\]; give .* multiples of 4",
         ),
         ({"hop": 100}, "100 samples does not divide"),
@@ -371,7 +376,7 @@ def test_impossible_settings_are_refused(options, said):
 
 
 def test_the_adversarial_step_needs_discriminators():
-    with pytest.raises(ValueError, match="adversaries"):
+    with pytest.raises(ValueError, match="discriminators"):
         AdversarialPIT(network).begin_step("adversarial", Optimisation())
 
 
@@ -383,11 +388,11 @@ def test_a_plain_configuration_builds_the_system_and_stays_plain():
                 "class_path": "local_models.adversarial_pit.TDCNpp",
                 "init_args": {"bn_chan": 4, "hid_chan": 4},
             },
-            "adversaries": [{"domain": "mask", "n_real": 1}],
-            "game": {"loss": "least_squares"},
+            "discriminators": [{"domain": "mask", "n_real": 1}],
+            "game": {"lr": 1e-3},
         },
     }
     before = copy.deepcopy(config)
     model = build_system(config)
-    assert list(model.opponents) == ["mask_context1"] and model.game.loss == "least_squares"
+    assert list(model.discriminators) == ["mask_context1"] and model.game.lr == 1e-3
     assert config == before

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from local_models.adversarial_pit.system import Adversary, Game
+from local_models.adversarial_pit.discriminator import DiscriminatorOptions
+from local_models.adversarial_pit.system import Game
 from local_models.log_mse import LogMSE
 from local_models.system import Optimisation
 from tests.local_models.adversarial_pit.support import ALL, Devices, batch, system, update
@@ -16,7 +17,8 @@ def test_after_the_warm_up_the_gradient_is_no_longer_that_of_the_pit_loss_alone(
     loss, _ = LogMSE()(leaf, data["sources"], data["mixture"])
     pit = torch.autograd.grad(loss, leaf)[0]
     gradients = [
-        model._play(estimates, data["sources"], data["mixture"])[1] for _ in ("warm-up", "game")
+        model.adversarial_gradients(estimates, data["sources"], data["mixture"])[1]
+        for _ in ("warm-up", "game")
     ]
     assert torch.equal(gradients[0], pit)
     assert (gradients[1] - pit).norm() > 0.01 * pit.norm()
@@ -32,7 +34,7 @@ def test_a_warm_up_counts_updates_and_not_batches():
         played = []
         for _ in range(8):
             estimates = model.separate(data["mixture"])
-            values, *_ = model._play(estimates, data["sources"], data["mixture"])
+            values, *_ = model.adversarial_gradients(estimates, data["sources"], data["mixture"])
             played.append(values[f"{name}_share"] is not None)
         shares.append(played)
     assert shares[0] == [False] * 2 + [True] * 6
@@ -63,19 +65,21 @@ class Overflowing(torch.nn.Module):
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan, 1e30])
 def test_one_gradient_that_overflows_harms_neither_the_update_nor_the_balance(bad):
-    adversary = Adversary("stft", "instance", share=0.2, filters=8, windows=(128,))
+    options = DiscriminatorOptions("stft", "instance", share=0.2, filters=8, windows=(128,))
     data, gradients = batch(), []
     for first in (1.0, bad):
-        model = system(adversary)
-        (opponent,) = model.opponents.values()
-        opponent.network = Overflowing(first)
+        model = system(options)
+        (discriminator,) = model.discriminators.values()
+        discriminator.network = Overflowing(first)
         estimates = model.separate(data["mixture"])
-        _, gradient, _ = model._play(estimates, data["sources"], data["mixture"])
-        assert opponent.log_ratio.isfinite()
+        _, gradient, _ = model.adversarial_gradients(estimates, data["sources"], data["mixture"])
+        assert discriminator.balancer.log_ratio.isfinite()
         assert gradient.abs().max() < 1e3
-        opponent.network = Overflowing(1.0)
+        discriminator.network = Overflowing(1.0)
         for _ in range(3):
-            _, gradient, _ = model._play(estimates, data["sources"], data["mixture"])
+            _, gradient, _ = model.adversarial_gradients(
+                estimates, data["sources"], data["mixture"]
+            )
         gradients.append(gradient)
     ratio = gradients[0].norm() / gradients[1].norm()
     assert ratio.item() == pytest.approx(1, rel=0.1)
@@ -92,12 +96,12 @@ def test_a_negative_limit_of_the_gradient_is_no_limit():
 
 def test_warm_up_leaves_the_separator_to_the_pit_loss():
     data, states = batch(), []
-    for adversaries, game in (
+    for discriminators, game in (
         (ALL[3:4], Game(warm_up=3)),
         (ALL[:1], Game(warm_up=3)),
         (ALL[3:4], Game()),
     ):
-        model = system(*adversaries, game=game)
+        model = system(*discriminators, game=game)
         optimizer = model.configure_optimizers()
         for _ in range(3):
             update(model, optimizer, data)

@@ -22,7 +22,6 @@ def test_divergence_is_the_published_formula_and_zero_for_equals():
 @pytest.mark.parametrize(
     ("penalty", "touched"),
     [
-        ("mask_norm", "mask.weight"),
         ("mask_diagonal", "mask.weight"),
         ("denoiser_norm", "denoiser.2.weight"),
         ("hidden_norm", "decoder.weight_hh_l0"),

@@ -392,3 +392,34 @@ def test_shapes_that_cannot_be_scored_are_errors():
     for shape in ((5,), (3, 5), (1, 2, 5)):
         with pytest.raises(ValueError, match=r"\(source, time\)"):
             bss_eval(np.ones(shape), np.ones((2, 5)))
+
+
+def orthonormal(rows, length, seed=0):
+    """Signals (row, time) of energy 1 that are orthogonal to each other."""
+    noise = np.random.default_rng(seed).normal(size=(length, rows))
+    return np.linalg.qr(noise)[0].T
+
+
+@pytest.mark.parametrize("decibels", [-10.0, 0.0, 25.0])
+def test_scores_of_orthogonal_signals_are_those_in_closed_form(decibels):
+    """Each estimate is its reference, some of the other one and an artefact, all orthogonal: energies simply add."""
+    first, second, *artefacts = orthonormal(4, 5000)
+    references = np.stack([first, second])
+    interference = 10 ** (-decibels / 20)
+    artefact = 10 ** (-(decibels + 3) / 20)
+    estimates = references + interference * references[::-1] + artefact * np.stack(artefacts)
+    scores = bss_eval(estimates, references, filter_length=1, permute=False)
+    sdr_db = -10 * np.log10(interference**2 + artefact**2)
+    sar_db = 10 * np.log10((1 + interference**2) / artefact**2)
+    for found, expected in zip(scores[:3], (sdr_db, decibels, sar_db), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(sdr(estimates, references, 1), sdr_db, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", [bss_eval, sdr])
+def test_transposed_signals_are_refused_at_once(score):
+    transposed = np.ones((16000, 2))
+    with pytest.raises(ValueError, match=r"\(16000, 2\) would be 16000 sources.*transposed"):
+        score(transposed, transposed)
+    many = np.random.default_rng(0).normal(size=(100, 40))
+    score(many[:3], many[:3], filter_length=4)

@@ -282,3 +282,9 @@ def test_json_is_what_museval_writes_and_reads(track):
             np.testing.assert_allclose(
                 [table[target, name.upper()] for target in names], values, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("shape", [(16000, 2), (16000, 2, 2), (2, 16000, 2)])
+def test_transposed_stems_are_refused_at_once(shape):
+    with pytest.raises(ValueError, match="would be 16000 sources.*transposed"):
+        frame_scores(np.ones(shape), np.ones(shape), 8000)

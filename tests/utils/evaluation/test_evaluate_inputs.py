@@ -10,6 +10,7 @@ import yaml
 from dask.distributed import Client, LocalCluster
 
 from local_models.oracles.masks import StftOracle
+from local_models.system import without_offset
 from tests.support import RATE, Bands, noise_set, read_final, read_rows, two_step_model, write_set
 from utils.errors import UserError
 from utils.evaluate import evaluate, main
@@ -32,7 +33,7 @@ def noise(*shape, seed=0):
 
 
 def references_file(path, *entries):
-    path.write_text(yaml.safe_dump(list(entries)))
+    path.write_text(yaml.safe_dump(list(entries), sort_keys=False))
     return path
 
 
@@ -68,7 +69,7 @@ def test_oracle_masks_of_stereo_are_those_of_each_channel(tmp_path):
     sources = noise(2, 2, 4000)
     estimates = estimate(method, How(), sources.sum(0), sources, RATE)[0]
     for channel in range(2):
-        truth = torch.from_numpy(sources[:, channel])[None]
+        truth = without_offset(torch.from_numpy(sources[:, channel]))[None]
         expected = StftOracle("wiener", 32, RATE)(truth.sum(1), truth)[0]
         np.testing.assert_allclose(estimates[:, channel], expected, atol=1e-6)
 
@@ -141,6 +142,46 @@ def test_a_wrong_entry_of_the_list_is_explained(entry, words, tmp_path):
     with pytest.raises(UserError, match=words):
         for method in references(tmp_path, references_file(tmp_path / "list.yml", entry)):
             evaluate(method, noise_set(tmp_path / "set", 1))
+
+
+GRID = {
+    "name": "iva_{update}_{n}",
+    "description": "IVA {update}, {n} iterations",
+    "class_path": "tests.support.Beams",
+    "init_args": {"gain": 1},
+    "grid": {"update": {"ip": "IP", "iss": "ISS"}, "n": [5, 10]},
+}
+
+
+def test_a_grid_stands_for_all_combinations_of_its_values(tmp_path):
+    methods = references(tmp_path, references_file(tmp_path / "list.yml", GRID))
+    assert [method.folder.name for method in methods] == [
+        "iva_ip_5",
+        "iva_ip_10",
+        "iva_iss_5",
+        "iva_iss_10",
+    ]
+    assert methods[1].description == "IVA IP, 10 iterations"
+    assert methods[2].init_args == {"gain": 1, "update": "iss", "n": 5}
+    assert {method.class_path for method in methods} == {"tests.support.Beams"}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"grid": [1]}, "does not give arguments their values"),
+        ({"grid": {}}, "does not give arguments their values"),
+        ({"grid": {"update": [], "n": [5]}}, r"update: \[\] is not a list of values"),
+        ({"grid": {"update": ["ip"], "n": [5], "gain": [1]}}, "gain stands in init_args and in"),
+        ({"name": "iva_{update}"}, r"does not tell all .* apart; use \{update\}, \{n\}"),
+        ({"name": "iva_{update}_{m}"}, "cannot be filled in from grid .'m'"),
+        ({"grid": {"update": ["a/b"], "n": [5]}}, "name: iva_a/b_5"),
+    ],
+)
+def test_a_wrong_grid_is_explained(change, words, tmp_path):
+    listed = references_file(tmp_path / "list.yml", GRID | change)
+    with pytest.raises(UserError, match=f"entry 1: .*{words}"):
+        references(tmp_path, listed)
 
 
 def test_a_cluster_of_two_processes_gives_the_rows_of_one_process(tmp_path):

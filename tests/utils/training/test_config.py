@@ -230,10 +230,13 @@ OUTSIDE = {
 }
 OUTSIDE_THE_GAME = {
     "game.lr": ["0", ".inf"],
-    "game.betas": ["[0.5, 1]", "[-0.1, 0.5]"],
     "game.warm_up": ["-1"],
-    "game.saturated": ["-0.1", "2"],
-    "adversaries": ["[{n_real: -1}]", "[{share: -1}]", "[{filters: 0}]", "[{windows: [512, 0]}]"],
+    "discriminators": [
+        "[{n_real: -1}]",
+        "[{share: -1}]",
+        "[{filters: 0}]",
+        "[{windows: [512, 0]}]",
+    ],
     "snr_max": [".nan"],
     "silent_weight": ["-1"],
     "hop": ["0"],
@@ -378,4 +381,3 @@ def test_run_sh_explains_itself(run):
     done = subprocess.run([run, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--stage" in done.stdout and "--corpus" in done.stdout and "KEY=VALUE" in done.stdout
-    assert len(run.read_text().splitlines()) <= 60

@@ -59,7 +59,7 @@ def test_weights_that_are_none_are_told_in_one_line(weight, said, tmp_path):
         spec(
             "local_models.adversarial_pit.AdversarialPIT",
             network=spec("local_models.adversarial_pit.TDCNpp"),
-            adversaries=[{"colour": 2}],
+            discriminators=[{"colour": 2}],
         ),
     ],
 )

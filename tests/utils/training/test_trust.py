@@ -63,8 +63,8 @@ def mynet(tmp_path, monkeypatch):
         "class Mine(TwoStep):\n"
         "    pass\n\n\n"
         "class Louder(AsteroidSystem):\n"
-        "    def separate(self, mixture):\n"
-        "        return 2 * super().separate(mixture)\n\n\n"
+        "    def separate_centred(self, mixture):\n"
+        "        return 2 * super().separate_centred(mixture)\n\n\n"
         "def make_masks(in_chan: int, n_src: int) -> nn.Module:\n"
         "    return Masks(in_chan, n_src)\n"
     )

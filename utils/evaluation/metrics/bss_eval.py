@@ -18,7 +18,12 @@ import scipy.fft
 from scipy.optimize import linear_sum_assignment
 
 from local_models.compiled import jit
-from utils.evaluation.metrics.si_sdr import LIMIT, as_signals, to_decibels
+from utils.evaluation.metrics.si_sdr import (
+    LIMIT,
+    as_signals,
+    check_not_transposed,
+    to_decibels,
+)
 
 _EPS = np.finfo(float).eps
 _TOLERANCE = 1e-6 * np.log(10) / 10  # 1e-6 dB of an energy
@@ -36,7 +41,7 @@ def sdr(estimates, references, filter_length=512, permute=False):
         (..., source), float64, in dB.
 
     Raises:
-        ValueError: different lengths, no samples, or no filter.
+        ValueError: different lengths, no samples, no filter, or more than MAX_SOURCES sources.
     """
     estimates, references = np.broadcast_arrays(*_checked(estimates, references, filter_length))
     estimates, heard = _unit(estimates)
@@ -72,11 +77,13 @@ def bss_eval(estimates, references, filter_length=512, permute=True):
         permute: find the order with the best mean SIR (where several have it: SDR) instead of keeping the given one.
 
     Returns:
-        sdr, sir, sar: (source,), float64, in dB, in the order of the references.
+        sdr, sir, sar: (source,), float64, in dB, in the order of the references. Where there is a single reference,
+            nothing interferes: its SIR is LIMIT, in mir_eval infinite, in `bss_eval_v4.frame_scores` nan. Leave it out
+            of means.
         order: (source,) integers: `estimates[order]` belongs to `references`.
 
     Raises:
-        ValueError: not (source, time), different shapes, no samples, or no filter.
+        ValueError: not (source, time), different shapes, no samples, no filter, or more than MAX_SOURCES sources.
     """
     estimates, references = _checked(estimates, references, filter_length)
     if estimates.ndim != 2 or estimates.shape != references.shape:
@@ -102,7 +109,10 @@ def bss_eval(estimates, references, filter_length=512, permute=True):
 def _checked(estimates, references, filter_length):
     if filter_length < 1:
         raise ValueError(f"filter_length is {filter_length}, must be at least 1")
-    return as_signals(estimates, references)
+    estimates, references = as_signals(estimates, references)
+    for name, signals in (("estimates", estimates), ("references", references)):
+        check_not_transposed(name, signals.shape, axis=-2)
+    return estimates, references
 
 
 def _unit(signals):

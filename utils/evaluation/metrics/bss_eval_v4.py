@@ -32,7 +32,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft
 from scipy.linalg import lapack
 
-from utils.evaluation.metrics.si_sdr import LIMIT
+from utils.evaluation.metrics.si_sdr import LIMIT, check_not_transposed
 
 _EPS = np.finfo(np.float64).eps
 _FFT_SIZE = 8192  # of the correlations of a track: blocks that stay in the cache
@@ -163,6 +163,8 @@ def _stems(estimates, references):
         )
     if references.ndim == 2:
         estimates, references = estimates[:, None], references[:, None]
+    for axis in (-3, -2):
+        check_not_transposed("references", references.shape, axis)
     if (broken := _not_finite(references)).any():
         raise ValueError(
             f"NaN or infinity in the references of sources {np.flatnonzero(broken).tolist()}"

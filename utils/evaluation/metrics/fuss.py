@@ -8,7 +8,6 @@ Source: Wisdom et al., "What's all the FUSS about free universal sound separatio
 that made its numbers: google-research/sound-separation, models/dcase2020_fuss_baseline, as of 2021.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -206,8 +205,3 @@ def _pool(rows: pd.DataFrame, suffix: str) -> dict:
         "sources": int(weights.sum()),
         "clips": len(weights),
     }
-
-
-def fuss_score(clips: Iterable[Clip]) -> dict:
-    """`summary` of the clips of a set, at least one."""
-    return summary(pd.DataFrame([row(clip) for clip in clips]))

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 LIMIT = 100.0  # dB
+MAX_SOURCES = 100  # of BSS Eval, as in mir_eval
 _BLOCK = 2**20  # samples that are converted to float64 at once
 _SILENCE = 1e-26  # of the energy of a constant signal that rounding leaves when its mean is removed
 
@@ -81,11 +82,6 @@ def _mean_and_energy(signals):
     return mean, np.where(energy <= _SILENCE * raw, 0.0, energy)
 
 
-def si_sdri(estimates, references, mixture):
-    """Improvement of the SI-SDR over that of the mixture (..., time). The rest is as in `si_sdr`."""
-    return si_sdr(estimates, references) - si_sdr(np.asarray(mixture)[..., None, :], references)
-
-
 def match(estimates, references):
     """The order of the estimates with the best mean SI-SDR; silent references take what is left.
 
@@ -132,6 +128,14 @@ def as_signals(estimates, references):
     references = np.asarray(references, dtype=np.float64)
     check_length(estimates, references)
     return estimates, references
+
+
+def check_not_transposed(name, shape, axis):
+    """ValueError if there are more than MAX_SOURCES sources: BSS Eval of samples as sources asks for terabytes."""
+    if len(shape) >= -axis and shape[axis] > MAX_SOURCES:
+        raise ValueError(
+            f"{name} {shape} would be {shape[axis]} sources, more than {MAX_SOURCES}: are they transposed?"
+        )
 
 
 def centred(signals):

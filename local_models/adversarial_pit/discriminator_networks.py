@@ -48,6 +48,7 @@ class Waveform(nn.Module):
         """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, fewer steps)."""
         if self.with_mixture:
             signals = torch.cat([signals, mixture[:, None]], 1)
+        # One scale: a list of one tensor.
         return [_through(self.layers, signals)]
 
 
@@ -98,12 +99,14 @@ class Mask(nn.Module):
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
         """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands)."""
-        whole = magnitude(mixture[:, None], self.window)
-        parts = magnitude(signals, self.window)
-        masks = (parts / whole.clamp(min=SILENT_BIN)).clamp(max=1)
-        masks = torch.where(whole > SILENT_BIN, masks, 0.0)
+        # (tuple, 1, frames, bins) and (tuple, source, frames, bins)
+        of_mixture = magnitude(mixture[:, None], self.window)
+        of_sources = magnitude(signals, self.window)
+        ratios = of_sources / of_mixture.clamp(min=SILENT_BIN)
+        # Where the mixture is silent, a mask means nothing.
+        masks = torch.where(of_mixture > SILENT_BIN, ratios.clamp(max=1), 0.0)
         if self.with_mixture:
-            masks = torch.cat([masks, compress(whole)], 1)
+            masks = torch.cat([masks, compress(of_mixture)], 1)
         return [_through(self.layers, masks)]
 
 
@@ -113,17 +116,18 @@ DOMAINS = {"waveform": Waveform, "stft": Spectrum, "mask": Mask}
 def spectral_layers(in_chan: int, filters: int) -> nn.ModuleList:
     """Convolutions over (tuple, in_chan, frames, bins); the first thins out, for all the cost is at full resolution."""
     layers = [nn.Conv2d(in_chan, filters, (3, 9), stride=(2, 4), padding=(1, 4))]
+    # Further frames at each layer, ever fewer bins.
     for dilation in (1, 2):
-        layers.append(
-            nn.Conv2d(
-                filters,
-                filters,
-                (3, 9),
-                stride=(1, 2),
-                dilation=(dilation, 1),
-                padding=(dilation, 4),
-            )
+        layer = nn.Conv2d(
+            filters,
+            filters,
+            (3, 9),
+            stride=(1, 2),
+            dilation=(dilation, 1),
+            padding=(dilation, 4),
         )
+        layers.append(layer)
+    # Scores: one channel.
     layers.append(nn.Conv2d(filters, filters, 3, padding=1))
     layers.append(nn.Conv2d(filters, 1, 3, padding=1))
     return nn.ModuleList(weight_norm(layer) for layer in layers)
@@ -132,14 +136,16 @@ def spectral_layers(in_chan: int, filters: int) -> nn.ModuleList:
 def magnitude(signals: Tensor, window: int) -> Tensor:
     """(tuple, signal, time) to (tuple, signal, frames, bins), with a gradient at zero too; 1 is a bin at unit RMS."""
     with torch.autocast(signals.device.type, enabled=False):
-        shape = torch.hann_window(window, device=signals.device)
-        shape = shape / shape.square().sum().sqrt()
+        # A window of energy one, so that white noise of unit RMS has bins of unit power.
+        taper = torch.hann_window(window, device=signals.device)
+        taper = taper / taper.square().sum().sqrt()
         padded = F.pad(signals.float(), (window // 2, window // 2))
         # Frames before bins in memory too, as the convolutions want them; torch.stft has it the other way round.
         frames = padded.unfold(-1, window, window // 4)
-        spectrum = _Spectra.apply(frames * shape)
+        spectrum = _Spectra.apply(frames * taper)
         # The small constant gives the square root a gradient at zero.
-        return (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
+        power = spectrum.real.square() + spectrum.imag.square()
+        return (power + 1e-10).sqrt()
 
 
 class _Spectra(torch.autograd.Function):
@@ -153,10 +159,9 @@ class _Spectra(torch.autograd.Function):
     def backward(ctx, gradient):
         # The transpose of the real FFT of length n is n times its inverse, with half of the weight on all bins that
         # stand for two, that is on all but the first and the last.
-        n_fft = 2 * (gradient.shape[-1] - 1)
-        weights = torch.full(
-            gradient.shape[-1:], n_fft / 2, device=gradient.device, dtype=gradient.real.dtype
-        )
+        n_bins = gradient.shape[-1]
+        n_fft = 2 * (n_bins - 1)
+        weights = gradient.real.new_full((n_bins,), n_fft / 2)
         weights[0] = n_fft
         weights[-1] = n_fft
         return torch.fft.irfft(gradient * weights)

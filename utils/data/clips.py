@@ -1,0 +1,308 @@
+"""Mixtures of clips that hold one sound each: foregrounds of different classes, over a background if the rules say so.
+
+    pools = find_clips(folder, ("train", "valid", "test"))
+    check_pools(pools, folder, rules)
+    manifest = make_mixtures(pools["train"], data / "mixtures" / "train", 2000, rules, 0, n_jobs)
+
+The rules are those of FUSS (Wisdom et al., arXiv 2011.00803; github.com/google-research/sound-separation,
+datasets/fuss), with the numbers as arguments: a background is a stretch of a clip longer than the mixture, a
+foreground a clip placed at random, no class comes twice. Levels are RMS here, LUFS there.
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.signal import fftconvolve
+
+from utils.data import audio, mixing
+from utils.data.datasets import rng_of
+from utils.data.products import Product, make, problems_error
+from utils.data.walking import walk
+from utils.errors import UserError
+
+TRIES = 20  # of stretches of a long clip, until one sounds
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    path: Path
+    kind: str
+    """Its class."""
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How clips become a mixture."""
+
+    seconds: float
+    """Length of a mixture."""
+    sample_rate: int
+    """Of the mixtures, in Hz; that of the clips may be any."""
+    n_foregrounds: tuple[int, int]
+    """The least and the greatest number, each as likely."""
+    background: bool = False
+    """Whether the first source is a stretch of a clip longer than the mixture. Foregrounds are then whole clips, which
+    fit into the mixture; else of longer clips they are stretches."""
+    level: float = -25.0
+    """RMS of the background, in dB re full scale; of foregrounds without their relative level."""
+    relative_levels: tuple[float, float] = (-2.5, 2.5)
+    """Range of the level of a foreground re `level`, in dB."""
+
+    @property
+    def frames(self) -> int:
+        """Samples of a mixture."""
+        return round(self.seconds * self.sample_rate)
+
+    @property
+    def most_sources(self) -> int:
+        return self.n_foregrounds[1] + self.background
+
+    def is_foreground(self, clip: Clip) -> bool:
+        return clip.seconds <= self.seconds or not self.background
+
+
+class Event(NamedTuple):
+    """A clip in a mixture."""
+
+    clip: Clip
+    start: float
+    """In seconds."""
+    level: float
+    """RMS, in dB re full scale."""
+
+
+# ---- clips
+
+
+def find_clips(folder: Path, splits: tuple[str, str, str]) -> dict[str, list[Clip]]:
+    """Clips by split: of the folders that are called so if there are, else 8 : 1 : 1 by the hash of their names.
+
+    The class is the next folder's name; a file that lies in none is a class of its own.
+
+    Args:
+        folder: what is below it.
+        splits: names of the parts for training, validation and test.
+
+    Raises:
+        UserError: files that are no audio, all in one.
+    """
+    clips: dict[str, list[Clip]] = {split: [] for split in splits}
+    problems = []
+    is_divided = all((folder / split).is_dir() for split in splits)
+    # By the text of their names, in which a space comes before the separator of folders.
+    names = [str(path.relative_to(folder)) for path in walk(folder)]
+    for name in sorted(names):
+        parts = Path(name).parts
+        if is_divided:
+            split, *parts = parts
+        else:
+            # A clip stays in its split whatever is added to the corpus.
+            whole_name = os.fsencode("/".join(parts))
+            digest = hashlib.sha256(whole_name).hexdigest()
+            tenth = int(digest, 16) % 10
+            split = splits[max(0, tenth - 7)]
+        # Folders beside those of the splits are of no split.
+        if split not in clips:
+            continue
+        try:
+            frames, rate, _ = audio.info(folder / name)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        clips[split].append(Clip(folder / name, parts[0], frames / rate))
+    if problems:
+        raise problems_error(str(folder), problems)
+    return clips
+
+
+def check_pools(pools: dict[str, list[Clip]], folder: Path, rules: Rules) -> None:
+    """Stop where a split has no background or foregrounds to draw from."""
+    for split, pool in pools.items():
+        longest = max((clip.seconds for clip in pool), default=0.0)
+        # A background sounds all the time.
+        if rules.background and longest <= rules.seconds:
+            raise UserError(
+                f"{folder}, {split}: no clip is longer than the mixtures ({rules.seconds:g} s), as a background must "
+                f"be; of {len(pool)} clips the longest has {longest:.1f} s. Choose shorter mixtures by --seconds"
+            )
+        kinds = {clip.kind for clip in pool if rules.is_foreground(clip)}
+        if len(kinds) < rules.most_sources:
+            condition = ""
+            if rules.background:
+                condition = f" of at most {rules.seconds:g} s, as foregrounds must be,"
+            raise UserError(
+                f"{folder}, {split}: clips{condition} come from {len(kinds)} classes "
+                f"({', '.join(sorted(kinds)) or 'none'}); {rules.most_sources} are needed, for no class comes twice in "
+                "a mixture. A class is a folder"
+            )
+
+
+def digest_of(pool: list[Clip], folder: Path) -> str:
+    """A hash of what a draw depends on: which clips there are, relative to a folder, and how long they are."""
+    lines = [f"{os.path.relpath(clip.path, folder)} {clip.seconds!r}" for clip in pool]
+    text = os.fsencode("\n".join(lines))
+    return hashlib.sha256(text).hexdigest()
+
+
+# ---- a mixture
+
+
+def draw_events(pool: list[Clip], rules: Rules, rng: np.random.Generator) -> list[Event]:
+    """The clips of a mixture, the background first."""
+    events = []
+    if rules.background:
+        long = [clip for clip in pool if clip.seconds > rules.seconds]
+        clip = long[rng.integers(len(long))]
+        events.append(Event(clip, 0.0, rules.level))
+    foregrounds = [clip for clip in pool if rules.is_foreground(clip)]
+    least, most = rules.n_foregrounds
+    for _ in range(rng.integers(least, most + 1)):
+        # No class twice: its sounds could not be told apart.
+        kinds = {event.clip.kind for event in events}
+        rest = [clip for clip in foregrounds if clip.kind not in kinds]
+        clip = rest[rng.integers(len(rest))]
+        # What would begin too late to fit ends with the mixture.
+        latest = max(0.0, rules.seconds - clip.seconds)
+        start = min(rng.uniform(0, rules.seconds), latest)
+        level = rules.level + rng.uniform(*rules.relative_levels)
+        events.append(Event(clip, start, level))
+    return events
+
+
+def place(event: Event, rules: Rules, rng: np.random.Generator) -> np.ndarray:
+    """(time,) with the clip, or a random stretch of one longer than the mixture, at its place and level.
+
+    Raises:
+        UserError: it is silent.
+    """
+    path = event.clip.path
+    total, own_rate, _ = audio.info(path)
+    wanted = math.ceil(rules.frames * own_rate / rules.sample_rate)
+    wanted = min(total, wanted)
+    for _ in range(TRIES):
+        first = int(rng.integers(total - wanted + 1))
+        channels = audio.read(path, first, wanted, channels=True)
+        signal = channels.mean(0).astype(np.float64)
+        # Before the level is set, which resampling changes a little.
+        if own_rate != rules.sample_rate:
+            signal = mixing.resample(signal, own_rate, rules.sample_rate)
+        power = np.mean(signal**2)
+        # Softer than one step of 16 bits is silence.
+        if power >= audio.LSB**2:
+            break
+    else:
+        raise UserError(
+            f"{path}: silent, at least where it was tried. Leave it out, or cut its silence"
+        )
+    start = round(event.start * rules.sample_rate)
+    part = signal[: rules.frames - start]
+    # Unit power first, then the level.
+    gain = 10 ** (event.level / 20)
+    placed = np.zeros(rules.frames)
+    placed[start : start + len(part)] = part * gain / np.sqrt(power)
+    return placed
+
+
+def mix(
+    pool: list[Clip],
+    rules: Rules,
+    rng: np.random.Generator,
+    responses: np.ndarray | None = None,
+) -> tuple[list[Event], np.ndarray]:
+    """Draw a mixture.
+
+    Args:
+        pool: the clips.
+        rules: of the mixture.
+        rng: decides all that is random.
+        responses: (source, taps), of the room at each source; None: no room.
+
+    Returns:
+        the events and the sources, (source, time), in whole steps of 16 bits, so that their sum in a file of 16 bits is
+        exact. The greatest sample of sources and sum is 0.9 at most.
+    """
+    events = draw_events(pool, rules, rng)
+    signals = [place(event, rules, rng) for event in events]
+    # Each at its own place in the room; what rings on behind the end is cut.
+    if responses is not None:
+        pairs = zip(signals, responses, strict=False)
+        signals = [fftconvolve(signal, response)[: rules.frames] for signal, response in pairs]
+    sources = np.stack(signals)
+    # Only what would be clipped is made softer, so that the levels stay those of the rules.
+    peak = mixing.peak_of(sources, sources.sum(0))
+    sources *= min(1.0, mixing.PEAK / peak)
+    return events, np.rint(sources / audio.LSB) * audio.LSB
+
+
+def write_mixture(paths: tuple[Path, ...], sources: np.ndarray, sample_rate: int) -> None:
+    """Write a mixture and its sources.
+
+    Args:
+        paths: of the mixture, and of the most sources that there may be; those that there are not are removed.
+        sources: (source, time).
+        sample_rate: in Hz.
+    """
+    mixture, *places = paths
+    for path in places[len(sources) :]:
+        path.unlink(missing_ok=True)
+    # There may be more places than sources.
+    for path, source in zip(places, sources, strict=False):
+        audio.write(path, source, sample_rate)
+    audio.write(mixture, sources.sum(0), sample_rate)
+
+
+# ---- a set
+
+
+def make_mixtures(
+    pool: list[Clip], folder: Path, number: int, rules: Rules, seed: int, n_jobs: int
+) -> pd.DataFrame:
+    """Write mixtures as `folder/<number>_{mix,s1,s2,...}.wav`; those that are as they would be made are kept.
+
+    Args:
+        pool: the clips of the set.
+        folder: where to; its name is part of the names of the mixtures.
+        number: of mixtures.
+        rules: of each.
+        seed: another one for each set.
+        n_jobs: processes.
+
+    Returns:
+        a manifest. The cell of a source that a mixture does not have is empty.
+
+    Raises:
+        UserError: all faults of the clips in one.
+    """
+    parts = ["mix"] + [f"s{k + 1}" for k in range(rules.most_sources)]
+    settings = [digest_of(pool, folder), seed, dataclasses.asdict(rules)]
+    products = []
+    for index in range(number):
+        name = f"{index:05d}"
+        paths = tuple(folder / f"{name}_{part}.wav" for part in parts)
+        arguments = (pool, paths, rules, (seed, index))
+        products.append(Product(name, settings, paths, arguments))
+    # Read and written once; a killed run goes on where it was.
+    counts = make(_make_mixture, products, folder, n_jobs, f"mixing {folder.name}")
+    rows = []
+    for product, n_sources in zip(products, counts, strict=True):
+        mixture, *sources = product.paths
+        identity = f"{folder.name}_{product.name}"
+        row = {"mixture_ID": identity, "mixture_path": str(mixture)}
+        for k, path in enumerate(sources, 1):
+            row[f"source_{k}_path"] = str(path) if k <= n_sources else ""
+        rows.append(row | {"length": rules.frames})
+    return pd.DataFrame(rows)
+
+
+def _make_mixture(pool, paths, rules, key):
+    """Make one; returns its number of sources, and the clips that were read."""
+    events, sources = mix(pool, rules, rng_of(*key))
+    write_mixture(paths, sources, rules.sample_rate)
+    return len(events), [event.clip.path for event in events]
