@@ -6,7 +6,7 @@ intermediate result is kept for the backward pass. Here a block keeps two wide t
 the others again, which costs less than reading them back.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ def accelerate(model: Model) -> Model:
     Returns:
         The same object.
     """
+    module: Any  # its class is exchanged
     for module in model.modules():
         if type(module) in _NORMS:
             module.__class__ = _NORMS[type(module)]
@@ -64,14 +65,11 @@ def _is_standard(block: Conv1DBlock) -> bool:
 
 def _is_basis_convolution(conv: nn.Conv2d) -> bool:
     """Whether a convolution is a tall filter over one channel, as masks are made with, and not a small ordinary one."""
-    is_plain = (
-        conv.stride == (1, 1)
-        and conv.dilation == (1, 1)
-        and conv.padding_mode == "zeros"
-        and conv.bias is not None
-    )
+    is_dense = conv.stride == (1, 1) and conv.dilation == (1, 1)
+    is_plain = conv.padding_mode == "zeros" and conv.bias is not None
+    # Below some 32 taps the library's own kernels are fast enough.
     is_tall = conv.kernel_size[0] >= 32 and conv.kernel_size[1] == 1
-    return is_plain and is_tall and conv.in_channels == 1
+    return is_dense and is_plain and is_tall and conv.in_channels == 1
 
 
 class BasisConv2d(nn.Conv2d):
@@ -79,6 +77,9 @@ class BasisConv2d(nn.Conv2d):
 
     The library's kernels for so tall a filter on one channel are many times slower (30 times for 257 taps on a CPU).
     """
+
+    bias: Tensor
+    padding: tuple[int, int]
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 1, rows, frames) to (batch, out, rows + 2 p - taps + 1, frames)."""
@@ -115,7 +116,7 @@ class FastFeatsGlobLN(FeatsGlobLN):
             return torch.group_norm(wide(x), x.shape[1], self.gamma, self.beta, EPS)
 
 
-_NORMS = {GlobLN: FastGlobLN, FeatsGlobLN: FastFeatsGlobLN}
+_NORMS: dict[type, Any] = {GlobLN: FastGlobLN, FeatsGlobLN: FastFeatsGlobLN}
 
 
 class FastPReLU(nn.PReLU):
@@ -134,6 +135,7 @@ class FastConv1DBlock(Conv1DBlock):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor | None, Tensor]:
         """(batch, in_chan, frames) to the residual, or to (residual or None, skip) if `skip_out_chan`."""
+        # Asteroid's order of the layers.
         conv_in, act1, norm1, conv_depth, act2, norm2 = self.shared_block
         parameters = BlockParameters(
             in_weight=conv_in.weight,
@@ -155,6 +157,7 @@ class FastConv1DBlock(Conv1DBlock):
         outputs = BlockFunction.apply(x, conv_depth.dilation[0], 1, EPS, *parameters, *heads)
         if not self.skip_out_chan:
             return outputs[0]
+        # One output is the skip alone.
         residual = outputs[0] if len(outputs) == 2 else None
         return residual, outputs[-1]
 
@@ -216,16 +219,19 @@ class BlockFunction(torch.autograd.Function):
         heads = tensors[N_PARAMETERS:]
         dtype = _matmul_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
+            # 1x1, PReLU, norm, depthwise convolution.
             x_low = x.to(dtype)
             hidden = _pointwise(x_low, block.in_weight, block.in_bias)
             active = F.prelu(wide(hidden), block.slope1)
             normed = _norm(active, block.gamma1, block.beta1, groups, eps)[0]
             deep = _depthwise(normed, block.weight, dilation, block.bias).to(dtype)
+            # PReLU, norm, heads.
             active = F.prelu(wide(deep), block.slope2)
             normed = _norm(active, block.gamma2, block.beta2, groups, eps)[0].to(dtype)
             outputs = []
             for weight, bias in zip(heads[::2], heads[1::2], strict=True):
                 outputs.append(_pointwise(normed, weight, bias))
+        # The inputs of the two PReLUs are enough to compute all the rest again.
         ctx.save_for_backward(x_low, hidden, deep, *tensors)
         ctx.dilation = dilation
         ctx.groups = groups
@@ -265,6 +271,7 @@ class BlockFunction(torch.autograd.Function):
         block_grads = BlockParameters(
             *in_grads, slope1_grad, *norm1_grads, *depth_grads, slope2_grad, *norm2_grads
         )
+        # None for dilation, groups and eps.
         return (grad.to(ctx.x_dtype), None, None, None, *block_grads, *head_grads)
 
 
@@ -285,6 +292,7 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1x1 convolution: (batch, in, frames), (out, in, 1), (out,) to (batch, out, frames) in the type of `x`."""
+    # One matrix product for each example, without a copy of the weight.
     matrix = weight.to(x.dtype).squeeze(2).expand(x.shape[0], -1, -1)
     if bias is None:
         return torch.bmm(matrix, x)
@@ -293,9 +301,10 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
     """Gradients of 1x1 convolutions of one input `x`: of `x`, float32 at least, then weight and bias of each."""
-    x_grad = None
-    parameter_grads = []
+    x_grad: Any = None
+    parameter_grads: list[Tensor | None] = []
     for grad, weight, bias in zip(grads, weights, biases, strict=True):
+        # Nothing depends on this head.
         if grad is None:
             parameter_grads += [None, None]
             continue
@@ -316,7 +325,8 @@ def _norm(
     x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Group norm of (batch, chan, frames): the result, mean and inverse deviation of each group of each example."""
-    return torch.native_group_norm(x, gamma, beta, *x.shape, groups, eps)
+    batch, chan, frames = x.shape
+    return torch.native_group_norm(x, gamma, beta, batch, chan, frames, groups, eps)
 
 
 def _norm_backward(
@@ -330,6 +340,7 @@ def _norm_backward(
 
 def _prelu_backward(grad: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the one slope, in four vectorised passes (torch's own kernel handles number by number)."""
+    # The gradient where x > 0, and where it is not.
     positive = torch.ops.aten.threshold_backward(grad, x, 0)
     negative = grad - positive
     grad_x = positive.addcmul_(negative, slope.to(x.dtype))
@@ -339,6 +350,7 @@ def _prelu_backward(grad: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Ten
 def _overlaps(kernel_size: int, dilation: int, frames: int):
     """For each tap of a centred kernel: its index, the frames that it writes and the frames that it reads."""
     for tap in range(kernel_size):
+        # Output frame t reads frame t + shift; both must lie within the signal.
         shift = (tap - kernel_size // 2) * dilation
         ahead = max(0, shift)
         behind = max(0, -shift)
@@ -354,6 +366,7 @@ def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = N
     One multiply-add of a shifted view for each tap is faster than the library's dilated kernels on a CPU, and
     `torch.compile` fuses it with its neighbours.
     """
+    # The tap in the middle reads every frame; the others are added to it.
     taps = weight.shape[2]
     middle = taps // 2
     centre = weight[:, :, middle]
@@ -371,6 +384,7 @@ def _depthwise_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the input, the weight and the bias of `_depthwise`."""
+    # A tap that reads nothing within the signal has no gradient.
     taps = weight.shape[2]
     by_tap = [torch.zeros_like(weight[:, 0, 0])] * taps
     for tap, write, read in _overlaps(taps, dilation, x.shape[2]):

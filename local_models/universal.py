@@ -1,5 +1,7 @@
 """Training on mixtures of an unknown number of sources, some slots silent: what all systems of this kind share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,9 @@ class Universal:
     """
 
     loss_of: LogMSE
+    # Of the `System` that it is mixed into.
+    full_precision: Any
+    training: bool
 
     def pit_losses(self, estimates: Tensor, batch: dict) -> dict[str, Tensor]:
         """The loss of (batch, n_src, time); in validation the scores are taken down too."""

@@ -10,4 +10,9 @@ if [ "${1:-}" = --fast ]; then
 fi
 $python -m ruff check .
 $python -m ruff format --check .
+$python -m mypy local_models utils
+for scripts in egs/*/local; do
+    # Scripts of different recipes have the same names: each recipe is checked by itself.
+    MYPYPATH=.:$scripts $python -m mypy "$scripts"
+done
 $python -m pytest "$@"

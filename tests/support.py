@@ -193,6 +193,17 @@ def read_rows(method, name="test"):
     return pd.read_csv(path, dtype={"mixture_ID": str})
 
 
+def write_scores(evaluation, mixture_ids, columns):
+    """scores.csv of an evaluation; `columns` are values by metric, or by (metric, source)."""
+    lines = []
+    for name, values in columns.items():
+        metric, source = name if isinstance(name, tuple) else (name, "")
+        for mixture_id, value in zip(mixture_ids, values, strict=True):
+            lines.append((mixture_id, source, metric, value))
+    table = pd.DataFrame(lines, columns=("mixture_ID", "source", "metric", "value"))
+    table.to_csv(evaluation / "scores.csv", index=False)
+
+
 def read_final(method, name="test"):
     return json.loads((evaluation_of(method, name) / "final_metrics.json").read_text())
 

@@ -89,7 +89,7 @@ def test_no_room_of_local_models_imports_another():
     assert len(rooms) >= 6
 
     def room(module):
-        name = (module.split(".") + [""])[1]
+        name = [*module.split("."), ""][1]
         return name if name in rooms else None
 
     for module, imported in IMPORTS.items():

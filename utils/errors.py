@@ -4,8 +4,11 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import sys
+from collections.abc import Callable
 
+NO_MEMORY = "not enough memory: use fewer jobs, smaller batches or sizes, or a larger machine"
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended, as shells have it
 
 
@@ -13,7 +16,7 @@ class UserError(Exception):
     """Bad input. The message says what is wrong, where, and what to do."""
 
 
-def command(main):
+def command(main: Callable) -> Callable:
     """Decorate the main function of a command: what a person can mend ends it with one line.
 
     The exit code is 2 for a `UserError` and for errors of the operating system (a full disk, a name that is too long,
@@ -38,9 +41,13 @@ def command(main):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             _end("error: the program that was to read the output has ended")
         except MemoryError:
-            _end("error: not enough memory: use fewer jobs or smaller batches, or a larger machine")
+            _end(f"error: {NO_MEMORY}")
+        except RuntimeError as error:  # torch has no class of its own for the memory of the CPU
+            if not re.search("can't allocate memory|out of memory", str(error)):
+                raise
+            _end(f"error: {NO_MEMORY}")
         except OSError as error:
-            if error.errno is None or error.filename is None and error.errno not in _FULL_DISK:
+            if error.errno is None or (error.filename is None and error.errno not in _FULL_DISK):
                 raise
             _end(f"error: {explain(error)}")
 

@@ -1,9 +1,9 @@
 """Evaluate an experiment on a test set, with the unprocessed mixture and oracle masks beside it:
 `python -m utils.evaluate --exp exp/NAME --manifest DIR/test.csv`.
 
-Writes exp/NAME/eval/<corpus>/<set>/{all_metrics.csv, final_metrics.json, examples/}, and for what needs no training the
-same in exp/reference-<corpus>/<method>/. A killed evaluation continues where it was. Scores that were made from another
-model, manifest, audio or setting are replaced, and a line says so.
+Writes exp/NAME/eval/<corpus>/<set>/{scores.csv, all_metrics.csv, final_metrics.json, examples/}, and for what needs no
+training the same in exp/reference-<corpus>/<method>/. A killed evaluation continues where it was. Scores that were made
+from another model, manifest, audio or setting are replaced, and a line says so.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,14 +30,16 @@ from utils.evaluation import results
 from utils.evaluation.cost import measure
 from utils.evaluation.methods import Method, references, trained_system
 from utils.evaluation.overlap_add import Blocks
-from utils.evaluation.results import ROWS, SUMMARY, TABLE, Row
+from utils.evaluation.results import ROWS, SUMMARY, Row
+from utils.evaluation.scores import Scores
 from utils.evaluation.scoring import How, numbered_score
 from utils.evaluation.suites import SUITES
 from utils.files import end_with_parent, read_json, write_text
+from utils.report.labels import LABELS
 from utils.stamps import state_of_manifest
 from utils.training.trust import add_trust
 
-VERSION = 3  # of the rows: raise it when they mean something else, and old ones are not continued
+VERSION = 4  # of the rows: raise it when they mean something else, and old ones are not continued
 GPU_JOBS = 4  # processes that share a GPU at most
 
 
@@ -147,17 +150,19 @@ def evaluate(
         _score_all(method, how, nj, test_set, todo, examples, rows)
 
     # What is made of the rows is compared with them, so that what was lost or damaged is written again.
-    table = results.table_text(rows)
-    old_table = folder / TABLE
-    table_is_whole = old_table.is_file() and old_table.read_bytes() == table.encode()
-    if not table_is_whole:
-        write_text(old_table, table)
+    table = results.scores_of(rows)
+    written = []
+    for name, text in results.table_texts(table).items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
+            written.append(name)
     final = {} if todo else _finished_summary(folder, stamp, n_rows)
     if final:
-        mended = "" if table_is_whole else f"; {TABLE} was missing or damaged, and is written again"
-        print(f"{folder}: already evaluated{mended}")
+        mended = [f"; {name} was missing or damaged, and is written again" for name in written]
+        print(f"{folder}: already evaluated{''.join(mended)}")
         return final
-    return _summarise(method, how, test_set, rows, stamp)
+    return _summarise(method, how, test_set, Scores(table), stamp)
 
 
 def check_system(method: Method, test_set: TestSet) -> None:
@@ -202,12 +207,9 @@ def _finished_summary(folder: Path, stamp: dict, n_rows: int) -> dict:
     return final
 
 
-def _summarise(
-    method: Method, how: How, test_set: TestSet, rows: dict[int, Row], stamp: dict
-) -> dict:
+def _summarise(method: Method, how: How, test_set: TestSet, scores: Scores, stamp: dict) -> dict:
     """Write final_metrics.json, and a line on the terminal."""
     folder = test_set.folder(method)
-    scores = pd.DataFrame([rows[number].scores for number in sorted(rows)])
     final = {
         "name": method.folder.name,
         "kind": method.kind,
@@ -235,13 +237,15 @@ def _summarise(
 
 def in_words(folder: Path, final: dict) -> str:
     """One line for the terminal."""
-    suite = SUITES[final["suite"]]
+    name = final["suite"]
+    primary = final[SUITES[name].primary.key]
     texts = []
     for key in ("mean", "standard_error", "median"):
-        value = final[suite.primary].get(key)
+        value = primary.get(key)
         texts.append("-" if value is None else f"{value:z.2f}")
     mean, error, median = texts
-    text = f"{folder}: {suite.label} {mean} +- {error} (median {median}), {final['n']} mixtures"
+    label = LABELS[name].primary
+    text = f"{folder}: {label} {mean} +- {error} (median {median}), {final['n']} mixtures"
     # What makes a mean hard to read.
     notes = {
         "silent_sources": "silent sources have no score",
@@ -258,7 +262,7 @@ def in_words(folder: Path, final: dict) -> str:
 
 
 @contextlib.contextmanager
-def workers(cluster: str | None):
+def workers(cluster: str | None) -> Iterator[None]:
     """Where the processes run: on this machine, or on the Dask cluster of this address, which sees the same files."""
     if cluster is None:
         # A worker must know its parent before its first job, which may never come.

@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import joblib
@@ -18,7 +19,7 @@ from utils.errors import UserError
 TEMPORARY = ".belt-"  # how names of temporary files begin; no other program's do
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
     """Write a text file (UTF-8) atomically; folders are made. File names that are not UTF-8 keep their bytes."""
     write_bytes(path, text.encode(errors="surrogateescape"))
 
@@ -60,18 +61,18 @@ def write_bytes(path, data, durable=True):
         raise
 
 
-def temporary_name(folder):
+def temporary_name(folder: str | Path) -> Path:
     """A name for a file that is not whole yet: short, and no other process's, on whatever machine it runs."""
     return Path(folder) / f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
 
 
-def remove_leftovers(folder, age=3600.0, nested=True):
+def remove_leftovers(folder: str | Path, age: float = 3600.0, nested: bool = True) -> None:
     """Remove temporary files of killed runs, older than `age` seconds, in `folder` and, if `nested`, below it."""
     pattern = f"{TEMPORARY}*.tmp"
     folder = Path(folder)
     for temporary in folder.rglob(pattern) if nested else folder.glob(pattern):
         with contextlib.suppress(OSError):  # another run may be faster
-            if time.time() - temporary.stat().st_mtime > age:
+            if time.time() - temporary.lstat().st_mtime > age:
                 temporary.unlink()
 
 
@@ -94,7 +95,7 @@ def end_with_parent(parent: int, interval: float = 1.0) -> None:
     threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
-def parallel(function, jobs, n_jobs, description):
+def parallel(function: Callable, jobs: Iterable[tuple], n_jobs: int, description: str) -> list:
     """Return `[function(*job) for job in jobs]` in order, on `n_jobs` processes, with a progress bar on a terminal."""
     jobs = list(jobs)
     results = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
@@ -108,12 +109,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path, content):
+def write_json(path: str | Path, content: object) -> None:
     """Write plain data as JSON, atomically; folders are made."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path, remedy):
+def read_json(path: str | Path, remedy: str) -> dict:
     """The dict in a JSON file of our own.
 
     Args:
@@ -126,7 +127,7 @@ def read_json(path, remedy):
     return _read_note(path, remedy, json.loads)
 
 
-def read_yaml(path, remedy):
+def read_yaml(path: str | Path, remedy: str) -> dict:
     """The dict in a YAML file of our own; as `read_json`."""
     return _read_note(path, remedy, yaml.safe_load)
 

@@ -276,7 +276,7 @@ def _device(name: str) -> str:
 def _check_names(system: System, paths: list[Path], out_dir: Path) -> None:
     """No estimate may overwrite an input or another file's estimate."""
     inputs = set(map(os.path.realpath, paths))
-    outputs = Counter()
+    outputs: Counter[str] = Counter()
     for path in paths:
         channels = 1
         if system.n_src is None:
@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             estimates = separate_file(system, path, args.out, blocks, args.subtype)
         except (UserError, OSError) as error:
-            if len(args.files) == 1 or isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if len(args.files) == 1 or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
                 raise
             failed += 1
             reason = explain(error) if isinstance(error, OSError) else error

@@ -20,7 +20,7 @@ find_corpus() {
     [ "${#_found[@]}" -eq 2 ] || exit 2 # the message is there
     name=${_found[0]}
     corpus=${_found[1]}
-    data_options=(--corpus "$corpus" --name "$name" --nj "$nj") # of the scripts of stages 0 and 1
+    data_options=(--corpus="$corpus" --name="$name" --nj "$nj") # of the scripts of stages 0 and 1
 }
 
 # find_conf DEFAULT [MINI]: the YAML, relative to the recipe or to where the user stands; MINI is the default of the

@@ -2,24 +2,32 @@
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import multiprocessing.synchronize
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
+from jsonargparse import Namespace
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
-from utils.data.datasets import loaders
+from local_models.system import System
+from utils.data.datasets import EpochSampler, loaders
 from utils.errors import UserError, command
 from utils.files import sha256, write_text
 from utils.training import config as configuration
@@ -91,19 +99,35 @@ def make_trainer(
     callbacks.append(checkpoints)
     parallel = runtime.devices * runtime.num_nodes > 1
     manual = not system.automatic_optimization
-    return pl.Trainer(
-        accelerator=runtime.accelerator, devices=runtime.devices, num_nodes=runtime.num_nodes,
-        strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
-        gradient_clip_val=None if manual else step.gradient_clip or None,
-        accumulate_grad_batches=1 if manual else step.accumulate,
-        callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
-        logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
-        default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
-        enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
-    )  # fmt: skip
+    with possible_devices(runtime):
+        return pl.Trainer(
+            accelerator=runtime.accelerator, devices=runtime.devices, num_nodes=runtime.num_nodes,
+            strategy="ddp" if parallel else "auto", precision=step.precision, max_epochs=step.epochs,
+            gradient_clip_val=None if manual else step.gradient_clip or None,
+            accumulate_grad_batches=1 if manual else step.accumulate,
+            callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
+            logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
+            default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
+            enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
+        )  # fmt: skip
 
 
-def train_step(name: str, previous: Path | None, config, exp: Path, manifests: Path) -> None:
+@contextlib.contextmanager
+def possible_devices(runtime: configuration.Runtime) -> Iterator[None]:
+    """Turn what Lightning says of devices that are not there into a message."""
+    try:
+        yield
+    except (ValueError, ModuleNotFoundError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"runtime.accelerator={runtime.accelerator} with runtime.devices={runtime.devices}: {reason} "
+            "runtime.accelerator=auto takes what is there"
+        ) from None
+
+
+def train_step(
+    name: str, previous: Path | None, config: Namespace, exp: Path, manifests: Path
+) -> None:
     """Train one step to its end, from where it was if it was interrupted."""
     folder = exp / name
     if is_finished(folder):
@@ -126,14 +150,17 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
     minutes = experiment.runtime.checkpoint_minutes
     checkpoints = Checkpoints(folder, step.monitor, mode, minutes)
     trainer = make_trainer(folder, step, experiment, bookkeeping, checkpoints)
-    options = (manifests, experiment.data, system.n_src, system.sample_rate, step.batch_size)
-    options += (config.seed, experiment.runtime.workers)
-    train, valid = loaders(*options, trainer.global_rank, trainer.world_size)
-    checkpoints.sampler = train.sampler
+    data = (manifests, experiment.data, system.n_src, system.sample_rate)
+    make_loaders = functools.partial(loaders, *data, step.batch_size, config.seed)
+    workers = experiment.runtime.workers
+    train, valid = make_loaders(workers, trainer.global_rank, trainer.world_size)
+    checkpoints.sampler = cast(EpochSampler, train.sampler)
     last = folder / "last.ckpt"
-    with explained(trainer, folder):
+    with explained(trainer, checkpoints):
         if not last.exists() and trainer.is_global_zero:
-            rehearse(name, experiment, settings["system"], options)
+            # In this process, on one device.
+            rehearsal = make_loaders(0, 0, 1)
+            rehearse(name, experiment, settings["system"], *rehearsal)
         if step.compile:
             for part in system.compiled_parts():
                 part.compile(dynamic=False)
@@ -151,13 +178,13 @@ def train_step(name: str, previous: Path | None, config, exp: Path, manifests: P
 
 
 @contextlib.contextmanager
-def explained(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
+def explained(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
     """Turn what ends a training from outside into a message.
 
     Raises:
         UserError: the training was interrupted, or a loader process has died.
     """
-    interrupted = f"interrupted; the same command continues {folder}"
+    interrupted = f"interrupted; the same command continues {checkpoints.folder}"
     try:
         yield
     except (Interrupted, SystemExit):
@@ -168,9 +195,9 @@ def explained(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
         # From a loader process it comes with the traceback there: what counts is the last line.
         raise UserError(str(error).strip().split("utils.errors.UserError: ")[-1]) from None
     except (RuntimeError, OSError) as error:
-        if not LOADER_DEATH.search(str(error)):
+        if not _is_of_loaders(error):
             raise
-        if trainer.checkpoint_callback.is_told():  # the signal may have gone to all processes
+        if checkpoints.is_told():  # the signal may have gone to all processes
             raise UserError(interrupted) from None
         raise UserError(
             "a loader process has ended, for lack of memory or of shared memory (/dev/shm) perhaps: "
@@ -178,11 +205,25 @@ def explained(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
         ) from None
 
 
-def rehearse(name: str, experiment: Experiment, system_config: dict, options: tuple) -> None:
+def _is_of_loaders(error: BaseException | None) -> bool:
+    """Whether an error, or one before it that it hides, is about loader processes and what they share."""
+    while error is not None:
+        if LOADER_DEATH.search(str(error)):
+            return True
+        # Their locks lie in /dev/shm too; that disk being full, nothing says which one it is.
+        places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, OSError) and multiprocessing.synchronize.__file__ in places:
+            return True
+        error = error.__context__
+    return False
+
+
+def rehearse(
+    name: str, experiment: Experiment, system_config: dict, train: DataLoader, valid: DataLoader
+) -> None:
     """Test the step in a few updates, and say how long it will take."""
     step = experiment.steps[name]
-    rehearsal = loaders(*options[:-1], 0, 0, 1)  # in this process, on one device
-    estimate = self_test(experiment.system, system_config, step, experiment.runtime, *rehearsal)
+    estimate = self_test(experiment.system, system_config, step, experiment.runtime, train, valid)
     epoch = estimate["epoch_seconds"]
     print(
         f"step `{name}`: self-test passed; an epoch takes about {timedelta(seconds=round(epoch))} (h:mm:ss), "
@@ -197,7 +238,7 @@ def finish(
     trainer: pl.Trainer,
     bookkeeping: Bookkeeping,
     checkpoints: Checkpoints,
-    system,
+    system: System,
     frozen: str,
     seed: int,
 ) -> None:
@@ -270,7 +311,7 @@ def is_complete(exp: Path, names: list[str], chosen: list[str]) -> bool:
     return has_model and all(is_finished(exp / name) for name in chosen)
 
 
-def train(config, exp: Path, manifests: Path, chosen: list[str]) -> None:
+def train(config: Namespace, exp: Path, manifests: Path, chosen: list[str]) -> None:
     """Train the chosen steps in order, and export the model after the last one."""
     names = list(config.steps)
     for name in chosen:

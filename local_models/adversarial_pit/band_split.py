@@ -4,6 +4,8 @@ Source: Luo and Yu, "Music source separation with band-split RNN", IEEE/ACM TASL
 bands for 16 kHz and one network for all sources.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +66,9 @@ class BandSplit(nn.Module):
             features.append(split(torch.cat(parts, 1)))
         x = torch.stack(features, 2)  # (batch, chan, band, frame)
 
-        for along_time, along_bands in self.layers:
+        layer: Any  # a pair of them
+        for layer in self.layers:
+            along_time, along_bands = layer
             x = along_time(x)
             x = along_bands(x.transpose(2, 3)).transpose(2, 3)
 
@@ -72,9 +76,9 @@ class BandSplit(nn.Module):
         for band, head in enumerate(self.heads):
             mask = wide(head(x[:, :, band]))
             masks.append(mask.unflatten(1, (2, self.n_src, -1)))
-        masks = torch.cat(masks, 3)  # (batch, real and imaginary, n_src, freq, frame)
+        joined = torch.cat(masks, 3)  # (batch, real and imaginary, n_src, freq, frame)
         summary = wide(x).mean((2, 3))
-        return torch.complex(masks[:, 0], masks[:, 1]), summary
+        return torch.complex(joined[:, 0], joined[:, 1]), summary
 
 
 class Recurrent(nn.Module):

@@ -6,6 +6,7 @@ the multi-scale STFT discriminator of Defossez et al. 2022 (arXiv 2210.13438), o
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +173,7 @@ def compress(magnitudes: Tensor) -> Tensor:
     return magnitudes.sqrt()
 
 
-def _through(layers: nn.ModuleList, x: Tensor) -> Tensor:
+def _through(layers: Any, x: Tensor) -> Tensor:
     """Layers with leaky ReLUs between them."""
     for layer in layers[:-1]:
         x = F.leaky_relu(layer(x), SLOPE)

@@ -30,6 +30,8 @@ class StftMasking(nn.Module):
             it); `padded` reconstructs perfectly at both ends.
     """
 
+    window: Tensor
+
     def __init__(
         self,
         network: Callable[[int, int], nn.Module],

@@ -3,8 +3,6 @@
 Facts of the architecture: github.com/google-research/sound-separation, models/dcase2020_fuss_baseline/train.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -164,11 +162,12 @@ class ScalarNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(1))
         self.beta = nn.Parameter(torch.zeros(1))
 
-    def expand(self, chan: int) -> Sequence[Tensor]:
+    def expand(self, chan: int) -> tuple[Tensor, Tensor]:
         """Gain and offset for each channel."""
         return self.gamma.expand(chan).contiguous(), self.beta.expand(chan).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to the same shape."""
         with torch.autocast(x.device.type, enabled=False):
-            return nn.functional.group_norm(x, 1, *self.expand(x.shape[1]), EPS)
+            gamma, beta = self.expand(x.shape[1])
+            return nn.functional.group_norm(x, 1, gamma, beta, EPS)

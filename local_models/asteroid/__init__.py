@@ -10,4 +10,4 @@ from local_models.asteroid.system import AsteroidSystem
 from local_models.asteroid.universal import UniversalAsteroid
 from local_models.asteroid.x_umx import XUMX
 
-__all__ = ["AsteroidSystem", "FasNet", "NamedSources", "UniversalAsteroid", "XUMX"]
+__all__ = ["XUMX", "AsteroidSystem", "FasNet", "NamedSources", "UniversalAsteroid"]

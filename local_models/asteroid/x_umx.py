@@ -32,6 +32,7 @@ class XUMX(System):
         bandwidth: highest frequency in Hz that they hear; masks cover all.
     """
 
+    n_src: int
     n_mics = 2
     images = True
     ordered = True

@@ -189,6 +189,10 @@ class MaskerDenoiser(nn.Module):
 class Standardisation(nn.Module):
     """(x - mean) / deviation of each bin, measured over all training batches so far."""
 
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+
     def __init__(self, n_bins: int):
         super().__init__()
         self.register_buffer("count", torch.zeros(()))

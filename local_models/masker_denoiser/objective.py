@@ -5,7 +5,7 @@ both are options.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class Objective:
         # Penalties are computed only where they count.
         n_sequences = len(estimate.hidden)
         weight = network.mask.weight
-        second = network.denoiser[2].weight
+        second: Any = network.denoiser[2].weight
         penalties = {
             "hidden_norm": lambda: PUBLISHED_BATCH * estimate.hidden.abs().sum() / n_sequences,
             "mask_diagonal": lambda: weight.diagonal().abs().sum(),

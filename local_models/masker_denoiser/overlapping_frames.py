@@ -17,6 +17,8 @@ class OverlappingFrames(nn.Module):
         hop: between frames in samples.
     """
 
+    window: Tensor
+
     def __init__(self, window: int, n_fft: int, hop: int):
         super().__init__()
         self.n_fft = n_fft

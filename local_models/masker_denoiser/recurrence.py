@@ -16,6 +16,11 @@ class GRU(nn.GRU):
     states and gates keep theirs.
     """
 
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
+
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__(input_size, hidden_size)
 

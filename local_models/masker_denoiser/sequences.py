@@ -1,6 +1,7 @@
 """A signal of any length as sequences of frames, which a recurrent network takes, and as blocks of these."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -114,6 +115,6 @@ class Sequences:
         sequences = spectra.unfold(2, self.frames, self.step)
         return sequences.transpose(-1, -2).flatten(0, 2)
 
-    def join(self, estimates: Tensor, shape: tuple[int, int]) -> Tensor:
+    def join(self, estimates: Tensor, shape: Sequence[int]) -> Tensor:
         """Estimates (batch * mic * sequence, step, bin) side by side, (batch, mic, frame, bin); shape: (batch, mic)."""
         return estimates.unflatten(0, (*shape, -1)).flatten(2, 3)

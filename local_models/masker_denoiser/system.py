@@ -6,8 +6,8 @@ with a norm penalty on the decoder's states. Where the published program and the
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class MaD(System):
             )
         self.n_mics = n_mics
         self.wiener = wiener
-        self.bfloat16 = bfloat16
+        self.low_precision = bfloat16
         self.objective = objective or Objective()
         self.objective.check()
         self.network = MaskerDenoiser(n_fft // 2 + 1, network or Network())
@@ -111,7 +111,7 @@ class MaD(System):
         """Context for the network in separation; a trainer's autocast goes before."""
         if torch.is_autocast_enabled(self.device.type):
             return contextlib.nullcontext()
-        if not self.bfloat16 or not _has_bfloat16(self.device):
+        if not self.low_precision or not _has_bfloat16(self.device):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
@@ -120,6 +120,7 @@ class MaD(System):
         length = mixture.shape[-1]
         blocks = self.sequences.blocks(length)
         masks = self._masks(self.sequences.pad(mixture), blocks)
+        spectra: Iterable[Tensor]
         if self.wiener:
             spectra = self._filtered(masks, blocks)
         else:
@@ -170,7 +171,7 @@ class MaD(System):
         """
         # Spectra of a whole song are large: they are put together block by block, as a list and its concatenation
         # would need twice as much.
-        spectra = None
+        spectra: Any = None
         for block, (block_spectra, block_mask) in zip(blocks, masks, strict=True):
             if spectra is None:
                 batch, n_mics, _, n_bins = block_spectra.shape

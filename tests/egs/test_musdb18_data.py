@@ -12,11 +12,11 @@ import threading
 import zipfile
 
 import numpy as np
-import pandas as pd
 import pytest
 import soundfile as sf
 
 from tests.egs.musdb18_corpora import SILENT, SONGS, change, clips, hq, local, run, tree  # noqa: F401
+from tests.support import write_scores
 from utils.data import audio
 from utils.data.manifest import read_manifest
 from utils.data.songs import Songs
@@ -360,12 +360,14 @@ def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
     folder = tmp_path / "exp" / "system" / "eval" / "musdb18hq" / "test"
     folder.mkdir(parents=True)
     (folder / "final_metrics.json").write_text('{"name": "mine"}')
-    rows = {"mixture_ID": ["PR - Happy Daze", *(f"s{k}" for k in range(49))]}
-    rows |= {f"{m}_{k}": np.full(50, 4.0 + k) for m in ("sdr", "sir", "isr", "sar") for k in (1, 2)}
-    pd.DataFrame(rows).head(3).to_csv(folder / "all_metrics.csv", index=False)
+    names = ["PR - Happy Daze", *(f"s{k}" for k in range(49))]
+    metrics = ("sdr", "sir", "isr", "sar")
+    few = {(metric, k): np.full(3, 4.0 + k) for metric in metrics for k in (1, 2)}
+    write_scores(folder, names[:3], few)
     compare.main(["--exp", str(tmp_path / "exp")])
     assert not (tmp_path / "exp" / "sisec18.md").exists()
-    pd.DataFrame(rows).to_csv(folder / "all_metrics.csv", index=False)
+    scores = {(metric, k): np.full(50, 4.0 + k) for metric in metrics for k in (1, 2)}
+    write_scores(folder, names, scores)
     compare.main(["--exp", str(tmp_path / "exp")])
     lines = (tmp_path / "exp" / "sisec18.md").read_text().split("\n")
     order = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:33]
@@ -385,13 +387,13 @@ def test_table_stands_beside_sisec_only_for_the_real_test_set(local, tmp_path):
 def test_names_of_systems_are_text_in_table_and_plot(local, tmp_path):
     compare = local["compare_sisec"]
     names = ["NA", "null", "PR - Happy Daze", *(f"s{k}" for k in range(47))]
-    columns = {"mixture_ID": names}
+    columns = {}
     for metric in ("sdr", "sir", "isr", "sar"):
         for number in (1, 2):
-            columns[f"{metric}_{number}"] = np.full(50, 4.0)
+            columns[metric, number] = np.full(50, 4.0)
     folder = tmp_path / "exp" / "odd" / "eval" / "musdb18hq" / "test"
     folder.mkdir(parents=True)
-    pd.DataFrame(columns).to_csv(folder / "all_metrics.csv", index=False)
+    write_scores(folder, names, columns)
     (folder / "final_metrics.json").write_text(json.dumps({"name": "$\\frac{$ <b>|"}))
     compare.main(["--exp", str(tmp_path / "exp")])
     assert "| **$\\frac{$ &lt;b>\\|** | 4.00 |" in (tmp_path / "exp/sisec18.md").read_text()

@@ -113,6 +113,16 @@ def test_a_corpus_is_found_from_where_the_user_stands_and_through_a_link(call, c
     assert (data / "corpus" / "test").resolve() == home / "-dash"
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_name_with_a_dash_before_it_is_no_option(call, checkout, tmp_path, recipe):
+    speakers(tmp_path / "-dash", "xyz")
+    script = checkout / "egs" / recipe / "run.sh"
+    done = call(script, "--corpus", "-dash", "--stop_stage", "0", "--nj", "1", cwd=tmp_path)
+    assert "usage:" not in done.stderr and "expected one argument" not in done.stderr
+    # As a corpus, or as the folder in which this recipe finds none.
+    assert "-dash" in done.stdout + done.stderr
+
+
 def test_every_stage_refuses_a_corpus_of_the_same_name(call, checkout, tmp_path):
     for place in ("here", "there"):
         speakers(tmp_path / place / "A", "xyz")

@@ -22,6 +22,14 @@ FAULTS = {
     "folder as file": (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), 2, "a: Is a"),
     "many files": (OSError(errno.EMFILE, "Too many open files", "a"), 2, "a: .*ulimit -n"),
     "memory": (MemoryError(), 2, "not enough memory"),
+    "memory of torch": (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+        ),
+        2,
+        "not enough memory",
+    ),
+    "memory of a GPU": (RuntimeError("CUDA out of memory. Tried"), 2, "not enough memory"),
     "Ctrl-C": (KeyboardInterrupt(), 130, "interrupted"),
 }
 

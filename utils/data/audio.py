@@ -1,9 +1,12 @@
 """Reading and writing audio files: every fault of a file is one `UserError`, and no half-written file is ever seen."""
 
+import contextlib
 import functools
 import io
 import os
+import signal
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,13 @@ MP3_STRETCH = 64  # the largest bit rate is 40 times the smallest
 UNKNOWN = 2**62  # libsndfile gives more than this for a stream of unknown length
 
 
-def read(path, start=0, frames=-1, sample_rate=None, channels=False):
+def read(
+    path: str | Path,
+    start: int = 0,
+    frames: int = -1,
+    sample_rate: int | None = None,
+    channels: bool = False,
+) -> np.ndarray:
     """Read a file, or a segment of it.
 
     Args:
@@ -65,7 +74,7 @@ def read(path, start=0, frames=-1, sample_rate=None, channels=False):
     return np.ascontiguousarray(audio.T) if channels else audio[:, 0]
 
 
-def info(path):
+def info(path: str | Path) -> tuple[int, int, int]:
     """Return `(frames, sample_rate, channels)`, the true ones; errors as in `read`."""
     with Reader(path) as reader:
         if reader.format == "FLAC":
@@ -169,7 +178,7 @@ class Reader:
         self._decode(*view)
         self.frames = frames
 
-    def skip(self, start):
+    def skip(self, start: int) -> None:
         """Go on to the sample `start`."""
         if self.format == "MP3":
             target = max(start // MP3_LEAD - 2, 0) * MP3_LEAD
@@ -188,7 +197,7 @@ class Reader:
             if not len(self.read(min(start - self.position, 2**16))):
                 break
 
-    def read(self, frames):
+    def read(self, frames: int) -> np.ndarray:
         """The next samples, (time, channel) in float32: as many as asked for, fewer at the end only."""
         frames = min(frames, self.frames - self.position)
         end = self.position + frames
@@ -215,7 +224,7 @@ class Reader:
             return np.zeros((0, self.channels), np.float32)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def close(self):
+    def close(self) -> None:
         if self._sound is not None:
             self._sound.close()
         # Twice is no error: a file is closed in __exit__ and where it cannot be opened.
@@ -230,8 +239,30 @@ class Reader:
         self.close()
 
 
+@contextlib.contextmanager
+def _undisturbed():
+    """Let Ctrl-C wait while libsndfile works: raised in Python code that it calls, it would be printed and lost."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    if not in_main or handler is None:  # handlers run in the main thread only
+        yield
+        return
+    received = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
 class _Stream(sf.SoundFile):
     """Never asked where it stands: soundfile seeks after each read, which fails at the end of a stream."""
+
+    def read(self, *args, **kwargs):
+        with _undisturbed():
+            return super().read(*args, **kwargs)
 
     def seekable(self):
         return False
@@ -336,7 +367,20 @@ def _about_sphere(path):
     )
 
 
-def write(path, audio, sample_rate, subtype="PCM_16"):
+def encoded(audio, sample_rate, container, subtype=None):
+    """The bytes of an audio file.
+
+    Args:
+        audio: `(time,)` or `(time, channels)`.
+        container, subtype: as libsndfile calls them; None: the usual subtype of the container.
+    """
+    file = io.BytesIO()
+    with _undisturbed():
+        sf.write(file, audio, sample_rate, subtype=subtype, format=container)
+    return file.getbuffer()
+
+
+def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = "PCM_16") -> None:
     """Write a WAV file atomically; folders are made.
 
     Args:
@@ -358,7 +402,6 @@ def write(path, audio, sample_rate, subtype="PCM_16"):
             )
         audio = np.minimum(np.rint(audio.astype(np.float64) / LSB), 32767).astype(np.int16)
     # libsndfile hides a full disk behind "System error", so it encodes in memory and Python writes.
-    encoded = io.BytesIO()
-    sf.write(encoded, audio, sample_rate, subtype=subtype, format="WAV")
+    content = encoded(audio, sample_rate, "WAV", subtype)
     # Thousands of files are written, each of which can be made again: waiting for the disk would take too long.
-    write_bytes(path, encoded.getbuffer(), durable=False)
+    write_bytes(path, content, durable=False)

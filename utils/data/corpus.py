@@ -25,7 +25,7 @@ from pathlib import Path
 
 from utils.data.walking import fingerprint, is_litter
 from utils.errors import UserError, command
-from utils.files import read_json, write_json
+from utils.files import read_json, remove_leftovers, temporary_name, write_json
 from utils.stamps import NAME as STAMP
 from utils.stamps import differences
 
@@ -98,7 +98,7 @@ def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> 
         longest: bytes of a name.
     """
     pairs = [(_plain(label), key) for label, key in zip(labels, keys, strict=True)]
-    keys_of = {}
+    keys_of: dict[str, set] = {}
     for name, key in pairs:
         keys_of.setdefault(name, set()).add(key)
     names = []
@@ -191,6 +191,7 @@ class Corpus:
         """
         # Before anything is written.
         self.check(details)
+        self._tidy()
         if self.kind == "directory":
             self._link()
         note = {"corpus": self.kind, **(details or {})}
@@ -210,7 +211,16 @@ class Corpus:
         if not (self.folder / NOTE).is_file():
             raise UserError(f"{self.folder / NOTE} is not there: run stage 0 first")
         self.check()
+        self._tidy()
         return self._read_note()
+
+    def _tidy(self) -> None:
+        """Remove what killed runs left beside the corpus; folders of audio are looked through by who fills them."""
+        remove_leftovers(self.folder, nested=False)
+        if len(self.roots) == 2:
+            remove_leftovers(self.folder / "corpus", nested=False)
+        for name in ("manifests", "mix_lists"):
+            remove_leftovers(self.folder / name)
 
     def check(self, details: dict | None = None) -> None:
         """Compare data/NAME, if it is there, with the corpus, and renew the links to one that has moved.
@@ -303,8 +313,7 @@ class Corpus:
                     "--name"
                 )
             # A link cannot be replaced in one step, but renamed over.
-            temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
-            temporary.unlink(missing_ok=True)
+            temporary = temporary_name(root.parent)
             temporary.symlink_to(origin)
             os.replace(temporary, root)
 
@@ -398,7 +407,7 @@ def _directories(text: str, base: Path, pair: bool) -> tuple[Path, ...]:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Print the name of a corpus and where it is, each with a NUL behind it; check data/NAME if it is there."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     add_arguments(parser)

@@ -5,7 +5,9 @@ of loader workers and, over all ranks together, of devices.
 """
 
 import dataclasses
+from collections.abc import Sized
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,7 @@ def rng_of(*key: int) -> np.random.Generator:
 
 
 def segment_of(
-    path: str, length: int, frames: int, position: float, sample_rate: int, channels=1
+    path: str, length: int, frames: int, position: float, sample_rate: int, channels: int = 1
 ) -> np.ndarray:
     """(frames,), or (channels, frames), of a recording of `length` samples.
 
@@ -267,10 +269,11 @@ def loaders(
         raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
     seconds = data.valid_segment
     split = Split(manifests, "valid", n_src, sample_rate, seconds, seed, data.valid_size)
-    valid = (data.dataset or Mixtures)(split)
-    train = training_set(Split(manifests, "train", n_src, sample_rate, data.segment, seed), data)
+    valid: Any = (data.dataset or Mixtures)(split)
+    split = Split(manifests, "train", n_src, sample_rate, data.segment, seed)
+    train: Any = training_set(split, data)
     size = epoch_size(train, data.epoch_size)
-    made = []
+    pair: list[DataLoader] = []
     for dataset, shuffle in ((train, True), (valid, False)):
         n_examples = size if shuffle else len(dataset)
         # More than there are items: of a data set that draws, whose further indices are examples too.
@@ -280,19 +283,19 @@ def loaders(
             raise UserError(
                 f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
             )
-        options = {
+        options: dict[str, Any] = {
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "drop_last": shuffle,
             # Of its own, so that what a training draws does not depend on the number of workers.
             "generator": torch.Generator().manual_seed(seed),
         }
-        made.append(
+        pair.append(
             DataLoader(
                 dataset, batch_size // world, sampler=sampler, num_workers=workers, **options
             )
         )
-    return made[0], made[1]
+    return pair[0], pair[1]
 
 
 def training_set(split: Split, data: Data) -> Dataset:
@@ -306,11 +309,13 @@ def training_set(split: Split, data: Data) -> Dataset:
     size = data.epoch_size
     if size is None and fixed.exists():
         size = len(read_manifest(fixed, split.n_src))
+    if split.n_src is None:
+        raise UserError("dynamic mixing needs a system with a fixed number of sources (n_src)")
     options = data.dynamic_mixing or DynamicMixing()
     return DynamicMixtures(dataclasses.replace(split, size=size), options)
 
 
-def epoch_size(dataset: Dataset, asked: int | None) -> int:
+def epoch_size(dataset: Sized, asked: int | None) -> int:
     """Examples an epoch.
 
     Args:

@@ -23,15 +23,15 @@ from utils.stamps import state_of_manifest
 CHECKED = "checked.json"
 
 
-def source_columns(frame):
+def source_columns(frame: pd.DataFrame) -> list[str]:
     """The columns `source_1_path`, `source_2_path`, ... of a manifest, in order."""
-    columns = []
+    columns: list[str] = []
     while f"source_{len(columns) + 1}_path" in frame.columns:
         columns.append(f"source_{len(columns) + 1}_path")
     return columns
 
 
-def read_manifest(csv, n_src=None, absent=False):
+def read_manifest(csv: str | Path, n_src: int | None = None, absent: bool = False) -> pd.DataFrame:
     """Read a manifest.
 
     Args:
@@ -92,7 +92,7 @@ def _check_cells(csv, frame, paths, absent):
         )
 
 
-def write_manifest(frame, csv):
+def write_manifest(frame: pd.DataFrame, csv: str | Path) -> None:
     """Write a manifest (or any table with columns named `path` or `*_path`) atomically, paths relative to the CSV.
 
     A file that holds the same already is left alone, so that finished data may be read-only.
@@ -151,7 +151,14 @@ def _read_note(path):
         return {}
 
 
-def check_manifest(csv, sample_rate, n_jobs, additive=True, absent=False, channels=1):
+def check_manifest(
+    csv: str | Path,
+    sample_rate: int,
+    n_jobs: int,
+    additive: bool = True,
+    absent: bool = False,
+    channels: int = 1,
+) -> dict:
     """Check every file of a manifest.
 
     Checked: it is a readable file of `sample_rate` Hz, finite, of 2 samples or more, as long as the manifest says, of

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ _MARGIN_DB = 15.9
 _N_THRESHOLDS = 20
 
 
-def active_speech_level(signal, sample_rate):
+def active_speech_level(signal: np.ndarray, sample_rate: int) -> tuple[float, float]:
     """Active speech level by ITU-T P.56 (12/2011), method B, as the voicebox function `activlev` measures it.
 
     The signal is extended by 0.35 s of zeros and limited to 200-5500 Hz (-0.25 dB; below 12.1 kHz the upper limit is
@@ -112,7 +113,7 @@ def _band_limits(sample_rate):
     return filters
 
 
-def resample(signal, rate_in, rate_out):
+def resample(signal: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
     """Polyphase resampling with the filter of MATLAB's `resample` (10 zero crossings, Kaiser window of beta 5)."""
     if rate_in == rate_out:
         return signal
@@ -120,7 +121,9 @@ def resample(signal, rate_in, rate_out):
     return resample_poly(signal, rate_out // divisor, rate_in // divisor, window=("kaiser", 5.0))
 
 
-def mix_utterances(utterances, levels, gains_db, mode):
+def mix_utterances(
+    utterances: Sequence[np.ndarray], levels: Sequence[float], gains_db: Sequence[float], mode: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Mix utterances at given levels.
 
     Args:
@@ -165,7 +168,7 @@ class Entry:
     gains: tuple
 
 
-def parse_list(path, root, n_src):
+def parse_list(path: str | Path, root: str | Path, n_src: int) -> list[Entry]:
     """Read a MERL mixing list, lines of `path1 gain1 path2 gain2 [path3 gain3]`.
 
     Args:
@@ -295,7 +298,9 @@ def _missing_message(path, root, missing):
     return message
 
 
-def draw_list(recordings, n_src, n_mixtures, seed):
+def draw_list(
+    recordings: dict[str, list[str]], n_src: int, n_mixtures: int, seed: str | int
+) -> str:
     """Draw a mixing list (text) as MERL's are: different speakers, the first two up to 5 dB apart, others at 0 dB.
 
     Args:
@@ -319,7 +324,7 @@ def draw_list(recordings, n_src, n_mixtures, seed):
     return "".join(f"{line}\n" for line in lines)
 
 
-def mixture_name(labels, gains):
+def mixture_name(labels: Sequence[str], gains: Sequence[float]) -> str:
     """`utt1_gain1_utt2_gain2`, with the gains as MATLAB's num2str writes them (5 significant digits below 10 dB)."""
     parts = []
     for label, gain in zip(labels, gains, strict=True):
@@ -331,7 +336,9 @@ def mixture_name(labels, gains):
     return "_".join(parts)
 
 
-def mix_list(entries, folder, sample_rate, mode, n_jobs):
+def mix_list(
+    entries: list[Entry], folder: str | Path, sample_rate: int, mode: str, n_jobs: int
+) -> tuple[pd.DataFrame, list[str]]:
     """Make the mixtures of a list as 16-bit files `folder/{mix,s1,s2,...}/<name>.wav`.
 
     Those that are there, whole and of the same recordings, are kept. A mixture in which a source would be silent, for

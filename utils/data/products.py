@@ -37,7 +37,7 @@ class Product:
     """Of the function that makes it."""
 
 
-def problems_error(title: str, problems: Iterable[str]) -> UserError:
+def problems_error(title: str | Path, problems: Iterable[str]) -> UserError:
     """One error for many problems: how many there are, and the first ten."""
     problems = list(problems)
     lines = [f"{title}: {len(problems)} problem{'s' * (len(problems) > 1)}:"]

@@ -3,12 +3,12 @@
 import numpy as np
 from torch.utils.data import Dataset
 
+from local_models.silence import SILENT_RMS
 from utils.data.datasets import rng_of, segment_of
 from utils.data.manifest import read_manifest, source_columns
 from utils.data.split import Split
 
 TRIES = 10
-SILENCE = 1e-8  # RMS
 
 
 class Scenes(Dataset):
@@ -48,7 +48,7 @@ class Scenes(Dataset):
                 sources = self._stretch(index, rng.random())
             # A stretch that is silent throughout teaches nothing.
             levels = np.sqrt((sources**2).mean(1))
-            if levels.max() > SILENCE:
+            if levels.max() > SILENT_RMS:
                 break
         # Not of the file: with silent slots left out and others exchanged it is the sum of what there is.
         mixture = sources.sum(0)

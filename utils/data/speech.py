@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import dataclasses
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import espeakng_loader
@@ -48,7 +49,7 @@ class Speaker:
     tract: float
 
 
-def make_speakers(n_speakers, seed):
+def make_speakers(n_speakers: int, seed: int) -> list[Speaker]:
     """Return `n_speakers` distinct speakers, female and male in turn; the same seed gives the same speakers."""
     draw = random.Random(seed)
     # Timbres come again only when all have been used.
@@ -69,7 +70,7 @@ def make_speakers(n_speakers, seed):
     return speakers
 
 
-def make_sentence(draw):
+def make_sentence(draw: random.Random) -> str:
     """Return an English sentence of some 8 words, drawn with the `random.Random` given."""
     # No noun and no adjective twice.
     subject, thing = draw.sample(_NOUNS, 2)
@@ -77,7 +78,7 @@ def make_sentence(draw):
     return f"The {one} {subject} {draw.choice(_VERBS)} the {other} {thing} {draw.choice(_ENDS)}."
 
 
-def synthesise(text, speaker, sample_rate):
+def synthesise(text: str, speaker: Speaker, sample_rate: int) -> np.ndarray:
     """Speak a text.
 
     Returns:
@@ -106,7 +107,9 @@ def synthesise(text, speaker, sample_rate):
     return (0.5 * signal / np.abs(signal).max()).astype(np.float32)
 
 
-def write_sentences(jobs, folder, sample_rate, n_jobs):
+def write_sentences(
+    jobs: Iterable[tuple], folder: str | Path, sample_rate: int, n_jobs: int
+) -> None:
     """Speak sentences into files; those that are there are kept.
 
     Args:

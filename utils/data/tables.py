@@ -13,7 +13,7 @@ from utils.errors import UserError
 _TEXT = re.compile(r"mixture_ID|path|.*_path|(speaker|text)(_\d+)?|size|set|name")
 
 
-def read_table(path):
+def read_table(path: str | Path) -> pd.DataFrame:
     """Read a CSV as texts: `NA`, `null`, `007` are what they are, and an empty cell is "".
 
     Args:
@@ -64,7 +64,7 @@ def read_table(path):
     return table.drop(columns=unnamed)
 
 
-def read_numbers(table):
+def read_numbers(table: pd.DataFrame) -> pd.DataFrame:
     """Make numbers of the columns of a table of texts that hold nothing else; an empty cell is NaN.
 
     Columns of names, texts and paths stay as they are.

@@ -59,10 +59,10 @@ def _offset(signals, blocks, sample_rate):
 
 def _joined(parts: Iterator[torch.Tensor], length: int) -> torch.Tensor:
     """Pieces (..., time) as one signal; `torch.cat` would need all of them twice."""
-    signal = None
+    signal = torch.empty(0)
     position = 0
-    for part in parts:
-        if signal is None:
+    for index, part in enumerate(parts):
+        if index == 0:
             signal = part.new_empty((*part.shape[:-1], length))
         end = position + part.shape[-1]
         signal[..., position:end] = part
@@ -164,13 +164,12 @@ def apply_oracle(
         ValueError: sources of several channels for an oracle that hears the microphones together.
     """
     if n_mics == 1:
-        system = _OracleSystem(lambda heard, truth: oracle(heard[:, 0], truth), 1)
+        system = _OracleSystem(lambda heard, truth: oracle(heard[:, 0], truth), 1, sample_rate)
     elif sources.shape[1] == 1:
-        system = _OracleSystem(oracle, len(mixture))
+        system = _OracleSystem(oracle, len(mixture), sample_rate)
     else:
         raise ValueError("it needs sources of one channel, at the reference microphone")
-    system.sample_rate = sample_rate
-    system.device = device
+    system.device = torch.device(device)
     blocks = blocks or Blocks()
     stitcher = Stitcher(system, blocks, related=False)
     length = mixture.shape[-1]
@@ -198,11 +197,12 @@ def apply_oracle(
 class _OracleSystem:
     """An oracle in the place of a system: the true sources are channels after those of the mixture."""
 
-    images = False
     ordered = True  # it is told which source is which
 
-    def __init__(self, oracle: Oracle, n_channels: int):
+    def __init__(self, oracle: Oracle, n_channels: int, sample_rate: int):
         self.oracle = oracle
+        self.sample_rate = sample_rate
+        self.device = torch.device("cpu")
         self.n_channels = n_channels
 
     def separate_centred(self, signals: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import json
 import pydoc
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -89,7 +89,7 @@ def _trained(model: Path, model_sha256: str, trust: tuple[str, ...]) -> System:
 @functools.lru_cache(maxsize=1)
 def _untrained(class_path: str, init_args: str, sample_rate: int | None):
     """An object of the class; `init_args` is JSON, since arguments of a cached function must be hashable."""
-    factory = pydoc.locate(class_path)
+    factory: Any = pydoc.locate(class_path)
     if factory is None:
         raise ValueError("there is no such class")
     # A list of references serves corpora of any rate.
@@ -257,7 +257,9 @@ def _problem_of_grid(entry: dict) -> str:
 def oracle_masks() -> list[dict]:
     """The unprocessed mixture and every oracle mask, as entries of a list of references."""
     # Both windows, since the better one depends on the sounds.
-    entries = [{"name": "mixture", "kind": "mixture", "description": "unprocessed mixture"}]
+    entries: list[dict] = [
+        {"name": "mixture", "kind": "mixture", "description": "unprocessed mixture"}
+    ]
     for window in WINDOWS:
         for mask, text in MASKS.items():
             entry = {

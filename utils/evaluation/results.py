@@ -2,14 +2,15 @@
 
     exp/NAME/eval/<corpus>/<set>/
         rows.jsonl           what the scores were made from, then a line an utterance, as they come
-        all_metrics.csv      the table of the rows, in the order of the manifest
+        scores.csv           the scores, a line each: mixture_ID, source (empty: of the mixture), metric, value
+        all_metrics.csv      the same in Asteroid's form: a row a mixture
         final_metrics.json   their summary
         examples/ex_<ID>/    audio and scores of a few utterances
         museval/test/        of the music suite, museval's files
 
-Everything is made of rows.jsonl, so what else is lost or damaged is written again. Cells of all_metrics.csv are what
+Everything is made of rows.jsonl, so what else is lost or damaged is written again. IDs in the tables are what
 the manifest says, also where a spreadsheet would take an ID such as `=cmd` for a formula: the file is for programs,
-and an altered ID would no longer fit its manifest.
+and an altered ID would no longer fit its manifest. What reads scores reads scores.csv, by `read_scores`.
 """
 
 import glob
@@ -19,17 +20,20 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from utils.data import audio
 from utils.errors import UserError
+from utils.evaluation.scores import Score, Scores, long_table, wide_table
 from utils.files import read_json, remove_leftovers, sha256, write_text
 from utils.stamps import differences
 
 ROWS = "rows.jsonl"
-TABLE = "all_metrics.csv"
+TABLE = "scores.csv"
+WIDE_TABLE = "all_metrics.csv"
 SUMMARY = "final_metrics.json"
 LONGEST_NAME = 180  # bytes: file systems take 255, and temporary names are longer
 
@@ -46,8 +50,8 @@ WORDS = {
 class Row:
     """What is known of one scored utterance."""
 
-    scores: dict
-    """Its line of all_metrics.csv."""
+    mixture_id: str
+    scores: list[Score]
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the files written for it, by name relative to the folder of the evaluation."""
 
@@ -64,20 +68,22 @@ class Row:
         return any(name.startswith("examples/") for name in self.files)
 
     def to_line(self, number: int) -> str:
-        return json.dumps([number, self.scores, self.files]) + "\n"
+        parts = [number, self.mixture_id, self.scores, self.files]
+        return json.dumps(parts) + "\n"
 
     @staticmethod
     def from_line(line: bytes, n_rows: int) -> tuple[int, "Row"] | None:
         """The number and the row; None of a damaged line."""
         try:
-            number, scores, files = json.loads(line)
+            number, mixture_id, lists, files = json.loads(line)
+            scores = [Score(*parts) for parts in lists]
         except (ValueError, TypeError, RecursionError):
             return None
         if not isinstance(number, int) or not 0 <= number < n_rows:
             return None
-        if not isinstance(scores, dict) or not isinstance(files, dict):
+        if not isinstance(mixture_id, str) or not isinstance(files, dict):
             return None
-        return number, Row(scores, files)
+        return number, Row(mixture_id, scores, files)
 
 
 # ---- rows.jsonl
@@ -154,7 +160,7 @@ def _why_not_usable(folder: Path, first: bytes, stamp: dict) -> str:
 
 def _remove_results(folder: Path) -> None:
     """Remove what an evaluation wrote, and nothing else."""
-    for name in (SUMMARY, TABLE, ROWS):
+    for name in (SUMMARY, TABLE, WIDE_TABLE, ROWS):
         (folder / name).unlink(missing_ok=True)
     for name in ("examples", "museval"):
         if (folder / name).is_dir():
@@ -199,7 +205,7 @@ def write_example(
     mixture: np.ndarray,
     sources: np.ndarray,
     estimates: np.ndarray,
-    scores: dict,
+    row: Row,
 ) -> list[Path]:
     """Write wav files in float, as they are, since in 16 bits they would clip; metrics.json comes last.
 
@@ -208,7 +214,7 @@ def write_example(
         sample_rate: in Hz.
         mixture: (channel, time).
         sources, estimates: (source, channel, time), in the same order.
-        scores: of the utterance.
+        row: the scores of the utterance.
 
     Returns:
         The files.
@@ -223,14 +229,56 @@ def write_example(
         audio.write(paths[-1], signal, sample_rate, subtype="FLOAT")
     # Whoever finds metrics.json finds the rest.
     paths.append(folder / "metrics.json")
-    write_text(paths[-1], dumps(scores, indent=1))
+    write_text(paths[-1], dumps(_example_scores(row), indent=1))
     return paths
+
+
+def _example_scores(row: Row) -> dict:
+    """What metrics.json holds: scores of the mixture, then of each source, by metric."""
+    of_mixture = {}
+    of_sources: dict[str, dict] = {}
+    for score in row.scores:
+        if score.source is None:
+            of_mixture[score.metric] = score.value
+        else:
+            of_source = of_sources.setdefault(str(score.source), {})
+            of_source[score.metric] = score.value
+    return {
+        "mixture_ID": row.mixture_id,
+        "mixture": of_mixture,
+        "sources": of_sources,
+    }
+
+
+def read_example_scores(folder: Path) -> tuple[str, Scores]:
+    """The mixture_ID and the scores of an example.
+
+    Raises:
+        UserError: metrics.json is not there, or damaged.
+    """
+    path = folder / "metrics.json"
+    remedy = "stage 4 writes it again"
+    example = read_json(path, remedy)
+    try:
+        mixture_id = str(example["mixture_ID"])
+        scores = []
+        for metric, value in example["mixture"].items():
+            scores.append(Score(None, metric, value))
+        for number, of_source in example["sources"].items():
+            # Keys of JSON are texts.
+            source = int(number)
+            for metric, value in of_source.items():
+                scores.append(Score(source, metric, value))
+        table = Scores(long_table([(mixture_id, scores)]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not what an evaluation writes: {remedy}") from None
+    return mixture_id, table
 
 
 # ---- numbers as text
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """The same with numbers of Python in the place of numpy's, and None for what has no value."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
@@ -244,15 +292,24 @@ def plain(value):
     return value
 
 
-def dumps(value, **options) -> str:
+def dumps(value: Any, **options) -> str:
     """JSON with null for what has no value."""
     return json.dumps(plain(value), allow_nan=False, **options)
 
 
-def table_text(rows: dict[int, Row]) -> str:
-    """Text of all_metrics.csv, in the order of the manifest."""
-    table = pd.DataFrame([rows[number].scores for number in sorted(rows)])
-    return table.to_csv(index=False, float_format="%.6f")
+def scores_of(rows: dict[int, Row]) -> pd.DataFrame:
+    """The long table of the rows, in the order of the manifest."""
+    ordered = [rows[number] for number in sorted(rows)]
+    return long_table((row.mixture_id, row.scores) for row in ordered)
+
+
+def table_texts(table: pd.DataFrame) -> dict[str, str]:
+    """Texts of scores.csv, with all digits, and of all_metrics.csv, by name."""
+    wide = wide_table(table)
+    return {
+        TABLE: table.to_csv(index=False),
+        WIDE_TABLE: wide.to_csv(index=False, float_format="%.6f"),
+    }
 
 
 # ---- reading, for the report and the tools of the recipes
@@ -287,16 +344,17 @@ def read_summary(evaluation: Path) -> dict:
     return read_json(path, f"delete {path}, and stage 4 writes it again")
 
 
-def read_scores(evaluation: Path) -> pd.DataFrame:
-    """all_metrics.csv, indexed by mixture_ID: IDs such as NA or 007 stay texts.
+def read_scores(evaluation: Path) -> Scores:
+    """The scores of an evaluation: IDs such as NA or 007 stay texts.
 
     Raises:
-        UserError: it is not there, or damaged.
+        UserError: scores.csv is not there, or damaged.
     """
     path = evaluation / TABLE
+    texts = {"mixture_ID": str, "metric": str}
     try:
-        table = pd.read_csv(path, dtype={"mixture_ID": str}, keep_default_na=False, na_values=[""])
-        return table.set_index("mixture_ID")
-    except (OSError, ValueError, KeyError) as error:
+        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+        return Scores(table)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} cannot be used ({reason}): run stage 4 again") from None

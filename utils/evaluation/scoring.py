@@ -17,6 +17,7 @@ from utils.evaluation.apply import apply, apply_oracle
 from utils.evaluation.methods import Method
 from utils.evaluation.overlap_add import Blocks
 from utils.evaluation.results import Row, example_name, whole_name, write_example
+from utils.evaluation.scores import Score
 from utils.evaluation.suites import SUITES
 from utils.files import end_with_parent, sha256, write_text
 
@@ -124,21 +125,21 @@ def score(
             f"{row['mixture_path']} cannot be scored by the suite {how.suite}: {error}"
         ) from None
     mixture_id = str(row["mixture_ID"])
-    scores = {
-        "mixture_ID": mixture_id,
-        "mixture_path": row["mixture_path"],
-        "length": mixture.shape[-1],
-        **scored.row,
-    }
+    # In samples; some means are weighted by it.
+    length = Score(None, "length", mixture.shape[-1])
+    result = Row(mixture_id, [length, *scored.scores])
     # Hashes of what is written let a later run see that it is still there and unchanged.
-    paths = []
+    paths: list[Path] = []
     for name, text in scored.files.items():
         paths.append(folder / name / f"{whole_name(mixture_id)}.json")
         write_text(paths[-1], text)
     if keep:
         place = folder / example_name(mixture_id)
-        paths += write_example(place, rate, mixture, sources, scored.estimates, scores)
-    return Row(scores, {str(path.relative_to(folder)): sha256(path) for path in paths})
+        paths += write_example(place, rate, mixture, sources, scored.estimates, result)
+    for path in paths:
+        name = str(path.relative_to(folder))
+        result.files[name] = sha256(path)
+    return result
 
 
 def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:

@@ -1,7 +1,7 @@
-"""Suites of metrics: what evaluation writes about an utterance and a set, and how the report shows it."""
+"""Suites of metrics: what evaluation computes of an utterance, and how it sums up a set."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,28 +13,14 @@ from utils.evaluation.metrics.perceptual import pesq, stoi
 from utils.evaluation.metrics.si_sdr import LIMIT, inverted, match, si_sdr, snr
 from utils.evaluation.metrics.spectral_holes import NAMES as HOLES
 from utils.evaluation.metrics.spectral_holes import spectral_holes
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One more column of the tables."""
-
-    key: str
-    """Of final_metrics.json: a number, or a dict with mean, median and standard_error."""
-    label: str
-    unit: str = "dB"
-    """dB, % (the number is a share) or nothing."""
-    digits: int = 2
-    statistic: str | None = None
-    """mean or median, where it is not that of the suite."""
+from utils.evaluation.scores import Measure, Score, Scores, of_mixture, of_sources
 
 
 @dataclass
 class Scored:
     """What a suite says about one utterance."""
 
-    row: dict
-    """Of all_metrics.csv."""
+    scores: list[Score]
     estimates: np.ndarray
     """(source, channel, time), in the order of the sources."""
     files: dict[str, str] = field(default_factory=dict)
@@ -43,27 +29,23 @@ class Scored:
 
 @dataclass(frozen=True)
 class Suite:
+    """Metrics for one kind of sound. What the report calls them is in utils/report/labels.py."""
+
     name: str
     score: Callable[..., Scored]
     """(mixture, sources, estimates, sample_rate, extra, oracle) to `Scored`; shapes as in scoring.py.
 
     A ValueError says that the suite cannot score such signals."""
-    summary: Callable[[pd.DataFrame], dict]
-    """The rows of a set to what final_metrics.json says about it."""
-    primary: str
-    """Column of the rows and key of the summary ({mean, median, standard_error})."""
-    label: str
-    columns: tuple[Metric, ...]
-    """Of the tables, after the primary score, its median and the share of failures."""
-    legend: str
+    summary: Callable[[Scores], dict]
+    """The scores of a set to what final_metrics.json says about it."""
+    primary: Measure
+    """Ranks systems; in the summary as {mean, median, standard_error}."""
     statistic: str = "mean"
-    """mean or median over the rows: ranks systems."""
-    weight: str | None = None
-    """Column with the weights of the rows in the mean; None: equal."""
-    input: str | None = None
-    """Column with the score of the unprocessed mixture."""
-    failure: str = ""
-    """Column whose share below 0 dB counts as failures."""
+    """mean or median over the mixtures: of the primary score."""
+    weight: Measure | None = None
+    """Weights of the mixtures in the mean; None: equal."""
+    input: Measure | None = None
+    """The score of the unprocessed mixture."""
     extra: tuple[str, ...] = ()
     """Metrics computed on demand (`--extra`), since they take long."""
 
@@ -86,8 +68,10 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
     sources = _only_channel(sources)
     estimates = _only_channel(estimates)
     mixture = mixture[0]
+    # Speakers have no names: estimates are compared in the order with the best mean.
     order = match(estimates, sources)
     estimates = estimates[order]
+    # Nothing can be improved over silence.
     silent_mixture = np.ptp(mixture) == 0
     input_si_sdr = np.full(len(sources), np.nan)
     if not silent_mixture:
@@ -99,29 +83,25 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
     }
     # Improvements over the unprocessed mixture.
     by_source["si_sdri"] = by_source["si_sdr"] - input_si_sdr
+    # How well the system's own front end could do.
     if oracle is not None:
         by_source["oracle_si_sdr"] = si_sdr(oracle[:, 0], sources)
         by_source["oracle_si_sdri"] = by_source["oracle_si_sdr"] - input_si_sdr
     by_source |= _speech_extra(mixture, sources, estimates, sample_rate, extra)
+    # A silent source has no score, and its estimate no sign.
     scored = ~np.isnan(by_source["si_sdr"])
-    row = {name: mean(values) for name, values in by_source.items()}
-    row["inverted"] = int(inverted(estimates, sources)[scored].sum())
-    row["sources"] = len(sources)
-    row["silent_sources"] = int((~scored).sum())
-    row["silent_mixture"] = int(silent_mixture)
-    row["failed_estimates"] = int((by_source["si_sdr"] <= -LIMIT).sum())
-    row |= numbered(by_source)
-    row["permutation"] = " ".join(str(k + 1) for k in order)
-    return Scored(row, estimates[:, None])
-
-
-def numbered(by_source: dict[str, np.ndarray]) -> dict[str, float]:
-    """Scores of the sources as columns: NAME_1, NAME_2, ..."""
-    columns = {}
-    for name, values in by_source.items():
-        for k, value in enumerate(values, 1):
-            columns[f"{name}_{k}"] = float(value)
-    return columns
+    failed = by_source["si_sdr"] <= -LIMIT
+    wrong_sign = inverted(estimates, sources) & scored
+    of_the_mixture = {metric: mean(values) for metric, values in by_source.items()}
+    of_the_mixture["inverted"] = int(wrong_sign.sum())
+    of_the_mixture["sources"] = len(sources)
+    of_the_mixture["silent_sources"] = int((~scored).sum())
+    of_the_mixture["silent_mixture"] = int(silent_mixture)
+    of_the_mixture["failed_estimates"] = int(failed.sum())
+    # Which output of the system belongs to a source, from 1.
+    by_source["permutation"] = order + 1
+    scores = of_mixture(of_the_mixture) + of_sources(by_source)
+    return Scored(scores, estimates[:, None])
 
 
 def _speech_extra(mixture, sources, estimates, sample_rate, extra) -> dict[str, np.ndarray]:
@@ -148,13 +128,13 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else np.nan
 
 
-def statistics(scores: pd.DataFrame, names) -> dict:
-    """{mean, median, standard_error} of the columns that are there."""
+def statistics(scores: Scores, measures: Iterable[Measure]) -> dict:
+    """{mean, median, standard_error} of the measures that are there."""
     result = {}
-    for name in names:
-        if name in scores:
-            values = scores[name].dropna()
-            result[name] = {
+    for measure in measures:
+        if measure in scores:
+            values = scores[measure].dropna()
+            result[measure.key] = {
                 "mean": values.mean(),
                 "median": values.median(),
                 "standard_error": values.sem(),
@@ -162,16 +142,37 @@ def statistics(scores: pd.DataFrame, names) -> dict:
     return result
 
 
-def _speech_summary(scores: pd.DataFrame) -> dict:
-    names = ["si_sdri", "si_sdr", "input_si_sdr", "snr", "oracle_si_sdri", "oracle_si_sdr"]
-    names += ["sdr", "sdri", "sir", "sar", "stoi", "estoi", "pesq"]
-    result = statistics(scores, names)
+# Of which final_metrics.json has the statistics, where they were computed.
+SPEECH_METRICS = (
+    "si_sdri",
+    "si_sdr",
+    "input_si_sdr",
+    "snr",
+    "oracle_si_sdri",
+    "oracle_si_sdr",
+    "sdr",
+    "sdri",
+    "sir",
+    "sar",
+    "stoi",
+    "estoi",
+    "pesq",
+)
+
+
+def _speech_summary(scores: Scores) -> dict:
+    """Statistics over mixtures of the means over their sources."""
+    measures = [Measure(metric) for metric in SPEECH_METRICS]
+    result = statistics(scores, measures)
+    si_sdrs = scores.mixture("si_sdr").dropna()
+    result["share_below_0_db"] = float((si_sdrs < 0).mean())
     # Silent sources have no score.
-    scored = (scores.sources - scores.silent_sources).sum()
-    result["share_below_0_db"] = float((scores.si_sdr.dropna() < 0).mean())
-    result["inverted_share"] = float(scores.inverted.sum() / scored) if scored else float("nan")
-    for name in ("silent_sources", "silent_mixture", "failed_estimates"):
-        result[name] = int(scores[name].sum())
+    n_sources = scores.mixture("sources").sum()
+    n_scored = n_sources - scores.mixture("silent_sources").sum()
+    n_inverted = scores.mixture("inverted").sum()
+    result["inverted_share"] = float(n_inverted / n_scored) if n_scored else np.nan
+    for metric in ("silent_sources", "silent_mixture", "failed_estimates"):
+        result[metric] = int(scores.mixture(metric).sum())
     return result
 
 
@@ -185,22 +186,32 @@ def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Sc
     clip = fuss.clip_score(estimates, sources, sources.sum(axis=0))
     # The order may name slots of silence that were added to the estimates.
     n_added = max(len(clip.order) - len(estimates), 0)
-    added = np.zeros((n_added, estimates.shape[-1]), estimates.dtype)
-    ordered = np.concatenate([estimates, added])[clip.order][: len(sources)]
+    length = estimates.shape[-1]
+    added = np.zeros((n_added, length), estimates.dtype)
+    slots = np.concatenate([estimates, added])
+    ordered = slots[clip.order][: len(sources)]
+    # Holes of the pairs that the official score counts.
     rates = []
-    for estimate, source, counts in zip(ordered, sources, clip.pairs, strict=False):
-        if counts:
-            rates.append(spectral_holes(estimate, source))
-    row = fuss.row(clip)
-    row |= pd.DataFrame(rates, columns=HOLES).mean().to_dict()
-    row["permutation"] = " ".join(str(k + 1) for k in clip.order)
-    return Scored(row, ordered[:, None])
+    for k in np.flatnonzero(clip.pairs[: len(sources)]):
+        rates.append(spectral_holes(ordered[k], sources[k]))
+    mean_rates = pd.DataFrame(rates, columns=HOLES).mean()
+    of_the_mixture = fuss.row(clip)
+    of_the_mixture |= mean_rates.to_dict()
+    # Which output of the system belongs to a slot, from 1.
+    order = of_sources({"permutation": clip.order + 1})
+    return Scored(of_mixture(of_the_mixture) + order, ordered[:, None])
 
 
-def _fuss_summary(scores: pd.DataFrame) -> dict:
-    result = {**fuss.summary(scores), **statistics(scores, HOLES)}
+def _fuss_summary(scores: Scores) -> dict:
+    """The official numbers, and spectral holes."""
+    table = scores.of_mixtures()
+    # Numbers of sources name parts of the set.
+    for metric in ("n_references", "n_estimates"):
+        table[metric] = table[metric].astype(int)
+    result = fuss.summary(table)
+    result |= statistics(scores, [Measure(metric) for metric in HOLES])
     # Over mixtures, while the official mean is over pairs of sources.
-    improvement = scores.msi[scores.pairs > 0]
+    improvement = table.msi[table.pairs > 0]
     result["msi"]["median"] = improvement.median()
     result["msi"]["standard_error"] = improvement.sem()
     result["share_below_0_db"] = float((improvement < 0).mean())
@@ -221,20 +232,26 @@ def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> S
     share = by_source.pop("nan_share")
     # Of a song without one of its stems uSDR is -100 dB for this and up to 100 for the other: nothing for a mean.
     complete = sources.any(axis=(1, 2)).all()
-    usdr = np.where(complete, bss_eval_v4.usdr(estimates, sources), np.nan)
-    by_source |= {"usdr": usdr, "sdr_mean": _row_means(frames["sdr"])}
-    by_source["input_sdr"] = bss_eval_v4.track_medians({"sdr": frames_input})["sdr"]
+    usdr = bss_eval_v4.usdr(estimates, sources)
+    by_source["usdr"] = np.where(complete, usdr, np.nan)
+    by_source["sdr_mean"] = _row_means(frames["sdr"])
+    medians_input = bss_eval_v4.track_medians({"sdr": frames_input})
+    by_source["input_sdr"] = medians_input["sdr"]
     if "gnsdr" in extra:
         by_source |= _karaoke(mixture, sources, estimates)
-    row = {"nan_share": float(share[0])} | numbered(by_source)
+    # Frames without a score have none for any source.
+    scores = of_mixture({"nan_share": float(share[0])})
+    scores += of_sources(by_source)
+    # museval's files name the stems.
     names = [f"source {k + 1}" for k in range(len(sources))]
     if len(sources) == 2:
         names = ["vocals", "accompaniment"]
     museval = json.dumps(bss_eval_v4.museval_json(frames, names))
-    return Scored(row, estimates, {"museval/test": museval})
+    return Scored(scores, estimates, {"museval/test": museval})
 
 
 def _row_means(frames: np.ndarray) -> np.ndarray:
+    """(source, frame) to (source,), without nan."""
     return np.array([mean(values) for values in frames])
 
 
@@ -243,28 +260,58 @@ def _karaoke(mixture, sources, estimates) -> dict[str, np.ndarray]:
     if sources.shape[1] != 1:
         raise ValueError("GNSDR, GSIR and GSAR are defined for mono")
     sources = sources[:, 0]
-    ratios = bss_eval(estimates[:, 0], sources, permute=False)
-    scores = dict(zip(("v3_sdr", "v3_sir", "v3_sar"), ratios[:3], strict=True))
+    v3_sdr, v3_sir, v3_sar, _ = bss_eval(estimates[:, 0], sources, permute=False)
     unprocessed = np.broadcast_to(mixture[0], sources.shape)
-    scores["v3_nsdr"] = scores["v3_sdr"] - sdr(unprocessed, sources)
-    return scores
+    return {
+        "v3_sdr": v3_sdr,
+        "v3_sir": v3_sir,
+        "v3_sar": v3_sar,
+        "v3_nsdr": v3_sdr - sdr(unprocessed, sources),
+    }
 
 
-def _music_summary(scores: pd.DataFrame) -> dict:
-    kinds = {"sdr", "isr", "sir", "sar", "usdr", "sdr_mean", "input_sdr"}
-    kinds |= {"v3_sdr", "v3_sir", "v3_sar"}
-    # Columns are named KIND_k, for source k.
-    result = statistics(scores, [name for name in scores if name.rpartition("_")[0] in kinds])
-    # GNSDR, GSIR, GSAR: means over the clips, weighted by their length.
-    for k in (1, 2):
-        for name in ("nsdr", "sir", "sar"):
-            column = f"v3_{name}_{k}"
-            if column in scores:
-                known = scores[scores[column].notna()]
-                weighted = (known[column] * known.length).sum()
-                result[f"g{name}_{k}"] = float(weighted / known.length.sum())
-    result["nan_share"] = float(scores.nan_share.mean())
-    result["share_below_0_db"] = float((scores.sdr_1.dropna() < 0).mean())
+# Of which final_metrics.json has the statistics for each stem, where they were computed.
+MUSIC_METRICS = (
+    "sdr",
+    "isr",
+    "sir",
+    "sar",
+    "usdr",
+    "sdr_mean",
+    "input_sdr",
+    "v3_sdr",
+    "v3_sir",
+    "v3_sar",
+)
+# GNSDR, GSIR and GSAR of a set, and the metrics of clips that they are means of.
+GLOBAL = {
+    "gnsdr": "v3_nsdr",
+    "gsir": "v3_sir",
+    "gsar": "v3_sar",
+}
+
+
+def _music_summary(scores: Scores) -> dict:
+    """Statistics over tracks for each stem."""
+    measures = []
+    for metric in MUSIC_METRICS:
+        for source in scores.sources(metric):
+            measures.append(Measure(metric, source))
+    result = statistics(scores, measures)
+    # Means over the clips, weighted by their length.
+    lengths = scores.mixture("length")
+    for source in (1, 2):
+        for name, metric in GLOBAL.items():
+            measure = Measure(metric, source)
+            if measure not in scores:
+                continue
+            values = scores[measure].dropna()
+            weights = lengths[values.index]
+            weighted = (values * weights).sum()
+            result[Measure(name, source).key] = float(weighted / weights.sum())
+    result["nan_share"] = float(scores.mixture("nan_share").mean())
+    of_target = scores[Measure("sdr", 1)].dropna()
+    result["share_below_0_db"] = float((of_target < 0).mean())
     return result
 
 
@@ -273,72 +320,25 @@ SUITES = {
         name="speech",
         score=_speech,
         summary=_speech_summary,
-        primary="si_sdri",
-        label="SI-SDRi (dB)",
-        input="input_si_sdr",
-        failure="si_sdr",
+        primary=Measure("si_sdri"),
+        input=Measure("input_si_sdr"),
         extra=("sdr", "bss_eval", "stoi", "estoi", "pesq"),
-        columns=(
-            Metric("si_sdr", "SI-SDR (dB)"),
-            Metric("sdr", "SDR (dB)"),
-            Metric("sir", "SIR (dB)"),
-            Metric("sar", "SAR (dB)"),
-            Metric("stoi", "STOI", "", 3),
-            Metric("estoi", "ESTOI", "", 3),
-            Metric("pesq", "PESQ", ""),
-            Metric("inverted_share", "inverted", "%", 1),
-            Metric("oracle_si_sdri", "oracle SI-SDRi"),
-        ),
-        legend="SI-SDRi: improvement of the SI-SDR over the unprocessed mixture, mean over the sources of a mixture. "
-        "`inverted`: share of estimates of the wrong sign. `oracle SI-SDRi`: of the system's own front end with oracle "
-        "masks. SDR, SIR, SAR: BSS Eval v3.",
     ),
     "fuss": Suite(
         name="fuss",
         score=_fuss,
         summary=_fuss_summary,
-        primary="msi",
-        label="MSi (dB)",
-        weight="pairs",
-        input="input_si_snr",
-        failure="msi",
-        columns=(
-            Metric("msi_all", "MSi, none excluded"),
-            *(Metric(f"msi_{count}", f"{count} sources") for count in (2, 3, 4)),
-            Metric("si_snr_1s", "1S (dB)"),
-            *(Metric(name, name, "%", 1) for name in ("under", "equal", "over")),
-            Metric("hole_rate_30", "holes", "%", 1),
-            Metric("leak_rate", "leaks", "%", 1),
-        ),
-        legend="MSi: improvement of the SI-SNR over the mixture, mean over the pairs of an active reference and an "
-        "active estimate in mixtures of 2 to 4 sources, all pairs weighted alike; `none excluded`: over all active "
-        "references. 1S: SI-SNR of single sources. `under`, `equal`, `over`: share of mixtures with fewer, as many, "
-        "more active estimates than references. Holes: share of the bins of a source in which the estimate is 30 dB "
-        "weaker; leaks: share of its other bins in which the estimate is heard; of pairs. Confidence intervals, median "
-        "and `< 0 dB` are over mixtures.",
+        primary=Measure("msi"),
+        weight=Measure("pairs"),
+        input=Measure("input_si_snr"),
     ),
     "music": Suite(
         name="music",
         score=_music,
         summary=_music_summary,
-        primary="sdr_1",
-        label="vocals SDR (dB)",
+        primary=Measure("sdr", 1),
         statistic="median",
-        input="input_sdr_1",
-        failure="sdr_1",
+        input=Measure("input_sdr", 1),
         extra=("gnsdr",),
-        columns=(
-            *(Metric(f"{name}_1", f"vocals {name.upper()}") for name in ("isr", "sir", "sar")),
-            Metric("sdr_2", "accomp. SDR"),
-            Metric("sdr_mean_1", "vocals mean SDR", statistic="mean"),
-            Metric("usdr_1", "vocals uSDR", statistic="mean"),
-            Metric("usdr_2", "accomp. uSDR", statistic="mean"),
-            *(Metric(f"g{name}_1", f"G{name.upper()}") for name in ("nsdr", "sir", "sar")),
-            Metric("nan_share", "NaN", "%", 1),
-        ),
-        legend="BSS Eval v4: median over tracks of the median over frames of 1 s. Mean SDR: mean over tracks of the "
-        "mean over frames; uSDR: of the whole track, mean over tracks in which all stems are heard. GNSDR, GSIR, GSAR: "
-        "BSS Eval v3 of the vocals of whole clips, mean weighted by length. NaN: share of frames in which a reference "
-        "or an estimate is silent.",
     ),
 }

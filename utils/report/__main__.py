@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from utils.errors import UserError, command
-from utils.files import write_text
+from utils.files import remove_leftovers, write_text
 from utils.report.experiments import read_experiments
 from utils.report.page import page
 from utils.report.table import markdown
@@ -38,18 +38,22 @@ def main(arguments: list[str] | None = None) -> None:
         "default: the best of Asteroid's networks, else the unprocessed mixture",
     )
     args = parser.parse_args(arguments)
+    # The page stands beside the table.
     html = args.html or args.out.with_name("report.html")
     entries, others = read_experiments(args.exp, args.data_set)
     if not entries:
         raise UserError(
             f"{args.exp} holds no evaluation of the set '{args.data_set}': evaluate an experiment first (stage 4)"
         )
+    # A baseline that is not there would leave out all differences.
     names = sorted({entry.name for entry in entries})
     if args.baseline not in (None, *names):
         raise UserError(
             f"--baseline {args.baseline}: no such experiment on '{args.data_set}'; {', '.join(names)}"
         )
+    # Everything is read before anything is written.
     text = markdown(entries, args.data_set)
+    remove_leftovers(args.out.parent, nested=False)
     write_text(args.out, text)
     write_text(html, page(entries, others, args.data_set, args.baseline))
     print(text)

@@ -3,19 +3,19 @@
 import base64
 import io
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import soundfile as sf
 import soxr
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from utils.data import audio
 from utils.errors import UserError
-from utils.files import read_json
+from utils.evaluation.results import read_example_scores
+from utils.evaluation.scores import Measure, Scores
 from utils.report.experiments import Entry, best
 
 SECONDS = (12, 10, 8, 6)  # tried in turn; songs are longer
@@ -92,6 +92,7 @@ class Gallery:
             clips = [example.mixture, *example.references]
             for estimates in example.estimates.values():
                 clips += estimates
+            # Addresses are plain letters, one byte each.
             total += sum(len(clip.audio) for clip in clips)
         return total
 
@@ -106,15 +107,20 @@ def gallery(entries: list[Entry], budget: float) -> Gallery | None:
     Returns:
         None where no audio was kept.
     """
-    metrics = {entry.folder: _metrics(entry) for entry in entries if entry.kind != "mixture"}
-    with_examples = [entry for entry in entries if metrics.get(entry.folder)]
+    kept = {}
+    for entry in entries:
+        if entry.kind != "mixture":
+            kept[entry.folder] = _kept(entry)
+    with_examples = [entry for entry in entries if kept.get(entry.folder)]
     chosen = best(with_examples)
     if chosen is None:
         return None
-    ranked = _ranked(metrics[chosen.folder], chosen.suite.primary)
+    ranked = _ranked(kept[chosen.folder], chosen.suite.primary)
+    # The best oracle, the best method without training, and all systems.
     columns = []
     for kind, number in (("oracle", 1), ("classic", 1), ("system", None)):
-        columns += [entry for entry in with_examples if entry.kind == kind][:number]
+        of_kind = [entry for entry in with_examples if entry.kind == kind]
+        columns += of_kind[:number]
     folders = [chosen.evaluation / "examples" / name for _, name in ranked]
     try:
         headers = [_header(folder) for folder in folders]
@@ -124,40 +130,61 @@ def gallery(entries: list[Entry], budget: float) -> Gallery | None:
         lengths = [header.frames / rate for header in headers]
         plan = make_plan(lengths, n_src, rate, channels, len(columns), budget)
         shown = _first(columns, chosen, plan.systems)
-        examples = [_example(rank, name, chosen, shown, metrics, plan) for rank, name in ranked]
+        examples = [_example(rank, name, chosen, shown, kept, plan) for rank, name in ranked]
     except UserError as error:
         chosen.problems.append(f"examples of {chosen.name}: {error}")
         return None
     left_out = [entry for entry in columns if all(entry is not other for other in shown)]
-    number = len(metrics[chosen.folder])
+    number = len(kept[chosen.folder])
     return Gallery(chosen, number, shown, left_out, plan, rate, channels, examples)
 
 
-def _metrics(entry: Entry) -> dict[str, dict]:
-    """metrics.json by the name of the example's folder."""
-    metrics = {}
+@dataclass(frozen=True)
+class Kept:
+    """What is known of an utterance whose audio was kept."""
+
+    mixture_id: str
+    scores: Scores
+
+    def value(self, measure: Measure) -> float | None:
+        """A score; None if there is none."""
+        if measure not in self.scores:
+            return None
+        value = self.scores[measure].item()
+        return value if math.isfinite(value) else None
+
+
+def _kept(entry: Entry) -> dict[str, Kept]:
+    """The examples of an experiment by the names of their folders."""
+    kept = {}
     for path in sorted((entry.evaluation / "examples").glob("ex_*/metrics.json")):
+        name = path.parent.name
         try:
-            metrics[path.parent.name] = read_json(path, "stage 4 writes it again")
+            kept[name] = Kept(*read_example_scores(path.parent))
         except UserError as error:
-            entry.problems.append(
-                f"{entry.name}: example {path.parent.name} cannot be used ({error})"
-            )
-    return metrics
+            entry.problems.append(f"{entry.name}: example {name} cannot be used ({error})")
+    return kept
 
 
-def _ranked(metrics: dict[str, dict], primary: str) -> list[tuple[str, str]]:
+def _ranked(kept: dict[str, Kept], primary: Measure) -> list[tuple[str, str]]:
     """(rank, name) of the best, the median and the worst; fewer if there are fewer."""
     scores = {}
-    for name, values in metrics.items():
-        if isinstance(values.get(primary), int | float):
-            scores[name] = values[primary]
-    names = sorted(scores, key=lambda name: -scores[name]) or sorted(metrics)
-    if len(names) == 1:
-        return [("only", names[0])]
-    if len(names) == 2:
-        return [("best", names[0]), ("worst", names[1])]
-    return [("best", names[0]), ("median", names[len(names) // 2]), ("worst", names[-1])]
+    for name, example in kept.items():
+        value = example.value(primary)
+        if value is not None:
+            scores[name] = value
+    names = sorted(scores, key=lambda name: -scores[name])
+    # Without any score, all are alike.
+    if not names:
+        names = sorted(kept)
+    best, *others = names
+    if not others:
+        return [("only", best)]
+    *middle, worst = others
+    ranks = [("best", best)]
+    if middle:
+        ranks.append(("median", names[len(names) // 2]))
+    return [*ranks, ("worst", worst)]
 
 
 @dataclass(frozen=True)
@@ -176,21 +203,32 @@ def _header(folder: Path) -> Header:
     n_src = 0
     while (folder / f"s{n_src + 1}.wav").is_file():
         n_src += 1
-    stereo = channels == 2 and n_src > 0 and audio.info(folder / "s1.wav")[2] == 2
-    return Header(frames, n_src, rate, 2 if stereo else 1)
+    # Of several microphones the first is played; only songs have sources in stereo.
+    played = 1
+    if channels == 2 and n_src > 0:
+        _, _, played = audio.info(folder / "s1.wav")
+    return Header(frames, n_src, rate, 2 if played == 2 else 1)
 
 
 def _first(columns: list[Entry], chosen: Entry, number: int) -> list[Entry]:
     """The first columns, with `chosen` among them."""
     shown = columns[:number]
-    return shown if any(e is chosen for e in shown) else [*shown[:-1], chosen]
+    if any(entry is chosen for entry in shown):
+        return shown
+    # It takes the place of the last one.
+    return [*shown[:-1], chosen]
 
 
 # ---- size
 
 
 def make_plan(
-    lengths: list[float], n_src: int, rate: int, channels: int, systems: int, budget: float
+    lengths: list[float],
+    n_src: int,
+    rate: int,
+    channels: int,
+    systems: int,
+    budget: float,
 ) -> Plan:
     """Mono, a lower rate, shorter stretches, fewer systems, in this order, until the audio fits into the budget.
 
@@ -202,9 +240,12 @@ def make_plan(
     """
 
     def size(plan: Plan) -> float:
+        # The mixture, and each source as the reference and every system have it.
         signals = 1 + n_src * (1 + plan.systems)
         seconds = sum(min(length, plan.seconds) for length in lengths)
-        return signals * seconds * plan.rate * plan.channels * 2 * FLAC * BASE64
+        samples = signals * seconds * plan.rate * plan.channels
+        # Two bytes a sample, packed by FLAC, then written as text.
+        return samples * 2 * FLAC * BASE64
 
     # From the best quality to the least, with every length of each.
     full = Plan(SECONDS[0], channels, rate, systems)
@@ -232,13 +273,14 @@ def _example(
     name: str,
     chosen: Entry,
     shown: list[Entry],
-    metrics: dict[Path, dict[str, dict]],
+    kept: dict[Path, dict[str, Kept]],
     plan: Plan,
 ) -> Example:
     """Clips of one example."""
     folder = chosen.evaluation / "examples" / name
     header = _header(folder)
     rate = header.rate
+    # Sources are numbered from 1, as in the names of their files.
     numbers = range(1, header.n_src + 1)
     length = min(header.frames, round(plan.seconds * rate))
     start = 0
@@ -247,6 +289,7 @@ def _example(
         start = loudest(signals, length)
 
     def load(path):
+        # Only the stretch that is played.
         return _playable(audio.read(path, start, length, channels=True), rate, plan)
 
     mixture = load(folder / "mixture.wav")
@@ -261,24 +304,26 @@ def _example(
     estimates = {}
     scores = {}
     for entry in shown:
-        values = metrics[entry.folder].get(name)
-        scores[entry.folder] = (values or {}).get(entry.suite.primary)
-        if values is None:
+        example = kept[entry.folder].get(name)
+        scores[entry.folder] = None
+        if example is None:
             continue
+        scores[entry.folder] = example.value(entry.suite.primary)
         place = entry.evaluation / "examples" / name
         clips = []
         try:
             for k, source in zip(numbers, sources, strict=True):
                 signal = levelled(load(place / f"s{k}_estimate.wav"), source, gain)
-                score = _score_of(values, entry.suite.primary, k)
-                clips.append(clip(f"source {k}", signal, score))
+                # The primary score is of this source, or has a metric of the same name that is.
+                of_source = Measure(entry.suite.primary.metric, k)
+                clips.append(clip(f"source {k}", signal, example.value(of_source)))
         except UserError as error:
             entry.problems.append(f"{entry.name}: example {name} cannot be used: {error}")
             continue
         estimates[entry.folder] = clips
     return Example(
         rank=rank,
-        mixture_id=str(metrics[chosen.folder][name].get("mixture_ID", name)),
+        mixture_id=kept[chosen.folder][name].mixture_id,
         seconds=header.frames / rate,
         start=start / rate,
         played=length / rate,
@@ -289,26 +334,27 @@ def _example(
     )
 
 
-def _score_of(values: dict, primary: str, k: int) -> float | None:
-    """Of source k: NAME_k beside a NAME of all sources, or beside NAME_1."""
-    numbered = re.sub(r"(_\d+)?$", f"_{k}", primary, count=1)
-    return values.get(f"{primary}_{k}", values.get(numbered))
-
-
 def loudest(signals: list[np.ndarray], length: int) -> int:
     """First sample of the stretch of `length` samples with the most energy of all signals (channel, time)."""
-    energy = sum((signal.astype(np.float64) ** 2).sum(axis=0) for signal in signals)
+    energy = 0.0
+    for signal in signals:
+        squares = signal.astype(np.float64) ** 2
+        energy = energy + squares.sum(axis=0)
+    # The energy of a stretch is a difference of two running sums.
     total = np.concatenate([[0.0], np.cumsum(energy)])
-    return int(np.argmax(total[length:] - total[:-length]))
+    of_stretch = total[length:] - total[:-length]
+    return int(np.argmax(of_stretch))
 
 
 def _playable(signal: np.ndarray, rate: int, plan: Plan) -> np.ndarray:
     """(time, channel) at the rate of the plan. Stereo becomes mono by its mean; of microphones the first is taken."""
-    if plan.channels == 1:
-        signal = signal.mean(axis=0, keepdims=True) if len(signal) == 2 else signal[:1]
+    if plan.channels == 1 and len(signal) == 2:
+        signal = signal.mean(axis=0, keepdims=True)
+    signal = signal[: plan.channels]
     # A mono signal among stereo ones is played on both sides.
     shape = (plan.channels, signal.shape[1])
-    frames = np.broadcast_to(signal[: plan.channels], shape).T.astype(np.float64)
+    channels = np.broadcast_to(signal, shape)
+    frames = channels.T.astype(np.float64)
     if plan.rate == rate:
         return frames
     return soxr.resample(frames, rate, plan.rate)
@@ -317,20 +363,28 @@ def _playable(signal: np.ndarray, rate: int, plan: Plan) -> np.ndarray:
 def levelled(estimate: np.ndarray, reference: np.ndarray, gain: float) -> np.ndarray:
     """An estimate at the level of its reference, to which `gain` is applied; at its own if either is silent."""
     level = np.sqrt(np.mean(estimate**2))
-    wanted = np.sqrt(np.mean(reference**2))
+    wanted_level = np.sqrt(np.mean(reference**2))
     factor = gain
-    if level > 0 and wanted > 0:
-        factor = gain * (wanted / level)
+    if level > 0 and wanted_level > 0:
+        factor = gain * (wanted_level / level)
     scaled = factor * estimate
-    return scaled / max(np.abs(scaled).max(), 1.0)
+    # Not beyond full scale.
+    peak = np.abs(scaled).max()
+    return scaled / max(peak, 1.0)
 
 
 def flac(signal: np.ndarray, rate: int) -> str:
     """data: URI of a signal (time, channel), full scale 1, in 16 bits."""
-    samples = np.clip(np.rint(signal * 32767), -32768, 32767).astype(np.int16)
-    file = io.BytesIO()
-    sf.write(file, samples, rate, format="FLAC")
-    return f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
+    steps = np.rint(signal * 32767)
+    samples = np.clip(steps, -32768, 32767).astype(np.int16)
+    content = audio.encoded(samples, rate, "FLAC")
+    return _data_uri("audio/flac", bytes(content))
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    """A file as an address, so that the page needs no other file."""
+    text = base64.b64encode(content).decode()
+    return f"data:{kind};base64,{text}"
 
 
 # ---- spectrograms
@@ -345,23 +399,31 @@ def _spectra(signal: np.ndarray, rate: int) -> np.ndarray:
     padded = np.pad(mono, window // 2 + 1)
     n_frames = min(PIXELS[0], len(mono))
     starts = np.linspace(0, len(mono), n_frames, endpoint=False).astype(int)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[starts]
-    spectra = np.abs(np.fft.rfft(frames * np.hanning(window))).T
+    frames = sliding_window_view(padded, window)[starts]
+    spectra = np.fft.rfft(frames * np.hanning(window))
+    magnitudes = np.abs(spectra).T
     # Frequencies up to HIGHEST.
     share = min(1.0, 2 * HIGHEST / rate)
-    return spectra[: max(round(len(spectra) * share), 2)]
+    n_shown = round(len(magnitudes) * share)
+    return magnitudes[: max(n_shown, 2)]
 
 
 def spectrogram(signal: np.ndarray, rate: int, scale: float) -> str:
     """data: URI of an image of a signal (time, channel); `scale` is the magnitude that is brightest."""
     spectra = _spectra(signal, rate)
-    level = 20 * np.log10(np.maximum(spectra / max(scale, 1e-9), 1e-9))
-    # From -RANGE dB, dark, to 0 dB; low frequencies below.
+    relative = np.maximum(spectra / max(scale, 1e-9), 1e-9)
+    level = 20 * np.log10(relative)
+    # From -RANGE dB, dark, to 0 dB.
     brightness = np.clip(level / RANGE + 1, 0, 1)
-    shades = np.rint(brightness * (LEVELS - 1)).astype(np.uint8)[::-1]
-    image = Image.fromarray(shades).resize(PIXELS, Image.Resampling.BOX)
-    colours = matplotlib.colormaps["magma"](np.linspace(0, 1, LEVELS), bytes=True)[:, :3]
-    image.putpalette(colours.tobytes())
+    shades = np.rint(brightness * (LEVELS - 1))
+    # Low frequencies stand below.
+    rows = shades.astype(np.uint8)[::-1]
+    image = Image.fromarray(rows)
+    image = image.resize(PIXELS, Image.Resampling.BOX)
+    # The shades are numbers of colours.
+    magma = matplotlib.colormaps["magma"]
+    colours = magma(np.linspace(0, 1, LEVELS), bytes=True)
+    image.putpalette(colours[:, :3].tobytes())
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return _data_uri("image/png", file.getvalue())

@@ -1,7 +1,7 @@
 """What training and evaluation wrote about the experiments of a recipe.
 
 Reads config.yml, run.json, <step>/{done.json, metrics.csv} and eval/<corpus>/<set>/{final_metrics.json,
-all_metrics.csv}. An experiment that was evaluated on several corpora is an `Entry` for each.
+scores.csv}. An experiment that was evaluated on several corpora is an `Entry` for each.
 """
 
 import json
@@ -14,8 +14,10 @@ import pandas as pd
 
 from utils.errors import UserError
 from utils.evaluation.results import SUMMARY, TABLE, read_scores, read_summary, summaries
+from utils.evaluation.scores import Scores
 from utils.evaluation.suites import SUITES, Suite
 from utils.files import read_json, read_yaml
+from utils.report.labels import LABELS, SuiteLabels
 from utils.report.significance import Interval, interval, statistic
 
 ORDER = {"mixture": 0, "oracle": 1, "classic": 2, "system": 3}
@@ -42,17 +44,21 @@ class Training:
     def name(self) -> str:
         return self.folder.name
 
-    def sum(self, key: str):
+    def sum(self, key: str) -> float | None:
         """Over the steps; None where no step says."""
         values = [step[key] for step in self.done if key in step]
+        # Zero would say that training took no time.
         return sum(values) if values else None
 
     def names(self, key: str) -> str | None:
         """What the steps and the run say, each once."""
-        values = dict.fromkeys(
-            str(note[key]) for note in (*self.done, self.run) if note.get(key) is not None
-        )
-        return ", ".join(values) or None
+        values = []
+        for note in (*self.done, self.run):
+            if note.get(key) is not None:
+                values.append(str(note[key]))
+        # In the order of the steps.
+        once = dict.fromkeys(values)
+        return ", ".join(once) or None
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
@@ -66,6 +72,7 @@ class Training:
                     f"{self.name}: {path.parent.name}/{path.name} cannot be read ({error})"
                 )
                 continue
+            # A step that has just begun has no row.
             if len(table):
                 tables[path.parent.name] = table
         return tables
@@ -75,10 +82,10 @@ class Training:
 class Entry(Training):
     """An experiment evaluated on the set."""
 
-    final: dict = field(default_factory=dict)
+    final: dict = field(kw_only=True)
     """final_metrics.json."""
-    suite: Suite | None = None
-    evaluation: Path | None = None
+    suite: Suite = field(kw_only=True)
+    evaluation: Path = field(kw_only=True)
     """Folder of the evaluation."""
 
     @property
@@ -87,6 +94,7 @@ class Entry(Training):
 
     @property
     def description(self) -> str:
+        # The YAML's, then what training and evaluation noted.
         return (
             self.config.get("description")
             or self.run.get("description")
@@ -95,13 +103,18 @@ class Entry(Training):
         )
 
     @property
-    def seed(self):
+    def seed(self) -> int | str | None:
         return self.config.get("seed", self.names("seed"))
+
+    @property
+    def labels(self) -> SuiteLabels:
+        """What its metrics are called."""
+        return LABELS[self.suite.name]
 
     @property
     def score(self) -> float | None:
         """What ranks systems."""
-        return self.summary(self.suite.primary)
+        return self.summary(self.suite.primary.key)
 
     @property
     def is_baseline(self) -> bool:
@@ -111,67 +124,77 @@ class Entry(Training):
     def summary(self, key: str, which: str | None = None) -> float | None:
         """A number of final_metrics.json; of several, the statistic of the suite or the one asked for."""
         value = self.final.get(key)
-        return value.get(which or self.suite.statistic) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        return value.get(which or self.suite.statistic)
 
     @cached_property
-    def rows(self) -> pd.DataFrame | None:
-        """all_metrics.csv by mixture_ID; None, with a problem noted, unless it is what final_metrics.json sums up."""
+    def all_scores(self) -> Scores | None:
+        """Those of the mixtures; None, with a problem noted, unless they are what final_metrics.json sums up."""
         try:
-            table = read_scores(self.evaluation)
-            table = table[~table.index.duplicated()].apply(pd.to_numeric, errors="coerce")
-            table = table.replace([np.inf, -np.inf], np.nan)
-            value = self._statistic_of(table)
+            scores = read_scores(self.evaluation)
+            value = self._statistic_of(scores)
         except UserError as error:
             self.problems.append(f"{self.name}: {error}; its scores have no interval")
             return None
-        except (ValueError, KeyError) as error:
+        except KeyError as error:
             self.problems.append(
-                f"{self.name}: {TABLE} cannot be used ({error}); its scores have no interval"
+                f"{self.name}: {TABLE} cannot be used (no {error.args[0]}); its scores have no interval"
             )
             return None
         # Rows of another run would give intervals that do not belong to the score.
-        if not _alike(value, self.score) or len(table) != self.final["n"]:
+        if not _alike(value, self.score) or len(scores) != self.final["n"]:
             self.problems.append(
                 f"{self.name}: {TABLE} holds other rows than those that {SUMMARY} sums up: evaluate again"
             )
             return None
-        return table
+        return scores
 
     @property
     def scores(self) -> pd.Series:
         """Primary score by utterance; empty if not known."""
-        if self.rows is None:
+        if self.all_scores is None:
             return pd.Series(dtype=float)
-        return self.rows[self.suite.primary].dropna()
+        return known(self.all_scores[self.suite.primary])
 
     @property
     def weights(self) -> pd.Series | None:
         """Of the scores in their mean, by utterance; None: all are equal."""
-        if self.suite.weight is None or self.rows is None:
+        if self.suite.weight is None or self.all_scores is None:
             return None
-        return self.rows[self.suite.weight].loc[self.scores.index]
+        return self.all_scores[self.suite.weight].loc[self.scores.index]
 
     @cached_property
     def interval(self) -> Interval:
         return interval(self.scores, self.weights, self.suite.statistic)
 
-    def _statistic_of(self, table: pd.DataFrame) -> float | None:
-        columns = [self.suite.primary]
+    def _statistic_of(self, scores: Scores) -> float | None:
+        """The score of the set, from those of the mixtures."""
+        columns = [known(scores[self.suite.primary])]
         if self.suite.weight:
-            columns.append(self.suite.weight)
-        known = table[columns].dropna()
-        if not len(known):
+            columns.append(known(scores[self.suite.weight]))
+        table = pd.concat(columns, axis=1, join="inner")
+        if not len(table):
             return None
-        return float(statistic(*known.to_numpy().T, kind=self.suite.statistic))
+        values = table.to_numpy().T
+        return float(statistic(*values, kind=self.suite.statistic))
 
     @property
     def same_but_seed(self) -> str:
         """Equal for experiments whose configurations differ in their seed only."""
+        # What was not trained is a group of its own.
         if not self.config:
             return self.name
-        return json.dumps(
-            {k: v for k, v in self.config.items() if k not in NOT_LEARNT}, sort_keys=True
-        )
+        learnt = {}
+        for key, value in self.config.items():
+            if key not in NOT_LEARNT:
+                learnt[key] = value
+        return json.dumps(learnt, sort_keys=True)
+
+
+def known(values: pd.Series) -> pd.Series:
+    """Without what is no number."""
+    return values[np.isfinite(values)]
 
 
 def _alike(value: float | None, expected: float | None) -> bool:
@@ -203,6 +226,7 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
             raise UserError(
                 f"{path}: scored with the suite '{final['suite']}', but there are {', '.join(SUITES)}: evaluate again"
             )
+        # The experiment's folder, above eval/<corpus>/<set>/.
         trained = _trained(path.parents[3])
         entries.append(Entry(*trained, final=final, suite=suite, evaluation=path.parent))
     # Their training curves are shown all the same.
@@ -210,7 +234,8 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
     others = []
     for path in sorted(exp.rglob("config.yml")):
         if path.parent not in evaluated:
-            others.append(Training(*_trained(path.parent)))
+            trained = _trained(path.parent)
+            others.append(Training(*trained))
     return entries, others
 
 
@@ -235,7 +260,8 @@ def _in_order(paths, config: dict) -> list[Path]:
 
     def place(path):
         step = path.parent.name
-        return names.index(step) if step in names else len(names), path
+        number = names.index(step) if step in names else len(names)
+        return number, path
 
     return sorted(paths, key=place)
 
@@ -257,7 +283,11 @@ def by_data(entries: list[Entry]) -> list[list[Entry]]:
         groups.setdefault(key, []).append(entry)
     ordered = []
     for key in sorted(groups):
-        ordered.append([entry for family in families(groups[key]) for entry in family])
+        group = []
+        # Repetitions with other seeds stand together.
+        for family in families(groups[key]):
+            group += family
+        ordered.append(group)
     return ordered
 
 
@@ -268,21 +298,25 @@ def families(entries: list[Entry]) -> list[list[Entry]]:
         groups.setdefault((entry.kind, entry.same_but_seed), []).append(entry)
 
     def place(group):
-        known = [entry.score for entry in group if entry.score is not None]
+        scores = [entry.score for entry in group if entry.score is not None]
         # Families without any score come last.
-        quality = np.mean(known) if known else -np.inf
+        quality = np.mean(scores) if scores else -np.inf
         return ORDER[group[0].kind], -quality, group[0].name
+
+    def number(entry):
+        return str(entry.seed), entry.name
 
     ordered = []
     for group in sorted(groups.values(), key=place):
-        ordered.append(sorted(group, key=lambda entry: (str(entry.seed), entry.name)))
+        ordered.append(sorted(group, key=number))
     return ordered
 
 
 def best(entries: list[Entry]) -> Entry | None:
     """The best system; the best of all if there is none."""
-    known = [entry for entry in entries if entry.score is not None]
-    return max(known, key=lambda e: (e.kind == "system", e.score), default=None)
+    ranked = [entry for entry in entries if entry.score is not None]
+    # A system before an oracle, whatever its score.
+    return max(ranked, key=lambda e: (e.kind == "system", e.score), default=None)
 
 
 def baseline(entries: list[Entry], name: str | None = None) -> Entry | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.report.experiments import Entry, Training
+from utils.evaluation.scores import Measure
+from utils.report.experiments import Entry, Training, known
 from utils.report.significance import Interval, statistic
 
 # Told apart with colour-blind eyes and on white as on black; the first six are Paul Tol's "vibrant" scheme.
@@ -28,7 +30,7 @@ CROWD = 4  # systems whose points can be told apart
 DOTS = 1500  # a system
 BINS = 8
 WIDTH = 9.6  # inches
-LOOK = {
+LOOK: Any = {
     "font.family": "sans-serif", "font.size": 9, "text.parse_math": False,
     "svg.fonttype": "none", "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
     "text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
@@ -57,22 +59,33 @@ class Picture:
 
 def styles(experiments: list[Training]) -> dict[Path, Style]:
     """Colours by folder; what is no trained system is grey."""
-    systems = [e.folder for e in experiments if not isinstance(e, Entry) or e.kind == "system"]
+    # All colours solid, then all dashed; markers change with each.
     lines = itertools.cycle(itertools.product(DASHES, COLOURS))
-    looks = zip(systems, lines, itertools.cycle(MARKERS), strict=False)
-    chosen = {folder: Style(colour, dash, marker) for folder, (dash, colour), marker in looks}
-    return {e.folder: chosen.get(e.folder, Style()) for e in experiments}
+    markers = itertools.cycle(MARKERS)
+    look = {}
+    for experiment in experiments:
+        trained = not isinstance(experiment, Entry) or experiment.kind == "system"
+        style = Style()
+        if trained:
+            dash, colour = next(lines)
+            style = Style(colour, dash, next(markers))
+        look[experiment.folder] = style
+    return look
 
 
 def short(name: str, length: int = 40) -> str:
     """A name that fits beside an axis, without its middle if need be."""
+    if len(name) <= length:
+        return name
     head = (length - 1) // 2
-    return name if len(name) <= length else f"{name[:head]}…{name[head + 1 - length :]}"
+    tail = length - 1 - head
+    return f"{name[:head]}…{name[-tail:]}"
 
 
 def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
     """SVG element of a figure; `name` keeps its identifiers apart from those of the other figures."""
     with matplotlib.rc_context({**LOOK, "svg.hashsalt": name}):
+        # Figure is matplotlib's own, without pyplot, which would keep each one.
         figure = Figure(size, layout="constrained", dpi=144)
         draw(figure)
         file = io.StringIO()
@@ -82,11 +95,17 @@ def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # The page gives the size.
     end = text.index(">")
-    head = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", text[:end])
+    head = text[:end]
+    head = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
     text = head + text[end:]
-    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # of groups that nothing refers to
-    text = text.replace(INK, "currentColor").replace(RULE, "var(--rule)")
-    return text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+    # Nothing refers to the groups.
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
+    # The page gives the ink.
+    text = text.replace(INK, "currentColor")
+    text = text.replace(RULE, "var(--rule)")
+    # The picture has its words beside it.
+    hidden = '<svg aria-hidden="true" focusable="false"'
+    return text.replace("<svg", hidden, 1)
 
 
 # ---- scores over utterances
@@ -101,7 +120,7 @@ def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Pictu
     shown.sort(key=lambda entry: entry.kind != "system")
     if not shown:
         return None
-    suite = shown[0].suite
+    label = shown[0].labels.primary
 
     def draw(figure):
         axes = figure.subplots()
@@ -120,7 +139,7 @@ def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Pictu
         axes.set(
             yticks=places,
             yticklabels=[short(entry.name) for entry in shown],
-            xlabel=suite.label,
+            xlabel=label,
         )
         axes.set_ylim(0.4, len(shown) + 0.6)
         axes.grid(axis="y", visible=False)
@@ -128,7 +147,7 @@ def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Pictu
 
     medians = ", ".join(f"{entry.name} {entry.scores.median():z.1f}" for entry in shown)
     svg = _render(f"{name}-boxes", (WIDTH, 0.75 + 0.31 * len(shown)), draw)
-    return Picture(svg, f"Box plots of {suite.label} over the utterances. Medians: {medians}.", ())
+    return Picture(svg, f"Box plots of {label} over the utterances. Medians: {medians}.", ())
 
 
 def _interval(axes: Axes, estimate: Interval, place: float) -> None:
@@ -148,32 +167,48 @@ def _interval(axes: Axes, estimate: Interval, place: float) -> None:
 
 
 def _dress(boxes: dict, k: int, colour: str) -> None:
+    """Colour the parts of box k."""
     boxes["boxes"][k].set(
-        facecolor=matplotlib.colors.to_rgba(colour, 0.3), edgecolor=colour, linewidth=1.2
+        facecolor=matplotlib.colors.to_rgba(colour, 0.3),
+        edgecolor=colour,
+        linewidth=1.2,
     )
     boxes["medians"][k].set(color=colour, linewidth=2)
     boxes["fliers"][k].set(
-        marker=".", markersize=3, markerfacecolor=colour, markeredgecolor="none", alpha=0.6
+        marker=".",
+        markersize=3,
+        markerfacecolor=colour,
+        markeredgecolor="none",
+        alpha=0.6,
     )
-    for part in (*boxes["whiskers"][2 * k : 2 * k + 2], *boxes["caps"][2 * k : 2 * k + 2]):
-        part.set(color=colour, linewidth=1.2)
+    # Each box has two whiskers and two caps.
+    both = slice(2 * k, 2 * k + 2)
+    for kind in ("whiskers", "caps"):
+        for part in boxes[kind][both]:
+            part.set(color=colour, linewidth=1.2)
 
 
 def by_input(entry: Entry) -> tuple[np.ndarray, np.ndarray, bool]:
     """Input and primary scores, and whether a point is a source: the mean input of two sources says little."""
-    nothing = np.zeros(0), np.zeros(0), False
+    scores = entry.all_scores
     x = entry.suite.input
     y = entry.suite.primary
-    if entry.rows is None or x is None or not {x, y} <= set(entry.rows.columns):
-        return nothing
-    pairs = []
-    while {f"{x}_{len(pairs) + 1}", f"{y}_{len(pairs) + 1}"} <= set(entry.rows.columns):
-        pairs.append([f"{x}_{len(pairs) + 1}", f"{y}_{len(pairs) + 1}"])
-    by_source = bool(pairs)
-    if not by_source:
-        pairs = [[x, y]]
-    points = np.concatenate([entry.rows[pair].dropna().to_numpy(float) for pair in pairs])
-    return points[:, 0], points[:, 1], by_source
+    if scores is None or x is None or x not in scores or y not in scores:
+        return np.zeros(0), np.zeros(0), False
+    # Where both are means over sources, the sources themselves say more.
+    sources = []
+    if y.source is None:
+        inputs = scores.sources(x.metric)
+        sources = [source for source in scores.sources(y.metric) if source in inputs]
+    pairs = [(x, y)]
+    if sources:
+        pairs = [(Measure(x.metric, source), Measure(y.metric, source)) for source in sources]
+    points = []
+    for pair in pairs:
+        columns = [known(scores[measure]) for measure in pair]
+        points.append(pd.concat(columns, axis=1, join="inner").to_numpy())
+    inputs, values = np.concatenate(points).T
+    return inputs, values, bool(sources)
 
 
 def binned(x: np.ndarray, y: np.ndarray, kind: str = "mean") -> tuple[np.ndarray, np.ndarray]:
@@ -181,12 +216,15 @@ def binned(x: np.ndarray, y: np.ndarray, kind: str = "mean") -> tuple[np.ndarray
     order = np.argsort(x, kind="stable")
     # Four points a bin at least.
     number = min(BINS, max(len(x) // 4, 1))
+    # Bins of equally many points, in the order of x.
     places = []
     values = []
     for part in np.array_split(order, number):
-        if len(part):
-            places.append(x[part].mean())
-            values.append(statistic(y[part], None, kind))
+        if not len(part):
+            continue
+        places.append(x[part].mean())
+        value = statistic(y[part], kind=kind)
+        values.append(value)
     return np.array(places), np.array(values)
 
 
@@ -203,9 +241,13 @@ def score_by_input(
         if entry.kind == "system" and len(x):
             points[entry.folder] = x, y
             point_is = "source" if by_source else "mixture"
-    if not points or np.ptp(np.concatenate([x for x, _ in points.values()])) < 0.1:
+    if not points:
+        return None
+    inputs = np.concatenate([x for x, _ in points.values()])
+    if np.ptp(inputs) < 0.1:
         return None
     suite = entries[0].suite
+    labels = entries[0].labels
     dotted = set(points)
     crowd = ""
     if len(points) > CROWD:
@@ -226,12 +268,11 @@ def score_by_input(
                 ls=style.dash,
                 marker=style.marker,
             )
-        input_name = suite.input.removeprefix("input_")
-        axes.set(xlabel=f"unprocessed mixture: {input_name} (dB)", ylabel=suite.label)
+        axes.set(xlabel=f"unprocessed mixture: {labels.input}", ylabel=labels.primary)
 
     svg = _render(f"{name}-input", (WIDTH, 4.8), draw)
     alt = (
-        f"{suite.label} against the score of the unprocessed mixture: a point a {point_is}, lines through the "
+        f"{labels.primary} against the score of the unprocessed mixture: a point a {point_is}, lines through the "
         f"{suite.statistic}s of {BINS} bins of equally many points{crowd}."
     )
     return Picture(svg, alt, tuple(points))
@@ -239,7 +280,9 @@ def score_by_input(
 
 def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, style: Style) -> None:
     """At most DOTS points, drawn at random."""
-    some = np.random.default_rng(0).permutation(len(x))[:DOTS]
+    # The same ones in every report.
+    rng = np.random.default_rng(0)
+    some = rng.permutation(len(x))[:DOTS]
     axes.scatter(
         x[some],
         y[some],
@@ -268,16 +311,23 @@ def training_curves(
 
 def _quantities(tables: list[pd.DataFrame]) -> list[str]:
     """What was logged in training or validation, losses first."""
-    quantities = {}
+    quantities: dict[str, None] = {}
     for table in tables:
         for column in table:
+            # metrics.csv of a training has train_loss, val_loss and the like.
             phase, _, quantity = column.partition("_")
             if phase in ("train", "val") and table[column].notna().any():
                 quantities[quantity] = None
     return sorted(quantities, key=lambda quantity: "loss" not in quantity)
 
 
-def _curves(name: str, step: str, experiments: list[Training], look: dict[Path, Style]) -> Picture:
+def _curves(
+    name: str,
+    step: str,
+    experiments: list[Training],
+    look: dict[Path, Style],
+) -> Picture:
+    """A panel for each quantity, three in a line."""
     quantities = _quantities([training.curves[step] for training in experiments])
     n_panels = max(len(quantities), 1)
     n_columns = min(3, n_panels)
@@ -286,6 +336,7 @@ def _curves(name: str, step: str, experiments: list[Training], look: dict[Path, 
     def draw(figure):
         grid = figure.subplots(n_lines, n_columns, squeeze=False).flat
         for axes, quantity in itertools.zip_longest(grid, quantities):
+            # The last line may have empty places.
             if quantity is None:
                 axes.set_axis_off()
                 continue
@@ -295,16 +346,24 @@ def _curves(name: str, step: str, experiments: list[Training], look: dict[Path, 
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
 
     alt = f"Training curves of the step {step}: {', '.join(quantities)} over the updates."
-    svg = _render(f"{name}-{step}", (WIDTH, 0.2 + 2.3 * n_lines), draw)
-    return Picture(svg, alt, tuple(training.folder for training in experiments))
+    size = (WIDTH, 0.2 + 2.3 * n_lines)
+    svg = _render(f"{name}-{step}", size, draw)
+    folders = tuple(training.folder for training in experiments)
+    return Picture(svg, alt, folders)
 
 
 def _curve(axes: Axes, table: pd.DataFrame, quantity: str, style: Style) -> None:
     """Validation strong, training thin and pale."""
-    x = table["updates"] if "updates" in table else table.index + 1
+    x = table.index + 1
+    if "updates" in table:
+        x = table["updates"]
+    line = {"color": style.colour, "ls": style.dash}
     # A line of one or two points is hardly seen without them.
-    dots = {"marker": style.marker, "markersize": 3} if len(table) < 3 else {}
-    for phase, look in (("train", {"lw": 1, "alpha": 0.5}), ("val", {})):
+    if len(table) < 3:
+        line["marker"] = style.marker
+        line["markersize"] = 3
+    pale = {"lw": 1, "alpha": 0.5}
+    for phase, look in (("train", pale), ("val", {})):
         column = f"{phase}_{quantity}"
         if column in table:
-            axes.plot(x, table[column], color=style.colour, ls=style.dash, **look, **dots)
+            axes.plot(x, table[column], **line, **look)

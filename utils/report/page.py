@@ -73,7 +73,9 @@ def page(
         sections.append(section)
         if section.gallery:
             budget -= section.gallery.size
+    # Experiments that are not evaluated yet.
     unfinished = [training for training in others if training.curves]
+    # Texts of users are escaped; what the page must not escape says so.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -98,71 +100,95 @@ def page(
 
 def _styles(trainings: list[Training]) -> dict[Path, Style]:
     """One style for each experiment, also where it stands in several sections."""
+    # A folder is one experiment, evaluated on several sets or not.
     once = {training.folder: training for training in trainings}
     return figures.styles(list(once.values()))
 
 
 def _section(
-    key: str, entries: list[Entry], look: dict[Path, Style], baseline: str | None, budget: float
-) -> Section:  # fmt: skip
-    final, suite = entries[0].final, entries[0].suite
+    key: str,
+    entries: list[Entry],
+    look: dict[Path, Style],
+    baseline: str | None,
+    budget: float,
+) -> Section:
+    """What is shown of experiments on the same data; `key` names the section, `budget` is in bytes of audio."""
+    final = entries[0].final
     reference = experiments.baseline(entries, baseline)
-    return Section(
+    dotted = [experiments.best(entries), reference]
+    trained = [entry for entry in entries if entry.curves]
+    legend = table.legend(entries[0])
+    section = Section(
         title=f"{final['corpus']}: {final['n']} mixtures",
         entries=entries,
         baseline=reference,
         columns=_columns(entries),
         rows=_rows(entries, reference, look),
         boxes=figures.box_plots(key, entries, look),
-        by_input=figures.score_by_input(key, entries, look, [experiments.best(entries), reference]),
-        curves=figures.training_curves(key, [e for e in entries if e.curves], look),
+        by_input=figures.score_by_input(key, entries, look, dotted),
+        curves=figures.training_curves(key, trained, look),
         gallery=gallery(entries, budget),
-        legend=_code(table.legend(suite).replace("+-", "±")),
+        legend=_code(legend.replace("+-", "±")),
         facts=_facts(final),
         commands=_commands(entries),
-        problems=[
-            problem for entry in entries for problem in entry.problems
-        ],  # last: what is above notes them
+        problems=[],
     )
+    # Last: what is above notes them.
+    for entry in entries:
+        section.problems.extend(entry.problems)
+    return section
 
 
 def _columns(entries: list[Entry]) -> list[str]:
     """Those of RESULTS.md, the comparison after the first scores; other facts stand below a number, in small."""
-    elsewhere = {"system", "description", "updates", "commit"}
-    names = [name for name in table.columns(entries) if name not in elsewhere]
-    # The primary score, its other statistic and the share of failures come first.
-    return [*names[:3], "difference", "p", *names[3:]]
+    names = [*table.main_scores(entries[0]), "difference", "p"]
+    names += table.further_scores(entries)
+    for name in table.FACTS:
+        # Updates stand below the hours, the commit below the device.
+        if name not in ("updates", "commit"):
+            names.append(name)
+    return names
 
 
 def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]) -> list[Row]:
     """The trained systems first."""
-    suite = entries[0].suite
+    primary = entries[0].labels.primary
     names = _columns(entries)
     lines = []
     for entry, cells in table.rows(entries):
         cells |= _difference(entry, reference)
-        cells["training (h)"] = replace(cells["training (h)"], spread=_updates(cells["updates"]))
-        cells["device"] = replace(cells["device"], spread=cells["commit"].text.removeprefix("-"))
+        updates = _updates(cells["updates"])
+        commit = cells["commit"].text.removeprefix("-")
+        cells["training (h)"] = replace(cells["training (h)"], note=updates)
+        cells["device"] = replace(cells["device"], note=commit)
         # A row of several seeds belongs to no single experiment.
         kind = "seeds"
         if entry is not None:
             kind = entry.kind
             if not math.isnan(entry.interval.low):
-                cells[suite.label] = replace(cells[suite.label], spread=_ends(entry.interval))
-        printed = []
-        for name in names:
-            cell = cells[name]
-            printed.append(replace(cell, text=_minus(cell.text), spread=_minus(cell.spread)))
+                ends = _ends(entry.interval)
+                cells[primary] = replace(cells[primary], note=ends)
+        # Only what was trained has a line in the figures.
+        style = None
+        if kind == "system":
+            style = look[entry.folder]
         line = Row(
-            kind,
-            cells["system"].text,
-            cells["description"].text,
-            look[entry.folder] if kind == "system" else None,
-            entry is not None and entry is reference,
-            printed,
+            kind=kind,
+            name=cells["system"].text,
+            description=cells["description"].text,
+            style=style,
+            baseline=entry is not None and entry is reference,
+            cells=[_printed(cells[name]) for name in names],
         )
         lines.append(line)
-    return sorted(lines, key=lambda line: line.kind in ("mixture", "oracle", "classic"))
+    # Sorting keeps the order of the rest.
+    untrained = ("mixture", "oracle", "classic")
+    return sorted(lines, key=lambda line: line.kind in untrained)
+
+
+def _printed(cell: Cell) -> Cell:
+    """With the signs of print."""
+    return replace(cell, text=_minus(cell.text), note=_minus(cell.note))
 
 
 def _updates(cell: Cell) -> str:
@@ -175,8 +201,10 @@ def _minus(text: str) -> str:
 
 
 def _difference(entry: Entry | None, reference: Entry | None) -> dict[str, Cell]:
+    """Cells of the comparison with the baseline."""
+    nothing = {"difference": Cell(), "p": Cell()}
     if entry is None or reference is None:
-        return {"difference": Cell(), "p": Cell()}
+        return nothing
     if entry is reference:
         return {"difference": Cell("baseline", 0.0), "p": Cell()}
     # A weighted mean is compared with a weighted mean.
@@ -185,19 +213,23 @@ def _difference(entry: Entry | None, reference: Entry | None) -> dict[str, Cell]
         weights = (entry.weights, reference.weights)
     result = compare(entry.scores, reference.scores, weights, entry.suite.statistic)
     if math.isnan(result.value):
-        return {"difference": Cell(), "p": Cell()}
+        return nothing
     # How many utterances both have a score for, where these are not all.
-    spread = _ends(result, "+")
+    note = _ends(result, "+")
     if not result.n == len(entry.scores) == len(reference.scores):
-        spread += f"\n(n = {result.n})"
-    probability = "< 0.001" if result.p < 0.001 else f"{result.p:.3f}"
+        note += f"\n(n = {result.n})"
+    # Smaller ones depend on the approximation of the test.
+    probability = f"{result.p:.3f}"
+    if result.p < 0.001:
+        probability = "< 0.001"
     return {
-        "difference": Cell(f"{result.value:+z.2f}", result.value, spread),
+        "difference": Cell(f"{result.value:+z.2f}", result.value, note),
         "p": Cell(probability, result.p),
     }
 
 
 def _ends(result: Interval, sign: str = "") -> str:
+    # One mixture has no interval.
     if math.isnan(result.low):
         return ""
     return f"[{result.low:{sign}z.2f}, {result.high:{sign}z.2f}]"
@@ -219,10 +251,15 @@ def _commands(entries: list[Entry]) -> list[tuple[str, list[tuple[str, str, str]
     """For each system: what was done, by which command, when."""
     lines = []
     for entry in entries:
-        trained = ("trained", entry.run.get("command"), entry.run.get("started", ""))
-        evaluated = ("evaluated", entry.final.get("command"), entry.final.get("date", ""))
-        if entry.kind == "system":
-            lines.append((entry.name, [done for done in (trained, evaluated) if done[1]]))
+        if entry.kind != "system":
+            continue
+        done = []
+        # Older runs did not note their command.
+        if entry.run.get("command"):
+            done.append(("trained", entry.run["command"], entry.run.get("started", "")))
+        if entry.final.get("command"):
+            done.append(("evaluated", entry.final["command"], entry.final.get("date", "")))
+        lines.append((entry.name, done))
     return lines
 
 

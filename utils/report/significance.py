@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-LEVEL = 0.95
+LEVEL = 0.95  # of the intervals
 RESAMPLES = 2000
 
 
@@ -31,7 +31,12 @@ class Comparison(Interval):
     n: int
 
 
-def statistic(values, weights=None, kind: str = "mean", axis: int = -1):
+def statistic(
+    values: np.ndarray,
+    weights: np.ndarray | None = None,
+    kind: str = "mean",
+    axis: int = -1,
+):
     """Weighted mean along an axis, or median.
 
     Args:
@@ -46,15 +51,20 @@ def statistic(values, weights=None, kind: str = "mean", axis: int = -1):
     if kind == "median" and weights is None:
         return np.median(values, axis=axis)
     if kind != "mean":
-        raise ValueError(
-            f"no statistic '{kind}'" + (" with weights" if weights is not None else "")
-        )
+        weighted = "" if weights is None else " with weights"
+        raise ValueError(f"no statistic '{kind}'{weighted}")
     if weights is None:
         return np.mean(values, axis=axis)
-    return (values * weights).sum(axis=axis) / weights.sum(axis=axis)
+    # sum_k w_k x_k / sum_k w_k.
+    total = (values * weights).sum(axis=axis)
+    return total / weights.sum(axis=axis)
 
 
-def interval(values, weights=None, kind: str = "mean") -> Interval:
+def interval(
+    values: np.ndarray | pd.Series,
+    weights: np.ndarray | pd.Series | None = None,
+    kind: str = "mean",
+) -> Interval:
     """A statistic of utterances with its 95 % bootstrap interval.
 
     Args:
@@ -67,7 +77,9 @@ def interval(values, weights=None, kind: str = "mean") -> Interval:
         return statistic(v, w, kind, axis)
 
     columns = [] if weights is None else [weights]
-    return Interval(*_bootstrap(_known([values], columns), function))
+    data = _known([values], columns)
+    value, low, high = _bootstrap(data, function)
+    return Interval(value, low, high)
 
 
 def compare(
@@ -87,15 +99,21 @@ def compare(
         kind: mean or median: the difference is of these.
     """
     # Rows are utterances that all of them have.
-    table = pd.concat([scores, baseline, *(weights or ())], axis=1, join="inner")
+    series = [scores, baseline, *(weights or ())]
+    table = pd.concat(series, axis=1, join="inner")
     columns = table.to_numpy(float).T
 
     def difference(a, b, weights_a=None, weights_b=None, axis=-1):
-        return statistic(a, weights_a, kind, axis) - statistic(b, weights_b, kind, axis)
+        first = statistic(a, weights_a, kind, axis)
+        second = statistic(b, weights_b, kind, axis)
+        return first - second
 
+    # Two columns of scores, then those of weights, if there are any.
     data = _known(columns[:2], columns[2:])
-    probability = _signed_rank(data[0] - data[1])
-    return Comparison(*_bootstrap(data, difference), p=probability, n=len(data[0]))
+    ours, theirs = data[:2]
+    probability = _signed_rank(ours - theirs)
+    value, low, high = _bootstrap(data, difference)
+    return Comparison(value, low, high, p=probability, n=len(ours))
 
 
 def _known(values, weights) -> list[np.ndarray]:
@@ -123,16 +141,18 @@ def _bootstrap(data: list[np.ndarray], function) -> tuple[float, float, float]:
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=100,
+        batch=100,  # of resamples in memory at once
         confidence_level=LEVEL,
         method="percentile",
         rng=0,
     )
+    # Percentiles of the resampled statistics (Efron and Tibshirani, chapter 13).
     low, high = result.confidence_interval
     return value, float(low), float(high)
 
 
 def _signed_rank(differences: np.ndarray) -> float:
+    """Probability of Wilcoxon's signed-rank test, two-sided; nan of nothing."""
     if not len(differences):
         return np.nan
     # Wilcoxon's test leaves out differences of zero; nothing else would be left.

@@ -218,7 +218,7 @@ class Checkpoints(Checkpoint):
         own = {"random": random_state(trainer.strategy.root_device), "sums": {}}
         if batches:
             own["sums"] = _sums(trainer.fit_loop.epoch_loop._results)
-        ranks = [own]
+        ranks: list[Any] = [own]
         if trainer.world_size > 1:
             ranks = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, own)
@@ -244,12 +244,13 @@ def _sums(results) -> dict[str, torch.Tensor]:
 
 
 def _total(sums: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {key: sum(rank[key] for rank in sums) for key in sums[0]}
+    return {key: sum((rank[key] for rank in sums), torch.zeros(2)) for key in sums[0]}
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The global random number generators of this process, as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    kind, keys, *rest = numpy_state
     state = {
         "torch": torch.get_rng_state(),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],

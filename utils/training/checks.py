@@ -154,7 +154,7 @@ def _locate(class_path: str):
         return None  # the parser imports it again, and says what is wrong
 
 
-def _arguments(cls: type) -> dict[str, object]:
+def _arguments(cls: typing.Any) -> dict[str, object]:
     """The settings of a class with their types, None where there is none; those handed on to its bases included."""
     if dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls, include_extras=True)

@@ -3,7 +3,7 @@
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 
-def without_requeueing() -> list[SLURMEnvironment]:
+def without_requeueing() -> list:
     """Plugins of a trainer: under SLURM its environment, without Lightning's own requeueing; elsewhere none.
 
     Requeueing writes hpc_ckpt_1.ckpt where the trainer has its root, from which later trainings there would go on.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -135,7 +135,7 @@ class Experiment:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 as people read it: 010 is ten, 1e-3 a number, off a word, and a key may stand only once."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: dict[str, list] = {}
 
     def construct_integer(self, node):
         text = self.construct_scalar(node)
@@ -220,7 +220,7 @@ def _remove(values: dict, keys: list[str], where: str) -> None:
         raise UserError(f"{where} is {keys!r}; it must be a list of keys, e.g. [steps.separator]")
     for key in keys:
         *parents, last = str(key).split(".")
-        place = values
+        place: Any = values
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
@@ -353,7 +353,8 @@ def build(config: Namespace) -> Experiment:
 
 def check_steps(config: Namespace, where: str) -> None:
     """Stop at a training step that the system does not have."""
-    known = pydoc.locate(config.system.class_path).step_names
+    system_class: Any = pydoc.locate(config.system.class_path)
+    known = system_class.step_names
     if not config.steps:
         raise UserError(
             f"{where}: steps is empty; {config.system.class_path} has {', '.join(known)}"

@@ -22,7 +22,7 @@ def is_first_process() -> bool:
     Known before there is a trainer. Lightning's rank counts from 0 on each machine until processes have met.
     """
     node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
-    return rank_zero_only.rank == 0 and node == "0"
+    return getattr(rank_zero_only, "rank", 0) == 0 and node == "0"
 
 
 @contextlib.contextmanager

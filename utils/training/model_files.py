@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ KEY = "separation_system"
 # What a model file may be made of besides tensors and plain values: Asteroid stores the version of torch, and metrics
 # as numpy numbers. Files of numpy 1 name the same function by its old path.
 _number = np.float64(0).__reduce__()[0]
-ALLOWED = [
+ALLOWED: list[Any] = [
     TorchVersion,
     np.dtype,
     (_number, "numpy._core.multiarray.scalar"),
@@ -125,7 +126,8 @@ def export(checkpoint: str | Path, target: str | Path, trust: Sequence[str] = ()
     path, content = _read(checkpoint)
     system = _system_of(path, content, Trust(tuple(trust)))
     # a class of the user's own that separates differently would not come back from Asteroid's format
-    if isinstance(system, AsteroidSystem) and type(system).separate is AsteroidSystem.separate:
+    is_plain = getattr(type(system), "separate_centred", None) is AsteroidSystem.separate_centred
+    if isinstance(system, AsteroidSystem) and is_plain:
         packed = system.pack()
     else:
         packed = pack(content[KEY], system.weights_to_export())

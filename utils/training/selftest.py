@@ -5,10 +5,12 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from local_models.system import System
 from utils.errors import UserError
@@ -45,7 +47,12 @@ class _Clock(pl.Callback):
 
 
 def self_test(
-    system: System, system_config: dict, step: Step, runtime: Runtime, train, valid
+    system: System,
+    system_config: dict,
+    step: Step,
+    runtime: Runtime,
+    train: DataLoader,
+    valid: DataLoader,
 ) -> dict[str, float]:
     """Three updates and one validation batch on a copy of `system`.
 
@@ -61,13 +68,15 @@ def self_test(
     # frozen and trained parts are told apart afterwards by what moved
     before = {name: value.clone() for name, value in rehearsal.state_dict().items()}
     clock = _Clock()
-    quiet = dict(
+    quiet: dict[str, Any] = dict(
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    limits = dict(max_epochs=1, limit_train_batches=3, limit_val_batches=1, num_sanity_val_steps=0)
+    limits: dict[str, Any] = dict(
+        max_epochs=1, limit_train_batches=3, limit_val_batches=1, num_sanity_val_steps=0
+    )
     trainer = pl.Trainer(
         **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision,
         callbacks=[clock, Watchdog(step.monitor, rehearsal=True)],
@@ -123,7 +132,7 @@ def _check_saving(rehearsal: System, system_config: dict) -> None:
         exp = Path(folder)
         # config.yml is what makes networks of the user's own trusted
         write_text(exp / "config.yml", yaml.safe_dump({"system": system_config}))
-        checkpoint = exp / rehearsal.step / "best.ckpt"
+        checkpoint = exp / str(rehearsal.step) / "best.ckpt"
         checkpoint.parent.mkdir()
         save(pack(system_config, rehearsal.state_dict()), checkpoint)
         try:

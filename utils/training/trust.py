@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import asteroid_filterbanks
 import torch
@@ -76,7 +77,7 @@ class Trust:
 NOBODY = Trust()
 
 
-def class_paths(config) -> Iterator[tuple[str, object]]:
+def class_paths(config: Any) -> Iterator[tuple[str, object]]:
     """Every class that a configuration names, with the place where it does, as (place, class_path).
 
     Raises:
@@ -105,7 +106,7 @@ def _inside(value) -> list[tuple[str, object]]:
     return []
 
 
-def check_names(config, where: str, trust: Trust = NOBODY) -> None:
+def check_names(config: Any, where: str, trust: Trust = NOBODY) -> None:
     """Resolve every class that a plain or a parsed configuration names.
 
     Args:
@@ -117,14 +118,14 @@ def check_names(config, where: str, trust: Trust = NOBODY) -> None:
     """
     for place, name in class_paths(config):
         thing = resolve(name, where, trust)
-        if not _is_harmless(thing, name, trust):
+        if not _is_harmless(thing, str(name), trust):
             raise UserError(
                 f"{where} is refused: {place or 'its configuration'} asks for {name}, which is no network "
-                "(a class derived from torch.nn.Module)" + _origin(thing, name)
+                "(a class derived from torch.nn.Module)" + _origin(thing, str(name))
             )
 
 
-def check_objects(parsed, where: str, trust: Trust = NOBODY) -> None:
+def check_objects(parsed: Any, where: str, trust: Trust = NOBODY) -> None:
     """Stop at whatever the parser has made of text in a configuration that can be called and is no network."""
     values = [parsed]
     while values:
@@ -145,7 +146,7 @@ def _check_object(value, where: str, trust: Trust) -> None:
         raise UserError(f"{where} is refused: it asks for {home}.{name}, which is no network")
 
 
-def resolve(name, where: str, trust: Trust = NOBODY):
+def resolve(name: object, where: str, trust: Trust = NOBODY) -> Any:
     """The object of a dotted path. Nothing of a package that is not trusted is imported.
 
     Raises:
@@ -182,7 +183,7 @@ def resolve(name, where: str, trust: Trust = NOBODY):
     return thing
 
 
-def check_importable(config, where: str) -> None:
+def check_importable(config: Any, where: str) -> None:
     """Stop at classes of the user's own that cannot be imported, before a parser wraps the reason.
 
     Unlike a model file, a configuration of the user's own is trusted: its modules are imported.

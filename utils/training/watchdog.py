@@ -28,7 +28,7 @@ class Watchdog(pl.Callback):
         self.monitor = monitor
         self.rehearsal = rehearsal
         self.left_out = 0  # in a row
-        self._buffers = []
+        self._buffers: list = []
 
     def on_train_start(self, trainer, system):
         if self.rehearsal:

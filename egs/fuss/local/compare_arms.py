@@ -10,10 +10,11 @@ import pandas as pd
 
 from utils.errors import UserError, command
 from utils.evaluation.results import read_scores, read_summary, the_evaluation
+from utils.evaluation.scores import Measure, Scores
 from utils.report.significance import compare
 
-# Columns of the suite, and the factor that makes them dB or per cent.
-COLUMNS = {
+# Metrics of mixtures, and the factor that makes them dB or per cent.
+FACTORS = {
     "msi": 1,
     "msi_all": 1,
     "hole_rate_30": 100,
@@ -33,24 +34,34 @@ def scores_of(
     tables = []
     data = set()
     for exp in exps:
+        # The one evaluation on the set, or that of the corpus asked for.
         folder = the_evaluation(exp, data_set, corpus)
-        # Undefined scores are empty, and stay so.
-        table = read_scores(folder)
-        missing = [column for column in COLUMNS if column not in table]
+        scores = read_scores(folder)
+        missing = [metric for metric in FACTORS if Measure(metric) not in scores]
         if missing:
             raise UserError(
                 f"{folder} has no {', '.join(missing)}: evaluate {exp.name} with --suite fuss (stage 4)"
             )
         # In the units that are printed.
-        tables.append(table[list(COLUMNS)] * pd.Series(COLUMNS))
+        tables.append(in_units(scores))
         final = read_summary(folder)
         data.add((final.get("manifest_sha256"), final.get("audio_sha256")))
     return tables, data
 
 
-def mean_over_seeds(tables: list[pd.DataFrame], column: str) -> pd.Series:
-    """By mixture: seeds are no further mixtures, so that a test over mixtures is one over these means."""
-    return pd.concat([table[column] for table in tables], axis=1).mean(axis=1)
+def in_units(scores: Scores) -> pd.DataFrame:
+    """A row a mixture, a column a metric, in dB or per cent."""
+    columns = {}
+    for metric, factor in FACTORS.items():
+        columns[metric] = factor * scores.mixture(metric)
+    return pd.DataFrame(columns)
+
+
+def mean_over_seeds(tables: list[pd.DataFrame], metric: str) -> pd.Series:
+    """By mixture."""
+    # A mixture without a score for one seed has the mean of the others.
+    of_seeds = [table[metric] for table in tables]
+    return pd.concat(of_seeds, axis=1).mean(axis=1)
 
 
 @command
@@ -84,15 +95,16 @@ def main(argv=None):
     print(
         f"{args.arm[0].name} less {args.control[0].name}, {len(arm)} and {len(control)} experiments"
     )
-    # Positive: the arm has more, which for rates and distances is worse.
-    for column in COLUMNS:
-        result = compare(mean_over_seeds(arm, column), mean_over_seeds(control, column))
+    for metric in FACTORS:
+        of_arm = mean_over_seeds(arm, metric)
+        of_control = mean_over_seeds(control, metric)
+        result = compare(of_arm, of_control)
         # Experiments of the same place in both lists are a pair, e.g. of one seed.
         each = []
         for one, other in zip(arm, control, strict=False):
-            each.append(f"{(one[column] - other[column]).mean():+z.2f}")
+            each.append(f"{(one[metric] - other[metric]).mean():+z.2f}")
         print(
-            f"  {column:22s} {result.value:+z.2f} [{result.low:+z.2f}, {result.high:+z.2f}]  p {result.p:.3f}  "
+            f"  {metric:22s} {result.value:+z.2f} [{result.low:+z.2f}, {result.high:+z.2f}]  p {result.p:.3f}  "
             f"{result.n} mixtures  each: {', '.join(each)}"
         )
 

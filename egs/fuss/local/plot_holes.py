@@ -16,7 +16,7 @@ from utils.errors import UserError, command
 from utils.evaluation.metrics.spectral_holes import RANGE, spectral_holes, spectrogram
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 FIRST = ("stft_ibm_32ms", "stft_irm_32ms")  # what calibrates the measure
 SHOWN = 6  # spectrograms
@@ -81,7 +81,7 @@ def choose_source(folder: Path) -> tuple[str, int]:
         raise UserError(
             f"{folder}: keeps no examples of active sources; evaluate again with --n_examples 5"
         )
-    return max(rates, key=rates.get)
+    return max(rates, key=lambda example: rates[example])
 
 
 def draw_spectrogram(axes, signal: np.ndarray, title: str) -> None:

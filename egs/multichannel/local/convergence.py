@@ -35,7 +35,7 @@ def scores_of(
     row: dict,
     source_paths: list[str],
     models: dict[str, Path | None],
-    updates: list[str],
+    updates: list,
     iterations: list[int],
     sample_rate: int,
 ) -> list[dict]:

@@ -14,6 +14,7 @@ import pandas as pd
 from utils import files
 from utils.errors import command
 from utils.evaluation.results import SUMMARY, read_scores, read_summary
+from utils.evaluation.scores import Measure, Scores
 from utils.report.table import escaped
 
 PUBLISHED = Path(__file__).with_name("sisec18_medians.csv")
@@ -25,17 +26,28 @@ REMARKS = {
     **dict.fromkeys(("IBM1", "IBM2", "IRM1", "IRM2", "MWF"), "oracle"),
     "MIX": "mixture",
 }
-COLUMNS = ("SDR", "SIR", "ISR", "SAR")
+# Columns of the published table, and our metrics.
+METRICS = {
+    "SDR": "sdr",
+    "SIR": "sir",
+    "ISR": "isr",
+    "SAR": "sar",
+}
+# By the number of the source.
+STEMS = {1: "vocals", 2: "accompaniment"}
+VOCALS_SDR = Measure("sdr", 1)
 
 
-def scores_of(exp: Path) -> dict[str, pd.DataFrame]:
+def scores_of(exp: Path) -> dict[str, Scores]:
     """Scores on the MUSDB18 test set by the name of the experiment or reference, of all below a folder."""
     # Other corpora have a set of that name too: it is known by its songs.
     tables = {}
     for path in sorted(exp.glob(f"**/eval/*/test/{SUMMARY}")):
-        table = read_scores(path.parent)
-        if len(table) == TEST_SONGS and KNOWN in table.index and "sdr_1" in table:
-            tables[read_summary(path.parent)["name"]] = table
+        scores = read_scores(path.parent)
+        is_test_set = len(scores) == TEST_SONGS and KNOWN in scores.mixtures
+        if is_test_set and VOCALS_SDR in scores:
+            name = read_summary(path.parent)["name"]
+            tables[name] = scores
     return tables
 
 
@@ -53,14 +65,21 @@ def published(target: str) -> pd.DataFrame:
     return table[table.target == target].set_index("method")
 
 
-def markdown(tables: dict[str, pd.DataFrame], target: str, number: int) -> str:
+def markdown(tables: dict[str, Scores], number: int) -> str:
     """A table of medians over songs, from best to worst."""
+    target = STEMS[number]
     rows = {}
     for name, row in published(target).iterrows():
-        rows[labelled(name)] = [*row[list(COLUMNS)], row.SDR_mean_over_tracks, "SiSEC 2018"]
+        medians = [row[column] for column in METRICS]
+        rows[labelled(name)] = [*medians, row.SDR_mean_over_tracks, "SiSEC 2018"]
+    # Ours stand out in bold.
     for name, scores in tables.items():
-        medians = [scores[f"{column.lower()}_{number}"].median() for column in COLUMNS]
-        rows[f"**{escaped(name)}**"] = [*medians, scores[f"sdr_{number}"].mean(), "here"]
+        medians = []
+        for metric in METRICS.values():
+            values = scores[Measure(metric, number)]
+            medians.append(values.median())
+        mean = scores[Measure("sdr", number)].mean()
+        rows[f"**{escaped(name)}**"] = [*medians, mean, "here"]
     lines = [
         f"## {target}",
         "",
@@ -77,17 +96,18 @@ def markdown(tables: dict[str, pd.DataFrame], target: str, number: int) -> str:
     return "\n".join(lines)
 
 
-def box_plot(tables: dict[str, pd.DataFrame]) -> bytes:
+def box_plot(tables: dict[str, Scores]) -> bytes:
     """PNG: vocals SDR of every song here, and the published medians as lines."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     medians = published("vocals").SDR.rename(labelled)
-    ours = {name: scores.sdr_1.dropna() for name, scores in tables.items()}
+    ours = {name: scores[VOCALS_SDR].dropna() for name, scores in tables.items()}
 
     def place_of(name):
         return ours[name].median() if name in ours else medians[name]
 
+    # From the lowest median, below, to the highest.
     names = sorted([*ours, *medians.index], key=place_of)
     # Names of experiments are text: a dollar sign in one begins no formula.
     with plt.rc_context({"text.parse_math": False}):
@@ -129,10 +149,11 @@ def main(argv=None):
     tables = scores_of(exp)
     if not tables:
         return
+    # What the numbers are stands above them.
     note = "Medians over songs of medians over frames of 1 s (BSS Eval v4), in dB; oracles see the true sources."
     parts = ["# Beside SiSEC 2018", note]
-    for number, target in enumerate(("vocals", "accompaniment"), 1):
-        parts.append(markdown(tables, target, number))
+    for number in STEMS:
+        parts.append(markdown(tables, number))
     files.write_text(exp / "sisec18.md", "\n\n".join(parts) + "\n")
     files.write_bytes(exp / "sisec18.png", box_plot(tables))
     print(f"{exp / 'sisec18.md'}, {exp / 'sisec18.png'}: {len(tables)} systems beside SiSEC 2018")

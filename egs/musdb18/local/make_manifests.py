@@ -107,7 +107,7 @@ def make_songs(
             products.append(Product(f"{song.parent.name}/{name}", settings, wavs, arguments))
             songs.append((part, song, target))
     results = make(make_song, products, corpus.folder / "songs", n_jobs, "songs")
-    rows = {part: [] for part in SETS}
+    rows: dict[str, list[dict]] = {part: [] for part in SETS}
     remarks = []
     for (part, song, target), result in zip(songs, results, strict=True):
         remarks += [f"{song.name}: {text}" for text in result["remarks"]]
@@ -224,7 +224,7 @@ def read_song(song: Path) -> dict[str, np.ndarray]:
 
 def level_difference(voice: np.ndarray | None, accompaniment: np.ndarray) -> float:
     """Level of a voice less that of its accompaniment in dB; infinite or NaN where one, or both, are silent."""
-    powers = []
+    powers: list[np.floating | float] = []
     for signal in (voice, accompaniment):
         power = 0.0
         if signal is not None:

@@ -338,7 +338,7 @@ def write_source(path, target, sample_rate):
     return len(signal), [path]
 
 
-def consists_of(found: dict) -> dict[str, str | list[str]]:
+def consists_of(found: dict) -> dict:
     """What a corpus consists of: lists and CSV files by content, directories by the names of their files."""
     tables = []
     if found["form"] == "lists":

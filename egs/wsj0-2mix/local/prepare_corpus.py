@@ -115,7 +115,7 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
     n_speakers = size["speakers"] + size["test_speakers"]
     # One stream for all sentences: the corpus is the same each time.
     draw = random.Random(0)
-    recordings = {"tr": {}, "cv": {}, "tt": {}}
+    recordings: dict[str, dict[str, list[str]]] = {"tr": {}, "cv": {}, "tt": {}}
     jobs = []
     for index, speaker in enumerate(speech.make_speakers(n_speakers, seed=0)):
         name = f"{index:02d}{'fm'[index % 2]}"

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def test_blocks_cover_the_padded_signal_and_estimate_each_frame_once(length, at_
     assert blocks[0].seen.start == 0 and blocks[0].estimated.start == 0
     assert blocks[-1].seen.stop == timeline.pad(torch.zeros(length)).shape[-1]
     assert blocks[-1].estimated.stop == timeline.estimated(length)
-    for block, later in zip(blocks, blocks[1:], strict=False):
+    for block, later in itertools.pairwise(blocks):
         # The next block's first frame comes one hop after this one's last.
         assert later.estimated.start == block.estimated.start + block.n_frames * timeline.hop
 

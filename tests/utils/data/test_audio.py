@@ -1,6 +1,8 @@
 """Audio files: what is written comes back, faults of a file are messages."""
 
+import io
 import os
+import signal
 import struct
 
 import numpy as np
@@ -333,3 +335,37 @@ def test_damaged_headers_are_never_more_than_a_message(kind, tmp_path):
                     reader.read(min(reader.frames, 10**5))
             except UserError as error:
                 assert str(path) in str(error)
+
+
+class Interrupting(io.BytesIO):
+    """Where libsndfile writes, Ctrl-C comes in the middle."""
+
+    def write(self, data):
+        signal.raise_signal(signal.SIGINT)
+        return super().write(data)
+
+
+def test_ctrl_c_while_libsndfile_works_ends_the_command_and_not_the_file(
+    tmp_path, noise, monkeypatch, capfd
+):
+    """Raised in a function that libsndfile calls, it would be lost, and the file taken for a damaged one."""
+    path = tmp_path / "a.wav"
+    audio.write(path, noise, 8000)
+    content = bytearray(path.read_bytes())
+    content[40:44] = bytes(4)  # a recorder that was not closed
+    path.write_bytes(content)
+    readinto = audio._View.readinto
+
+    def interrupted(view, buffer):
+        signal.raise_signal(signal.SIGINT)
+        return readinto(view, buffer)
+
+    with audio.Reader(path, salvage=True) as reader, pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(audio._View, "readinto", interrupted)
+        reader.read(1000)
+    monkeypatch.setattr(audio.io, "BytesIO", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        audio.write(tmp_path / "b.wav", noise, 8000)
+    assert capfd.readouterr().err == ""
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.wav"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

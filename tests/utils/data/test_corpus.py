@@ -159,6 +159,24 @@ def test_what_is_made_never_goes_through_a_link_that_a_killed_run_left(find, tmp
     assert not (tmp_path / "data" / "mini" / "corpus").exists()
 
 
+@pytest.mark.parametrize("stage", ["claim", "require"])
+def test_what_killed_runs_left_beside_a_corpus_goes_once_it_is_old(find, tmp_path, stage):
+    for part in ("a", "b"):
+        put(tmp_path / part / "1.wav")
+    find("a,b").claim()
+    folder = tmp_path / "data" / "a-b"
+    for place in (folder, folder / "corpus", folder / "manifests" / "2spk", folder / "mix_lists"):
+        put(place / ".belt-new.tmp")
+        old = put(place / ".belt-old.tmp")
+        os.utime(old, (0, 0))
+    link = folder / ".belt-link.tmp"
+    link.symlink_to(tmp_path / "a")
+    os.utime(tmp_path / "a", (0, 0))
+    getattr(find("a,b"), stage)()
+    left = sorted(path.name for path in folder.rglob(".belt-*"))
+    assert left == [".belt-link.tmp"] + [".belt-new.tmp"] * 4
+
+
 def test_the_command_gives_the_shell_what_python_uses(find, tmp_path):
     put(tmp_path / "a\n'b\"" / "1.wav")
     call = [sys.executable, "-m", "utils.data.corpus", "--corpus=a\n'b\"", f"--base={tmp_path}"]

@@ -78,8 +78,10 @@ def test_epochs_and_seeds_differ(tone_manifests, options):
 
 
 def test_validation_is_the_same_each_epoch_and_complete(tone_manifests):
-    _, valid = loaders(tone_manifests, Data(valid_segment=1), 2, 8000, 3, 0, 0, 0, 1)
+    data = Data(segment=0.5, valid_segment=1)
+    _, valid = loaders(tone_manifests, data, 2, 8000, 3, 0, 0, 0, 1)
     first = [batch["mixture"] for batch in valid]
+    assert {mixture.shape[-1] for mixture in first} == {8000}
     valid.sampler.set_epoch(5)
     again = [batch["mixture"] for batch in valid]
     assert sum(map(len, first)) == 4
@@ -218,6 +220,12 @@ def test_without_a_list_of_mixtures_the_recordings_are_mixed(tone_manifests, tmp
     assert len(epoch_of(tmp_path, 0, epoch_size=12)) == 12
 
 
+def test_mixing_an_unknown_number_of_sources_is_a_message(tone_manifests):
+    data = Data(dynamic_mixing=DynamicMixing())
+    with pytest.raises(UserError, match="needs a system with a fixed number of sources"):
+        loaders(tone_manifests, data, None, 8000, 4, 0, 0, 0, 1)
+
+
 def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
     with pytest.raises(UserError, match="cannot be divided among 3 devices"):
         loaders(tone_manifests, Data(), 2, 8000, 4, 0, 0, 0, 3)
@@ -225,6 +233,7 @@ def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
         loaders(tone_manifests, Data(), 2, 8000, 64, 0, 0, 0, 1)
 
 
+@pytest.mark.slow
 def test_loaders_work_with_spawned_workers(tone_manifests):
     dataset = Mixtures(Split(tone_manifests, "train", 2, 8000, 0.5))
     loader = DataLoader(

@@ -266,7 +266,7 @@ def test_three_speakers_are_mixed(corpus):
 def test_mixtures_that_exist_are_kept_and_missing_ones_made(corpus):
     entries = mixing.parse_list(write_list(corpus, LINE, LINE.replace("1.5", "1")), corpus, 2)
     frame, _ = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)
-    files = [path for path in (corpus / "out").rglob("*.wav")]
+    files = list((corpus / "out").rglob("*.wav"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
     (corpus / "out" / "s2" / f"{entries[1].name}.wav").unlink()
     again, _ = mixing.mix_list(entries, corpus / "out", 8000, "min", n_jobs=1)

@@ -9,6 +9,7 @@ import soxr
 
 from utils.data import speech
 from utils.evaluation.metrics import bss_eval as module
+from utils.evaluation.metrics import projection
 from utils.evaluation.metrics.bss_eval import bss_eval, sdr
 from utils.evaluation.metrics.si_sdr import LIMIT
 
@@ -76,8 +77,10 @@ def voices():
 @pytest.fixture
 def orthogonalisations(monkeypatch):
     """The number of times that correlations were not trusted."""
-    calls, real = [], module._orthogonalised
-    monkeypatch.setattr(module, "_orthogonalised", lambda *args: calls.append(1) or real(*args))
+    calls, real = [], projection.unexplained_by_orthogonalisation
+    monkeypatch.setattr(
+        projection, "unexplained_by_orthogonalisation", lambda *args: calls.append(1) or real(*args)
+    )
     return calls
 
 
@@ -186,14 +189,14 @@ def test_the_bound_of_the_error_holds_from_white_to_singular_references():
         spectrum *= 10 ** (-steepness * np.exp(-8 * position**2))
         reference = np.fft.irfft(spectrum)[None] * scipy.signal.windows.tukey(600, 0.2)
         estimate = mixed(reference, noise=10 ** rng.uniform(-3, 0))
-        units = module._unit(estimate)[0], module._unit(reference)[0]
-        auto, cross = module._correlations(*units, taps)
-        rest, error = module._explain(auto, cross)
-        if module._settled(1 - rest, rest, error).all():
+        units = module._with_unit_energy(estimate)[0], module._with_unit_energy(reference)[0]
+        auto, cross = projection.correlations(*units, taps)
+        energy, error = projection.unexplained_energy(auto, cross)
+        if projection.is_accurate(1 - energy, energy, error).all():
             trusted += 1
             expected = least_squares(estimate, reference, taps)[0]
             np.testing.assert_allclose(
-                10 * np.log10((1 - rest) / rest), expected, atol=1e-6, rtol=0
+                10 * np.log10((1 - energy) / energy), expected, atol=1e-6, rtol=0
             )
     assert 15 < trusted < 45  # neither never nor always
 
@@ -346,13 +349,15 @@ def test_little_interference_is_measured_beside_noise_where_references_nearly_de
 
 
 def test_errors_of_the_filters_count_twice_and_within_the_bound(voices, monkeypatch):
-    units = module._unit(mixed(voices[:2]))[0], module._unit(voices[:2])[0]
-    auto, cross = module._correlations(*units, 64)
-    exact, _ = module._explain(auto, cross)
-    solve = module._levinson
-    monkeypatch.setattr(module, "_levinson", lambda *system: solve(*system) * (1 + 1e-5))
-    rest, error = module._explain(auto, cross)
-    assert (np.abs(rest - exact) < 1e-9).all() and (error > 1e-6).all()
+    units = module._with_unit_energy(mixed(voices[:2]))[0], module._with_unit_energy(voices[:2])[0]
+    auto, cross = projection.correlations(*units, 64)
+    exact, _ = projection.unexplained_energy(auto, cross)
+    solve = projection.least_squares_filters
+    monkeypatch.setattr(
+        projection, "least_squares_filters", lambda *system: solve(*system) * (1 + 1e-5)
+    )
+    energy, error = projection.unexplained_energy(auto, cross)
+    assert (np.abs(energy - exact) < 1e-9).all() and (error > 1e-6).all()
 
 
 def test_references_that_are_copies_count_once(voices):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.bench.bench_bss_eval_v4 import museval_module, museval_scores, stems
-from utils.evaluation.metrics import bss_eval_v4
+from utils.evaluation.metrics import bss_eval_v4, image_filters
 from utils.evaluation.metrics.bss_eval_v4 import (
     frame_scores,
     frame_sdr,
@@ -90,7 +90,7 @@ def test_one_sample_has_a_score():
 
 def test_block_size_does_not_matter(track, monkeypatch):
     scores, whole = frame_scores(*track, RATE, filter_length=TAPS), usdr(*track)
-    monkeypatch.setattr(bss_eval_v4, "_FFT_SIZE", 512)
+    monkeypatch.setattr(image_filters, "_FFT_SIZE", 512)
     monkeypatch.setattr(bss_eval_v4, "_BLOCK", 1001)
     for name, values in frame_scores(*track, RATE, filter_length=TAPS).items():
         np.testing.assert_allclose(values, scores[name], rtol=0, atol=1e-9)
@@ -114,7 +114,7 @@ def test_memory_does_not_grow_with_the_track_and_files_can_stay_on_disk(tmp_path
 
 
 def test_sdr_alone_is_that_of_all_scores(track):
-    estimates, references = track
+    _, references = track
     references[1, :, RATE : 2 * RATE] = 0
     np.testing.assert_array_equal(
         frame_sdr(*track, RATE), frame_scores(*track, RATE, filter_length=TAPS)["sdr"]

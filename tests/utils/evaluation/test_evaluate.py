@@ -77,11 +77,11 @@ def test_scores_are_those_of_the_matched_estimates_against_each_mixtures_own_inp
         assert row.si_sdr == pytest.approx(expected, abs=1e-3)
         assert row.input_si_sdr == pytest.approx(unprocessed, abs=1e-3)
         assert row.si_sdri == pytest.approx(expected - unprocessed, abs=1e-3)
-        assert (row.permutation, row.inverted, row.length) == ("2 1", 1, len(mixture))
+        assert (row.permutation_1, row.permutation_2) == (2, 1)
+        assert (row.inverted, row.length) == (1, len(mixture))
         assert row.snr_1 == pytest.approx(
             -6.02, abs=0.1
         )  # the inverted one: its error is twice the source
-        assert Path(row.mixture_path) == tone_manifests / listed.mixture_path
 
 
 def test_the_summary_says_mean_median_error_failures_and_origin(tone_manifests, use):
@@ -128,9 +128,9 @@ def test_scores_recomputed_from_the_saved_wavs_match_the_table(tone_manifests, u
             assert projection_db(mixture, source) == pytest.approx(
                 row[f"input_si_sdr_{k}"], abs=0.1
             )
-        assert json.loads((folder / "metrics.json").read_text())["si_sdri"] == pytest.approx(
-            row.si_sdri, abs=0.1
-        )
+        example = json.loads((folder / "metrics.json").read_text())
+        assert example["mixture"]["si_sdri"] == pytest.approx(row.si_sdri, abs=0.1)
+        assert example["sources"]["2"]["si_sdr"] == pytest.approx(row.si_sdr_2, abs=0.1)
 
 
 def test_silent_sources_and_mixtures_and_single_samples_are_counted_not_fatal(
@@ -262,6 +262,7 @@ def run(exp, manifest, *options):
     )
 
 
+@pytest.mark.slow
 def test_two_jobs_and_a_killed_and_continued_run_give_the_rows_of_an_undisturbed_one(tmp_path):
     manifest = noise_set(tmp_path / "set", 150, seconds=0.3)
     whole, killed = (

@@ -27,7 +27,7 @@ from utils.errors import UserError
 from utils.evaluate import evaluate, main
 from utils.evaluation import methods, scoring
 from utils.evaluation.methods import Method, trained_system
-from utils.evaluation.results import example_name, read_scores, whole_name
+from utils.evaluation.results import example_name, read_scores, read_summary, whole_name
 from utils.evaluation.scoring import How
 from utils.files import temporary_name
 from utils.training.config import read_yaml
@@ -70,8 +70,8 @@ def test_results_of_a_second_corpus_leave_those_of_the_first(tmp_path, method):
     folders = sorted(method.folder.glob("eval/*/test"))
     assert [folder.parent.name for folder in folders] == ["clean", "noisy"]
     for folder, manifest in zip(folders, sets, strict=True):
-        paths = read_scores(folder).mixture_path
-        assert all(path.startswith(str(manifest.parent)) for path in paths)
+        assert read_summary(folder)["manifest"] == str(manifest)
+        assert len(read_scores(folder)) == 2
 
 
 def test_a_set_of_the_same_name_and_text_elsewhere_is_scored_anew_with_a_word(
@@ -134,15 +134,16 @@ def test_another_segment_or_suite_is_said_and_nothing_else_is_removed(tmp_path, 
     ],
     ids=["missing", "empty", "altered", "no text"],
 )
-def test_the_table_is_written_again_from_the_rows(tmp_path, method, scored, capsys, damage):
+@pytest.mark.parametrize("name", ["scores.csv", "all_metrics.csv"])
+def test_the_tables_are_written_again_from_the_rows(tmp_path, method, scored, capsys, damage, name):
     manifest = noise_set(tmp_path / "set", 2)
     evaluate(method, manifest)
-    table = evaluation_of(method) / "all_metrics.csv"
+    table = evaluation_of(method) / name
     expected = table.read_bytes()
     damage(table)
     evaluate(method, manifest)
     assert table.read_bytes() == expected and scored == ["m0", "m1"]
-    assert "all_metrics.csv was missing or damaged" in capsys.readouterr().out
+    assert f"{name} was missing or damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b'{"n": 2}', b"[" * 100000])
@@ -161,11 +162,14 @@ def test_a_damaged_summary_is_written_again(tmp_path, method, scored, text):
     [
         (b"[garbage]\n", []),
         (b"\xff\xfe\n", []),
-        (b"[7, {}, {}]\n", []),
-        (b'["0", {}, {}]\n', []),
+        (b'[7, "m1", [], {}]\n', []),
+        (b'["0", "m0", [], {}]\n', []),
+        (b"[0, 7, [], {}]\n", []),
+        (b'[0, "m0", [], []]\n', []),
+        (b'[0, "m0", [[1]], {}]\n', []),
         (b"[0]\n", []),
         (b"[[[[\n", []),
-        (b'[0, {"mixture_ID": "m0"', []),
+        (b'[0, "m0", [[1, ', []),
     ],
 )
 def test_a_damaged_line_of_the_rows_costs_at_most_what_it_said(
@@ -262,7 +266,7 @@ def test_odd_names_are_kept_as_examples_and_read_again_as_texts(tmp_path, method
     notes = [json.loads(path.read_text()) for path in folder.glob("examples/*/metrics.json")]
     assert {note["mixture_ID"] for note in notes} == {*NAMES}
     assert len([*folder.glob("museval/test/*.json")]) == len(NAMES)
-    assert list(read_scores(folder).index) == NAMES
+    assert list(read_scores(folder).mixtures) == NAMES
 
 
 # ---- the model

@@ -16,12 +16,13 @@ TWO = np.stack([A, B, ZERO, ZERO])
 ONE = np.stack([A, ZERO, ZERO, ZERO])
 
 
+def fuss_score(clips):
+    """`summary` of the clips of a set."""
+    return summary(pd.DataFrame([row(clip) for clip in clips]))
+
+
 def score(*estimates, references=TWO):
     return clip_score(np.stack(estimates), references, references.sum(0))
-
-
-def fuss_score(clips):
-    return summary(pd.DataFrame([row(clip) for clip in clips]))
 
 
 def random_clip(rng):

@@ -146,11 +146,14 @@ def test_inverted_tells_the_sign_that_si_sdr_does_not_see():
 def test_a_batch_is_matched_and_scored_one_by_one():
     rng = np.random.default_rng(5)
     references = rng.normal(size=(4, 3, 200))
+    mixture = references.sum(1)
     estimates = references[:, [1, 2, 0]] + 0.3 * rng.normal(size=references.shape)
     order = match(estimates, references)
     assert (order == [2, 0, 1]).all()
     ordered = np.take_along_axis(estimates, order[..., None], axis=-2)
     for k in range(4):
         assert (match(estimates[k], references[k]) == order[k]).all()
-        scores = [si_sdr(*pair) for pair in zip(ordered[k], references[k], strict=True)]
-        np.testing.assert_allclose(si_sdr(ordered, references)[k], scores)
+        before = [si_sdr(mixture[k], reference) for reference in references[k]]
+        after = [si_sdr(*pair) for pair in zip(ordered[k], references[k], strict=True)]
+        np.testing.assert_array_equal(si_sdr(ordered, references)[k], after)
+        np.testing.assert_array_equal(si_sdr(mixture[:, None], references)[k], before)

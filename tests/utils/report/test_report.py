@@ -3,8 +3,10 @@ import json
 import pytest
 import yaml
 
-from utils.evaluation.suites import SUITES, Metric, Suite
+from utils.evaluation.scores import Measure
+from utils.evaluation.suites import SUITES, Suite
 from utils.report.__main__ import main
+from utils.report.labels import LABELS, Label, SuiteLabels
 
 
 def add(
@@ -185,15 +187,14 @@ def test_an_unknown_baseline_or_suite_ends_with_a_message(exp, capsys):
 
 def test_a_suite_says_what_the_columns_are_and_what_ranks(exp, monkeypatch):
     columns = (
-        Metric("sir", "SIR (dB)"),
-        Metric("sir", "mean SIR", statistic="mean"),
-        Metric("empty_share", "empty", "%", 0),
+        Label("sir", "SIR (dB)"),
+        Label("sir", "mean SIR", statistic="mean"),
+        Label("empty_share", "empty", "%", 0),
     )
-    suite = Suite(
-        name="songs", score=None, summary=None, primary="sdr", label="SDR of vocals (dB)", statistic="median",
-        columns=columns, failure="sdr", legend="Of songs.",
-    )  # fmt: skip
+    suite = Suite("songs", score=None, summary=None, primary=Measure("sdr"), statistic="median")
+    labels = SuiteLabels("SDR of vocals (dB)", "SDR", "SDR (dB)", columns, "Of songs.")
     monkeypatch.setitem(SUITES, "songs", suite)
+    monkeypatch.setitem(LABELS, "songs", labels)
     for name, mean, median in (("a", 9.0, 4.0), ("b", 1.0, 5.0)):
         sir = {"mean": 0.0, "median": 10 + median, "standard_error": 0.1}
         sdr = {"mean": mean, "median": median, "standard_error": 0.1}

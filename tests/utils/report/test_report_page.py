@@ -13,11 +13,14 @@ import soundfile as sf
 import yaml
 from PIL import Image
 
+from tests.support import write_scores
+from utils.evaluation.scores import Measure
 from utils.evaluation.suites import SUITES, Suite
 from utils.report.__main__ import main
-from utils.report.examples import BASE64, FLAC, LOW_RATE, _score_of, loudest, make_plan, spectrogram
+from utils.report.examples import BASE64, FLAC, LOW_RATE, loudest, make_plan, spectrogram
 from utils.report.experiments import read_experiments
 from utils.report.figures import binned
+from utils.report.labels import LABELS, SuiteLabels
 
 RATE = 8000
 VOID = {"meta", "img", "br", "wbr", "hr", "input", "link"}
@@ -86,18 +89,16 @@ def experiment(
     """An evaluated experiment; `scores` are of the utterances m0, m1, ..."""
     evaluation, scores = folder / "eval/mini/test", np.asarray(scores, float)
     evaluation.mkdir(parents=True)
-    rows = {
-        "mixture_ID": [f"m{k}" for k in range(len(scores))],
+    columns = {
         "si_sdri": scores,
         "si_sdr": scores,
+        "input_si_sdr": np.zeros(len(scores)),
+        ("input_si_sdr", 1): EASE[: len(scores)],
+        ("input_si_sdr", 2): -EASE[: len(scores)],
+        ("si_sdri", 1): scores + 1,
+        ("si_sdri", 2): scores - 1,
     }
-    rows |= {
-        "input_si_sdr": 0.0,
-        "input_si_sdr_1": EASE[: len(scores)],
-        "input_si_sdr_2": -EASE[: len(scores)],
-    }
-    table = pd.DataFrame(rows | {"si_sdri_1": scores + 1, "si_sdri_2": scores - 1})
-    table.to_csv(evaluation / "all_metrics.csv", index=False)
+    write_scores(evaluation, [f"m{k}" for k in range(len(scores))], columns)
     known = scores[~np.isnan(scores)]
     values = dict.fromkeys(("mean", "median", "standard_error"))
     if len(known) > 1:
@@ -126,7 +127,9 @@ def experiment(
     } | final
     (evaluation / "final_metrics.json").write_text(json.dumps(summary))
     for k in range(0, 10 * examples, 10):
-        row = {key: value for key, value in table.iloc[k].to_dict().items() if value == value}
+        of_mixture = {"si_sdri": scores[k], "si_sdr": scores[k]}
+        of_sources = {"1": {"si_sdri": scores[k] + 1}, "2": {"si_sdri": scores[k] - 1}}
+        row = {"mixture_ID": f"m{k}", "mixture": of_mixture, "sources": of_sources}
         example(evaluation / "examples" / f"ex_m{k}", row)
     if kind == "system":
         train(folder, system, curves, seed)
@@ -279,11 +282,10 @@ def test_seeds_have_a_row_of_their_own(tmp_path):
 
 
 def test_a_suite_says_what_is_averaged_how(tmp_path, monkeypatch):
-    suite = Suite(
-        name="songs", score=None, summary=None, primary="si_sdri", label="SDR (dB)", statistic="median", columns=(),
-        failure="si_sdri", legend="Of `songs`.",
-    )  # fmt: skip
+    suite = Suite("songs", score=None, summary=None, primary=Measure("si_sdri"), statistic="median")
+    labels = SuiteLabels("SDR (dB)", "SDR", "SDR (dB)", (), "Of `songs`.")
     monkeypatch.setitem(SUITES, "songs", suite)
+    monkeypatch.setitem(LABELS, "songs", labels)
     experiment(tmp_path / "exp/mixture", np.zeros(30), "mixture", suite="songs")
     experiment(tmp_path / "exp/mine", MINE, suite="songs")
     page = write(tmp_path / "exp")
@@ -372,11 +374,6 @@ def test_of_many_microphones_the_first_is_played(tmp_path):
     np.testing.assert_allclose(signal, 0.9 * mixture[:, 0] / np.abs(mixture[:, 0]).max(), atol=1e-3)
 
 
-def test_the_score_of_a_source_has_its_number():
-    values = {"msi": 1.0, "sdr_1": 2.0, "sdr_2": 3.0, "si_sdri": 4.0, "si_sdri_2": 5.0}
-    assert [_score_of(values, name, 2) for name in ("msi", "sdr_1", "si_sdri")] == [None, 3.0, 5.0]
-
-
 def test_a_spectrogram_shows_a_tone_at_its_frequency():
     shown = spectrogram(tone(1000)[:, None], RATE, 1.0)
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.split(",")[1]))).convert("L"))
@@ -442,16 +439,16 @@ def test_an_experiment_has_one_colour_in_all_figures(page):
 
 def other_rows(path):
     table = pd.read_csv(path)
-    table.assign(si_sdri=table.si_sdri + 1).to_csv(path, index=False)
+    table.assign(value=table.value + 1).to_csv(path, index=False)
 
 
 DAMAGE = {
     "no examples": ("eval/mini/test/examples", shutil.rmtree),
     "no curves": ("joint/metrics.csv", lambda path: path.unlink()),
     "damaged curves": ("joint/metrics.csv", lambda path: path.write_text("")),
-    "no rows": ("eval/mini/test/all_metrics.csv", lambda path: path.unlink()),
-    "rows of another manifest": ("eval/mini/test/all_metrics.csv", other_rows),
-    "damaged rows": ("eval/mini/test/all_metrics.csv", lambda path: path.write_bytes(b"\xff\x00")),
+    "no rows": ("eval/mini/test/scores.csv", lambda path: path.unlink()),
+    "rows of another manifest": ("eval/mini/test/scores.csv", other_rows),
+    "damaged rows": ("eval/mini/test/scores.csv", lambda path: path.write_bytes(b"\xff\x00")),
     "damaged example": (
         "eval/mini/test/examples/ex_m0/metrics.json",
         lambda path: path.write_text("{"),
@@ -467,9 +464,9 @@ DAMAGE = {
         ("no examples", "Examples to listen to"),
         ("no curves", "mine"),
         ("damaged curves", "mine: joint/metrics.csv cannot be read"),
-        ("no rows", "all_metrics.csv cannot be used"),
-        ("rows of another manifest", "mine: all_metrics.csv holds other rows than those"),
-        ("damaged rows", "all_metrics.csv cannot be used"),
+        ("no rows", "scores.csv cannot be used"),
+        ("rows of another manifest", "mine: scores.csv holds other rows than those"),
+        ("damaged rows", "scores.csv cannot be used"),
         ("damaged example", "mine: example ex_m0 cannot be used"),
         ("no estimate", "mine: example ex_m10 cannot be used"),
         ("no reference", "No audio was kept, or it cannot be used."),
@@ -498,10 +495,10 @@ def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, what
 def test_rows_are_those_of_the_summary_and_names_of_utterances_are_texts(tmp_path):
     experiment(tmp_path / "exp/fewer", MINE, n=31)
     experiment(tmp_path / "exp/mine", MINE)
-    path = tmp_path / "exp/mine/eval/mini/test/all_metrics.csv"
+    path = tmp_path / "exp/mine/eval/mini/test/scores.csv"
     path.write_text(path.read_text().replace("m0,", "NA,").replace("m1,", "007,"))
     (fewer, mine), _ = read_experiments(tmp_path / "exp", "test")
-    assert fewer.rows is None and "fewer: all_metrics.csv holds other rows" in fewer.problems[0]
+    assert fewer.all_scores is None and "fewer: scores.csv holds other rows" in fewer.problems[0]
     assert list(mine.scores.index[:3]) == ["NA", "007", "m2"]
 
 

@@ -144,7 +144,7 @@ def test_a_loader_that_begins_within_an_epoch_gives_the_rest_of_it(tone_manifest
             train.sampler.start(*place)
         else:
             train.sampler.set_epoch(2)
-        return [batch for batch in train], train
+        return list(train), train
 
     whole, _ = ids()
     rest, loader = ids((2, 3))

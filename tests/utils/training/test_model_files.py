@@ -78,6 +78,7 @@ def test_plain_asteroid_loads_our_file_and_gives_our_output(name, n_src, tmp_pat
     assert torch.allclose(plain(MIXTURE[:, None]), system.separate(MIXTURE), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_process_that_knows_only_asteroid_loads_our_file(tmp_path):
     system = AsteroidSystem(NETWORKS["ConvTasNet"]).eval()
     torch.save(system.pack(), tmp_path / "model.pth")

@@ -92,7 +92,7 @@ def test_a_network_outside_the_repository_trains_exports_evaluates_and_separates
     exp, mixture = folder / "exp", tone_manifests / "test0_mixture.wav"
     run(folder, "utils.train", *arguments(conf(folder, "mynet.GRUMasks"), tone_manifests, exp))
     assert (exp / "model.pth").is_file()
-    evaluation = ["--manifest", tone_manifests / "test.csv", "--references", "no", "--nj", 2]
+    evaluation = ["--manifest", tone_manifests / "test.csv", "--references", "none", "--nj", 2]
     run(folder, "utils.evaluate", "--exp", exp, *evaluation, "--device", "cpu")
     run(folder, "utils.separate", exp, mixture, "--out", "out")
     assert sf.info(folder / "out/test0_mixture_s1.wav").frames == sf.info(mixture).frames
@@ -107,15 +107,15 @@ def test_elsewhere_a_network_of_ones_own_needs_the_word_of_the_user(
     evaluation = ["--exp", exp, "--manifest", tone_manifests / "test.csv"]
     evaluation += ["--nj", 1, "--device", "cpu", "--references"]
     separation = [exp / "model.pth", mixture, "--out", folder / "out"]
-    for main, options in ((separate.main, separation), (evaluate.main, [*evaluation, "yes"])):
+    for main, options in ((separate.main, separation), (evaluate.main, [*evaluation, "default"])):
         message = refusal(capsys, *options, main=main)
         assert "mynet.GRUMasks" in message and "--trust mynet" in message
     assert not (folder / "out").exists()
     assert not list(folder.glob("reference-*"))  # refused before anything was scored
-    for main, options in ((separate.main, separation), (evaluate.main, [*evaluation, "no"])):
+    for main, options in ((separate.main, separation), (evaluate.main, [*evaluation, "none"])):
         main([str(option) for option in (*options, "--trust", "mynet")])
     assert len(list((folder / "out").iterdir())) == 2
-    assert list(exp.glob("eval/*/final_metrics.json"))
+    assert list(exp.glob("eval/*/*/final_metrics.json"))
 
     sys.modules.pop("mynet")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(folder / "code")])

@@ -27,8 +27,14 @@ ASTEROID = {
         "model": {
             "class_path": "asteroid.models.ConvTasNet",
             "init_args": {
-                **{"n_filters": 16, "kernel_size": 16, "stride": 8, "n_blocks": 1, "n_repeats": 1},
-                **{"bn_chan": 8, "hid_chan": 8, "skip_chan": 8},
+                "n_filters": 16,
+                "kernel_size": 16,
+                "stride": 8,
+                "n_blocks": 1,
+                "n_repeats": 1,
+                "bn_chan": 8,
+                "hid_chan": 8,
+                "skip_chan": 8,
             },
         }
     },

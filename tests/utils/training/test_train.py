@@ -1,8 +1,12 @@
 """The command that trains: steps, options, refusals."""
 
+import errno
+import itertools
 import json
+import multiprocessing.synchronize
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +18,7 @@ import yaml
 from local_models.two_step import TwoStep
 from tests.utils.training.small_training import FRONTEND, arguments, follow, refusal, write_conf
 from utils import train
+from utils.errors import UserError
 from utils.training.callbacks import Bookkeeping
 from utils.training.model_files import load_system
 
@@ -114,6 +119,29 @@ def test_networks_run_in_the_precision_asked_for(
     assert seen == {dtype}
 
 
+def test_updates_follow_the_rate_the_decay_and_the_limit_of_the_gradient(
+    conf, tone_manifests, tmp_path
+):
+    optim = ("optimizer=SGD", "lr=0.5", "weight_decay=0.1")
+    options = [f"steps.frontend.optim.{option}" for option in optim]
+    options.append("steps.frontend.gradient_clip=1e-9")
+    weights, _ = followed(conf, tone_manifests, tmp_path / "exp", *options)
+    # With next to no gradient, all that moves a weight is its decay, by lr * weight_decay.
+    for before, after in itertools.pairwise(weights):
+        torch.testing.assert_close(after, (1 - 0.5 * 0.1) * before)
+
+
+def test_the_seed_decides_the_first_weights(conf, tone_manifests, tmp_path):
+    # With next to no rate, the weights after an update are still the first ones.
+    still = ("steps.frontend.optim.optimizer=SGD", "steps.frontend.optim.lr=1e-6")
+    first = []
+    for name, seed in (("a", 3), ("b", 4), ("c", 3)):
+        weights, _ = followed(conf, tone_manifests, tmp_path / name, *still, f"seed={seed}")
+        first.append(weights[0])
+    torch.testing.assert_close(first[0], first[2])
+    assert not torch.allclose(first[0], first[1], rtol=0.1, atol=1e-3)
+
+
 def test_accumulated_batches_make_fewer_updates(conf, tone_manifests, tmp_path):
     _, last = followed(conf, tone_manifests, tmp_path / "exp", "steps.frontend.accumulate=2")
     assert last["global_step"] == 2
@@ -147,6 +175,7 @@ def test_rates_are_halved_as_the_schedule_of_torch_says(
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
+@pytest.mark.slow
 def test_compiled_training_equals_plain_training(conf, tone_manifests, tmp_path):
     losses = []
     for compiled in (False, True):
@@ -248,3 +277,30 @@ def test_damaged_audio_is_named_before_training(conf, tone_manifests, tmp_path, 
     assert "nan.wav" in refusal(
         capsys, *arguments(conf, manifests, tmp_path / "exp", "--steps", "first")
     )
+
+
+@pytest.mark.parametrize("accelerator", ["tpux", "tpu"])
+def test_devices_that_are_not_there_are_one_line(
+    conf, tone_manifests, tmp_path, capsys, accelerator
+):
+    call = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
+    message = refusal(capsys, *call, f"runtime.accelerator={accelerator}")
+    assert message.startswith(f"error: runtime.accelerator={accelerator} with runtime.devices=1: ")
+    assert message.count("\n") == 1
+
+
+def test_no_room_for_the_locks_of_loader_processes_is_explained(monkeypatch, tmp_path):
+    """Lightning hides it behind an error of its own."""
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", full)
+    trainer = SimpleNamespace(checkpoint_callback=SimpleNamespace(is_told=lambda: False))
+    with pytest.raises(UserError, match="runtime.workers=0"), train.explained(trainer, tmp_path):
+        try:
+            multiprocessing.Lock()
+        finally:
+            raise RuntimeError("Please call `iter(combined_loader)` first.")
+    with pytest.raises(OSError), train.explained(trainer, tmp_path):
+        full()

@@ -25,24 +25,26 @@ separation evaluation campaign (2007-2010)", Signal Processing 2012 (images, ISR
 signal separation evaluation campaign", LVA/ICA 2018 (v4).
 """
 
+import math
 import warnings
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from scipy import fft
-from scipy.linalg import lapack
+from scipy.fft import next_fast_len, rfft
 
+from utils.evaluation.metrics.image_filters import image_filters
 from utils.evaluation.metrics.si_sdr import LIMIT, check_not_transposed
 
-_EPS = np.finfo(np.float64).eps
-_FFT_SIZE = 8192  # of the correlations of a track: blocks that stay in the cache
 _BLOCK = 2**16  # samples of a track that are looked at together where frames do not matter
-_DEPENDENT = (
-    1e-14  # of the largest energy: what rounding leaves of a delayed channel that depends on others
-)
 
 
-def frame_scores(estimates, references, sample_rate, window=1.0, hop=1.0, filter_length=512):
+def frame_scores(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    sample_rate: float,
+    window: float = 1.0,
+    hop: float = 1.0,
+    filter_length: int = 512,
+) -> dict[str, np.ndarray]:
     """SDR, ISR, SIR and SAR of every frame, estimate k against reference k.
 
     Args:
@@ -60,34 +62,69 @@ def frame_scores(estimates, references, sample_rate, window=1.0, hop=1.0, filter
             sample.
     """
     estimates, references, broken = _stems(estimates, references)
-    frames = _frames(references.shape[-1], sample_rate, window, hop)
+    length = references.shape[-1]
+    frames = _frames(length, sample_rate, window, hop)
+    # Filters of no taps explain nothing.
     if filter_length < 1:
         raise ValueError(f"filter_length {filter_length} must be at least 1")
     sdr = _frame_sdr(estimates, references, broken, frames)
-    isr, sir, sar = np.full((3, *sdr.shape), np.nan)
-    scored = np.flatnonzero(~np.isnan(sdr[0]))
-    if len(scored):
-        n_fft = 2 * fft.next_fast_len(-(-(frames[0].stop + filter_length - 1) // 2), real=True)
-        filters = [fft.rfft(taps, n_fft) for taps in _filters(estimates, references, filter_length)]
+    isr = np.full(sdr.shape, np.nan)
+    sir = np.full(sdr.shape, np.nan)
+    sar = np.full(sdr.shape, np.nan)
+    scores = {
+        "sdr": sdr,
+        "isr": isr,
+        "sir": sir,
+        "sar": sar,
+    }
+    # A frame without a score has none for any source.
+    silent = np.isnan(sdr[0])
+    scored = np.flatnonzero(~silent)
+    if not len(scored):
+        return scores
+    # A frame is filtered by itself, with its tail; the size of the transforms is even.
+    frame_with_tail = frames[0].stop + filter_length - 1
+    half_size = math.ceil(frame_with_tail / 2)
+    n_fft = 2 * next_fast_len(half_size, real=True)
+    of_all, of_own = image_filters(estimates, references, filter_length)
+    responses_of_all = rfft(of_all, n_fft)
+    responses_of_own = rfft(of_own, n_fft)
     for index in scored:
-        spectra = [
-            _spectra(signals[..., frames[index]], n_fft) for signals in (estimates, references)
-        ]
-        isr[:, index], sir[:, index], sar[:, index] = _filtered_ratios(*spectra, *filters)
+        frame = frames[index]
+        ratios = _filtered_ratios(
+            _spectra(estimates[..., frame], n_fft),
+            _spectra(references[..., frame], n_fft),
+            responses_of_all,
+            responses_of_own,
+        )
+        isr[:, index] = ratios[0]
+        sir[:, index] = ratios[1]
+        sar[:, index] = ratios[2]
+    # A single source has no interference.
     if len(references) == 1:
         sir[:] = np.nan
-    return {"sdr": sdr, "isr": isr, "sir": sir, "sar": sar}
+    return scores
 
 
-def frame_sdr(estimates, references, sample_rate, window=1.0, hop=1.0):
+def frame_sdr(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    sample_rate: float,
+    window: float = 1.0,
+    hop: float = 1.0,
+) -> np.ndarray:
     """The SDR of `frame_scores` alone, (source, frame), without its filters: cheap enough for every validation."""
     estimates, references, broken = _stems(estimates, references)
-    return _frame_sdr(
-        estimates, references, broken, _frames(references.shape[-1], sample_rate, window, hop)
-    )
+    length = references.shape[-1]
+    frames = _frames(length, sample_rate, window, hop)
+    return _frame_sdr(estimates, references, broken, frames)
 
 
-def usdr(estimates, references, delta=1e-7):
+def usdr(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    delta: float = 1e-7,
+) -> np.ndarray:
     """10 log10 of the energies of reference and error, each plus `delta`, over all channels and the whole track.
 
     Args:
@@ -103,14 +140,21 @@ def usdr(estimates, references, delta=1e-7):
     Source: Mitsufuji et al., "Music demixing challenge 2021", Frontiers in Signal Processing 2022.
     """
     estimates, references, broken = _stems(estimates, references)
-    signal, error = np.sum(
-        [_energies(estimates[..., part], references[..., part]) for part in _blocks(references)], 0
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):  # an estimate that is not finite
-        return np.where(broken, -LIMIT, 10 * np.log10((signal + delta) / (error + delta)))
+    # Energies are summed over blocks, so that no whole track is converted at once.
+    parts = []
+    for block in _blocks(references):
+        estimated = estimates[..., block]
+        true = references[..., block]
+        parts.append(_energies(estimated, true))
+    signal, error = np.sum(parts, axis=0)
+    # uSDR = 10 log10 (sum |s|^2 + delta) / (sum |s - estimate|^2 + delta).
+    with np.errstate(all="ignore"):  # an estimate that is not finite
+        ratio = (signal + delta) / (error + delta)
+        decibels = 10 * np.log10(ratio)
+    return np.where(broken, -LIMIT, decibels)
 
 
-def track_medians(scores):
+def track_medians(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Medians over the frames that have a score, and the share of those that have none.
 
     Args:
@@ -120,13 +164,23 @@ def track_medians(scores):
         {"sdr", "isr", "sir", "sar", "nan_share": (source,)}, float64. A source without any score is nan. The usual
         number of a test set is the median of these over its tracks, tracks that are nan left out.
     """
+    # Of each source over its frames.
+    medians = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice")
-        medians = {name: np.nanmedian(values, axis=-1) for name, values in scores.items()}
-    return medians | {"nan_share": np.isnan(scores["sdr"]).mean(axis=-1)}
+        for name, values in scores.items():
+            medians[name] = np.nanmedian(values, axis=-1)
+    without_score = np.isnan(scores["sdr"])
+    medians["nan_share"] = without_score.mean(axis=-1)
+    return medians
 
 
-def museval_json(scores, names, window=1.0, hop=1.0):
+def museval_json(
+    scores: dict[str, np.ndarray],
+    names: list[str],
+    window: float = 1.0,
+    hop: float = 1.0,
+) -> dict:
     """The dictionary that museval writes for a track, for `json.dump`; museval and its plots read the file.
 
     Args:
@@ -140,53 +194,71 @@ def museval_json(scores, names, window=1.0, hop=1.0):
     """
     targets = []
     for source, name in enumerate(names):
-        rows = {key: scores[key.lower()][source].tolist() for key in ("SDR", "SIR", "SAR", "ISR")}
-        frames = [
-            {
+        # Frame by frame, in the words and the precision of museval.
+        frames = []
+        n_frames = scores["sdr"].shape[-1]
+        for k in range(n_frames):
+            metrics = {}
+            for key in ("SDR", "SIR", "SAR", "ISR"):
+                value = scores[key.lower()][source, k]
+                metrics[key] = round(value.item(), 5)
+            frame = {
                 "time": k * hop,
                 "duration": window,
-                "metrics": {key: round(row[k], 5) for key, row in rows.items()},
+                "metrics": metrics,
             }
-            for k in range(len(rows["SDR"]))
-        ]
+            frames.append(frame)
         targets.append({"name": name, "frames": frames})
     return {"targets": targets}
 
 
 def _stems(estimates, references):
     """Both as (source, channel, time) without a copy, and which estimates are not finite: (source,)."""
-    estimates, references = np.asarray(estimates), np.asarray(references)
-    if estimates.shape != references.shape or references.ndim not in (2, 3) or not references.size:
+    estimates = np.asarray(estimates)
+    references = np.asarray(references)
+    for axis in (-3, -2):
+        check_not_transposed("references", references.shape, axis)
+    same_shape = estimates.shape == references.shape
+    if not same_shape or references.ndim not in (2, 3) or not references.size:
         raise ValueError(
             f"estimates {estimates.shape} and references {references.shape} must have one shape, (source, channel, "
             "time) or (source, time), with at least one sample"
         )
+    # Mono is one channel.
     if references.ndim == 2:
-        estimates, references = estimates[:, None], references[:, None]
-    for axis in (-3, -2):
-        check_not_transposed("references", references.shape, axis)
-    if (broken := _not_finite(references)).any():
-        raise ValueError(
-            f"NaN or infinity in the references of sources {np.flatnonzero(broken).tolist()}"
-        )
+        estimates = estimates[:, None]
+        references = references[:, None]
+    broken = _not_finite(references)
+    if broken.any():
+        numbers = np.flatnonzero(broken).tolist()
+        raise ValueError(f"NaN or infinity in the references of sources {numbers}")
     return estimates, references, _not_finite(estimates)
 
 
 def _blocks(signals):
-    return [slice(start, start + _BLOCK) for start in range(0, signals.shape[-1], _BLOCK)]
+    """Slices of the time, so that no whole track is converted at once."""
+    length = signals.shape[-1]
+    starts = range(0, length, _BLOCK)
+    return [slice(start, start + _BLOCK) for start in starts]
 
 
 def _not_finite(signals):
-    return ~np.all(
-        [np.isfinite(signals[..., part]).all(axis=(1, 2)) for part in _blocks(signals)], axis=0
-    )
+    """Which sources hold NaN or infinity: (source,)."""
+    finite = np.ones(len(signals), bool)
+    for block in _blocks(signals):
+        values = np.isfinite(signals[..., block])
+        finite &= values.all(axis=(1, 2))
+    return ~finite
 
 
 def _frames(length, sample_rate, window, hop):
-    window, hop = (int(min(seconds * sample_rate, length)) for seconds in (window, hop))
+    """Slices of the time: whole frames only, or one of the whole track if that is shorter."""
+    window = int(min(window * sample_rate, length))
+    hop = int(min(hop * sample_rate, length))
     if window < 1 or hop < 1:
         raise ValueError(f"window and hop must be at least one sample at {sample_rate} Hz")
-    return [slice(start, start + window) for start in range(0, length - window + 1, hop)]
+    starts = range(0, length - window + 1, hop)
+    return [slice(start, start + window) for start in starts]
 
 
 def _energies(estimates, references):
@@ -194,142 +266,92 @@ def _energies(estimates, references):
     references = references.astype(np.float64)
     with np.errstate(invalid="ignore"):
         errors = estimates - references
-        return np.array(
-            [[np.vdot(signal, signal) for signal in signals] for signals in (references, errors)]
-        )
+        n_src = len(references)
+        energies = np.empty((2, n_src))
+        for k in range(len(references)):
+            energies[0, k] = _energy(references[k])
+            energies[1, k] = _energy(errors[k])
+    return energies
+
+
+def _energy(signal):
+    """Sum of |signal|^2."""
+    return np.vdot(signal, signal).real
 
 
 def _frame_sdr(estimates, references, broken, frames):
-    sdr = np.empty((len(references), len(frames)))
+    """SDR = 10 log10 |s|^2 / |s - estimate|^2 of each frame: (source, frame)."""
+    shape = (len(references), len(frames))
+    sdr = np.full(shape, np.nan)
     for index, frame in enumerate(frames):
-        both = estimates[..., frame], references[..., frame]
-        silent = any((signals.sum(axis=1) == 0).all(axis=-1).any() for signals in both)
-        sdr[:, index] = np.nan if silent else np.where(broken, -LIMIT, _decibels(*_energies(*both)))
+        estimated = estimates[..., frame]
+        true = references[..., frame]
+        if _has_silence(estimated) or _has_silence(true):
+            continue
+        energy, error = _energies(estimated, true)
+        decibels = _decibels(energy, error)
+        sdr[:, index] = np.where(broken, -LIMIT, decibels)
     return sdr
 
 
+def _has_silence(signals):
+    """Whether any source is silent as museval sees it: the sum of its channels is 0 in every sample."""
+    sums = signals.sum(axis=1)
+    silent = (sums == 0).all(axis=-1)
+    return silent.any()
+
+
 def _decibels(energy, error):
-    with np.errstate(
-        all="ignore"
-    ):  # an error of 0, or an estimate that is not finite: its filters are not either
+    """10 log10 of the ratio, within +-LIMIT; -LIMIT for an estimate that is not finite."""
+    # The error may be 0; where an estimate is not finite, its filters are not either.
+    with np.errstate(all="ignore"):
         values = 10 * np.log10(energy / error)
-    return np.clip(np.where(np.isnan(values), -LIMIT, values), -LIMIT, LIMIT)
+    values[np.isnan(values)] = -LIMIT
+    return np.clip(values, -LIMIT, LIMIT)
 
 
 def _spectra(signals, n_fft):
     """(source, channel, bin), the ends scaled so that the plain sum of squares is proportional to the energy."""
+    # An estimate that is not finite has such a spectrum.
     with np.errstate(invalid="ignore"):
-        spectra = fft.rfft(signals.astype(np.float64), n_fft)
+        spectra = rfft(signals.astype(np.float64), n_fft)
+    # Both ends stand for one bin, all others for two.
     spectra[..., [0, -1]] *= np.sqrt(0.5)
     return spectra
 
 
-def _filtered_ratios(estimates, references, every, own):
-    """ISR, SIR and SAR of one frame from the spectra of its signals and of the filters: three of (source,)."""
+def _filtered_ratios(estimates, references, responses_of_all, responses_of_own):
+    """ISR, SIR and SAR of one frame, (3, source), from the spectra of its signals and of the filters.
+
+    With the target P_j e, the projection of an estimate e on its own reference s_j, and P e, that on all references
+    (Vincent et al. 2012): ISR = |s_j|^2 / |P_j e - s_j|^2, SIR = |P_j e|^2 / |P e - P_j e|^2 and
+    SAR = |P e|^2 / |e - P e|^2.
+    """
+    n_src = len(references)
     channels = references.reshape(-1, references.shape[-1])
-    energies = np.empty((2, 3, len(references)))
-    for k, (estimate, reference) in enumerate(zip(estimates, references, strict=True)):
-        target, projection = _filtered(reference, own[k]), _filtered(channels, every[k])
-        pairs = (
-            (reference, target - reference),
-            (target, projection - target),
-            (projection, estimate - projection),
-        )
-        energies[:, :, k] = np.transpose(
-            [[np.vdot(signal, signal).real for signal in pair] for pair in pairs]
-        )
-    return _decibels(*energies)
+    signal_energy = np.empty((3, n_src))
+    error_energy = np.empty((3, n_src))
+    for k, reference in enumerate(references):
+        target = _filtered(reference, responses_of_own[k])
+        projection = _filtered(channels, responses_of_all[k])
+        # ISR: spatial distortion.
+        signal_energy[0, k] = _energy(reference)
+        error_energy[0, k] = _energy(target - reference)
+        # SIR: interference.
+        signal_energy[1, k] = _energy(target)
+        error_energy[1, k] = _energy(projection - target)
+        # SAR: artefacts.
+        signal_energy[2, k] = _energy(projection)
+        error_energy[2, k] = _energy(estimates[k] - projection)
+    return _decibels(signal_energy, error_energy)
 
 
 def _filtered(channels, filters):
     """(input, bin) through (input, output, bin) to (output, bin)."""
     output = channels[0] * filters[0]
     product = np.empty_like(output)
-    for channel, response in zip(channels[1:], filters[1:], strict=True):
-        output += np.multiply(channel, response, out=product)
+    others = zip(channels[1:], filters[1:], strict=True)
+    for channel, response in others:
+        np.multiply(channel, response, out=product)
+        output += product
     return output
-
-
-def _filters(estimates, references, taps):
-    """Filters of least squares for the whole track, from all references and from the own one to each estimate.
-
-    Returns:
-        (source, source * channel, channel, taps) and (source, channel, channel, taps): source of the estimate,
-        channels in, channel out.
-    """
-    n_src, n_channels, _ = references.shape
-    total = n_src * n_channels
-    lags = _correlations(estimates, references, taps)
-    every = _solve(lags[:, :total], lags[:, total:])
-    own = []
-    for k in range(n_src):
-        part = slice(k * n_channels, (k + 1) * n_channels)
-        own.append(_solve(lags[part, part], lags[part, total:][:, part]))
-    return every.reshape(total, n_src, n_channels, taps).transpose(1, 0, 2, 3), np.stack(own)
-
-
-def _correlations(estimates, references, taps):
-    """sum_t reference(t) signal(t + lag) over the whole track, in blocks.
-
-    Returns:
-        (channels of the references, channels of the references and of the estimates, taps), float64.
-    """
-    n_fft = max(_FFT_SIZE, 4 * 2 ** taps.bit_length())
-    step = n_fft - taps + 1
-    n_src, n_channels, length = references.shape
-    total = n_src * n_channels
-    late = np.zeros((2 * total, n_fft))
-    early = np.zeros((total, n_fft))
-    spectra = np.zeros((total, 2 * total, n_fft // 2 + 1), dtype=np.complex128)
-    product = np.empty_like(spectra[0])
-    with np.errstate(invalid="ignore"):  # an estimate that is not finite
-        for start in range(0, length, step):
-            size = min(n_fft, length - start)
-            for half, signals in enumerate((references, estimates)):
-                block = signals[..., start : start + size].reshape(total, size)
-                late[half * total : (half + 1) * total, :size] = block
-            late[:, size:] = 0
-            early[:, :step] = late[:total, :step]
-            late_spectra = fft.rfft(late)
-            for row, spectrum in zip(spectra, fft.rfft(early).conj(), strict=True):
-                row += np.multiply(spectrum, late_spectra, out=product)
-    return fft.irfft(spectra, n_fft)[..., :taps]
-
-
-def _solve(lags, cross):
-    """Filters whose output is nearest to the targets.
-
-    Args:
-        lags: (input, input, lag), correlations of the inputs.
-        cross: (input, target, lag), those of the inputs with the targets.
-
-    Returns:
-        (input, target, taps).
-    """
-    n_inputs, n_targets, taps = cross.shape
-    right = cross.transpose(0, 2, 1).reshape(n_inputs * taps, n_targets)
-    factor, failed = lapack.dpotrf(_gram(lags), overwrite_a=1, clean=0)
-    if failed or np.diagonal(factor).min() ** 2 < _DEPENDENT * lags[:, :, 0].max():
-        del factor
-        factor, order, rank, _ = lapack.dpstrf(
-            _gram(lags), overwrite_a=1
-        )  # puts what depends on the rest last
-        factor, kept = factor[:rank, :rank], order[:rank] - 1
-    else:
-        kept = slice(None)
-    solution = np.zeros_like(right)
-    solution[kept] = lapack.dpotrs(factor, right[kept])[0]
-    return solution.reshape(n_inputs, taps, n_targets).transpose(0, 2, 1)
-
-
-def _gram(lags):
-    """Upper half of the correlations of all delayed inputs, blocks of Toeplitz form, in the order that LAPACK reads."""
-    n_inputs, _, taps = lags.shape
-    lower = np.empty((n_inputs * taps,) * 2)
-    for i in range(n_inputs):
-        for j in range(i + 1):
-            both_signs = np.concatenate([lags[i, j, ::-1], lags[j, i, 1:]])
-            rows, columns = (slice(k * taps, (k + 1) * taps) for k in (i, j))
-            lower[rows, columns] = sliding_window_view(both_signs, taps)[::-1]
-    lower.ravel()[:: len(lower) + 1] += _EPS  # as museval
-    return lower.T

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from local_models.silence import SILENT_RMS
 from utils.evaluation.metrics.si_sdr import as_signals
 
 _RATIO_FLOOR = 1e-8  # bounds scores to +-80 dB
 _ENERGY_FLOOR = 1e-16
-_SILENT_RMS = 1e-8  # of a reference
 _INACTIVE = 0.01  # power of an estimate, relative to the quietest active reference: -20 dB
 
 
-def si_snr(estimates, references):
+def si_snr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Scale-invariant signal-to-noise ratio in which a constant offset counts, unlike in `si_sdr`.
 
     Args:
@@ -35,9 +35,15 @@ def si_snr(estimates, references):
         ValueError: different lengths, or no samples.
     """
     estimates, references = as_signals(estimates, references)
-    estimates, references = _unit(_finite(estimates)), _unit(references)
-    explained = np.sum(estimates * references, axis=-1) ** 2
-    return 10 * np.log10((explained + _RATIO_FLOOR) / (1 - explained + _RATIO_FLOOR))
+    # Both without level.
+    estimates = _with_unit_energy(_finite(estimates))
+    references = _with_unit_energy(references)
+    # Of energy 1, a signal is explained by its reference to the share rho^2, rho = <e, s>:
+    # SI-SNR = 10 log10 (rho^2 + floor) / (1 - rho^2 + floor).
+    correlation = np.sum(estimates * references, axis=-1)
+    explained = correlation**2
+    unexplained = 1 - explained
+    return 10 * np.log10((explained + _RATIO_FLOOR) / (unexplained + _RATIO_FLOOR))
 
 
 def _finite(signals):
@@ -47,8 +53,10 @@ def _finite(signals):
     return np.where(np.isfinite(energy), signals, 0.0)
 
 
-def _unit(signals):
-    return signals / np.sqrt(np.maximum(np.sum(signals**2, axis=-1, keepdims=True), _ENERGY_FLOOR))
+def _with_unit_energy(signals):
+    """Signals scaled to an energy of 1; silence stays silence."""
+    energy = np.sum(signals**2, axis=-1, keepdims=True)
+    return signals / np.sqrt(np.maximum(energy, _ENERGY_FLOOR))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +92,18 @@ class Clip:
     @property
     def count(self) -> str:
         """Whether there are fewer active estimates than references: "under", "equal" or "over"."""
-        return ("equal", "over", "under")[np.sign(self.n_estimates - self.n_references)]
+        if self.n_estimates < self.n_references:
+            return "under"
+        if self.n_estimates > self.n_references:
+            return "over"
+        return "equal"
 
 
-def clip_score(estimates, references, mixture) -> Clip:
+def clip_score(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    mixture: np.ndarray,
+) -> Clip:
     """Score one clip. Estimates must have the level of the references, or their activity means nothing.
 
     The fewer of estimates and references are filled up with silent slots. A missing estimate thus counts as a silent
@@ -103,26 +119,33 @@ def clip_score(estimates, references, mixture) -> Clip:
     """
     estimates, references = as_signals(estimates, references)
     mixture = np.asarray(mixture)
-    if not (np.isfinite(references).all() and np.isfinite(mixture).all()):
+    finite = np.isfinite(references).all() and np.isfinite(mixture).all()
+    if not finite:
         raise ValueError("references and mixture must be finite")
     n_slots = max(len(estimates), len(references))
-    estimates, references = _filled(_finite(estimates), n_slots), _filled(references, n_slots)
-    scores = si_snr(estimates, references[:, None])  # (reference, estimate)
-    order = linear_sum_assignment(scores, maximize=True)[1]
+    estimates = _filled(_finite(estimates), n_slots)
+    references = _filled(references, n_slots)
+    # The order with the best sum of scores (reference, estimate).
+    scores = si_snr(estimates, references[:, None])
+    slots, order = linear_sum_assignment(scores, maximize=True)
+    # An estimate is active that is at most 20 dB below the quietest active reference.
     power = np.mean(references**2, axis=-1)
-    active = np.sqrt(power) > _SILENT_RMS
-    threshold = _INACTIVE * np.min(power[active], initial=np.inf)
+    active = np.sqrt(power) > SILENT_RMS
+    quietest = np.min(power[active], initial=np.inf)
+    power_of_estimates = np.mean(estimates[order] ** 2, axis=-1)
     return Clip(
         order=order,
         active_references=active,
-        active_estimates=np.mean(estimates[order] ** 2, axis=-1) > threshold,
-        si_snr=scores[np.arange(n_slots), order],
+        active_estimates=power_of_estimates > _INACTIVE * quietest,
+        si_snr=scores[slots, order],
         input_si_snr=si_snr(mixture[None], references),
     )
 
 
 def _filled(signals, n_slots):
-    return np.pad(signals, ((0, n_slots - len(signals)), (0, 0)))
+    """Signals (slot, time) with slots of silence after them."""
+    missing = n_slots - len(signals)
+    return np.pad(signals, ((0, missing), (0, 0)))
 
 
 def row(clip: Clip) -> dict:
@@ -135,18 +158,31 @@ def row(clip: Clip) -> dict:
         msi_all, msi_all_std, pairs_all, si_snr_1s_all: the same over all active references.
     """
     active = clip.active_references
-    result = {"n_references": clip.n_references, "n_estimates": clip.n_estimates}
-    result["input_si_snr"] = _mean_std(clip.input_si_snr[active])[0]
+    # The score of a single source is no improvement: there is nothing to remove.
+    several = clip.n_references > 1
+    single = clip.n_references == 1
+    result = {
+        "n_references": clip.n_references,
+        "n_estimates": clip.n_estimates,
+    }
+    result["input_si_snr"], _ = _mean_std(clip.input_si_snr[active])
+    # As officially, over pairs; then over all active references.
     for suffix, counted in (("", clip.pairs), ("_all", active)):
-        improvement = clip.improvement[counted & (clip.n_references > 1)]
-        result[f"msi{suffix}"], result[f"msi{suffix}_std"] = _mean_std(improvement)
+        improvement = clip.improvement[counted & several]
+        mean, std = _mean_std(improvement)
+        result[f"msi{suffix}"] = mean
+        result[f"msi{suffix}_std"] = std
         result[f"pairs{suffix}"] = len(improvement)
-        result[f"si_snr_1s{suffix}"] = _mean_std(clip.si_snr[counted & (clip.n_references == 1)])[0]
+        alone = clip.si_snr[counted & single]
+        result[f"si_snr_1s{suffix}"], _ = _mean_std(alone)
     return result
 
 
-def _mean_std(values) -> tuple[float, float]:
-    return (float(values.mean()), float(values.std())) if len(values) else (np.nan, np.nan)
+def _mean_std(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation, divided by the number; nan of nothing."""
+    if not len(values):
+        return np.nan, np.nan
+    return float(values.mean()), float(values.std())
 
 
 def summary(frame: pd.DataFrame) -> dict:
@@ -162,43 +198,64 @@ def summary(frame: pd.DataFrame) -> dict:
         clips with so many references.
     """
     scored = frame[frame.n_references > 0]
-    result = {"n": len(scored), "skipped": len(frame) - len(scored)}
-    by_count = {
-        count: scored[scored.n_references == count]
-        for count in sorted({1, 2, 3, 4, *scored.n_references})
+    result = {
+        "n": len(scored),
+        "skipped": len(frame) - len(scored),
     }
+    # Clips with 1 to 4 active references, and more where there are such.
+    by_count = {}
+    for count in sorted({1, 2, 3, 4, *scored.n_references}):
+        by_count[count] = scored[scored.n_references == count]
     for suffix in ("", "_all"):
         result[f"msi{suffix}"] = _pool(scored, suffix)
-        result |= {
-            f"msi_{count}{suffix}": _pool(rows, suffix)
-            for count, rows in by_count.items()
-            if count > 1
-        }
-        single = scored[f"si_snr_1s{suffix}"].to_numpy(dtype=float)
-        single = single[~np.isnan(single)]
-        mean, std = _mean_std(single)
-        result[f"si_snr_1s{suffix}"] = {
-            "mean": mean,
-            "std": std,
-            "sources": len(single),
-            "clips": len(single),
-        }
+        for count, rows in by_count.items():
+            if count > 1:
+                result[f"msi_{count}{suffix}"] = _pool(rows, suffix)
+        result[f"si_snr_1s{suffix}"] = _single_sources(scored, suffix)
+    # Whether the number of active estimates was right.
+    groups = {"": scored}
+    for count, rows in by_count.items():
+        groups[f"_{count}"] = rows
     for name, sign in (("under", -1), ("equal", 0), ("over", 1)):
-        for end, rows in ("", scored), *((f"_{count}", rows) for count, rows in by_count.items()):
-            result[name + end] = float(
-                (np.sign(rows.n_estimates - rows.n_references) == sign).mean()
-            )
+        for end, rows in groups.items():
+            excess = np.sign(rows.n_estimates - rows.n_references)
+            share = (excess == sign).mean()
+            result[name + end] = float(share)
     return result
+
+
+def _single_sources(rows: pd.DataFrame, suffix: str) -> dict:
+    """Mean and standard deviation of the SI-SNR of single sources."""
+    column = rows[f"si_snr_1s{suffix}"]
+    scores = column.to_numpy(dtype=float)
+    scores = scores[~np.isnan(scores)]
+    mean, std = _mean_std(scores)
+    return {
+        "mean": mean,
+        "std": std,
+        "sources": len(scores),
+        "clips": len(scores),
+    }
 
 
 def _pool(rows: pd.DataFrame, suffix: str) -> dict:
     """Mean and standard deviation over all sources, from those of the clips."""
-    columns = [f"msi{suffix}", f"msi{suffix}_std", f"pairs{suffix}"]
-    means, stds, weights = rows.loc[rows[columns[-1]] > 0, columns].to_numpy(dtype=float).T
+    counted = rows[rows[f"pairs{suffix}"] > 0]
+    means = counted[f"msi{suffix}"].to_numpy(dtype=float)
+    stds = counted[f"msi{suffix}_std"].to_numpy(dtype=float)
+    weights = counted[f"pairs{suffix}"].to_numpy(dtype=float)
     if not len(weights):
-        return {"mean": np.nan, "std": np.nan, "sources": 0, "clips": 0}
+        return {
+            "mean": np.nan,
+            "std": np.nan,
+            "sources": 0,
+            "clips": 0,
+        }
+    # Variance of all = mean of the variances within clips + variance of the means of the clips.
     mean = np.average(means, weights=weights)
-    variance = np.average(stds**2 + (means - mean) ** 2, weights=weights)
+    within = stds**2
+    between = (means - mean) ** 2
+    variance = np.average(within + between, weights=weights)
     return {
         "mean": float(mean),
         "std": float(np.sqrt(variance)),

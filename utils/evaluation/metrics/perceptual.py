@@ -8,11 +8,14 @@ Rules, for `stoi` and `pesq` alike:
 - the level of either signal does not count: audio in 16-bit integers scores like audio up to 1.
 """
 
+import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pesq as pesq_package
 import pystoi
+from numpy.typing import ArrayLike
 
 from utils.evaluation.metrics.si_sdr import as_signals, centred
 
@@ -20,7 +23,12 @@ _BANDS = {8000: "nb", 16000: "wb"}
 _PESQ_SECONDS = 20  # the package overruns its memory beyond 50 utterances, which take 0.4 s each with their pauses
 
 
-def stoi(estimates, references, sample_rate: int, extended: bool = False):
+def stoi(
+    estimates: ArrayLike,
+    references: ArrayLike,
+    sample_rate: int,
+    extended: bool = False,
+) -> np.ndarray:
     """Short-time objective intelligibility; too short is less than some 0.4 s of speech.
 
     Args:
@@ -40,10 +48,9 @@ def stoi(estimates, references, sample_rate: int, extended: bool = False):
     """
 
     def measure(reference, estimate):
+        # The extended measure adds noise, which is what it compares where the estimate is zero.
         state = np.random.get_state()
-        np.random.seed(
-            0
-        )  # the extended measure adds noise, which is what it compares where the estimate is zero
+        np.random.seed(0)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
@@ -57,7 +64,11 @@ def stoi(estimates, references, sample_rate: int, extended: bool = False):
     return _scores(measure, 0.0, *as_signals(estimates, references))
 
 
-def pesq(estimates, references, sample_rate: int):
+def pesq(
+    estimates: ArrayLike,
+    references: ArrayLike,
+    sample_rate: int,
+) -> np.ndarray:
     """Perceptual evaluation of speech quality (MOS-LQO): narrow-band at 8 kHz, wide-band at 16 kHz.
 
     Too short is less than 0.25 s. Longer signals than 20 s, for which the measure is not meant and on which the package
@@ -81,36 +92,57 @@ def pesq(estimates, references, sample_rate: int):
         )
 
     def measure(reference, estimate):
-        numbers = pesq_package.PesqError.RETURN_VALUES
         score = pesq_package.pesq(
-            sample_rate, reference, estimate, _BANDS[sample_rate], on_error=numbers
+            sample_rate,
+            reference,
+            estimate,
+            _BANDS[sample_rate],
+            on_error=pesq_package.PesqError.RETURN_VALUES,
         )
-        return score if score >= 0 else np.nan  # errors are numbers below 0
+        # Errors are numbers below 0.
+        return score if score >= 0 else np.nan
 
     estimates, references = as_signals(estimates, references)
-    estimates = np.where(np.isfinite(estimates).all(axis=-1, keepdims=True), estimates, 0.0)
-    n_parts = -(-references.shape[-1] // (_PESQ_SECONDS * sample_rate))
-    parts = zip(
-        *(np.array_split(signals, n_parts, axis=-1) for signals in (estimates, references)),
-        strict=True,
-    )
-    scores = np.stack([_scores(measure, 1.0, *part) for part in parts])
+    # An estimate that is not finite in one part fails in all of them.
+    finite = np.isfinite(estimates).all(axis=-1, keepdims=True)
+    estimates = np.where(finite, estimates, 0.0)
+    longest = _PESQ_SECONDS * sample_rate
+    n_parts = math.ceil(references.shape[-1] / longest)
+    parts_of_estimates = np.array_split(estimates, n_parts, axis=-1)
+    parts_of_references = np.array_split(references, n_parts, axis=-1)
+    scores = []
+    for part in zip(parts_of_estimates, parts_of_references, strict=True):
+        scores.append(_scores(measure, 1.0, *part))
+    # The mean over the parts that have a score; nan, 0 / 0, if none has.
     scored = ~np.isnan(scores)
+    total = np.where(scored, scores, 0).sum(axis=0)
     with np.errstate(invalid="ignore"):
-        return np.where(scored, scores, 0).sum(axis=0) / scored.sum(axis=0)
+        return total / scored.sum(axis=0)
 
 
-def _scores(measure, failed: float, estimates, references):
+def _scores(
+    measure: Callable,
+    failed: float,
+    estimates: np.ndarray,
+    references: np.ndarray,
+) -> np.ndarray:
     """`measure(reference, estimate)` of each pair by the rules above; it returns nan for what it cannot score."""
 
     def score(estimate, reference):
-        estimate, reference = _normalised(estimate), _normalised(reference)
+        estimate = _normalised(estimate)
+        reference = _normalised(reference)
         if reference is None:
             return np.nan
-        value = np.nan if estimate is None else measure(reference, estimate)
-        return failed if np.isnan(value) and not np.isnan(measure(reference, reference)) else value
+        value = np.nan
+        if estimate is not None:
+            value = measure(reference, estimate)
+        # A reference that the measure can score lays the blame on the estimate.
+        if np.isnan(value) and not np.isnan(measure(reference, reference)):
+            return failed
+        return value
 
-    return np.vectorize(score, signature="(t),(t)->()", otypes=[float])(estimates, references)
+    score_all = np.vectorize(score, signature="(t),(t)->()", otypes=[float])
+    return score_all(estimates, references)
 
 
 def _normalised(signal):

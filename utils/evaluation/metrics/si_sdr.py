@@ -7,6 +7,8 @@ Rules, for `si_sdr` and `snr` alike:
 - scores are limited to +-LIMIT dB: identical signals score LIMIT, so that one signal cannot make a mean infinite.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
@@ -16,7 +18,10 @@ _BLOCK = 2**20  # samples that are converted to float64 at once
 _SILENCE = 1e-26  # of the energy of a constant signal that rounding leaves when its mean is removed
 
 
-def si_sdr(estimates, references):
+def si_sdr(
+    estimates: np.ndarray,
+    references: np.ndarray,
+) -> np.ndarray:
     """Scale-invariant signal-to-distortion ratio of zero-mean signals.
 
     Args:
@@ -33,19 +38,38 @@ def si_sdr(estimates, references):
     estimates, references, broken = _checked(estimates, references)
     mean_e, energy_e = _mean_and_energy(estimates)
     mean_r, energy_r = _mean_and_energy(references)
+
+    def product(e, r):
+        return (e - mean_e) * (r - mean_r)
+
+    def target_energy(r):
+        target = scale * (r - mean_r)
+        return target**2
+
+    def residual_energy(e, r):
+        target = scale * (r - mean_r)
+        residual = (e - mean_e) - target
+        return residual**2
+
+    # With e the estimate and s the reference, both without their means (Le Roux et al. 2019, section 2):
+    # SI-SDR = 10 log10 |alpha s|^2 / |e - alpha s|^2, alpha = <e, s> / |s|^2.
     with np.errstate(all="ignore"):
-        # Projection of the estimate on the reference: alpha s, alpha = <e, s> / <s, s>.
-        products = _sum(lambda e, r: (e - mean_e) * (r - mean_r), estimates, references)
+        products = _sum(product, estimates, references)
         scale = (products / energy_r)[..., None]
-        target = _sum(lambda r: (scale * (r - mean_r)) ** 2, references)
-        noise = _sum(lambda e, r: ((e - mean_e) - scale * (r - mean_r)) ** 2, estimates, references)
+        target = _sum(target_energy, references)
+        noise = _sum(residual_energy, estimates, references)
         ratio = target / noise
-    return to_decibels(ratio, broken | (energy_e == 0), energy_r == 0)
+    failed = broken | (energy_e == 0)
+    return to_decibels(ratio, failed, energy_r == 0)
 
 
-def snr(estimates, references):
+def snr(
+    estimates: np.ndarray,
+    references: np.ndarray,
+) -> np.ndarray:
     """Signal-to-noise ratio of the signals as they are: sign, scale and mean count. The rest is as in `si_sdr`."""
     estimates, references, broken = _checked(estimates, references)
+    # SNR = 10 log10 |s|^2 / |e - s|^2.
     energy = _sum(lambda r: r**2, references)
     noise = _sum(lambda e, r: (e - r) ** 2, estimates, references)
     with np.errstate(all="ignore"):
@@ -57,32 +81,44 @@ def _checked(estimates, references):
     estimates = np.asarray(estimates)
     references = np.asarray(references)
     check_length(estimates, references)
-    broken = _sum(lambda e: ~np.isfinite(e), estimates) > 0
+    n_broken = _sum(lambda e: ~np.isfinite(e), estimates)
+    broken = n_broken > 0
     if broken.any():
+        # Every sample of theirs, since one that is not finite spoils all sums.
         estimates = np.where(broken[..., None], 0.0, estimates)
     return estimates, references, broken
 
 
-def _sum(term, *signals):
+def _sum(term: Callable, *signals: np.ndarray):
     """Sum over time of `term(*signals)`, of long signals block by block, so that memory stays within bounds."""
     length = signals[0].shape[-1]
     total = 0.0
     for start in range(0, length, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        parts = [np.asarray(signal[..., block], np.float64) for signal in signals]
-        total = total + np.sum(term(*parts), axis=-1)
+        parts = []
+        for signal in signals:
+            block = signal[..., start : start + _BLOCK]
+            parts.append(np.asarray(block, np.float64))
+        values = term(*parts)
+        total = total + np.sum(values, axis=-1)
     return total
 
 
 def _mean_and_energy(signals):
     """Means (..., 1), and energies without them: 0 where only rounding is left."""
     raw = _sum(lambda x: x**2, signals)
-    mean = (_sum(lambda x: x, signals) / signals.shape[-1])[..., None]
+    total = _sum(lambda x: x, signals)
+    length = signals.shape[-1]
+    mean = (total / length)[..., None]
     energy = _sum(lambda x: (x - mean) ** 2, signals)
-    return mean, np.where(energy <= _SILENCE * raw, 0.0, energy)
+    # A constant signal leaves rounding when its mean is removed.
+    only_rounding = energy <= _SILENCE * raw
+    return mean, np.where(only_rounding, 0.0, energy)
 
 
-def match(estimates, references):
+def match(
+    estimates: np.ndarray,
+    references: np.ndarray,
+) -> np.ndarray:
     """The order of the estimates with the best mean SI-SDR; silent references take what is left.
 
     Args:
@@ -92,14 +128,24 @@ def match(estimates, references):
         (..., source) integers: `estimates[order]` belongs to `references`; for a batch,
         `np.take_along_axis(estimates, order[..., None], axis=-2)`.
     """
-    scores = si_sdr(np.asarray(estimates)[..., None, :, :], np.asarray(references)[..., :, None, :])
-    order = np.zeros(scores.shape[:-1], int)  # scores: (..., reference, estimate)
-    for row in np.ndindex(scores.shape[:-2]):
-        order[row] = linear_sum_assignment(np.nan_to_num(scores[row]), maximize=True)[1]
+    # Every estimate with every reference: (..., reference, estimate).
+    estimates = np.asarray(estimates)[..., None, :, :]
+    references = np.asarray(references)[..., :, None, :]
+    scores = si_sdr(estimates, references)
+    # Silent references have no score, so it does not matter to them which estimate they get.
+    scores = np.nan_to_num(scores)
+    *examples, n_src, _ = scores.shape
+    order = np.zeros((*examples, n_src), int)
+    for example in np.ndindex(*examples):
+        _, numbers = linear_sum_assignment(scores[example], maximize=True)
+        order[example] = numbers
     return order
 
 
-def inverted(estimates, references):
+def inverted(
+    estimates: np.ndarray,
+    references: np.ndarray,
+) -> np.ndarray:
     """Which estimates have the wrong sign: (..., source, time) twice to (..., source) booleans.
 
     True where the correlation with the reference is negative; SI-SDR does not see it.
@@ -110,19 +156,41 @@ def inverted(estimates, references):
     with np.errstate(invalid="ignore"):  # an estimate with NaN has no sign
         mean_e, _ = _mean_and_energy(estimates)
         mean_r, _ = _mean_and_energy(references)
-        products = _sum(lambda e, r: (e - mean_e) * (r - mean_r), estimates, references)
-        return products < 0
+
+        def product(e, r):
+            return (e - mean_e) * (r - mean_r)
+
+        correlation = _sum(product, estimates, references)
+        return correlation < 0
 
 
-def check_length(estimates, references):
+def check_length(
+    estimates: np.ndarray,
+    references: np.ndarray,
+) -> None:
     """ValueError unless both have one length, of at least one sample."""
-    if estimates.shape[-1] != references.shape[-1] or not references.shape[-1]:
+    length = references.shape[-1]
+    if estimates.shape[-1] != length or not length:
         raise ValueError(
             f"estimates {estimates.shape} and references {references.shape} must have one length, at least 1"
         )
 
 
-def as_signals(estimates, references):
+def check_not_transposed(name: str, shape: tuple[int, ...], axis: int) -> None:
+    """Raise a `ValueError` if there are more than MAX_SOURCES sources.
+
+    BSS Eval of samples taken for sources asks for terabytes.
+    """
+    if len(shape) >= -axis and shape[axis] > MAX_SOURCES:
+        raise ValueError(
+            f"{name} {shape} would be {shape[axis]} sources, more than {MAX_SOURCES}: are they transposed?"
+        )
+
+
+def as_signals(
+    estimates: np.ndarray,
+    references: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Both in float64; ValueError unless they have one length, of at least one sample."""
     estimates = np.asarray(estimates, dtype=np.float64)
     references = np.asarray(references, dtype=np.float64)
@@ -130,24 +198,25 @@ def as_signals(estimates, references):
     return estimates, references
 
 
-def check_not_transposed(name, shape, axis):
-    """ValueError if there are more than MAX_SOURCES sources: BSS Eval of samples as sources asks for terabytes."""
-    if len(shape) >= -axis and shape[axis] > MAX_SOURCES:
-        raise ValueError(
-            f"{name} {shape} would be {shape[axis]} sources, more than {MAX_SOURCES}: are they transposed?"
-        )
-
-
-def centred(signals):
+def centred(signals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Signals without their means, and their energies: 0 where only rounding is left."""
     raw = np.sum(signals**2, axis=-1)
-    moved = signals - signals.mean(axis=-1, keepdims=True)
-    energy = np.sum(moved**2, axis=-1)
-    return moved, np.where(energy <= _SILENCE * raw, 0.0, energy)
+    mean = signals.mean(axis=-1, keepdims=True)
+    without_mean = signals - mean
+    energy = np.sum(without_mean**2, axis=-1)
+    only_rounding = energy <= _SILENCE * raw
+    return without_mean, np.where(only_rounding, 0.0, energy)
 
 
-def to_decibels(ratio, failed, undefined):
+def to_decibels(
+    ratio: np.ndarray,
+    failed: np.ndarray,
+    undefined: np.ndarray,
+) -> np.ndarray:
     """10 log10 of a ratio within +-LIMIT; -LIMIT where `failed`, nan where `undefined`."""
     with np.errstate(all="ignore"):
-        values = np.clip(10 * np.log10(ratio), -LIMIT, LIMIT)
-    return np.where(undefined, np.nan, np.where(failed, -LIMIT, values))
+        decibels = 10 * np.log10(ratio)
+    # A pair of perfect or hopeless signals counts like one at the limit.
+    decibels = np.clip(decibels, -LIMIT, LIMIT)
+    decibels = np.where(failed, -LIMIT, decibels)
+    return np.where(undefined, np.nan, decibels)

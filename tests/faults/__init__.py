@@ -1,0 +1,1 @@
+"""Faults tried on the real commands: `python -m tests.faults [--only PATTERN]`, by hand."""
