@@ -115,7 +115,7 @@ class AdversarialPIT(Universal, System):
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
         if self.step == "adversarial":
-            # The separator keeps the settings of the step, the discriminators get their own.
+            # The separator keeps the settings of the step, the discriminators get their own. What is frozen has none.
             of_separator = optimizer.param_groups[0]
             of_separator["params"] = [p for p in self.masking.parameters() if p.requires_grad]
             of_discriminators = {

@@ -44,7 +44,7 @@ CAPS = {
 
 def small(value, key=None):
     """A configuration of a system with no size above its cap, and without discriminators."""
-    if key == "adversaries":
+    if key == "discriminators":
         return []
     if isinstance(value, dict):
         return {name: small(part, name) for name, part in value.items()}

@@ -296,11 +296,12 @@ def test_no_room_for_the_locks_of_loader_processes_is_explained(monkeypatch, tmp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", full)
-    trainer = SimpleNamespace(checkpoint_callback=SimpleNamespace(is_told=lambda: False))
-    with pytest.raises(UserError, match="runtime.workers=0"), train.explained(trainer, tmp_path):
+    checkpoints = SimpleNamespace(is_told=lambda: False, folder=tmp_path)
+    trainer = SimpleNamespace(is_global_zero=True)
+    with pytest.raises(UserError, match="runtime.workers=0"), train.explained(trainer, checkpoints):
         try:
             multiprocessing.Lock()
         finally:
             raise RuntimeError("Please call `iter(combined_loader)` first.")
-    with pytest.raises(OSError), train.explained(trainer, tmp_path):
+    with pytest.raises(OSError), train.explained(trainer, checkpoints):
         full()
