@@ -15,6 +15,7 @@ from torch import nn
 
 from local_models.system import System
 from utils.data.datasets import Mixtures
+from utils.data.split import Split
 from utils.training.model_files import build_system, pack
 
 ROOT = Path(__file__).parents[1]  # of the repository
@@ -71,18 +72,8 @@ class Refusing(System):
 class Counted(Mixtures):
     """Mixtures at a level."""
 
-    def __init__(
-        self,
-        manifests: Path,
-        split: str,
-        n_src: int | None,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None,
-        level: float = 1.0,
-    ):
-        super().__init__(manifests, split, n_src, sample_rate, seconds, seed, size)
+    def __init__(self, split: Split, level: float = 1.0):
+        super().__init__(split)
         self.level = level
 
     def __getitem__(self, key):
@@ -93,18 +84,9 @@ class Counted(Mixtures):
 class Poisoned(Mixtures):
     """Mixtures of which one is not a number in the third epoch, while there is a file `poison` beside the manifests."""
 
-    def __init__(
-        self,
-        manifests: Path,
-        split: str,
-        n_src: int | None,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None,
-    ):
-        super().__init__(manifests, split, n_src, sample_rate, seconds, seed, size)
-        self.poison = manifests / "poison"
+    def __init__(self, split: Split):
+        super().__init__(split)
+        self.poison = split.manifests / "poison"
 
     def __getitem__(self, key):
         example = super().__getitem__(key)

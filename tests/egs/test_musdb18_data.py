@@ -20,6 +20,7 @@ from tests.support import write_scores
 from utils.data import audio
 from utils.data.manifest import read_manifest
 from utils.data.songs import Songs
+from utils.data.split import Split
 
 # ---- the mini corpus
 
@@ -155,9 +156,9 @@ def test_unusual_songs_are_kept_with_a_remark(tree, run, spoil, words):
     )
     assert (
         len(
-            Songs(folder / "manifests" / "44k", "train", 2, 44100, 0.1, 0, segments=2, remix=0.5)[
-                0, 0
-            ]
+            Songs(
+                Split(folder / "manifests" / "44k", "train", 2, 44100, 0.1), segments=2, remix=0.5
+            )[0, 0]
         )
         == 3
     )

@@ -4,6 +4,7 @@ Every example is a function of (seed, epoch, index) alone, so the same seed give
 of loader workers and, over all ranks together, of devices.
 """
 
+import dataclasses
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.data import audio
 from utils.data.manifest import read_manifest, source_columns
+from utils.data.split import Split
 from utils.errors import UserError
 from utils.training.config import Data, DynamicMixing
 
@@ -53,34 +55,16 @@ class Mixtures(Dataset):
     """Segments of the mixtures of a manifest, by key (epoch, index).
 
     Args:
-        manifests: folder of the CSVs, see `utils.data.manifest`.
-        split: name of the CSV: train or valid.
-        n_src: sources of an example; None: as the CSV says.
-        sample_rate: of the files, in Hz.
-        seconds: length of an example.
-        seed: of the random positions.
-        size: keep only so many first rows; None: all.
+        split: which manifest (see `utils.data.manifest`), and what examples are made of it.
         channels: of the files; examples of several are (channel, time), (source, channel, time).
     """
 
-    def __init__(
-        self,
-        manifests: Path,
-        split: str,
-        n_src: int | None,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None = None,
-        channels: int = 1,
-    ):
-        frame = read_manifest(manifests / f"{split}.csv", n_src, absent=True)[:size]
+    def __init__(self, split: Split, channels: int = 1):
+        frame = read_manifest(split.csv(), split.n_src, absent=True)[: split.size]
         self.rows = frame.to_dict("records")
-        self.columns = ["mixture_path", *source_columns(frame)[:n_src]]
-        self.sample_rate = sample_rate
-        self.seed = seed
+        self.columns = ["mixture_path", *source_columns(frame)[: split.n_src]]
+        self.split = split
         self.channels = channels
-        self.frames = round(seconds * sample_rate)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,8 +73,9 @@ class Mixtures(Dataset):
         epoch, index = key
         row = self.rows[index]
         # The same for all files of the mixture.
-        position = rng_of(self.seed, epoch, index).random()
-        where = (int(row["length"]), self.frames, position, self.sample_rate, self.channels)
+        split = self.split
+        position = rng_of(split.seed, epoch, index).random()
+        where = (int(row["length"]), split.frames, position, split.sample_rate, self.channels)
         signals = np.stack([segment_of(row[column], *where) for column in self.columns])
         return {"mixture": signals[0], "sources": signals[1:], "id": str(row["mixture_ID"])}
 
@@ -114,7 +99,7 @@ def read_recordings(csv: Path) -> pd.DataFrame:
 
 
 class DynamicMixtures(Dataset):
-    """New mixtures of `n_src` different speakers each epoch, by key (epoch, index).
+    """New mixtures of different speakers each epoch, by key (epoch, index).
 
     Any index is an example, so an epoch may be of any size (`draws`).
 
@@ -122,24 +107,15 @@ class DynamicMixtures(Dataset):
     so that the largest sample of mixture and sources is 0.9, as in wsj0-2mix.
 
     Args:
-        recordings: CSV with columns speaker, path (relative to it or absolute), length (samples).
-        size: mixtures an epoch; None: as many as there are recordings.
-        others: as in `Mixtures`.
+        split: its list `<name>_sources.csv` has the columns speaker, path (relative to it or absolute) and length
+            (samples).
+        options: how they are mixed.
     """
 
     draws = True
 
-    def __init__(
-        self,
-        recordings: str | Path,
-        n_src: int,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None,
-        options: DynamicMixing,
-    ):
-        recordings = Path(recordings)
+    def __init__(self, split: Split, options: DynamicMixing):
+        recordings = split.csv("sources")
         if not recordings.is_file():
             raise UserError(
                 f"dynamic mixing needs {recordings}, a list of single-speaker recordings, which is not there: stage 1 "
@@ -147,28 +123,26 @@ class DynamicMixtures(Dataset):
             )
         frame = read_recordings(recordings)
         self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
-        if len(self.speakers) < n_src:
+        if len(self.speakers) < split.n_src:
             raise UserError(
-                f"{recordings} has {len(self.speakers)} speakers; a mixture needs {n_src}"
+                f"{recordings} has {len(self.speakers)} speakers; a mixture needs {split.n_src}"
             )
-        self.n_src = n_src
-        self.sample_rate = sample_rate
-        self.seed = seed
-        self.size = size or len(frame)
+        self.split = split
+        self.size = split.size or len(frame)
         self.options = options
-        self.frames = round(seconds * sample_rate)
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
-        rng = rng_of(self.seed, *key)
+        n_src = self.split.n_src
+        rng = rng_of(self.split.seed, *key)
         # No speaker twice: nobody could tell such sources apart.
-        chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
+        chosen = rng.choice(len(self.speakers), n_src, replace=False)
         sources = np.stack([self._source(self.speakers[speaker], rng) for speaker in chosen])
         # Gains in dB, uniform within half the range about zero: two differ by the whole range at most.
         half = self.options.max_gain / 2
-        gains = rng.uniform(-half, half, (self.n_src, 1))
+        gains = rng.uniform(-half, half, (n_src, 1))
         sources *= 10 ** (gains / 20)
         # One gain for all, so that the mixture stays their sum.
         peak = max(np.abs(sources).max(), np.abs(sources.sum(0)).max())
@@ -180,19 +154,21 @@ class DynamicMixtures(Dataset):
         self, recordings: list[dict], rng: np.random.Generator, tries: int = 20
     ) -> np.ndarray:
         """A random segment of unit power, not silent."""
+        frames = self.split.frames
+        sample_rate = self.split.sample_rate
         for _ in range(tries):
             row = recordings[rng.integers(len(recordings))]
             speed = 1 + rng.uniform(-self.options.speed, self.options.speed)
             # Played faster, it needs more samples.
-            wanted = min(round(self.frames * speed), row["length"])
-            signal = segment_of(row["path"], row["length"], wanted, rng.random(), self.sample_rate)
+            wanted = min(round(frames * speed), row["length"])
+            signal = segment_of(row["path"], row["length"], wanted, rng.random(), sample_rate)
             power = np.mean(signal**2)
             # A pause is drawn again.
             if power > 1e-10:
                 if self.options.speed:
-                    signal = soxr.resample(signal, speed * self.sample_rate, self.sample_rate)
-                signal = signal[: self.frames] / np.sqrt(power)
-                return np.pad(signal, (0, self.frames - len(signal)))
+                    signal = soxr.resample(signal, speed * sample_rate, sample_rate)
+                signal = signal[:frames] / np.sqrt(power)
+                return np.pad(signal, (0, frames - len(signal)))
         raise UserError(
             f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them from the list"
         )
@@ -291,11 +267,11 @@ def loaders(
     """Loaders of training and validation for one rank; `batch_size` is over all ranks together."""
     if batch_size % world:
         raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
-    make = data.dataset or Mixtures
-    valid: Any = make(
-        manifests, "valid", n_src, sample_rate, data.valid_segment, seed, data.valid_size
-    )
-    train: Any = training_set(manifests, data, n_src, sample_rate, seed)
+    seconds = data.valid_segment
+    split = Split(manifests, "valid", n_src, sample_rate, seconds, seed, data.valid_size)
+    valid: Any = (data.dataset or Mixtures)(split)
+    split = Split(manifests, "train", n_src, sample_rate, data.segment, seed)
+    train: Any = training_set(split, data)
     size = epoch_size(train, data.epoch_size)
     pair: list[DataLoader] = []
     for dataset, shuffle in ((train, True), (valid, False)):
@@ -322,25 +298,21 @@ def loaders(
     return pair[0], pair[1]
 
 
-def training_set(
-    manifests: Path, data: Data, n_src: int | None, sample_rate: int, seed: int
-) -> Dataset:
+def training_set(split: Split, data: Data) -> Dataset:
     """The training examples that the configuration asks for: a data set of its own, dynamic mixtures or train.csv."""
-    fixed = manifests / "train.csv"
-    singles = manifests / "train_sources.csv"
+    fixed = split.csv()
     # A corpus that lists recordings and no mixtures is mixed on the fly without being asked.
-    only_singles = singles.exists() and not fixed.exists()
+    only_singles = split.csv("sources").exists() and not fixed.exists()
     if data.dynamic_mixing is None and (data.dataset or not only_singles):
-        dataset = data.dataset or Mixtures
-        return dataset(manifests, "train", n_src, sample_rate, data.segment, seed, None)
+        return (data.dataset or Mixtures)(split)
     # As many updates an epoch as with fixed mixtures, so that the two can be compared.
     size = data.epoch_size
     if size is None and fixed.exists():
-        size = len(read_manifest(fixed, n_src))
-    if n_src is None:
+        size = len(read_manifest(fixed, split.n_src))
+    if split.n_src is None:
         raise UserError("dynamic mixing needs a system with a fixed number of sources (n_src)")
     options = data.dynamic_mixing or DynamicMixing()
-    return DynamicMixtures(singles, n_src, sample_rate, data.segment, seed, size, options)
+    return DynamicMixtures(dataclasses.replace(split, size=size), options)
 
 
 def epoch_size(dataset: Sized, asked: int | None) -> int:

@@ -1,13 +1,12 @@
 """Training examples of mixtures of sounds of which some slots are silent, also remixed from different mixtures."""
 
-from pathlib import Path
-
 import numpy as np
 from torch.utils.data import Dataset
 
 from local_models.silence import SILENT_RMS
 from utils.data.datasets import rng_of, segment_of
 from utils.data.manifest import read_manifest, source_columns
+from utils.data.split import Split
 
 TRIES = 10
 
@@ -19,50 +18,29 @@ class Scenes(Dataset):
     nothing sounds are drawn again.
 
     Args:
-        manifests: folder of train.csv and valid.csv, whose empty cells are silent slots.
-        split: train or valid.
-        n_src: slots.
-        sample_rate: of the files, in Hz.
-        seconds: length of an example.
-        seed: of all that is random.
-        size: keep only so many first rows; None: all.
+        split: which manifest, whose empty cells are silent slots, and what examples are made of it.
         remix: share of training examples whose slots come from different mixtures of the set, each slot from the same
             slot of another one, so that new mixtures are heard in each epoch. Their rooms differ too.
         gain: factors of remixed sources, drawn uniformly (Tzinis et al. 2020, arXiv 2007.06833: 0.5 to 1.5).
     """
 
-    def __init__(
-        self,
-        manifests: Path,
-        split: str,
-        n_src: int,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None = None,
-        remix: float = 0.0,
-        gain: tuple[float, float] = (0.5, 1.5),
-    ):
-        csv = Path(manifests) / f"{split}.csv"
-        frame = read_manifest(csv, n_src, absent=True)[:size]
+    def __init__(self, split: Split, remix: float = 0.0, gain: tuple[float, float] = (0.5, 1.5)):
+        frame = read_manifest(split.csv(), split.n_src, absent=True)[: split.size]
         # Kept as lists: a table is slow to index.
-        columns = source_columns(frame)[:n_src]
-        self.paths = frame[columns].to_numpy().tolist()
+        self.paths = frame[source_columns(frame)[: split.n_src]].to_numpy().tolist()
         self.names = frame["mixture_ID"].tolist()
         self.lengths = frame["length"].tolist()
-        self.sample_rate = sample_rate
-        self.seed = seed
+        self.split = split
         self.gain = gain
         # Validation is the same each time, and of the real mixtures.
-        self.remix = remix if split == "train" else 0.0
-        self.frames = round(seconds * sample_rate)
+        self.remix = remix if split.name == "train" else 0.0
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        rng = rng_of(self.seed, epoch, index)
+        rng = rng_of(self.split.seed, epoch, index)
         for _ in range(TRIES):
             if rng.random() < self.remix:
                 sources = self._remixed(rng)
@@ -97,5 +75,5 @@ class Scenes(Dataset):
     def _slot(self, index, slot, position):
         """(time,): of a slot that is silent in all of the mixture there is no file."""
         path = self.paths[index][slot]
-        length = self.lengths[index]
-        return segment_of(path, length, self.frames, position, self.sample_rate)
+        split = self.split
+        return segment_of(path, self.lengths[index], split.frames, position, split.sample_rate)

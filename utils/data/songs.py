@@ -1,13 +1,12 @@
 """Training and validation examples from songs: a voice and its accompaniment, in mono or stereo."""
 
-from pathlib import Path
-
 import numpy as np
 from torch.utils.data import Dataset
 
 from utils.data import audio
 from utils.data.datasets import rng_of
 from utils.data.manifest import read_manifest
+from utils.data.split import Split
 from utils.errors import UserError
 
 SONG = ("mixture_path", "source_1_path", "source_2_path")  # mixture, voice, accompaniment
@@ -20,13 +19,7 @@ class Songs(Dataset):
     whose sum is the accompaniment. Files are mono or stereo.
 
     Args:
-        manifests: folder of the CSVs.
-        split: name of the CSV: train or valid.
-        n_src: 2, or None.
-        sample_rate: of the files, in Hz.
-        seconds: length of an example; shorter songs are followed by zeros.
-        seed: of all that is random.
-        size: use only this number of first songs; None: all.
+        split: which manifest, and what examples are made of it; shorter songs are followed by zeros.
         channels: 1: examples are mono, the mean of the channels; 2: stereo, a mono file being heard on both.
         segments: training examples a song and epoch.
         remix: share of training examples whose voice and stems come from different songs.
@@ -41,22 +34,16 @@ class Songs(Dataset):
 
     def __init__(
         self,
-        manifests: Path,
-        split: str,
-        n_src: int | None,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None = None,
+        split: Split,
         channels: int = 1,
         segments: int = 64,
         remix: float = 0.0,
         gain: tuple[float, float] | None = None,
         swap: bool = False,
     ):
-        _check_options(n_src, channels, segments, remix, gain)
-        frame = read_manifest(manifests / f"{split}.csv", 2, absent=True)[:size]
-        folder = manifests.resolve()
+        _check_options(split.n_src, channels, segments, remix, gain)
+        frame = read_manifest(split.csv(), 2, absent=True)[: split.size]
+        folder = split.manifests.resolve()
         stems = [column for column in frame.columns if str(column).startswith("stem_")]
         for column in stems:
             # A song that lacks the stem has an empty cell.
@@ -64,11 +51,9 @@ class Songs(Dataset):
             frame[column] = [str(folder / cell) if cell else "" for cell in cells]
         self.rows = frame.to_dict("records")
         self.parts = ["source_1_path", *(stems or ["source_2_path"])]
-        self.sample_rate = sample_rate
-        self.seed = seed
+        self.split = split
         self.channels = channels
-        self.frames = round(seconds * sample_rate)
-        in_training = split == "train"
+        in_training = split.name == "train"
         self.segments = segments if in_training else 1
         self.remix = remix if in_training else 0.0
         self.gain = gain if in_training else None
@@ -79,7 +64,7 @@ class Songs(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        rng = rng_of(self.seed, epoch, index)
+        rng = rng_of(self.split.seed, epoch, index)
         row = self.rows[index % len(self.rows)]
         position = rng.random()
         name = str(row["mixture_ID"])
@@ -137,15 +122,16 @@ class Songs(Dataset):
 
     def _read(self, row: dict, column: str, position: float) -> np.ndarray:
         """(2, frames): from `position` in [0, 1) of the slack of the song; zeros where it has no such part."""
-        segment = np.zeros((2, self.frames), np.float32)
+        frames = self.split.frames
+        segment = np.zeros((2, frames), np.float32)
         path = row[column]
         if not path:
             return segment
         length = int(row["length"])
-        slack = max(length - self.frames, 0)
+        slack = max(length - frames, 0)
         start = int(position * (slack + 1))
-        n_read = min(self.frames, length - start)
-        signal = audio.read(path, start, n_read, self.sample_rate, channels=True)
+        n_read = min(frames, length - start)
+        signal = audio.read(path, start, n_read, self.split.sample_rate, channels=True)
         if len(signal) > 2:
             raise UserError(f"{path}: has {len(signal)} channels; songs are mono or stereo")
         # A mono file is heard on both channels.

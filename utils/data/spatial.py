@@ -25,6 +25,7 @@ from utils.data.manifest import write_manifest
 from utils.data.mixing import PEAK, peak_of
 from utils.data.products import Product, make
 from utils.data.rooms import VERSION, Responses, Room, RoomRules, draw_room, simulate
+from utils.data.split import Split
 from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError
 from utils.stamps import claim
@@ -199,13 +200,9 @@ class SpatialMixtures(Dataset):
     """New mixtures of different speakers in stored rooms each epoch, by key (epoch, index).
 
     Args:
-        manifests: folder of `<split>_sources.csv` (speaker, path, length, rate) and `<split>_rooms.csv` (path).
-        split: train or valid.
-        n_src: sources of a mixture; None: as many as in the rooms.
-        sample_rate: of the examples, and of the responses, in Hz.
-        seconds: length of an example.
-        seed: of what is drawn.
-        size: mixtures an epoch; None: as many as recordings.
+        split: its lists `<name>_sources.csv` (speaker, path, length, rate) and `<name>_rooms.csv` (path; responses have
+            its sample rate), and what examples are made of them. Without a number of sources there are as many as in
+            the rooms, without a size as many mixtures an epoch as recordings.
         reference: what the sources are at the first microphone: `reverberant`, `early` (50 ms), or `anechoic`.
         level: least and greatest level of a source over the first one's, in dB.
         noise: least and greatest level of the speech over that of the noise, in dB.
@@ -216,22 +213,17 @@ class SpatialMixtures(Dataset):
 
     def __init__(
         self,
-        manifests: Path,
-        split: str,
-        n_src: int | None,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None = None,
+        split: Split,
         reference: Reference = "reverberant",
         level: tuple[float, float] = (-5.0, 5.0),
         noise: tuple[float, float] = (10.0, 30.0),
         shuffle_mics: bool = True,
     ):
-        sources = read_listed(manifests / f"{split}_sources.csv")
-        rooms = read_listed(manifests / f"{split}_rooms.csv")
+        sources = read_listed(split.csv("sources"))
+        rooms = read_listed(split.csv("rooms"))
         self.speakers = [rows.to_dict("records") for _, rows in sources.groupby("speaker")]
         self.rooms = rooms["path"].tolist()
+        n_src = split.n_src
         if n_src is None:
             # All rooms of a list have as many.
             _, responses = load_room(self.rooms[0])
@@ -239,13 +231,10 @@ class SpatialMixtures(Dataset):
         self.n_src = n_src
         if len(self.speakers) < self.n_src:
             raise UserError(
-                f"{manifests / split}_sources.csv has {len(self.speakers)} speakers; a mixture needs {self.n_src}"
+                f"{split.csv('sources')} has {len(self.speakers)} speakers; a mixture needs {self.n_src}"
             )
-        self.sample_rate = sample_rate
-        self.seconds = seconds
-        self.seed = seed
-        self.size = size or len(sources)
         self.split = split
+        self.size = split.size or len(sources)
         self.reference: Reference = reference
         self.shuffle_mics = shuffle_mics
         self.rules = MixingRules(level, noise)
@@ -254,7 +243,7 @@ class SpatialMixtures(Dataset):
         return self.size
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
-        rng = rng_of(self.seed, *key)
+        rng = rng_of(self.split.seed, *key)
         path = self.rooms[rng.integers(len(self.rooms))]
         _, responses = load_room(path)
         if self.shuffle_mics:
@@ -266,27 +255,28 @@ class SpatialMixtures(Dataset):
                 responses.arrival[order],
             )
         chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
-        frames = round(self.seconds * self.sample_rate)
-        dry = [self._recording(self.speakers[speaker], rng, frames) for speaker in chosen]
+        dry = [self._recording(self.speakers[speaker], rng) for speaker in chosen]
         wanted = (self.reference,)
-        mixture, images, _ = mix_in_room(dry, responses, self.sample_rate, rng, self.rules, wanted)
+        sample_rate = self.split.sample_rate
+        mixture, images, _ = mix_in_room(dry, responses, sample_rate, rng, self.rules, wanted)
         epoch, index = key
         return {
             "mixture": mixture,
             "sources": images[self.reference],
-            "id": f"{self.split}{epoch}_{index}",
+            "id": f"{self.split.name}{epoch}_{index}",
         }
 
     def _recording(
-        self, recordings: list[dict], rng: np.random.Generator, frames: int, tries: int = 20
+        self, recordings: list[dict], rng: np.random.Generator, tries: int = 20
     ) -> np.ndarray:
         """(frames,) of a speaker: one recording after the other, so that all of it is speech."""
+        sample_rate = self.split.sample_rate
         parts = []
-        missing = frames
+        missing = self.split.frames
         for _ in range(tries):
             row = recordings[rng.integers(len(recordings))]
-            seconds = missing / self.sample_rate
-            signal = read_recording(row, self.sample_rate, rng.random(), seconds)
+            seconds = missing / sample_rate
+            signal = read_recording(row, sample_rate, rng.random(), seconds)
             signal = signal[:missing]
             # A constant is silence, too.
             if np.ptp(signal) > 1e-4:
@@ -306,29 +296,20 @@ class ArrayMixtures(Mixtures):
     """Segments of recordings of an array, as files with the sources at the first microphone, by key (epoch, index).
 
     Args:
-        manifests, split, n_src, sample_rate, seconds, seed, size: as of `utils.data.datasets.Mixtures`.
+        split: as of `utils.data.datasets.Mixtures`.
         n_mics: channels of the mixtures that are kept, from the first; None: as many as sources.
     """
 
-    def __init__(
-        self,
-        manifests: Path,
-        split: str,
-        n_src: int | None,
-        sample_rate: int,
-        seconds: float,
-        seed: int,
-        size: int | None = None,
-        n_mics: int | None = None,
-    ):
-        super().__init__(manifests, split, n_src, sample_rate, seconds, seed, size)
+    def __init__(self, split: Split, n_mics: int | None = None):
+        super().__init__(split)
         self.n_mics = n_mics or len(self.columns) - 1
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
         row = self.rows[index]
-        position = rng_of(self.seed, epoch, index).random()
-        where = (int(row["length"]), self.frames, position, self.sample_rate)
+        split = self.split
+        position = rng_of(split.seed, epoch, index).random()
+        where = (int(row["length"]), split.frames, position, split.sample_rate)
         # There may be more microphones than are wanted.
         channels = audio.info(row["mixture_path"])[2]
         if channels < self.n_mics:

@@ -25,6 +25,7 @@ from local_models.ranges import (
     Range,
 )
 from local_models.system import Optimisation, System
+from utils.data.split import Split
 from utils.errors import UserError
 from utils.training.checks import check_numbers, check_values, suggestion
 from utils.training.trust import check_importable
@@ -55,9 +56,9 @@ class Data:
     """The first so many validation mixtures; null: all of them."""
     dynamic_mixing: DynamicMixing | None = None
     """New mixtures on the fly; null: the mixtures of train.csv, if there is one. Not together with `dataset`."""
-    dataset: Callable[[Path, str, int | None, int, float, int, int | None], Dataset] | None = None
-    """Another source of examples, by class_path and init_args; null: `utils.data.datasets.Mixtures`,
-    whose first arguments (manifests, split, n_src, sample_rate, seconds, seed, size) and keys any such class takes."""
+    dataset: Callable[[Split], Dataset] | None = None
+    """Another source of examples, by class_path and init_args; null: `utils.data.datasets.Mixtures`. Like this, any
+    such class takes a `utils.data.split.Split` as its first argument, and keys (epoch, index)."""
 
 
 @dataclass

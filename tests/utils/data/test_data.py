@@ -10,6 +10,7 @@ from tests.support import write_set
 from utils.data.datasets import DynamicMixtures, EpochSampler, Mixtures, loaders
 from utils.data.scenes import Scenes
 from utils.data.songs import Songs
+from utils.data.split import Split
 from utils.errors import UserError
 from utils.training.config import Data, DynamicMixing, build, parse
 
@@ -91,7 +92,7 @@ def test_a_segment_is_the_same_stretch_of_mixture_and_sources_and_short_ones_are
     tone_manifests,
 ):
     for seconds in (0.5, 3.0):
-        dataset = Mixtures(tone_manifests, "train", 2, 8000, seconds, seed=0)
+        dataset = Mixtures(Split(tone_manifests, "train", 2, 8000, seconds))
         example = dataset[0, 5]
         assert example["sources"].shape == (2, round(seconds * 8000))
         np.testing.assert_allclose(example["sources"].sum(0), example["mixture"], atol=1e-6)
@@ -102,14 +103,14 @@ def test_a_segment_is_the_same_stretch_of_mixture_and_sources_and_short_ones_are
 def test_a_source_that_is_not_there_is_silence(tmp_path):
     sources = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype(np.float32)
     write_set(tmp_path, [(sources.sum(0), [sources[0], None, sources[1]])], "train")
-    example = Mixtures(tmp_path, "train", None, 8000, 0.5, seed=0)[0, 0]
+    example = Mixtures(Split(tmp_path, "train", None, 8000, 0.5))[0, 0]
     np.testing.assert_array_equal(example["sources"], [sources[0], 0 * sources[0], sources[1]])
 
 
 def test_files_of_several_channels_are_read_where_they_are_asked_for(tmp_path):
     sources = np.random.default_rng(0).normal(0, 0.1, (2, 2, 3000)).astype(np.float32)
     write_set(tmp_path, [(sources.sum(0), sources)], "train")
-    example = Mixtures(tmp_path, "train", 2, 8000, 0.5, seed=0, channels=2)[0, 0]
+    example = Mixtures(Split(tmp_path, "train", 2, 8000, 0.5), channels=2)[0, 0]
     np.testing.assert_array_equal(example["sources"][..., :3000], sources)
     assert example["mixture"].shape == (2, 4000) and not example["mixture"][:, 3000:].any()
     for channels, words in (
@@ -117,7 +118,7 @@ def test_files_of_several_channels_are_read_where_they_are_asked_for(tmp_path):
         (3, "has 2 channels, but 3 are needed"),
     ):
         with pytest.raises(UserError, match=words):
-            Mixtures(tmp_path, "train", 2, 8000, 0.5, seed=0, channels=channels)[0, 0]
+            Mixtures(Split(tmp_path, "train", 2, 8000, 0.5), channels=channels)[0, 0]
 
 
 def test_a_configuration_may_bring_its_own_examples(tone_manifests):
@@ -137,7 +138,7 @@ def test_a_configuration_may_bring_its_own_examples(tone_manifests):
 
 def test_dynamic_mixtures_are_sums_of_different_speakers_within_the_gain_range(tone_manifests):
     dataset = DynamicMixtures(
-        tone_manifests / "train_sources.csv", 2, 8000, 0.5, 0, 50, DynamicMixing(max_gain=5)
+        Split(tone_manifests, "train", 2, 8000, 0.5, size=50), DynamicMixing(max_gain=5)
     )
     gains = []
     for index in range(50):
@@ -166,13 +167,13 @@ def test_ranks_get_equally_many_keys_and_repeat_none(size, world):
 
 
 def test_too_few_speakers_silent_speakers_and_missing_lists_are_messages(tone_manifests, tmp_path):
-    with pytest.raises(UserError, match="none.csv.*Take data.dynamic_mixing out"):
-        DynamicMixtures(tmp_path / "none.csv", 2, 8000, 1, 0, 4, DynamicMixing())
+    with pytest.raises(UserError, match="none_sources.csv.*Take data.dynamic_mixing out"):
+        DynamicMixtures(Split(tmp_path, "none", 2, 8000, 1), DynamicMixing())
     frame = pd.read_csv(tone_manifests / "train_sources.csv")
     frame["path"] = [str(tone_manifests / path) for path in frame["path"]]
-    frame[frame.speaker == "s10"].to_csv(tmp_path / "one.csv", index=False)
+    frame[frame.speaker == "s10"].to_csv(tmp_path / "one_sources.csv", index=False)
     with pytest.raises(UserError, match="1 speakers; a mixture needs 2"):
-        DynamicMixtures(tmp_path / "one.csv", 2, 8000, 1, 0, 4, DynamicMixing())
+        DynamicMixtures(Split(tmp_path, "one", 2, 8000, 1), DynamicMixing())
 
 
 def test_speakers_are_texts_whatever_they_say(tone_manifests, tmp_path):
@@ -180,16 +181,16 @@ def test_speakers_are_texts_whatever_they_say(tone_manifests, tmp_path):
     frame = pd.read_csv(tone_manifests / "train_sources.csv")[: len(names)]
     frame["path"] = [str(tone_manifests / path) for path in frame["path"]]
     frame["speaker"] = names
-    frame[:-1].to_csv(tmp_path / "singles.csv", index=False)
-    dataset = DynamicMixtures(tmp_path / "singles.csv", 6, 8000, 0.1, 0, 4, DynamicMixing())
+    frame[:-1].to_csv(tmp_path / "singles_sources.csv", index=False)
+    dataset = DynamicMixtures(Split(tmp_path, "singles", 6, 8000, 0.1), DynamicMixing())
     assert sorted(rows[0]["speaker"] for rows in dataset.speakers) == sorted(names[:-1])
     assert dataset[0, 0]["sources"].shape[0] == 6
-    frame.to_csv(tmp_path / "singles.csv", index=False)
+    frame.to_csv(tmp_path / "singles_sources.csv", index=False)
     with pytest.raises(UserError, match="line 8: the speaker is empty"):
-        DynamicMixtures(tmp_path / "singles.csv", 2, 8000, 0.1, 0, 4, DynamicMixing())
-    frame.drop(columns="length").to_csv(tmp_path / "singles.csv", index=False)
+        DynamicMixtures(Split(tmp_path, "singles", 2, 8000, 0.1), DynamicMixing())
+    frame.drop(columns="length").to_csv(tmp_path / "singles_sources.csv", index=False)
     with pytest.raises(UserError, match="speaker, path and length"):
-        DynamicMixtures(tmp_path / "singles.csv", 2, 8000, 0.1, 0, 4, DynamicMixing())
+        DynamicMixtures(Split(tmp_path, "singles", 2, 8000, 0.1), DynamicMixing())
 
 
 def test_data_sets_that_draw_give_as_many_examples_as_asked(tone_manifests):
@@ -234,7 +235,7 @@ def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
 
 @pytest.mark.slow
 def test_loaders_work_with_spawned_workers(tone_manifests):
-    dataset = Mixtures(tone_manifests, "train", 2, 8000, 0.5, seed=0)
+    dataset = Mixtures(Split(tone_manifests, "train", 2, 8000, 0.5))
     loader = DataLoader(
         dataset,
         4,

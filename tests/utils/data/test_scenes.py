@@ -7,6 +7,7 @@ import soundfile as sf
 
 from utils.data.datasets import rng_of
 from utils.data.scenes import Scenes
+from utils.data.split import Split
 from utils.errors import UserError
 
 RATE = 1000
@@ -34,8 +35,8 @@ def manifests(tmp_path_factory):
     return folder
 
 
-def scenes(manifests, split="train", seconds=1.0, seed=0, **options):
-    return Scenes(manifests, split, 4, RATE, seconds, seed, **options)
+def scenes(manifests, split="train", seconds=1.0, seed=0, size=None, **options):
+    return Scenes(Split(manifests, split, 4, RATE, seconds, seed, size), **options)
 
 
 def test_the_mixture_is_the_sum_of_its_sources_and_not_the_file(manifests):
@@ -110,4 +111,4 @@ def test_examples_depend_on_seed_epoch_and_index_alone(manifests):
 
 def test_files_of_another_rate_are_a_message(manifests):
     with pytest.raises(UserError, match="1000 Hz"):
-        Scenes(manifests, "train", 4, 16000, 1.0, 0)[0, 0]
+        Scenes(Split(manifests, "train", 4, 16000, 1.0))[0, 0]

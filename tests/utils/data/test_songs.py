@@ -4,6 +4,7 @@ import pytest
 import soundfile as sf
 
 from utils.data.songs import Songs
+from utils.data.split import Split
 from utils.errors import UserError
 
 RATE = 1000
@@ -37,7 +38,8 @@ def manifests(tmp_path):
 
 
 def songs(manifests, split="train", seconds=0.5, **options):
-    return Songs(manifests, split, 2, RATE, seconds, 0, **{"channels": 2, "segments": 4, **options})
+    options = {"channels": 2, "segments": 4, **options}
+    return Songs(Split(manifests, split, 2, RATE, seconds), **options)
 
 
 def parts_of(value, n_parts):
@@ -136,7 +138,7 @@ def test_impossible_options_are_messages(manifests, options, words):
 
 def test_four_sources_are_a_message(manifests):
     with pytest.raises(UserError, match="n_src is 4, but songs have 2 sources"):
-        Songs(manifests, "train", 4, RATE, 0.5, 0)
+        Songs(Split(manifests, "train", 4, RATE, 0.5))
 
 
 def test_three_channels_are_a_message(manifests):

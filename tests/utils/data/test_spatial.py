@@ -15,6 +15,7 @@ from utils.data.spatial import (
     mix_in_room,
     write_test_set,
 )
+from utils.data.split import Split
 from utils.errors import UserError
 from utils.training.config import Data
 
@@ -117,10 +118,10 @@ def test_images_are_convolutions_without_offset(corpus):
 
 
 def test_examples_are_functions_of_seed_epoch_and_index(corpus):
-    data = SpatialMixtures(corpus, "train", 2, RATE, 1.0, seed=0, size=5)
+    data = SpatialMixtures(Split(corpus, "train", 2, RATE, 1.0, size=5))
     first, again = (
         data[(1, 2)],
-        SpatialMixtures(corpus, "train", 2, RATE, 1.0, seed=0, size=5)[(1, 2)],
+        SpatialMixtures(Split(corpus, "train", 2, RATE, 1.0, size=5))[(1, 2)],
     )
     assert (
         len(data) == 5
@@ -130,7 +131,7 @@ def test_examples_are_functions_of_seed_epoch_and_index(corpus):
     assert np.array_equal(first["mixture"], again["mixture"]) and first["id"] == "train1_2"
     assert not np.array_equal(first["mixture"], data[(2, 2)]["mixture"])
     for reference in ("early", "anechoic"):
-        other = SpatialMixtures(corpus, "train", None, RATE, 1.0, seed=0, reference=reference)[
+        other = SpatialMixtures(Split(corpus, "train", None, RATE, 1.0), reference=reference)[
             (1, 2)
         ]
         shapes = [
@@ -176,29 +177,29 @@ def test_array_files_keep_the_first_microphones(corpus, tmp_path):
         audio.write(tmp_path / f"s{k}.wav", 0.1 * rng.normal(size=4000).clip(-3, 3), RATE)
         rows[f"source_{k}_path"] = f"s{k}.wav"
     pd.DataFrame([rows]).to_csv(tmp_path / "train.csv", index=False)
-    example = ArrayMixtures(tmp_path, "train", 2, RATE, 0.25, seed=0)[(0, 0)]
+    example = ArrayMixtures(Split(tmp_path, "train", 2, RATE, 0.25))[(0, 0)]
     assert example["mixture"].shape == example["sources"].shape == (2, 2000)
-    assert ArrayMixtures(tmp_path, "train", 2, RATE, 0.25, seed=0, n_mics=4)[(0, 0)][
+    assert ArrayMixtures(Split(tmp_path, "train", 2, RATE, 0.25), n_mics=4)[(0, 0)][
         "mixture"
     ].shape == (4, 2000)
     with pytest.raises(UserError, match="has 4 channels, but 6 are needed"):
-        ArrayMixtures(tmp_path, "train", 2, RATE, 0.25, seed=0, n_mics=6)[(0, 0)]
+        ArrayMixtures(Split(tmp_path, "train", 2, RATE, 0.25), n_mics=6)[(0, 0)]
     with pytest.raises(UserError, match="ArrayMixtures"):
-        SpatialMixtures(tmp_path, "train", 2, RATE, 0.25, seed=0)
+        SpatialMixtures(Split(tmp_path, "train", 2, RATE, 0.25))
 
 
 def test_too_few_speakers_silence_and_missing_stages_are_told(corpus, tmp_path):
     with pytest.raises(UserError, match="has 3 speakers; a mixture needs 4"):
-        SpatialMixtures(corpus, "train", 4, RATE, 1.0, seed=0)
+        SpatialMixtures(Split(corpus, "train", 4, RATE, 1.0))
     with pytest.raises(UserError, match="run stage 1 first"):
-        SpatialMixtures(tmp_path, "train", 2, RATE, 1.0, seed=0)
+        SpatialMixtures(Split(tmp_path, "train", 2, RATE, 1.0))
     frame = pd.read_csv(corpus / "train_sources.csv")
     audio.write(tmp_path / "silence.wav", np.zeros(8000), RATE)
     frame["path"], frame["length"], frame["rate"] = str(tmp_path / "silence.wav"), 8000, RATE
     frame.to_csv(tmp_path / "train_sources.csv", index=False)
     pd.read_csv(corpus / "train_rooms.csv").to_csv(tmp_path / "train_rooms.csv", index=False)
     with pytest.raises(UserError, match="recordings of a speaker are silent"):
-        SpatialMixtures(tmp_path, "train", 2, RATE, 1.0, seed=0)[(0, 0)]
+        SpatialMixtures(Split(tmp_path, "train", 2, RATE, 1.0))[(0, 0)]
 
 
 def test_a_continued_epoch_has_the_mixtures_of_the_uninterrupted_one(corpus):
