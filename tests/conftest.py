@@ -43,11 +43,11 @@ def tone_manifests(tmp_path_factory):
         for index in range(number):
             sources = tones(rng, rng.uniform(1.0, 1.5))
             row = {"mixture_ID": f"{name}{index}"}
-            for column, signal in zip(
+            for column, track in zip(
                 ("mixture", "source_1", "source_2"), (sources.sum(0), *sources), strict=True
             ):
                 row[f"{column}_path"] = f"{name}{index}_{column}.wav"
-                sf.write(folder / row[f"{column}_path"], signal, RATE, subtype="FLOAT")
+                sf.write(folder / row[f"{column}_path"], track, RATE, subtype="FLOAT")
             rows.append(row | {"length": sources.shape[1]})
             if name == "train":
                 for k in (1, 2):

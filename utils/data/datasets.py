@@ -115,6 +115,8 @@ class DynamicMixtures(Dataset):
     draws = True
 
     def __init__(self, split: Split, options: DynamicMixing):
+        if split.n_src is None:
+            raise UserError("dynamic mixing needs a system with a fixed number of sources (n_src)")
         recordings = split.csv("sources")
         if not recordings.is_file():
             raise UserError(
@@ -128,6 +130,7 @@ class DynamicMixtures(Dataset):
                 f"{recordings} has {len(self.speakers)} speakers; a mixture needs {split.n_src}"
             )
         self.split = split
+        self.n_src = split.n_src
         self.size = split.size or len(frame)
         self.options = options
 
@@ -135,7 +138,7 @@ class DynamicMixtures(Dataset):
         return self.size
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
-        n_src = self.split.n_src
+        n_src = self.n_src
         rng = rng_of(self.split.seed, *key)
         # No speaker twice: nobody could tell such sources apart.
         chosen = rng.choice(len(self.speakers), n_src, replace=False)
@@ -309,8 +312,6 @@ def training_set(split: Split, data: Data) -> Dataset:
     size = data.epoch_size
     if size is None and fixed.exists():
         size = len(read_manifest(fixed, split.n_src))
-    if split.n_src is None:
-        raise UserError("dynamic mixing needs a system with a fixed number of sources (n_src)")
     options = data.dynamic_mixing or DynamicMixing()
     return DynamicMixtures(dataclasses.replace(split, size=size), options)
 
