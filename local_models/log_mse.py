@@ -88,10 +88,12 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
     # Rounding may bring an error of nothing below zero.
     pairwise = decibels(error.clamp(min=0))
     # Up to 6 sources all orders are tried at once; Asteroid's assignment, example by example, is for more.
-    find = PITLossWrapper.find_best_perm
     if pairwise.shape[-1] <= 6:
-        find = PITLossWrapper.find_best_perm_factorial
-    _, order = find(pairwise)
+        _, order = PITLossWrapper.find_best_perm_factorial(
+            pairwise, perm_reduce=lambda losses: losses.sum(-1)
+        )
+    else:
+        _, order = PITLossWrapper.find_best_perm(pairwise)
     return order
 
 
