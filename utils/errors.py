@@ -72,6 +72,8 @@ def explain(error: OSError) -> str:
 
 def _end(message: str, code: int = 2):
     print(message, file=sys.stderr)
+    # What objects say that a failure left half-made, when Python deletes them, would bury the message.
+    sys.unraisablehook = lambda _: None
     sys.exit(code)
 
 

@@ -85,3 +85,20 @@ def test_a_reader_that_has_ended_is_one_line():
     os.close(writing)
     assert done.returncode == 2
     assert done.stderr == b"error: the program that was to read the output has ended\n"
+
+
+def test_nothing_is_printed_after_the_message():
+    script = (
+        "from utils.errors import UserError, command\n"
+        "class Half:\n"
+        "    def __del__(self):\n"
+        "        raise AttributeError('half-made')\n"
+        "half = Half()\n"
+        "@command\n"
+        "def main():\n"
+        "    raise UserError('too small')\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: too small\n"

@@ -155,5 +155,6 @@ def tidy(exp: Path, steps: Iterable[str]) -> None:
     for step in steps:
         if (exp / step).is_dir():
             remove_leftovers(exp / step, age=0)
+    remove_leftovers(exp, age=0, nested=False)
     # Evaluations and separations may write elsewhere in the folder: there only what is old goes.
     remove_leftovers(exp)
