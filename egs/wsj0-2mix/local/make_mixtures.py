@@ -307,8 +307,6 @@ def write_sources(recordings: list[Recording], part: str, stage: Stage) -> pd.Da
         raise UserError(f"several recordings have the same speaker and name: {shown}. Rename them")
     folder = stage.sources / part
     rate = stage.args.sample_rate
-    # Of a run that was killed.
-    files.remove_leftovers(folder)
     products = []
     for speaker, name, path in recordings:
         target = folder / speaker / f"{name}.wav"
