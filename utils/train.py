@@ -162,7 +162,7 @@ def train_step(
             rehearsal = make_loaders(0, 0, 1)
             rehearse(name, experiment, settings["system"], *rehearsal)
         if step.compile:
-            for part in system.compiled_parts():
+            for part in system.step.compiled_parts():
                 part.compile(dynamic=False)
         begin = last if last.exists() else None
         trainer.fit(system, train, valid, ckpt_path=begin, weights_only=True)

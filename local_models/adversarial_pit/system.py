@@ -6,7 +6,7 @@ statement, and the abstract of the patent application: discriminators, constants
 discriminator.py has a discriminator and its losses, balancer.py the weight of its gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from local_models.adversarial_pit.discriminator import Discriminator, Discrimina
 from local_models.adversarial_pit.stft_masking import StftMasking
 from local_models.log_mse import LogMSE, align
 from local_models.ranges import Count, CountOrNone, NonNegative, Positive
-from local_models.system import System
+from local_models.system import Optimisation, System, TrainingStep
 from local_models.universal import Universal
 
 # Of the discriminators' Adam; other optimisers have none.
@@ -39,7 +39,7 @@ class Game:
 
 
 class Gradients(NamedTuple):
-    """What the losses of the adversarial step make of a batch."""
+    """What the losses of `AdversarialStep` make of a batch."""
 
     values: dict[str, Tensor | None]
     """To log; None: not known of this batch."""
@@ -65,7 +65,6 @@ class AdversarialPIT(Universal, System):
         game: how the separator and they train each other.
     """
 
-    step_names = ("pit", "adversarial", "continued")
     training_only = ("discriminators",)
 
     def __init__(
@@ -94,38 +93,13 @@ class AdversarialPIT(Universal, System):
         for options in discriminators:
             self.discriminators[options.name] = Discriminator(options, n_src)
 
-    def trained_parts(self, step):
-        if step != "adversarial":
-            return [self.masking]
-        if not self.discriminators:
-            raise ValueError("step `adversarial` needs system.init_args.discriminators")
-        return [self.masking, self.discriminators]
-
-    def check_updates(self, updates):
-        if self.step == "adversarial" and updates <= self.game.warm_up:
-            raise ValueError(
-                f"game.warm_up is {self.game.warm_up}, but the step has {updates} updates, in which the separator "
-                "would never hear a discriminator: give it more epochs, or a shorter warm-up"
-            )
+    @classmethod
+    def training_steps(cls) -> dict[str, type[TrainingStep]]:
+        return {"pit": PITStep, "adversarial": AdversarialStep, "continued": PITStep}
 
     # The discriminators see tuples of ever other sizes, which would be compiled anew.
     def compiled_parts(self):
         return [self.masking.network]
-
-    def configure_optimizers(self):
-        optimizer = super().configure_optimizers()
-        if self.step == "adversarial":
-            # The separator keeps the settings of the step, the discriminators get their own. What is frozen has none.
-            of_separator = optimizer.param_groups[0]
-            of_separator["params"] = [p for p in self.masking.parameters() if p.requires_grad]
-            of_discriminators = {
-                "params": [p for p in self.discriminators.parameters() if p.requires_grad],
-                "lr": self.game.lr,
-            }
-            if "betas" in of_separator:
-                of_discriminators["betas"] = BETAS
-            optimizer.add_param_group(of_discriminators)
-        return optimizer
 
     def separate_centred(self, mixture):
         """(batch, time) to (batch, n_src, time)."""
@@ -134,38 +108,80 @@ class AdversarialPIT(Universal, System):
     def losses(self, batch):
         return self.pit_losses(self.separate(batch["mixture"]), batch)
 
-    # ---- the adversarial step
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ):
+        """Clip separator and each discriminator by themselves: joint clipping would let one starve the others."""
+        # Lightning's 0 and None are no limit.
+        if not gradient_clip_val or gradient_clip_val < 0:
+            return
+        for part in [self.masking, *self.discriminators.values()]:
+            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
-    def training_step(self, batch, index):
-        if self.step != "adversarial":
-            return super().training_step(batch, index)
-        estimates = self.separate(batch["mixture"])
-        gradients = self.adversarial_gradients(estimates, batch["sources"], batch["mixture"])
-        self._log("train", gradients.values, batch)
+
+class PITStep(TrainingStep):
+    """The separator by the PIT loss alone."""
+
+    system: AdversarialPIT
+
+    def parts(self) -> list[nn.Module]:
+        return [self.system.masking]
+
+
+class AdversarialStep(TrainingStep):
+    """The separator by the PIT loss and the discriminators, and the discriminators by their own losses."""
+
+    system: AdversarialPIT
+
+    def parts(self) -> list[nn.Module]:
+        if not self.system.discriminators:
+            raise ValueError("step `adversarial` needs system.init_args.discriminators")
+        return [self.system.masking, self.system.discriminators]
+
+    def check_updates(self, updates: int) -> None:
+        warm_up = self.system.game.warm_up
+        if updates <= warm_up:
+            raise ValueError(
+                f"game.warm_up is {warm_up}, but the step has {updates} updates, in which the separator would never "
+                "hear a discriminator: give it more epochs, or a shorter warm-up"
+            )
+
+    def optimizer(self, optimisation: Optimisation) -> torch.optim.Optimizer:
+        """The separator has the settings of the step, the discriminators have their own."""
+        optimizer = optimisation.of(self.system.masking.parameters())
+        trained = [p for p in self.system.discriminators.parameters() if p.requires_grad]
+        of_discriminators = {"params": trained, "lr": self.system.game.lr}
+        if "betas" in optimizer.defaults:
+            of_discriminators["betas"] = BETAS
+        optimizer.add_param_group(of_discriminators)
+        return optimizer
+
+    def training_loss(self, batch: dict) -> tuple[Tensor, Mapping[str, Tensor | None]]:
+        estimates = self.system.separate(batch["mixture"])
+        gradients = self.gradients(estimates, batch["sources"], batch["mixture"])
         # One backward pass for all weights. The gradient of this sum of products is `of_estimates` at the estimates;
         # each discriminator gets the gradient of its own loss.
         separator_loss = (estimates * gradients.of_estimates).sum()
-        return separator_loss + gradients.discriminator_loss
+        return separator_loss + gradients.discriminator_loss, gradients.values
 
-    def adversarial_gradients(
-        self, estimates: Tensor, sources: Tensor, mixture: Tensor
-    ) -> Gradients:
+    def gradients(self, estimates: Tensor, sources: Tensor, mixture: Tensor) -> Gradients:
         """The gradient of the PIT loss at the estimates, and a balanced share of that of each discriminator.
 
         Args:
             estimates, sources: (batch, n_src, time).
             mixture: (batch, time).
         """
+        system = self.system
         leaf = estimates.detach().float().requires_grad_()
-        with self.full_precision():
-            loss, order = self.loss_of(leaf, sources, mixture)
+        with system.full_precision():
+            loss, order = system.loss_of(leaf, sources, mixture)
             pit_gradient = torch.autograd.grad(loss, leaf)[0]
         total = pit_gradient
         values = {"loss": loss}
         discriminator_loss = torch.zeros((), device=leaf.device)
         # Discriminators count batches; several may make one update.
-        warm_up = self.game.warm_up * self.trainer.accumulate_grad_batches
-        for name, discriminator in self.discriminators.items():
+        warm_up = system.game.warm_up * system.trainer.accumulate_grad_batches
+        for name, discriminator in system.discriminators.items():
             pairs = discriminator.draw_pairs(sources, align(leaf, order), mixture)
             judgement = discriminator.judge(pairs)
             gradient = adversarial_gradient(judgement.adversarial_loss, leaf)
@@ -181,26 +197,16 @@ class AdversarialPIT(Universal, System):
             discriminator_loss = discriminator_loss + judgement.own_loss
         return Gradients(values, total, discriminator_loss)
 
-    def on_before_optimizer_step(self, optimizer):
-        if self.step != "adversarial":
-            return
-        for discriminator in self.discriminators.values():
+    def before_update(self) -> None:
+        """Let discriminators rest that are too good at present."""
+        for discriminator in self.system.discriminators.values():
             # Devices have met different tuples; if one alone let a discriminator rest, its weights would differ there.
-            mean_accuracy = self.trainer.strategy.reduce(discriminator.accuracy, reduce_op="mean")
+            strategy = self.system.trainer.strategy
+            mean_accuracy = strategy.reduce(discriminator.accuracy, reduce_op="mean")
             discriminator.accuracy.copy_(mean_accuracy)
             if discriminator.is_saturated():
                 for parameter in discriminator.parameters():
                     parameter.grad = None  # zeros would still move it by its momentum
-
-    def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ):
-        """Clip separator and each discriminator by themselves: joint clipping would let one starve the others."""
-        # Lightning's 0 and None are no limit.
-        if not gradient_clip_val or gradient_clip_val < 0:
-            return
-        for part in [self.masking, *self.discriminators.values()]:
-            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
 
 def adversarial_gradient(loss: Tensor, estimates: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ class BlindSeparation(System):
         taps, delay, reference: see `local_models.auxiva.auxiva.AuxIVA`.
     """
 
-    step_names = ()
     n_mics = None
 
     def __init__(
@@ -46,6 +45,10 @@ class BlindSeparation(System):
         self.stft = Stft(4 * hop, hop)
         models = {"laplace": Laplace, "gauss": Gauss, "nmf": functools.partial(NMF, n_basis)}
         self.separation = AuxIVA(models[model](), update, n_iter, taps, delay, reference)
+
+    @classmethod
+    def training_steps(cls):
+        return {}
 
     def separate_centred(self, mixture):
         """(batch, mic, time) to (batch, source, time), as loud as at the reference microphone."""

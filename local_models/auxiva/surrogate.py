@@ -147,7 +147,6 @@ class SurrogateIVA(System):
         reference: microphone of the estimates, from 0.
     """
 
-    step_names = ("joint",)
     n_mics = None
     leaves_out_bad_batches = True  # the updates invert matrices, which may be singular
 

@@ -73,6 +73,15 @@ class FrontEnd(nn.Module):
         code = code + 1e-8  # silence is shared equally
         return code / code.sum(dim=1, keepdim=True)
 
+    def oracle_latents(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        """The mixture's code under the oracle masks, (batch, n_src, n_basis, frames): the targets of step 2.
+
+        Args:
+            mixture: (batch, time).
+            sources: (batch, n_src, time).
+        """
+        return self.oracle_masks(sources) * self.encode(mixture)[:, None]
+
     def decode(self, latents: torch.Tensor, length: int) -> torch.Tensor:
         """Latents (batch, n_src, n_basis, frames) to signals (batch, n_src, `length`)."""
         batch, n_src, n_basis, frames = latents.shape

@@ -73,14 +73,16 @@ class StepCheckpoints(TorchCheckpointIO):
         self.system = system
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
-        save(checkpoint | {STEP: self.system.step}, path)
+        save(checkpoint | {STEP: self.system.step.name}, path)
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
         remedy = f"delete {Path(path).parent} to train this step anew"
         checkpoint = read_checkpoint(path, remedy)
         step = checkpoint.get(STEP)
-        if step != self.system.step:
-            raise UserError(f"{path} is of step `{step}`, not of `{self.system.step}`: {remedy}")
+        if step != self.system.step.name:
+            raise UserError(
+                f"{path} is of step `{step}`, not of `{self.system.step.name}`: {remedy}"
+            )
         check_fits(checkpoint, self.system, path, remedy)
         return checkpoint
 

@@ -354,7 +354,7 @@ def build(config: Namespace) -> Experiment:
 def check_steps(config: Namespace, where: str) -> None:
     """Stop at a training step that the system does not have."""
     system_class: Any = pydoc.locate(config.system.class_path)
-    known = system_class.step_names
+    known = list(system_class.training_steps())
     if not config.steps:
         raise UserError(
             f"{where}: steps is empty; {config.system.class_path} has {', '.join(known)}"

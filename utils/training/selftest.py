@@ -109,7 +109,7 @@ def _check_learning(rehearsal, before, step, trainer) -> None:
     }
     if not trained & moved:
         raise UserError(
-            f"self-test: three updates of step `{rehearsal.step}` changed no weight; is steps.*.optim.lr zero?"
+            f"self-test: three updates of step `{rehearsal.step.name}` changed no weight; is steps.*.optim.lr zero?"
         )
     # an optimiser that was given all parameters moves frozen ones too, by weight decay
     frozen = {
@@ -117,7 +117,7 @@ def _check_learning(rehearsal, before, step, trainer) -> None:
     }
     if frozen & moved:
         raise UserError(
-            f"self-test: step `{rehearsal.step}` changed what it should leave alone: {sorted(frozen & moved)[:3]}"
+            f"self-test: step `{rehearsal.step.name}` changed what it should leave alone: {sorted(frozen & moved)[:3]}"
         )
     if step.monitor not in trainer.callback_metrics:
         logged = ", ".join(
@@ -132,7 +132,7 @@ def _check_saving(rehearsal: System, system_config: dict) -> None:
         exp = Path(folder)
         # config.yml is what makes networks of the user's own trusted
         write_text(exp / "config.yml", yaml.safe_dump({"system": system_config}))
-        checkpoint = exp / str(rehearsal.step) / "best.ckpt"
+        checkpoint = exp / rehearsal.step.name / "best.ckpt"
         checkpoint.parent.mkdir()
         save(pack(system_config, rehearsal.state_dict()), checkpoint)
         try:

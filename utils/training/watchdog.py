@@ -34,9 +34,9 @@ class Watchdog(pl.Callback):
         if self.rehearsal:
             return
         try:
-            system.check_updates(int(trainer.estimated_stepping_batches))
+            system.step.check_updates(int(trainer.estimated_stepping_batches))
         except ValueError as error:
-            raise UserError(f"steps.{system.step}: {error}") from None
+            raise UserError(f"steps.{system.step.name}: {error}") from None
 
     # ---- each batch
 
@@ -95,7 +95,7 @@ class Watchdog(pl.Callback):
     # ---- words
 
     def _place(self, trainer, system) -> str:
-        place = f"step `{system.step}`, epoch {trainer.current_epoch + 1}"
+        place = f"step `{system.step.name}`, epoch {trainer.current_epoch + 1}"
         if self._index is not None:
             place += f", batch {self._index + 1}"
         return place
@@ -105,7 +105,7 @@ class Watchdog(pl.Callback):
         mixtures = f" Look at the mixtures {', '.join(self._ids)}." if self._ids else ""
         return (
             f"{begin}{self._place(trainer, system)}: {problem}.{mixtures} If the files are sound, lower "
-            f"steps.{system.step}.optim.lr or steps.{system.step}.gradient_clip, with a --tag of its own. "
+            f"steps.{system.step.name}.optim.lr or steps.{system.step.name}.gradient_clip, with a --tag of its own. "
             "What was saved before stays, and the same command goes on from there"
         )
 
@@ -139,7 +139,7 @@ def _bad_validation_batch(trainer, system) -> list[str]:
         for batch in trainer.val_dataloaders or ():
             on_device = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
-                values = system.losses(on_device).values()
+                values = system.step.losses(on_device).values()
             if not all(value is None or bool(value.isfinite().all()) for value in values):
                 return list(batch["id"])
     finally:

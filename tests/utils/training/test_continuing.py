@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 
-from local_models.two_step import TwoStep
 from tests.utils.training.small_training import (
     CONFIG,
     FRONTEND,
     arguments,
     assert_same_training,
     assert_same_tree,
+    change_losses,
     metrics,
     train_until,
     whole_state,
@@ -42,17 +42,16 @@ def conf(tmp_path):
 @pytest.fixture
 def random_losses(monkeypatch):
     """Losses that use each of the global generators, as dropout and random numbers of iterations do."""
-    original = TwoStep.losses
 
-    def losses(self, batch):
-        if self.training:
+    def changed(original, step, batch):
+        if step.system.training:
             factor = (
                 1 + 0.1 * torch.rand(()).item() + 0.1 * np.random.rand() + 0.1 * random.random()
             )
             batch = batch | {"mixture": factor * batch["mixture"]}
-        return original(self, batch)
+        return original(step, batch)
 
-    monkeypatch.setattr(TwoStep, "losses", losses)
+    change_losses(monkeypatch, changed)
 
 
 def killed_often(conf, manifests, exp, places, workers, *options):

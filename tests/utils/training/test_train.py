@@ -15,7 +15,7 @@ import soundfile as sf
 import torch
 import yaml
 
-from local_models.two_step import TwoStep
+from local_models.two_step.system import FrontEndStep
 from tests.utils.training.small_training import FRONTEND, arguments, follow, refusal, write_conf
 from utils import train
 from utils.errors import UserError
@@ -107,14 +107,15 @@ def test_networks_run_in_the_precision_asked_for(
     conf, tone_manifests, tmp_path, monkeypatch, precision, dtype
 ):
     seen = set()
-    original = TwoStep.losses
+    original = FrontEndStep.losses
 
-    def losses(self, batch):
-        is_lower = torch.is_autocast_enabled(self.device.type)
-        seen.add(torch.get_autocast_dtype(self.device.type) if is_lower else None)
-        return original(self, batch)
+    def losses(step, batch):
+        device = step.system.device.type
+        is_lower = torch.is_autocast_enabled(device)
+        seen.add(torch.get_autocast_dtype(device) if is_lower else None)
+        return original(step, batch)
 
-    monkeypatch.setattr(TwoStep, "losses", losses)
+    monkeypatch.setattr(FrontEndStep, "losses", losses)
     followed(conf, tone_manifests, tmp_path / "exp", f"steps.frontend.precision={precision}")
     assert seen == {dtype}
 
