@@ -342,7 +342,9 @@ ARRAYS = Recipe(
     {
         "description": "tiny",
         "extends": str(ROOT / "egs/multichannel/conf/mini_surrogate_iss.yml"),
-        "system": {"init_args": {"sample_rate": 8000, "n_fft": 512, "hop": 128, "train_iter": [1, 2]}},
+        "system": {
+            "init_args": {"sample_rate": 8000, "n_fft": 512, "hop": 128, "train_iter": [1, 2]}
+        },
         "data": {"segment": 1.0, "valid_segment": 1.0, "epoch_size": 4, "valid_size": 2},
         "runtime": RUNTIME,
         "steps": {"joint": small_training(3)},
