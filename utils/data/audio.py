@@ -8,6 +8,7 @@ import signal
 import stat
 import threading
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import soundfile as sf
@@ -113,12 +114,12 @@ class Reader:
         UserError: as of `read`.
     """
 
-    def __init__(self, path, salvage=False):
+    def __init__(self, path: str | Path, salvage: bool = False):
         self.path = path
         self.salvage = salvage
         self.position = 0
         self._descriptor = _open_regular_file(path)
-        self._sound = None
+        self._sound: Any = None
         try:
             self._open()
         except BaseException:
@@ -243,10 +244,10 @@ class Reader:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -378,7 +379,9 @@ def _about_sphere(path):
     )
 
 
-def encoded(audio, sample_rate, container, subtype=None):
+def encoded(
+    audio: np.ndarray, sample_rate: int, container: str, subtype: str | None = None
+) -> memoryview:
     """The bytes of an audio file.
 
     Args:

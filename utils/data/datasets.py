@@ -5,7 +5,7 @@ of loader workers and, over all ranks together, of devices.
 """
 
 import dataclasses
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,7 @@ class EpochSampler(Sampler):
         """Whether this batch of validation is there for the number of batches only, and counts for nothing."""
         return self._has_repetition() and batch_index == (len(self) - 1) // self.batch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         # Drawn when the iterator is made, not when a worker asks for the first key.
         if self.shuffle:
             order = rng_of(self.seed, self.epoch).permutation(self.n_items)

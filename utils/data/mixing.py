@@ -153,7 +153,7 @@ def mix_utterances(
     return mixture * (PEAK / peak), sources * (PEAK / peak)
 
 
-def peak_of(*signals):
+def peak_of(*signals: np.ndarray) -> float:
     """The greatest absolute sample of all."""
     return max(np.abs(signal).max() for signal in signals)
 

@@ -11,7 +11,7 @@ import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ def make_rooms(
     Raises:
         UserError: the folder holds rooms of other rules, another seed or version; no room keeps the rules.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "version": VERSION,
         "seed": seed,
         "n_src": n_src,
