@@ -11,6 +11,9 @@ from torch import Tensor
 from local_models.silence import active
 
 EPS = 1e-8
+SILENT_SNR_MAX = (
+    20.0  # dB below the mixture at which the loss of a silent source ends, as published
+)
 
 
 class LogMSE:
@@ -18,21 +21,17 @@ class LogMSE:
 
     With energies summed over time, source s, estimate e and mixture m:
     10 log10(10^(-snr_max/10) |s|^2 + |s - e|^2) for an active source, which ends at `snr_max`, and
-    `silent_weight` * 10 log10(10^(-silent_snr_max/10) |m|^2 + |e|^2) for a silent one, which ends so far below the
+    `silent_weight` * 10 log10(10^(-SILENT_SNR_MAX/10) |m|^2 + |e|^2) for a silent one, which ends so far below the
     mixture. The permutation minimises the sum of 10 log10 |s - e|^2, without thresholds. All in float32 at least, under
     autocast too.
 
     Args:
         snr_max: in dB.
-        silent_snr_max: in dB.
         silent_weight: of silent slots; 0 leaves them without gradient.
     """
 
-    def __init__(
-        self, snr_max: float = 30.0, silent_snr_max: float = 20.0, silent_weight: float = 1.0
-    ):
+    def __init__(self, snr_max: float = 30.0, silent_weight: float = 1.0):
         self.snr_max = snr_max
-        self.silent_snr_max = silent_snr_max
         self.silent_weight = silent_weight
 
     def __call__(
@@ -56,7 +55,7 @@ class LogMSE:
             active_loss = decibels(threshold + error)
 
             # Silent ones: the same, with the energy of the mixture in place of the source's.
-            tau = 10 ** (-self.silent_snr_max / 10)
+            tau = 10 ** (-SILENT_SNR_MAX / 10)
             threshold = tau * mixture.square().sum(-1, keepdim=True)
             error = aligned.square().sum(-1)
             silent_loss = self.silent_weight * decibels(threshold + error)

@@ -60,7 +60,7 @@ class AdversarialPIT(Universal, System):
         n_src: number of slots.
         sample_rate: in Hz.
         window, hop, edges: see `stft_masking.StftMasking`.
-        snr_max, silent_snr_max, silent_weight: of the PIT loss, see `log_mse.LogMSE`.
+        snr_max, silent_weight: of the PIT loss, see `log_mse.LogMSE`.
         discriminators: those of step `adversarial`.
         game: how the separator and they train each other.
     """
@@ -76,14 +76,13 @@ class AdversarialPIT(Universal, System):
         hop: Count = 128,
         edges: Literal["published", "padded"] = "published",
         snr_max: float = 30.0,
-        silent_snr_max: float = 20.0,
         silent_weight: NonNegative = 1.0,
         discriminators: Sequence[DiscriminatorOptions] = (),
         game: Game | None = None,
     ):
         super().__init__(n_src, sample_rate)
         self.masking = StftMasking(network, n_src, window, hop, edges)
-        self.loss_of = LogMSE(snr_max, silent_snr_max, silent_weight)
+        self.loss_of = LogMSE(snr_max, silent_weight)
         self.game = game or Game()
         # Names tell them apart in weights and logs.
         names = [options.name for options in discriminators]

@@ -1,6 +1,6 @@
 """Separation losses in the latent space of a front end, as pairwise matrices for permutation-invariant training.
 
-Estimates and targets are masked mixture codes or masks, (batch, source, basis, frame); the result is the negative
+Estimates and targets are masked mixture codes, (batch, source, basis, frame); the result is the negative
 ratio in dB (batch, estimate, target). `si_sdr` is the loss of the two-step paper (arXiv 1910.09804). Its targets share
 the non-negative code of the mixture, so that a constant mask already scores well; the variants take that common part
 away or weight it.

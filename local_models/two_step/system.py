@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr, pairwise_neg_snr
+from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from torch import Tensor, nn
 
 from local_models.fast_asteroid import accelerate
@@ -37,10 +37,8 @@ class TwoStep(System):
         kernel_size: length of its bases in samples; the hop is half of it.
         decoder: `private` (one a source, the paper) or `shared`.
         oracle_mask: `softmax` (the paper) or `ratio`.
-        target: what step `separator` fits: `latent` (masked mixture code, the paper) or `mask`.
-        latent_loss: its loss, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents against the
-            decoded targets.
-        time_loss: loss of the other steps, `si_sdr` (the paper) or `snr`.
+        latent_loss: of step `separator`, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents
+            against the decoded targets.
     """
 
     def __init__(
@@ -52,19 +50,16 @@ class TwoStep(System):
         kernel_size: int = 21,
         decoder: Literal["private", "shared"] = "private",
         oracle_mask: Literal["softmax", "ratio"] = "softmax",
-        target: Literal["latent", "mask"] = "latent",
         latent_loss: LatentLoss = "si_sdr",
-        time_loss: Literal["si_sdr", "snr"] = "si_sdr",
     ):
         super().__init__(n_src, sample_rate)
         if n_src < 2:
             raise ValueError(
                 "n_src 1: masks that sum to one over a single source are one; add a source for the rest"
             )
-        self.target, self.latent_loss = target, latent_loss
+        self.latent_loss = latent_loss
         self.frontend = FrontEnd(n_src, n_basis, kernel_size, decoder, oracle_mask)
         self.separator = accelerate(separator(n_basis, n_src))
-        self.pairwise_time_loss = pairwise_neg_sisdr if time_loss == "si_sdr" else pairwise_neg_snr
         self.register_buffer("gain_cross", torch.zeros(n_src))
         self.register_buffer("gain_power", torch.zeros(n_src))
 
@@ -169,7 +164,7 @@ class FrontEndStep(TrainingStep):
             latents = system.frontend.oracle_latents(mixture, sources)
             estimates = system.frontend.decode(latents, mixture.shape[-1])
             # Each decoder has its source: there is no order to find.
-            pairwise = system.pairwise_time_loss(estimates, sources)
+            pairwise = pairwise_neg_sisdr(estimates, sources)
             values = {"loss": pairwise.diagonal(dim1=1, dim2=2).mean()}
             if not system.training:
                 known = torch.arange(system.n_src, device=mixture.device).expand(len(mixture), -1)
@@ -189,53 +184,39 @@ class SeparatorStep(TrainingStep):
         system = self.system
         mixture, sources = system.normalised(batch)
         with torch.no_grad(), system.full_precision():
-            code = system.frontend.encode(mixture)
-            oracle = system.frontend.oracle_masks(sources)
-        masks = system.separator(code)
+            code = system.frontend.encode(mixture)[:, None]
+            targets = system.frontend.oracle_masks(sources) * code
+        masks = system.separator(code[:, 0])
         with system.full_precision():
-            masks = masks.float()
-            pairwise = self.pairwise(masks, oracle, code, system.latent_loss)
+            latents = masks.float() * code
+            pairwise = self.pairwise(latents, targets, system.latent_loss)
             loss, order = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}
             if not system.training:
-                values |= self._latent_scores(masks, oracle, code, order)
-                estimates = system.frontend.decode(masks * code[:, None], mixture.shape[-1])
+                values |= self._latent_scores(latents, targets, code, order)
+                estimates = system.frontend.decode(latents, mixture.shape[-1])
                 values |= system.validation_scores(estimates, mixture, sources)
         return values
 
-    def pairwise(self, masks: Tensor, oracle: Tensor, code: Tensor, loss: LatentLoss) -> Tensor:
-        """A latent loss of masks against oracle masks.
-
-        Args:
-            masks, oracle: (batch, n_src, basis, frame).
-            code: of the mixture, (batch, basis, frame).
-            loss: its name.
-
-        Returns:
-            (batch, n_src, n_src), estimate by source.
-        """
+    def pairwise(self, latents: Tensor, targets: Tensor, loss: LatentLoss) -> Tensor:
+        """A latent loss of all pairs: (batch, n_src, basis, frame) twice to (batch, n_src, n_src), latent by target."""
         frontend = self.system.frontend
         if loss == "decoder_metric":
-            length = code.shape[-1] * frontend.hop
-            estimates = frontend.decode(masks * code[:, None], length)
-            targets = frontend.decode(oracle * code[:, None], length)
-            return pairwise_neg_sisdr(estimates, targets)
-        if self.system.target == "mask":
-            estimates = masks
-            targets = oracle
-        else:
-            estimates = masks * code[:, None]
-            targets = oracle * code[:, None]
+            length = latents.shape[-1] * frontend.hop
+            estimates = frontend.decode(latents, length)
+            return pairwise_neg_sisdr(estimates, frontend.decode(targets, length))
         if loss == "energy_weighted":
-            return latent_losses.energy_weighted(estimates, targets, frontend.basis_energy())
-        return getattr(latent_losses, loss)(estimates, targets)
+            return latent_losses.energy_weighted(latents, targets, frontend.basis_energy())
+        return getattr(latent_losses, loss)(latents, targets)
 
-    def _latent_scores(self, masks, oracle, code, order) -> dict[str, Tensor]:
+    def _latent_scores(
+        self, latents: Tensor, targets: Tensor, code: Tensor, order: Tensor
+    ) -> dict[str, Tensor]:
         """The paper's latent SI-SDR in the order of the loss, and that of a mask that is the same everywhere."""
-        pairwise = self.pairwise(masks, oracle, code, "si_sdr")
+        pairwise = self.pairwise(latents, targets, "si_sdr")
         reached = PITLossWrapper.reorder_source(pairwise, order).diagonal(dim1=1, dim2=2)
-        constant = torch.full_like(oracle, 1 / self.system.n_src)
-        floor = self.pairwise(constant, oracle, code, "si_sdr").diagonal(dim1=1, dim2=2)
+        constant = (1 / self.system.n_src * code).expand_as(targets)
+        floor = self.pairwise(constant, targets, "si_sdr").diagonal(dim1=1, dim2=2)
         return {"latent_si_sdr": -reached.mean(), "constant_mask_latent_si_sdr": -floor.mean()}
 
 
@@ -252,7 +233,7 @@ class WaveformStep(TrainingStep):
         mixture, sources = system.normalised(batch)
         estimates = system.estimate(mixture)
         with system.full_precision():
-            loss, _ = PITLossWrapper.find_best_perm(system.pairwise_time_loss(estimates, sources))
+            loss, _ = PITLossWrapper.find_best_perm(pairwise_neg_sisdr(estimates, sources))
             values = {"loss": loss.mean()}
             if not system.training:
                 values |= system.validation_scores(estimates, mixture, sources)
