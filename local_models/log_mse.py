@@ -56,7 +56,8 @@ class LogMSE:
 
             # Silent ones: the same, with the energy of the mixture in place of the source's.
             tau = 10 ** (-SILENT_SNR_MAX / 10)
-            threshold = tau * mixture.square().sum(-1, keepdim=True)
+            energy_of_mixture = mixture.square().sum(-1, keepdim=True)
+            threshold = tau * energy_of_mixture
             error = aligned.square().sum(-1)
             silent_loss = self.silent_weight * decibels(threshold + error)
 
@@ -81,9 +82,9 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
     """
     # |s - e|^2 = |s|^2 + |e|^2 - 2 s.e for all pairs at once: (batch, estimate, source)
     cross = torch.bmm(estimates, sources.transpose(1, 2))
-    energy_of_estimates = estimates.square().sum(-1)[..., None]
-    energy_of_sources = sources.square().sum(-1)[:, None]
-    error = energy_of_sources + energy_of_estimates - 2 * cross
+    energy_of_estimates = estimates.square().sum(-1)
+    energy_of_sources = sources.square().sum(-1)
+    error = energy_of_sources[:, None] + energy_of_estimates[..., None] - 2 * cross
     # Rounding may bring an error of nothing below zero.
     pairwise = decibels(error.clamp(min=0))
     # Up to 6 sources all orders are tried at once; Asteroid's assignment, example by example, is for more.
@@ -98,5 +99,6 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
 
 def align(estimates: Tensor, order: Tensor) -> Tensor:
     """Estimates (batch, n_src, time) in the order of their sources, `order` (batch, n_src); gradients pass."""
-    index = order[..., None].expand(-1, -1, estimates.shape[-1])
+    time = estimates.shape[-1]
+    index = order[..., None].expand(-1, -1, time)
     return estimates.gather(1, index)

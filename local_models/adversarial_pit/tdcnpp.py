@@ -52,7 +52,8 @@ class TDCNpp(nn.Module):
         self.summary_chan = bn_chan
         self.exponent = exponent
         # In frames: a repeat reaches (kernel_size - 1) (1 + 2 + 4 + ...) of them.
-        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)
+        reach_of_repeat = (kernel_size - 1) * (2**n_blocks - 1)
+        self.receptive_field = 1 + n_repeats * reach_of_repeat
         self.norm = ScalarNorm()
         self.bottleneck = ScaledDense(n_freq, bn_chan)
         self.blocks = nn.ModuleList()

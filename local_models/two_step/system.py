@@ -92,7 +92,8 @@ class TwoStep(System):
         mixture, level = normalise(without_offset(mixture))
         sources = without_offset(sources) / level[:, None].clamp(min=SMALLEST_LEVEL)
         latents = self.frontend.oracle_latents(mixture, sources)
-        return self._calibrate(self.frontend.decode(latents, mixture.shape[-1]), level)
+        estimates = self.frontend.decode(latents, mixture.shape[-1])
+        return self._calibrate(estimates, level)
 
     def estimate(self, mixture: Tensor) -> Tensor:
         """Normalised mixture (batch, time) to estimates (batch, n_src, time), not yet calibrated."""
@@ -100,14 +101,16 @@ class TwoStep(System):
             code = self.frontend.encode(mixture)
         masks = self.separator(code)
         with self.full_precision():
-            return self.frontend.decode(masks.float() * code[:, None], mixture.shape[-1])
+            latents = masks.float() * code[:, None]
+            return self.frontend.decode(latents, mixture.shape[-1])
 
     def _calibrate(self, estimates, level):
         """Sign and level of the sources, and no offset: SI-SDR is blind to all three."""
-        gain = torch.where(
-            self.gain_power > 0, self.gain_cross / self.gain_power.clamp(min=1e-12), 1.0
-        )
-        return (estimates - estimates.mean(-1, keepdim=True)) * gain[:, None] * level[:, None]
+        # The gain of each decoder, sum e.s / sum |e|^2 over the validation set; 1 before there was any.
+        power = self.gain_power.clamp(min=1e-12)
+        gain = torch.where(self.gain_power > 0, self.gain_cross / power, 1.0)
+        estimates = estimates - estimates.mean(-1, keepdim=True)
+        return estimates * gain[:, None] * level[:, None]
 
     # ---- what the training steps share
 
@@ -118,6 +121,7 @@ class TwoStep(System):
         return mixture, sources
 
     def on_validation_epoch_start(self):
+        # The gains are those of the present weights.
         self.gain_cross.zero_()
         self.gain_power.zero_()
 
@@ -135,15 +139,17 @@ class TwoStep(System):
         pairwise = pairwise_neg_sisdr(estimates, sources)
         if order is None:
             _, order = PITLossWrapper.find_best_perm(pairwise)
-        reached = -pairwise.gather(1, order[:, None]).mean()
+        si_sdr = -pairwise.gather(1, order[:, None]).mean()
         # The source that belongs to each estimate.
         matched = torch.empty_like(sources)
-        matched.scatter_(1, order[..., None].expand_as(sources), sources)
-        # The gain that brings estimate e nearest to source s is e.s / |e|^2.
+        index = order[..., None].expand_as(sources)
+        matched.scatter_(1, index, sources)
+        # The gain that brings estimate e nearest to source s is e.s / |e|^2: both parts, summed over the examples.
         estimates = estimates - estimates.mean(-1, keepdim=True)
-        self.gain_cross += (estimates * matched).sum(dim=(0, 2))
+        cross = estimates * matched
+        self.gain_cross += cross.sum(dim=(0, 2))
         self.gain_power += estimates.square().sum(dim=(0, 2))
-        return validation_scores(reached, mixture, sources)
+        return validation_scores(si_sdr, mixture, sources)
 
 
 class FrontEndStep(TrainingStep):
@@ -163,12 +169,14 @@ class FrontEndStep(TrainingStep):
         with system.full_precision():
             latents = system.frontend.oracle_latents(mixture, sources)
             estimates = system.frontend.decode(latents, mixture.shape[-1])
-            # Each decoder has its source: there is no order to find.
+            # SI-SDR in time. Each decoder has its source: there is no order to find.
             pairwise = pairwise_neg_sisdr(estimates, sources)
-            values = {"loss": pairwise.diagonal(dim1=1, dim2=2).mean()}
+            loss = pairwise.diagonal(dim1=1, dim2=2)
+            values = {"loss": loss.mean()}
             if not system.training:
-                known = torch.arange(system.n_src, device=mixture.device).expand(len(mixture), -1)
-                values |= system.validation_scores(estimates, mixture, sources, known)
+                order = torch.arange(system.n_src, device=mixture.device)
+                order = order.expand(len(mixture), -1)
+                values |= system.validation_scores(estimates, mixture, sources, order)
         return values
 
 
@@ -183,12 +191,14 @@ class SeparatorStep(TrainingStep):
     def losses(self, batch: dict) -> dict[str, Tensor]:
         system = self.system
         mixture, sources = system.normalised(batch)
+        # The target of each source is the mixture's code under its oracle mask, v = m E(x).
         with torch.no_grad(), system.full_precision():
-            code = system.frontend.encode(mixture)[:, None]
-            targets = system.frontend.oracle_masks(sources) * code
-        masks = system.separator(code[:, 0])
+            code = system.frontend.encode(mixture)
+            oracle = system.frontend.oracle_masks(sources)
+            targets = oracle * code[:, None]
+        masks = system.separator(code)
         with system.full_precision():
-            latents = masks.float() * code
+            latents = masks.float() * code[:, None]
             pairwise = self.pairwise(latents, targets, system.latent_loss)
             loss, order = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}
@@ -214,10 +224,16 @@ class SeparatorStep(TrainingStep):
     ) -> dict[str, Tensor]:
         """The paper's latent SI-SDR in the order of the loss, and that of a mask that is the same everywhere."""
         pairwise = self.pairwise(latents, targets, "si_sdr")
-        reached = PITLossWrapper.reorder_source(pairwise, order).diagonal(dim1=1, dim2=2)
-        constant = (1 / self.system.n_src * code).expand_as(targets)
-        floor = self.pairwise(constant, targets, "si_sdr").diagonal(dim1=1, dim2=2)
-        return {"latent_si_sdr": -reached.mean(), "constant_mask_latent_si_sdr": -floor.mean()}
+        ordered = PITLossWrapper.reorder_source(pairwise, order)
+        own = ordered.diagonal(dim1=1, dim2=2)
+        # What equal shares of the mixture's code have: no separation at all.
+        share = 1 / self.system.n_src * code
+        shares = share[:, None].expand_as(targets)
+        floor = self.pairwise(shares, targets, "si_sdr").diagonal(dim1=1, dim2=2)
+        return {
+            "latent_si_sdr": -own.mean(),
+            "constant_mask_latent_si_sdr": -floor.mean(),
+        }
 
 
 class WaveformStep(TrainingStep):
@@ -233,7 +249,8 @@ class WaveformStep(TrainingStep):
         mixture, sources = system.normalised(batch)
         estimates = system.estimate(mixture)
         with system.full_precision():
-            loss, _ = PITLossWrapper.find_best_perm(pairwise_neg_sisdr(estimates, sources))
+            pairwise = pairwise_neg_sisdr(estimates, sources)
+            loss, _ = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}
             if not system.training:
                 values |= system.validation_scores(estimates, mixture, sources)
@@ -243,4 +260,5 @@ class WaveformStep(TrainingStep):
 def normalise(mixture: Tensor) -> tuple[Tensor, Tensor]:
     """Divide (batch, time) by its standard deviation; returns that too, (batch, 1). Silence stays silence."""
     level = mixture.std(dim=-1, keepdim=True, correction=0)
-    return mixture / level.clamp(min=SMALLEST_LEVEL), level
+    normalised = mixture / level.clamp(min=SMALLEST_LEVEL)
+    return normalised, level
