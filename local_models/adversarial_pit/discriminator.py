@@ -137,23 +137,30 @@ class Discriminator(nn.Module):
         accuracies = []
         for real, fake in zip(real_scores, fake_scores, strict=True):
             # Hinge: max(0, 1 - D(real)) + max(0, 1 + D(fake)) for the discriminator, -D(fake) for the separator.
-            own_losses.append(F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+            real_loss = F.relu(1 - real).mean()
+            fake_loss = F.relu(1 + fake).mean()
+            own_losses.append(real_loss + fake_loss)
             adversarial_losses.append(-fake.mean())
-            right = (real > 0).float().mean() + (fake < 0).float().mean()
-            accuracies.append(right / 2)
+            # Half of the tuples are real.
+            right_of_real = (real > 0).float().mean()
+            right_of_fake = (fake < 0).float().mean()
+            accuracies.append((right_of_real + right_of_fake) / 2)
         accuracy = torch.stack(accuracies).mean()
         with torch.no_grad():
             self.updates += 1
             self.accuracy.lerp_(accuracy, 1 - DECAY)
 
+        # Each scale counts alike.
         own_loss = torch.stack(own_losses).mean()
+        adversarial_loss = torch.stack(adversarial_losses).mean()
+        is_trained = not self.is_saturated()
         log = {
             "real": mean_score(real_scores),
             "fake": mean_score(fake_scores),
             "accuracy": accuracy,
-            "trained": torch.tensor(float(not self.is_saturated()), device=own_loss.device),
+            "trained": torch.tensor(float(is_trained), device=own_loss.device),
         }
-        return Judgement(own_loss, torch.stack(adversarial_losses).mean(), log)
+        return Judgement(own_loss, adversarial_loss, log)
 
     def is_saturated(self) -> bool:
         """Whether it is too good at present to be trained further."""

@@ -60,7 +60,7 @@ class AdversarialPIT(Universal, System):
         n_src: number of slots.
         sample_rate: in Hz.
         window, hop, edges: see `stft_masking.StftMasking`.
-        snr_max, silent_snr_max, silent_weight: of the PIT loss, see `log_mse.LogMSE`.
+        snr_max, silent_weight: of the PIT loss, see `log_mse.LogMSE`.
         discriminators: those of step `adversarial`.
         game: how the separator and they train each other.
     """
@@ -76,14 +76,13 @@ class AdversarialPIT(Universal, System):
         hop: Count = 128,
         edges: Literal["published", "padded"] = "published",
         snr_max: float = 30.0,
-        silent_snr_max: float = 20.0,
         silent_weight: NonNegative = 1.0,
         discriminators: Sequence[DiscriminatorOptions] = (),
         game: Game | None = None,
     ):
         super().__init__(n_src, sample_rate)
         self.masking = StftMasking(network, n_src, window, hop, edges)
-        self.loss_of = LogMSE(snr_max, silent_snr_max, silent_weight)
+        self.loss_of = LogMSE(snr_max, silent_weight)
         self.game = game or Game()
         # Names tell them apart in weights and logs.
         names = [options.name for options in discriminators]
@@ -148,12 +147,17 @@ class AdversarialStep(TrainingStep):
 
     def optimizer(self, optimisation: Optimisation) -> torch.optim.Optimizer:
         """The separator has the settings of the step, the discriminators have their own."""
-        optimizer = optimisation.of(self.system.masking.parameters())
-        trained = [p for p in self.system.discriminators.parameters() if p.requires_grad]
-        of_discriminators = {"params": trained, "lr": self.system.game.lr}
+        system = self.system
+        optimizer = optimisation.of(system.masking.parameters())
+        of_discriminators = system.discriminators.parameters()
+        group = {
+            "params": [p for p in of_discriminators if p.requires_grad],
+            "lr": system.game.lr,
+        }
+        # Other optimisers than Adam and its relatives have no such setting.
         if "betas" in optimizer.defaults:
-            of_discriminators["betas"] = BETAS
-        optimizer.add_param_group(of_discriminators)
+            group["betas"] = BETAS
+        optimizer.add_param_group(group)
         return optimizer
 
     def training_loss(self, batch: dict) -> tuple[Tensor, Mapping[str, Tensor | None]]:
@@ -182,14 +186,15 @@ class AdversarialStep(TrainingStep):
         # Discriminators count batches; several may make one update.
         warm_up = system.game.warm_up * system.trainer.accumulate_grad_batches
         for name, discriminator in system.discriminators.items():
-            pairs = discriminator.draw_pairs(sources, align(leaf, order), mixture)
+            aligned = align(leaf, order)
+            pairs = discriminator.draw_pairs(sources, aligned, mixture)
             judgement = discriminator.judge(pairs)
             gradient = adversarial_gradient(judgement.adversarial_loss, leaf)
-            factor, share = discriminator.balancer(
-                gradient, pit_gradient, int(discriminator.updates)
-            )
+            n_batches = int(discriminator.updates)
+            factor, share = discriminator.balancer(gradient, pit_gradient, n_batches)
             log = judgement.log
-            if discriminator.updates > warm_up:
+            # The balancer follows the ratio during the warm-up too, the separator does not.
+            if n_batches > warm_up:
                 total = total + factor * gradient
                 log["share"] = share
             for key in LOGGED:

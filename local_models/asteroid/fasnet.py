@@ -18,8 +18,7 @@ class FasNet(System):
     Args:
         n_src: number of sources.
         sample_rate: in Hz.
-        enc_dim, feature_dim, hidden_dim, n_layers, window_ms, context_ms, chunk_size, hop_size: of the network, with
-            Asteroid's defaults.
+        enc_dim, feature_dim, hidden_dim, n_layers, chunk_size, hop_size: of the network, with Asteroid's defaults.
     """
 
     n_mics = None  # any number
@@ -33,8 +32,6 @@ class FasNet(System):
         feature_dim: int = 64,
         hidden_dim: int = 128,
         n_layers: int = 4,
-        window_ms: int = 4,
-        context_ms: int = 16,
         chunk_size: int = 50,
         hop_size: int = 25,
     ):
@@ -46,8 +43,6 @@ class FasNet(System):
             feature_dim=feature_dim,
             hidden_dim=hidden_dim,
             n_layers=n_layers,
-            window_ms=window_ms,
-            context_ms=context_ms,
             chunk_size=chunk_size,
             hop_size=hop_size,
         )

@@ -61,7 +61,8 @@ class AsteroidSystem(System):
         masks = self.model.forward_masker(code)
         with self.full_precision():
             masked = self.model.apply_masks(code, masks.to(code.dtype))
-            return pad_x_to_y(self.model.forward_decoder(masked), mixture)
+            estimates = self.model.forward_decoder(masked)
+            return pad_x_to_y(estimates, mixture)
 
     def losses(self, batch):
         mixture = batch["mixture"]

@@ -69,8 +69,10 @@ class FrontEnd(nn.Module):
         """Clean sources (batch, n_src, time) to masks (batch, n_src, n_basis, frames) that add up to one."""
         code = self.encode(sources)
         if self.mask == "softmax":
+            # m_i = exp(E(s_i)) / sum_j exp(E(s_j))
             return code.softmax(dim=1)
-        code = code + 1e-8  # silence is shared equally
+        # m_i = E(s_i) / sum_j E(s_j), where silence is shared equally
+        code = code + 1e-8
         return code / code.sum(dim=1, keepdim=True)
 
     def oracle_latents(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
@@ -84,11 +86,13 @@ class FrontEnd(nn.Module):
 
     def decode(self, latents: torch.Tensor, length: int) -> torch.Tensor:
         """Latents (batch, n_src, n_basis, frames) to signals (batch, n_src, `length`)."""
-        batch, n_src, n_basis, frames = latents.shape
-        if self.decoder.groups > 1:  # a decoder for each source
-            signals = self.decoder(latents.reshape(batch, n_src * n_basis, frames))
+        batch, n_src = latents.shape[:2]
+        if self.decoder.groups > 1:
+            # A decoder for each source: the sources are the groups of the channels.
+            signals = self.decoder(latents.flatten(1, 2))
         else:
-            signals = self.decoder(latents.reshape(batch * n_src, n_basis, frames))
+            # One for all of them: each source is an example.
+            signals = self.decoder(latents.flatten(0, 1))
             signals = signals.reshape(batch, n_src, -1)
         return signals[..., :length]
 

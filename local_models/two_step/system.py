@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr, pairwise_neg_snr
+from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from torch import Tensor, nn
 
 from local_models.fast_asteroid import accelerate
@@ -37,10 +37,8 @@ class TwoStep(System):
         kernel_size: length of its bases in samples; the hop is half of it.
         decoder: `private` (one a source, the paper) or `shared`.
         oracle_mask: `softmax` (the paper) or `ratio`.
-        target: what step `separator` fits: `latent` (masked mixture code, the paper) or `mask`.
-        latent_loss: its loss, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents against the
-            decoded targets.
-        time_loss: loss of the other steps, `si_sdr` (the paper) or `snr`.
+        latent_loss: of step `separator`, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents
+            against the decoded targets.
     """
 
     def __init__(
@@ -52,19 +50,16 @@ class TwoStep(System):
         kernel_size: int = 21,
         decoder: Literal["private", "shared"] = "private",
         oracle_mask: Literal["softmax", "ratio"] = "softmax",
-        target: Literal["latent", "mask"] = "latent",
         latent_loss: LatentLoss = "si_sdr",
-        time_loss: Literal["si_sdr", "snr"] = "si_sdr",
     ):
         super().__init__(n_src, sample_rate)
         if n_src < 2:
             raise ValueError(
                 "n_src 1: masks that sum to one over a single source are one; add a source for the rest"
             )
-        self.target, self.latent_loss = target, latent_loss
+        self.latent_loss = latent_loss
         self.frontend = FrontEnd(n_src, n_basis, kernel_size, decoder, oracle_mask)
         self.separator = accelerate(separator(n_basis, n_src))
-        self.pairwise_time_loss = pairwise_neg_sisdr if time_loss == "si_sdr" else pairwise_neg_snr
         self.register_buffer("gain_cross", torch.zeros(n_src))
         self.register_buffer("gain_power", torch.zeros(n_src))
 
@@ -97,7 +92,8 @@ class TwoStep(System):
         mixture, level = normalise(without_offset(mixture))
         sources = without_offset(sources) / level[:, None].clamp(min=SMALLEST_LEVEL)
         latents = self.frontend.oracle_latents(mixture, sources)
-        return self._calibrate(self.frontend.decode(latents, mixture.shape[-1]), level)
+        estimates = self.frontend.decode(latents, mixture.shape[-1])
+        return self._calibrate(estimates, level)
 
     def estimate(self, mixture: Tensor) -> Tensor:
         """Normalised mixture (batch, time) to estimates (batch, n_src, time), not yet calibrated."""
@@ -105,14 +101,16 @@ class TwoStep(System):
             code = self.frontend.encode(mixture)
         masks = self.separator(code)
         with self.full_precision():
-            return self.frontend.decode(masks.float() * code[:, None], mixture.shape[-1])
+            latents = masks.float() * code[:, None]
+            return self.frontend.decode(latents, mixture.shape[-1])
 
     def _calibrate(self, estimates, level):
         """Sign and level of the sources, and no offset: SI-SDR is blind to all three."""
-        gain = torch.where(
-            self.gain_power > 0, self.gain_cross / self.gain_power.clamp(min=1e-12), 1.0
-        )
-        return (estimates - estimates.mean(-1, keepdim=True)) * gain[:, None] * level[:, None]
+        # The gain of each decoder, sum e.s / sum |e|^2 over the validation set; 1 before there was any.
+        power = self.gain_power.clamp(min=1e-12)
+        gain = torch.where(self.gain_power > 0, self.gain_cross / power, 1.0)
+        estimates = estimates - estimates.mean(-1, keepdim=True)
+        return estimates * gain[:, None] * level[:, None]
 
     # ---- what the training steps share
 
@@ -123,6 +121,7 @@ class TwoStep(System):
         return mixture, sources
 
     def on_validation_epoch_start(self):
+        # The gains are those of the present weights.
         self.gain_cross.zero_()
         self.gain_power.zero_()
 
@@ -140,15 +139,17 @@ class TwoStep(System):
         pairwise = pairwise_neg_sisdr(estimates, sources)
         if order is None:
             _, order = PITLossWrapper.find_best_perm(pairwise)
-        reached = -pairwise.gather(1, order[:, None]).mean()
+        si_sdr = -pairwise.gather(1, order[:, None]).mean()
         # The source that belongs to each estimate.
         matched = torch.empty_like(sources)
-        matched.scatter_(1, order[..., None].expand_as(sources), sources)
-        # The gain that brings estimate e nearest to source s is e.s / |e|^2.
+        index = order[..., None].expand_as(sources)
+        matched.scatter_(1, index, sources)
+        # The gain that brings estimate e nearest to source s is e.s / |e|^2: both parts, summed over the examples.
         estimates = estimates - estimates.mean(-1, keepdim=True)
-        self.gain_cross += (estimates * matched).sum(dim=(0, 2))
+        cross = estimates * matched
+        self.gain_cross += cross.sum(dim=(0, 2))
         self.gain_power += estimates.square().sum(dim=(0, 2))
-        return validation_scores(reached, mixture, sources)
+        return validation_scores(si_sdr, mixture, sources)
 
 
 class FrontEndStep(TrainingStep):
@@ -168,12 +169,14 @@ class FrontEndStep(TrainingStep):
         with system.full_precision():
             latents = system.frontend.oracle_latents(mixture, sources)
             estimates = system.frontend.decode(latents, mixture.shape[-1])
-            # Each decoder has its source: there is no order to find.
-            pairwise = system.pairwise_time_loss(estimates, sources)
-            values = {"loss": pairwise.diagonal(dim1=1, dim2=2).mean()}
+            # SI-SDR in time. Each decoder has its source: there is no order to find.
+            pairwise = pairwise_neg_sisdr(estimates, sources)
+            loss = pairwise.diagonal(dim1=1, dim2=2)
+            values = {"loss": loss.mean()}
             if not system.training:
-                known = torch.arange(system.n_src, device=mixture.device).expand(len(mixture), -1)
-                values |= system.validation_scores(estimates, mixture, sources, known)
+                order = torch.arange(system.n_src, device=mixture.device)
+                order = order.expand(len(mixture), -1)
+                values |= system.validation_scores(estimates, mixture, sources, order)
         return values
 
 
@@ -188,55 +191,49 @@ class SeparatorStep(TrainingStep):
     def losses(self, batch: dict) -> dict[str, Tensor]:
         system = self.system
         mixture, sources = system.normalised(batch)
+        # The target of each source is the mixture's code under its oracle mask, v = m E(x).
         with torch.no_grad(), system.full_precision():
             code = system.frontend.encode(mixture)
             oracle = system.frontend.oracle_masks(sources)
+            targets = oracle * code[:, None]
         masks = system.separator(code)
         with system.full_precision():
-            masks = masks.float()
-            pairwise = self.pairwise(masks, oracle, code, system.latent_loss)
+            latents = masks.float() * code[:, None]
+            pairwise = self.pairwise(latents, targets, system.latent_loss)
             loss, order = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}
             if not system.training:
-                values |= self._latent_scores(masks, oracle, code, order)
-                estimates = system.frontend.decode(masks * code[:, None], mixture.shape[-1])
+                values |= self._latent_scores(latents, targets, code, order)
+                estimates = system.frontend.decode(latents, mixture.shape[-1])
                 values |= system.validation_scores(estimates, mixture, sources)
         return values
 
-    def pairwise(self, masks: Tensor, oracle: Tensor, code: Tensor, loss: LatentLoss) -> Tensor:
-        """A latent loss of masks against oracle masks.
-
-        Args:
-            masks, oracle: (batch, n_src, basis, frame).
-            code: of the mixture, (batch, basis, frame).
-            loss: its name.
-
-        Returns:
-            (batch, n_src, n_src), estimate by source.
-        """
+    def pairwise(self, latents: Tensor, targets: Tensor, loss: LatentLoss) -> Tensor:
+        """A latent loss of all pairs: (batch, n_src, basis, frame) twice to (batch, n_src, n_src), latent by target."""
         frontend = self.system.frontend
         if loss == "decoder_metric":
-            length = code.shape[-1] * frontend.hop
-            estimates = frontend.decode(masks * code[:, None], length)
-            targets = frontend.decode(oracle * code[:, None], length)
-            return pairwise_neg_sisdr(estimates, targets)
-        if self.system.target == "mask":
-            estimates = masks
-            targets = oracle
-        else:
-            estimates = masks * code[:, None]
-            targets = oracle * code[:, None]
+            length = latents.shape[-1] * frontend.hop
+            estimates = frontend.decode(latents, length)
+            return pairwise_neg_sisdr(estimates, frontend.decode(targets, length))
         if loss == "energy_weighted":
-            return latent_losses.energy_weighted(estimates, targets, frontend.basis_energy())
-        return getattr(latent_losses, loss)(estimates, targets)
+            return latent_losses.energy_weighted(latents, targets, frontend.basis_energy())
+        return getattr(latent_losses, loss)(latents, targets)
 
-    def _latent_scores(self, masks, oracle, code, order) -> dict[str, Tensor]:
+    def _latent_scores(
+        self, latents: Tensor, targets: Tensor, code: Tensor, order: Tensor
+    ) -> dict[str, Tensor]:
         """The paper's latent SI-SDR in the order of the loss, and that of a mask that is the same everywhere."""
-        pairwise = self.pairwise(masks, oracle, code, "si_sdr")
-        reached = PITLossWrapper.reorder_source(pairwise, order).diagonal(dim1=1, dim2=2)
-        constant = torch.full_like(oracle, 1 / self.system.n_src)
-        floor = self.pairwise(constant, oracle, code, "si_sdr").diagonal(dim1=1, dim2=2)
-        return {"latent_si_sdr": -reached.mean(), "constant_mask_latent_si_sdr": -floor.mean()}
+        pairwise = self.pairwise(latents, targets, "si_sdr")
+        ordered = PITLossWrapper.reorder_source(pairwise, order)
+        own = ordered.diagonal(dim1=1, dim2=2)
+        # What equal shares of the mixture's code have: no separation at all.
+        share = 1 / self.system.n_src * code
+        shares = share[:, None].expand_as(targets)
+        floor = self.pairwise(shares, targets, "si_sdr").diagonal(dim1=1, dim2=2)
+        return {
+            "latent_si_sdr": -own.mean(),
+            "constant_mask_latent_si_sdr": -floor.mean(),
+        }
 
 
 class WaveformStep(TrainingStep):
@@ -252,7 +249,8 @@ class WaveformStep(TrainingStep):
         mixture, sources = system.normalised(batch)
         estimates = system.estimate(mixture)
         with system.full_precision():
-            loss, _ = PITLossWrapper.find_best_perm(system.pairwise_time_loss(estimates, sources))
+            pairwise = pairwise_neg_sisdr(estimates, sources)
+            loss, _ = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}
             if not system.training:
                 values |= system.validation_scores(estimates, mixture, sources)
@@ -262,4 +260,5 @@ class WaveformStep(TrainingStep):
 def normalise(mixture: Tensor) -> tuple[Tensor, Tensor]:
     """Divide (batch, time) by its standard deviation; returns that too, (batch, 1). Silence stays silence."""
     level = mixture.std(dim=-1, keepdim=True, correction=0)
-    return mixture / level.clamp(min=SMALLEST_LEVEL), level
+    normalised = mixture / level.clamp(min=SMALLEST_LEVEL)
+    return normalised, level
