@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from local_models.system import System
 from utils import files
+from utils.arguments import add_trust
 from utils.data import audio
 from utils.errors import UserError, command, explain
 from utils.evaluation.apply import Separation
 from utils.evaluation.overlap_add import Blocks
 from utils.evaluation.wav import WavWriter, write_samples
 from utils.training.model_files import load_system
-from utils.training.trust import add_trust
 
 
 def separate_file(

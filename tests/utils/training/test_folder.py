@@ -26,7 +26,7 @@ from tests.utils.training.small_training import (
     write_conf,
 )
 from utils import train
-from utils.training import folder, lock
+from utils.training import folder, lock, steps
 
 HOLDER = """
 import os, sys, time
@@ -115,7 +115,7 @@ def test_a_moved_experiment_whose_epochs_are_all_done_is_finished(
 ):
     run = arguments(conf, tone_manifests, tmp_path / "old", *FRONTEND)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
+        patch.setattr(steps, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
         with pytest.raises(KeyError):
             train.main(run)
     shutil.copytree(tmp_path / "old", tmp_path / "copy")
@@ -217,7 +217,7 @@ def test_a_finished_experiment_that_can_only_be_read_is_left_alone(
     run = arguments(conf, tone_manifests, tmp_path / "exp", "steps.separator.epochs=1")
     train.main(run)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*")}
-    monkeypatch.setattr(train.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     train.main(run)
     assert capsys.readouterr().out.endswith("exp: already trained\n")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*")} == before
