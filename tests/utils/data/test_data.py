@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.support import write_set
+from utils.data import audio
 from utils.data.datasets import Batches, DynamicMixtures, EpochSampler, Mixtures, loaders
 from utils.data.scenes import Scenes
 from utils.data.songs import Songs
@@ -159,13 +160,19 @@ def test_ranks_get_equally_many_keys_and_repeat_none(size, world):
 
 
 def test_too_few_speakers_silent_speakers_and_missing_lists_are_messages(tone_manifests, tmp_path):
-    with pytest.raises(UserError, match="none_sources.csv.*Take data.dynamic_mixing out"):
+    with pytest.raises(UserError, match="none_sources.csv.*Remove data.dynamic_mixing"):
         DynamicMixtures(Split(tmp_path, "none", 2, 8000, 1), DynamicMixing())
     frame = pd.read_csv(tone_manifests / "train_sources.csv")
     frame["path"] = [str(tone_manifests / path) for path in frame["path"]]
     frame[frame.speaker == "s10"].to_csv(tmp_path / "one_sources.csv", index=False)
     with pytest.raises(UserError, match="1 speakers; a mixture needs 2"):
         DynamicMixtures(Split(tmp_path, "one", 2, 8000, 1), DynamicMixing())
+    audio.write(tmp_path / "silent.wav", np.zeros(8000), 8000)
+    rows = [{"speaker": name, "path": "silent.wav", "length": 8000} for name in "ab"]
+    pd.DataFrame(rows).to_csv(tmp_path / "silent_sources.csv", index=False)
+    silent = DynamicMixtures(Split(tmp_path, "silent", 2, 8000, 0.5), DynamicMixing())
+    with pytest.raises(UserError, match="silent, e.g. .*silent.wav: remove them"):
+        silent[0, 0]
 
 
 def test_speakers_are_texts_whatever_they_say(tone_manifests, tmp_path):
@@ -182,6 +189,10 @@ def test_speakers_are_texts_whatever_they_say(tone_manifests, tmp_path):
         DynamicMixtures(Split(tmp_path, "singles", 2, 8000, 0.1), DynamicMixing())
     frame.drop(columns="length").to_csv(tmp_path / "singles_sources.csv", index=False)
     with pytest.raises(UserError, match="speaker, path and length"):
+        DynamicMixtures(Split(tmp_path, "singles", 2, 8000, 0.1), DynamicMixing())
+    frame["length"] = "long"
+    frame[:-1].to_csv(tmp_path / "singles_sources.csv", index=False)
+    with pytest.raises(UserError, match="length must hold numbers of samples"):
         DynamicMixtures(Split(tmp_path, "singles", 2, 8000, 0.1), DynamicMixing())
 
 
