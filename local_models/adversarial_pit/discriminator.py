@@ -101,7 +101,12 @@ class Discriminator(nn.Module):
         # An instance-based one sees a tuple of one.
         n_signals = n_src if options.family == "context" else 1
         network = DOMAINS[options.domain]
-        self.network = network(n_signals, options.with_mixture, options.filters, options.windows)
+        self.network = network(
+            n_signals,
+            options.with_mixture,
+            options.filters,
+            options.windows,
+        )
         # Batches that it has judged; those that show it nothing do not count.
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("accuracy", torch.tensor(0.5))

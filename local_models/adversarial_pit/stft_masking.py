@@ -115,8 +115,14 @@ class StftMasking(nn.Module):
         # `fold` adds them at their places, and makes images of one channel and height one.
         n_frames = frames.shape[-1]
         total = (n_frames - 1) * self.hop + size
-        images = F.fold(frames, (1, total), (1, size), stride=(1, self.hop))
+        images = F.fold(
+            frames,
+            output_size=(1, total),
+            kernel_size=(1, size),
+            stride=(1, self.hop),
+        )
         signals = images[:, 0, 0]
         # Without the zeros at both ends, (batch, n_src, length).
-        signals = signals[:, self.left : self.left + length]
+        end = self.left + length
+        signals = signals[:, self.left : end]
         return signals.unflatten(0, spectra.shape[:2])

@@ -52,6 +52,7 @@ class AsteroidSystem(System):
 
     def separate_centred(self, mixture):
         """(batch, time) to (batch, n_src, time), as the plain Asteroid network, but also for less than a window."""
+        # Zeros fill the first window.
         shortest = self.model.encoder.filterbank.kernel_size
         missing = max(shortest - mixture.shape[-1], 0)
         padded = nn.functional.pad(mixture, (0, missing))[:, None]

@@ -163,7 +163,8 @@ class _Product:
         self.weight = weight.contiguous()
         self.packed = None
         # oneDNN has no products in float64.
-        is_served = weight.device.type == "cpu" and weight.dtype != torch.float64
+        is_on_cpu = weight.device.type == "cpu"
+        is_served = is_on_cpu and weight.dtype != torch.float64
         if is_served and torch.backends.mkldnn.is_available():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, batch)
 

@@ -86,17 +86,19 @@ class FrontEnd(nn.Module):
 
     def decode(self, latents: torch.Tensor, length: int) -> torch.Tensor:
         """Latents (batch, n_src, n_basis, frames) to signals (batch, n_src, `length`)."""
-        batch, n_src = latents.shape[:2]
         if self.decoder.groups > 1:
             # A decoder for each source: the sources are the groups of the channels.
-            signals = self.decoder(latents.flatten(1, 2))
+            channels = latents.flatten(1, 2)
+            signals = self.decoder(channels)
         else:
             # One for all of them: each source is an example.
-            signals = self.decoder(latents.flatten(0, 1))
-            signals = signals.reshape(batch, n_src, -1)
+            examples = latents.flatten(0, 1)
+            signals = self.decoder(examples)
+            signals = signals.reshape(*latents.shape[:2], -1)
         return signals[..., :length]
 
     def basis_energy(self) -> torch.Tensor:
         """Energy of each decoder basis, (decoders, n_basis): what a unit of latent is worth in the waveform."""
+        # Its weight is (decoders * n_basis, 1, kernel_size).
         energy = self.decoder.weight.square().sum(dim=(1, 2))
         return energy.reshape(self.decoder.groups, self.n_basis)
