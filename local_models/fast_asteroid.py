@@ -223,7 +223,14 @@ class BlockFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, dilation, groups, eps, *tensors):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dilation: int,
+        groups: int,
+        eps: float,
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
         """x (batch, in, frames) to a tuple of (batch, out, frames).
 
         `tensors` are `BlockParameters`, then weight (out, hidden, 1) and bias of each head.
@@ -257,7 +264,7 @@ class BlockFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Gradients in the order of the arguments of `forward`; what it did not keep is computed again."""
         x, hidden, deep, *tensors = ctx.saved_tensors
         groups = ctx.groups
@@ -336,10 +343,10 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.baddbmm(column, matrices, x)
 
 
-def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
+def _heads_backward(grads, x: Tensor, weights, biases) -> list[Any]:
     """Gradients of 1x1 convolutions of one input `x`: of `x`, float32 at least, then weight and bias of each."""
     x_grad: Any = None
-    parameter_grads: list[Tensor | None] = []
+    parameter_grads: list[Any] = []
     for grad, weight, bias in zip(grads, weights, biases, strict=True):
         # Nothing depends on this head.
         if grad is None:

@@ -5,7 +5,7 @@ A `System` separates. A `TrainingStep` says which parts of one are trained, and 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import pytorch_lightning as pl
 import torch
@@ -154,7 +154,7 @@ class System(pl.LightningModule):
         """
         return self.separate_centred(without_offset(mixture))
 
-    def on_after_batch_transfer(self, batch, dataloader_idx):
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         """Training and validation see mixtures as `separate` does; sources too, so that they still add up."""
         # The offset of a sum is the sum of the offsets.
         signals = {}
@@ -225,24 +225,25 @@ class System(pl.LightningModule):
         for parameter in self._never_trained:
             parameter.requires_grad_(False)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.step.optimizer(self.optimisation)
 
-    def training_step(self, batch, index):
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         loss, values = self.step.training_loss(batch)
         self._log("train", values, batch)
         return loss
 
-    def on_before_optimizer_step(self, optimizer):
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.step.before_update()
 
-    def validation_step(self, batch, index):
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._log("val", self.step.losses(batch), batch)
 
-    def _log(self, phase, values, batch):
+    def _log(self, phase: str, values: Mapping[str, Tensor | None], batch: dict) -> None:
         # Devices average in the order in which names come up, so a value that this batch lacks, None, is logged too,
         # with no weight. Weights are floats: Lightning's mean over devices cuts whole numbers off.
         n_examples = batch.get("weight", 1.0) * len(batch["mixture"])
+        weight: Any
         for name, value in values.items():
             if value is None:
                 scalar = torch.zeros((), device=self.device)

@@ -82,12 +82,12 @@ class TwoStep(System):
 
     # ---- inference
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         mixture, level = normalise(mixture)
         return self._calibrate(self.estimate(mixture), level)
 
-    def oracle(self, mixture, sources):
+    def oracle(self, mixture: Tensor, sources: Tensor) -> Tensor:
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
         mixture, level = normalise(without_offset(mixture))
         sources = without_offset(sources) / level[:, None].clamp(min=SMALLEST_LEVEL)
@@ -120,7 +120,7 @@ class TwoStep(System):
         sources = batch["sources"] / level[:, None].clamp(min=SMALLEST_LEVEL)
         return mixture, sources
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         # The gains are those of the present weights.
         self.gain_cross.zero_()
         self.gain_power.zero_()
