@@ -5,8 +5,10 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 NO_MEMORY = "not enough memory: use fewer jobs, smaller batches or sizes, or a larger machine"
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended, as shells have it
@@ -54,6 +56,34 @@ def command(main: Callable) -> Callable:
     return wrapped
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import libraries that take seconds: meanwhile Ctrl-C and SIGTERM end the program at once, with one line.
+
+    An exception out of the middle of an import would be a traceback, or be caught by a library that tries another one.
+    Exit codes are those of shells, 128 and the number of the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    # A shell that starts a program in the background lets it ignore Ctrl-C.
+    usual = (signal.default_int_handler, signal.SIG_DFL)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    replaced = {number: handler for number, handler in before.items() if handler in usual}
+    for number in replaced:
+        signal.signal(number, _end_at_once)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
+def _end_at_once(number, frame):
+    os.write(sys.stderr.fileno(), b"interrupted\n")
+    os._exit(128 + number)
+
+
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -72,6 +102,8 @@ def explain(error: OSError) -> str:
 
 def _end(message: str, code: int = 2):
     print(message, file=sys.stderr)
+    # What objects say that a failure left half-made, when Python deletes them, would bury the message.
+    sys.unraisablehook = lambda _: None
     sys.exit(code)
 
 

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from utils.arguments import add_trust
 from utils.data import audio
 from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
@@ -37,7 +38,6 @@ from utils.evaluation.suites import SUITES
 from utils.files import end_with_parent, read_json, write_text
 from utils.report.labels import LABELS
 from utils.stamps import state_of_manifest
-from utils.training.trust import add_trust
 
 VERSION = 4  # of the rows: raise it when they mean something else, and old ones are not continued
 GPU_JOBS = 4  # processes that share a GPU at most

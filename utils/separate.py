@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from local_models.system import System
 from utils import files
+from utils.arguments import add_trust
 from utils.data import audio
 from utils.errors import UserError, command, explain
 from utils.evaluation.apply import Separation
 from utils.evaluation.overlap_add import Blocks
+from utils.evaluation.wav import WavWriter, write_samples
 from utils.training.model_files import load_system
-from utils.training.trust import add_trust
 
 
 def separate_file(
@@ -121,7 +122,7 @@ def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: B
     alive = np.zeros(source.channels, bool)
     frames = round(blocks.segment * rate)
     offset = _offset(path, frames)
-    with _Writer(outputs, rate, channels, source.frames) as writer:
+    with WavWriter(outputs, rate, channels, source.frames) as writer:
         for block, last in _read(source, frames):
             block = block - offset
             alive = alive | block.any(axis=0)
@@ -205,52 +206,6 @@ def _read(source: audio.Reader, frames: int) -> Iterator[tuple[np.ndarray, bool]
         raise UserError(f"{source.path}: {source.fault}. Restore it from its source")
 
 
-class _Writer:
-    """One float wav file for each source, fed with (time, source * channel)."""
-
-    def __init__(self, outputs: list[Path], rate: int, channels: int, frames: int):
-        container = "WAV" if frames * channels < 2**29 else "RF64"  # a WAV file ends at 4 GiB
-        self.outputs = outputs
-        self.channels = channels
-        self.written = 0
-        self.peak = 0.0
-        self.files = [
-            sf.SoundFile(os.fsencode(name), "w", rate, channels, "FLOAT", format=container)
-            for name in outputs
-        ]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for file in self.files:
-            file.close()
-
-    def write(self, frames: np.ndarray) -> None:
-        for file, part in zip(self.files, np.split(frames, len(self.files), axis=1), strict=True):
-            _write(file, part)
-        self.written += len(frames)
-        self.peak = max(self.peak, float(np.abs(frames).max(initial=0)))
-
-    def end(self, length: int) -> None:
-        """Make the files exactly `length` samples long: resampling there and back may leave one more or less."""
-        if self.written < length:
-            self.write(
-                np.zeros((length - self.written, self.channels * len(self.files)), np.float32)
-            )
-        for file in self.files:
-            if file.frames > length:
-                file.truncate(length)
-
-
-def _write(file: sf.SoundFile, frames: np.ndarray) -> None:
-    try:
-        file.write(frames)
-    except (sf.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
-        reason = f"{error or 'incomplete'} Is the disk full?"
-        raise OSError(errno.EIO, reason) from None
-
-
 def _to_integers(name: Path, subtype: str, gain: float) -> None:
     """Replace a float wav file by one of integer samples."""
     other = files.temporary_name(name.parent)
@@ -259,7 +214,7 @@ def _to_integers(name: Path, subtype: str, gain: float) -> None:
             shape = source.samplerate, source.channels, subtype
             with sf.SoundFile(os.fsencode(other), "w", *shape, format=source.format) as target:
                 for block in source.blocks(2**16, dtype="float32"):
-                    _write(target, block * np.float32(gain))
+                    write_samples(target, block * np.float32(gain))
         os.replace(other, name)
     finally:
         other.unlink(missing_ok=True)

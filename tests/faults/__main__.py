@@ -19,10 +19,10 @@ from pathlib import Path
 # Before numpy and torch are imported, here and in the commands.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-from tests.faults import bench, changes, kills, machine, names, recordings
+from tests.faults import bench, changes, kills, machine, names, recipes, recordings
 from tests.support import ROOT
 
-MODULES = (kills, changes, machine, names, recordings)
+MODULES = (kills, recipes, changes, machine, names, recordings)
 
 
 def attempt(case, base: Path, folder: Path, keep: bool) -> str:
@@ -61,7 +61,7 @@ def main() -> None:
     bench.preload()
     scratch = Path(tempfile.mkdtemp(prefix="faults-"))
     base = args.base or scratch / "base"
-    if not base.exists():
+    if not (base / "repo").exists():
         bench.make_base(base)
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [

@@ -356,8 +356,7 @@ def evaluation_folder(exp: Path) -> Path:
 def same_scores(exp: Path, other: Path) -> None:
     tables = []
     for folder in (evaluation_folder(exp), evaluation_folder(other)):
-        table = pd.read_csv(folder / "all_metrics.csv", dtype=str, keep_default_na=False)
-        tables.append(table.drop(columns="mixture_path"))
+        tables.append(pd.read_csv(folder / "all_metrics.csv", dtype=str, keep_default_na=False))
     expect(tables[0].equals(tables[1]), "other scores")
     left = [path.name for path in exp.parent.rglob(".belt-*")]
     expect(not left, f"left over: {left[:3]}")

@@ -8,6 +8,7 @@ import signal
 import stat
 import threading
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import soundfile as sf
@@ -49,12 +50,8 @@ def read(
             asked for, wrong rate, not mono, NaN or infinity.
     """
     with Reader(path) as reader:
-        if sample_rate is not None and reader.sample_rate != sample_rate:
-            raise UserError(
-                f"{path}: sampled at {reader.sample_rate} Hz, but {sample_rate} Hz is needed. Resample it, "
-                f"for instance with `sox {Path(path).name} -r {sample_rate} out.wav`, or, "
-                f"in a recipe with that option, choose --sample_rate {reader.sample_rate}"
-            )
+        if sample_rate is not None:
+            check_rate(reader, sample_rate)
         if reader.channels != 1 and not channels:
             raise UserError(
                 f"{path}: has {reader.channels} channels, but a mono file is needed. Keep one channel, for instance "
@@ -67,11 +64,26 @@ def read(
             )
         reader.skip(start)
         audio = reader.read(end - start)
-    if not np.isfinite(audio).all():
+    check_finite(path, audio)
+    return np.ascontiguousarray(audio.T) if channels else audio[:, 0]
+
+
+def check_rate(reader: "Reader", sample_rate: int) -> None:
+    """Raise a `UserError` if a file has another rate, in Hz."""
+    if reader.sample_rate != sample_rate:
+        raise UserError(
+            f"{reader.path}: sampled at {reader.sample_rate} Hz, but {sample_rate} Hz is needed. Resample it, "
+            f"for instance with `sox {Path(reader.path).name} -r {sample_rate} out.wav`, or, "
+            f"in a recipe with that option, choose --sample_rate {reader.sample_rate}"
+        )
+
+
+def check_finite(path: str | Path, samples: np.ndarray) -> None:
+    """Raise a `UserError` if there is NaN or infinity among the samples of a file."""
+    if not np.isfinite(samples).all():
         raise UserError(
             f"{path}: contains NaN or infinite samples. Restore it from its source, or leave it out"
         )
-    return np.ascontiguousarray(audio.T) if channels else audio[:, 0]
 
 
 def info(path: str | Path) -> tuple[int, int, int]:
@@ -102,12 +114,12 @@ class Reader:
         UserError: as of `read`.
     """
 
-    def __init__(self, path, salvage=False):
+    def __init__(self, path: str | Path, salvage: bool = False):
         self.path = path
         self.salvage = salvage
         self.position = 0
         self._descriptor = _open_regular_file(path)
-        self._sound = None
+        self._sound: Any = None
         try:
             self._open()
         except BaseException:
@@ -232,10 +244,10 @@ class Reader:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -367,7 +379,9 @@ def _about_sphere(path):
     )
 
 
-def encoded(audio, sample_rate, container, subtype=None):
+def encoded(
+    audio: np.ndarray, sample_rate: int, container: str, subtype: str | None = None
+) -> memoryview:
     """The bytes of an audio file.
 
     Args:

@@ -99,9 +99,9 @@ def find_clips(folder: Path, splits: tuple[str, str, str]) -> dict[str, list[Cli
     # By the text of their names, in which a space comes before the separator of folders.
     names = [str(path.relative_to(folder)) for path in walk(folder)]
     for name in sorted(names):
-        parts = Path(name).parts
+        parts = list(Path(name).parts)
         if is_divided:
-            split, *parts = parts
+            split = parts.pop(0)
         else:
             # A clip stays in its split whatever is added to the corpus.
             whole_name = os.fsencode("/".join(parts))

@@ -5,7 +5,8 @@ of loader workers and, over all ranks together, of devices.
 """
 
 import dataclasses
-from collections.abc import Sized
+import math
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.data import audio
 from utils.data.manifest import read_manifest, source_columns
+from utils.data.mixing import PEAK, peak_of
 from utils.data.split import Split
+from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError
 from utils.training.config import Data, DynamicMixing
+
+TRIES = 20  # segments of a speaker that are drawn until one is not silent
+SILENT_POWER = 1e-10  # of a segment, full scale 1
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -27,28 +33,47 @@ def rng_of(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
+def segment_bounds(length: int, frames: int, position: float) -> tuple[int, int]:
+    """Where a segment of a recording begins, and how many samples of it there are.
+
+    Args:
+        length: of the recording, in samples.
+        frames: of the segment; a shorter recording is taken whole.
+        position: in [0, 1); if it is drawn uniformly, every place where the segment fits is as likely.
+    """
+    slack = max(length - frames, 0)
+    start = int(position * (slack + 1))
+    return start, min(frames, length - start)
+
+
 def segment_of(
     path: str, length: int, frames: int, position: float, sample_rate: int, channels: int = 1
 ) -> np.ndarray:
-    """(frames,), or (channels, frames), of a recording of `length` samples.
+    """A segment of a recording, followed by zeros if the recording is shorter.
 
-    From `position` in [0, 1) of its slack, padded with zeros; all zeros if there is no path.
+    Args:
+        path: the file; "" for a source that is not there, which is silent.
+        length, frames, position: as of `segment_bounds`.
+        sample_rate: that the file must have, in Hz.
+        channels: that the file must have.
+
+    Returns:
+        float32 (frames,), or (channels, frames) of several channels.
+
+    Raises:
+        UserError: as of `audio.read`; another number of channels.
     """
     shape = (frames,) if channels == 1 else (channels, frames)
-    # A source that is not there.
+    # Of a source that is not there these zeros are all.
+    segment = np.zeros(shape, np.float32)
     if not path:
-        return np.zeros(shape, np.float32)
-    # Each of the places where the segment fits is as likely.
-    slack = max(length - frames, 0)
-    start = int(position * (slack + 1))
-    n_read = min(frames, length - start)
+        return segment
+    start, n_read = segment_bounds(length, frames, position)
     signal = audio.read(path, start, n_read, sample_rate, channels=channels > 1)
     if signal.shape[:-1] != shape[:-1]:
         raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
-    # Zeros behind a recording that is shorter, in time only.
-    padding = [(0, 0)] * signal.ndim
-    padding[-1] = (0, frames - signal.shape[-1])
-    return np.pad(signal, padding)
+    segment[..., :n_read] = signal
+    return segment
 
 
 class Mixtures(Dataset):
@@ -60,9 +85,11 @@ class Mixtures(Dataset):
     """
 
     def __init__(self, split: Split, channels: int = 1):
-        frame = read_manifest(split.csv(), split.n_src, absent=True)[: split.size]
-        self.rows = frame.to_dict("records")
-        self.columns = ["mixture_path", *source_columns(frame)[: split.n_src]]
+        table = read_manifest(split.csv(), split.n_src, absent=True)
+        table = table[: split.size]
+        sources = source_columns(table)
+        self.rows = table.to_dict("records")
+        self.columns = ["mixture_path", *sources[: split.n_src]]
         self.split = split
         self.channels = channels
 
@@ -72,30 +99,56 @@ class Mixtures(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
         row = self.rows[index]
-        # The same for all files of the mixture.
         split = self.split
+        # One position for all files, so that the sources still add up to the mixture.
         position = rng_of(split.seed, epoch, index).random()
-        where = (int(row["length"]), split.frames, position, split.sample_rate, self.channels)
-        signals = np.stack([segment_of(row[column], *where) for column in self.columns])
-        return {"mixture": signals[0], "sources": signals[1:], "id": str(row["mixture_ID"])}
+        segments = []
+        for column in self.columns:
+            segment = segment_of(
+                row[column],
+                int(row["length"]),
+                split.frames,
+                position,
+                split.sample_rate,
+                self.channels,
+            )
+            segments.append(segment)
+        mixture, *sources = segments
+        return {
+            "mixture": mixture,
+            "sources": np.stack(sources),
+            "id": str(row["mixture_ID"]),
+        }
 
 
 def read_recordings(csv: Path) -> pd.DataFrame:
-    """A list of single-speaker recordings: speaker (text, whatever it says), absolute path, length in samples."""
-    texts = {"speaker": str, "path": str}
-    try:
-        # Speakers may be called NA, null or 007.
-        frame = pd.read_csv(csv, dtype=texts, keep_default_na=False)
-        frame["length"] = frame["length"].astype(int)
-        frame["path"] = [str(csv.parent / path) for path in frame["path"]]
-        speakers = frame["speaker"]
-    except (KeyError, ValueError) as error:
+    """Read a list of single-speaker recordings.
+
+    Returns:
+        a table with the columns speaker (a text), path (absolute) and length (samples).
+
+    Raises:
+        UserError: no such file, not a CSV, a column that is missing, a speaker without a name, a length that is no
+            number.
+    """
+    # Speakers may be called NA, null or 007, which pandas would take for something else.
+    table = read_numbers(read_table(csv))
+    missing = [name for name in ("speaker", "path", "length") if name not in table]
+    if missing:
         raise UserError(
-            f"{csv}: is not a list of recordings with the columns speaker, path and length ({error})"
-        ) from None
-    if (speakers == "").any():
-        raise UserError(f"{csv}, line {int((speakers == '').idxmax()) + 2}: the speaker is empty")
-    return frame
+            f"{csv}: lacks the column {', '.join(missing)}; a list of recordings has speaker, path and length"
+        )
+    is_unnamed = table["speaker"] == ""
+    if is_unnamed.any():
+        # Line 1 is the header, and rows are counted from 0.
+        line = int(is_unnamed.idxmax()) + 2
+        raise UserError(f"{csv}, line {line}: the speaker is empty")
+    try:
+        table["length"] = table["length"].astype(int)
+    except (ValueError, TypeError):
+        raise UserError(f"{csv}: the column length must hold numbers of samples") from None
+    table["path"] = [str(csv.parent / path) for path in table["path"]]
+    return table
 
 
 class DynamicMixtures(Dataset):
@@ -112,6 +165,7 @@ class DynamicMixtures(Dataset):
         options: how they are mixed.
     """
 
+    # See `epoch_size`.
     draws = True
 
     def __init__(self, split: Split, options: DynamicMixing):
@@ -120,11 +174,12 @@ class DynamicMixtures(Dataset):
         recordings = split.csv("sources")
         if not recordings.is_file():
             raise UserError(
-                f"dynamic mixing needs {recordings}, a list of single-speaker recordings, which is not there: stage 1 "
-                "writes one only where a corpus of speakers is mixed. Take data.dynamic_mixing out"
+                f"dynamic mixing needs {recordings}, a list of single-speaker recordings, which does not exist: "
+                "stage 1 writes one only if it can tell the speakers of the corpus. Remove data.dynamic_mixing"
             )
         frame = read_recordings(recordings)
         self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
+        # A mixture has no speaker twice.
         if len(self.speakers) < split.n_src:
             raise UserError(
                 f"{recordings} has {len(self.speakers)} speakers; a mixture needs {split.n_src}"
@@ -138,40 +193,48 @@ class DynamicMixtures(Dataset):
         return self.size
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
-        n_src = self.n_src
-        rng = rng_of(self.split.seed, *key)
+        epoch, index = key
+        rng = rng_of(self.split.seed, epoch, index)
         # No speaker twice: nobody could tell such sources apart.
-        chosen = rng.choice(len(self.speakers), n_src, replace=False)
-        sources = np.stack([self._source(self.speakers[speaker], rng) for speaker in chosen])
+        speakers = rng.choice(len(self.speakers), self.n_src, replace=False)
+        segments = []
+        for speaker in speakers:
+            segment = self._draw_segment(self.speakers[speaker], rng)
+            segments.append(segment)
+        sources = np.stack(segments)
         # Gains in dB, uniform within half the range about zero: two differ by the whole range at most.
         half = self.options.max_gain / 2
-        gains = rng.uniform(-half, half, (n_src, 1))
+        gains = rng.uniform(-half, half, (self.n_src, 1))
         sources *= 10 ** (gains / 20)
         # One gain for all, so that the mixture stays their sum.
-        peak = max(np.abs(sources).max(), np.abs(sources.sum(0)).max())
-        sources *= 0.9 / peak
-        sources = sources.astype(np.float32)
-        return {"mixture": sources.sum(0), "sources": sources, "id": f"epoch{key[0]}_{key[1]}"}
+        sources *= PEAK / peak_of(sources, sources.sum(0))
+        return {
+            "mixture": sources.sum(0),
+            "sources": sources,
+            "id": f"epoch{epoch}_{index}",
+        }
 
-    def _source(
-        self, recordings: list[dict], rng: np.random.Generator, tries: int = 20
-    ) -> np.ndarray:
-        """A random segment of unit power, not silent."""
+    def _draw_segment(self, recordings: list[dict], rng: np.random.Generator) -> np.ndarray:
+        """(frames,): a random segment of unit power of one speaker, not silent."""
         frames = self.split.frames
         sample_rate = self.split.sample_rate
-        for _ in range(tries):
+        largest_change = self.options.speed
+        for _ in range(TRIES):
             row = recordings[rng.integers(len(recordings))]
-            speed = 1 + rng.uniform(-self.options.speed, self.options.speed)
+            speed = 1 + rng.uniform(-largest_change, largest_change)
             # Played faster, it needs more samples.
-            wanted = min(round(frames * speed), row["length"])
-            signal = segment_of(row["path"], row["length"], wanted, rng.random(), sample_rate)
+            n_played = min(round(frames * speed), row["length"])
+            position = rng.random()
+            signal = segment_of(row["path"], row["length"], n_played, position, sample_rate)
             power = np.mean(signal**2)
-            # A pause is drawn again.
-            if power > 1e-10:
-                if self.options.speed:
-                    signal = soxr.resample(signal, speed * sample_rate, sample_rate)
-                signal = signal[:frames] / np.sqrt(power)
-                return np.pad(signal, (0, frames - len(signal)))
+            # A pause in the speech: another segment is drawn.
+            if power <= SILENT_POWER:
+                continue
+            # As if it had been recorded at another rate: tempo and pitch change together.
+            if largest_change:
+                signal = soxr.resample(signal, speed * sample_rate, sample_rate)
+            signal = signal[:frames] / np.sqrt(power)
+            return np.pad(signal, (0, frames - len(signal)))
         raise UserError(
             f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them from the list"
         )
@@ -229,90 +292,129 @@ class EpochSampler(Sampler):
         if self.shuffle:
             full_batches = self.size // (self.batch * self.world)
             return full_batches * self.batch
-        return len(range(self.rank, self.size, self.world)) + self._has_repetition()
+        return len(self._indices_of(self.rank)) + self._has_repetition()
+
+    def _indices_of(self, rank: int) -> range:
+        """What a rank validates on: every `world`-th index."""
+        return range(rank, self.size, self.world)
 
     def _has_repetition(self) -> bool:
-        """Whether this rank's share fills one batch less than that of rank 0."""
-        share = len(range(self.rank, self.size, self.world))
-        largest_share = len(range(0, self.size, self.world))
-        return -(-share // self.batch) < -(-largest_share // self.batch)
+        """Whether this rank's share fills one batch less than that of rank 0, which is the largest."""
+        share = len(self._indices_of(self.rank))
+        largest_share = len(self._indices_of(0))
+        n_batches = math.ceil(share / self.batch)
+        return n_batches < math.ceil(largest_share / self.batch)
 
     def repeats(self, batch_index: int) -> bool:
         """Whether this batch of validation is there for the number of batches only, and counts for nothing."""
         return self._has_repetition() and batch_index == (len(self) - 1) // self.batch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         # Drawn when the iterator is made, not when a worker asks for the first key.
         if self.shuffle:
-            order = rng_of(self.seed, self.epoch).permutation(self.n_items)
-            # Every `world`-th key, so that together the ranks have whole batches of the same order.
-            share = np.resize(order, self.size)[self.rank :: self.world]
-            keys = [(self.epoch, int(index)) for index in share[: len(self)]]
-            return iter(keys[self.batches_done * self.batch :])
-        keys = [(0, index) for index in range(self.rank, self.size, self.world)]
+            return iter(self._shuffled_keys())
+        keys = [(0, index) for index in self._indices_of(self.rank)]
         # All ranks must make equally many steps, or they wait for each other forever.
         if self._has_repetition():
             keys.append((0, 0))
         return iter(keys)
 
+    def _shuffled_keys(self) -> list[tuple[int, int]]:
+        """What is left of this rank's share of a training epoch."""
+        order = rng_of(self.seed, self.epoch).permutation(self.n_items)
+        # An epoch may be shorter or longer than the data set.
+        order = np.resize(order, self.size)
+        # Every `world`-th index, so that together the ranks have whole batches of the same order.
+        share = order[self.rank :: self.world]
+        share = share[: len(self)]
+        n_done = self.batches_done * self.batch
+        return [(self.epoch, int(index)) for index in share[n_done:]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """How examples become batches, and which of them a process gets."""
+
+    size: int
+    """Examples in a batch, over all processes together."""
+    workers: int = 0
+    """Loader processes."""
+    rank: int = 0
+    """Of this process."""
+    world: int = 1
+    """Processes that train together."""
+
+    def __post_init__(self):
+        if self.size % self.world:
+            raise UserError(f"batch_size {self.size} cannot be divided among {self.world} devices")
+
+    @property
+    def share(self) -> int:
+        """Examples in a batch of this process."""
+        return self.size // self.world
+
 
 def loaders(
-    manifests: Path,
-    data: Data,
-    n_src: int | None,
-    sample_rate: int,
-    batch_size: int,
-    seed: int,
-    workers: int,
-    rank: int,
-    world: int,
+    data: Data, splits: tuple[Split, Split], batches: Batches
 ) -> tuple[DataLoader, DataLoader]:
-    """Loaders of training and validation for one rank; `batch_size` is over all ranks together."""
-    if batch_size % world:
-        raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
-    seconds = data.valid_segment
-    split = Split(manifests, "valid", n_src, sample_rate, seconds, seed, data.valid_size)
-    valid: Any = (data.dataset or Mixtures)(split)
-    split = Split(manifests, "train", n_src, sample_rate, data.segment, seed)
-    train: Any = training_set(split, data)
+    """Loaders of training and validation for one process.
+
+    Args:
+        data: which data set, and how many of its examples.
+        splits: of training and of validation (`Data.splits`).
+        batches: their size, and for which process.
+
+    Raises:
+        UserError: the lists are not there or damaged, or there is less than a batch.
+    """
+    train_split, valid_split = splits
+    valid: Any = (data.dataset or Mixtures)(valid_split)
+    train: Any = training_set(train_split, data)
     size = epoch_size(train, data.epoch_size)
-    pair: list[DataLoader] = []
-    for dataset, shuffle in ((train, True), (valid, False)):
-        n_examples = size if shuffle else len(dataset)
-        # More than there are items: of a data set that draws, whose further indices are examples too.
-        n_items = max(len(dataset), n_examples)
-        sampler = EpochSampler(n_items, n_examples, seed, shuffle, rank, world, batch_size // world)
-        if shuffle and len(sampler) < batch_size // world:
-            raise UserError(
-                f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
-            )
-        options: dict[str, Any] = {
-            "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "drop_last": shuffle,
-            # Of its own, so that what a training draws does not depend on the number of workers.
-            "generator": torch.Generator().manual_seed(seed),
-        }
-        pair.append(
-            DataLoader(
-                dataset, batch_size // world, sampler=sampler, num_workers=workers, **options
-            )
+    # More than there are items: of a data set that draws, whose further indices are examples too.
+    n_items = max(len(train), size)
+    sampler = EpochSampler(
+        n_items, size, train_split.seed, True, batches.rank, batches.world, batches.share
+    )
+    if len(sampler) < batches.share:
+        raise UserError(
+            f"{size} training mixtures are fewer than a batch of {batches.size}: lower steps.*.batch_size"
         )
-    return pair[0], pair[1]
+    in_order = EpochSampler(
+        len(valid), len(valid), valid_split.seed, False, batches.rank, batches.world, batches.share
+    )
+    return _loader(train, sampler, batches), _loader(valid, in_order, batches)
+
+
+def _loader(dataset: Dataset, sampler: EpochSampler, batches: Batches) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batches.share,
+        sampler=sampler,
+        num_workers=batches.workers,
+        persistent_workers=batches.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=sampler.shuffle,
+        # Of its own, so that what a training draws does not depend on the number of workers.
+        generator=torch.Generator().manual_seed(sampler.seed),
+    )
 
 
 def training_set(split: Split, data: Data) -> Dataset:
     """The training examples that the configuration asks for: a data set of its own, dynamic mixtures or train.csv."""
-    fixed = split.csv()
+    if data.dataset is not None:
+        return data.dataset(split)
+    mixtures = split.csv()
+    options = data.dynamic_mixing
     # A corpus that lists recordings and no mixtures is mixed on the fly without being asked.
-    only_singles = split.csv("sources").exists() and not fixed.exists()
-    if data.dynamic_mixing is None and (data.dataset or not only_singles):
-        return (data.dataset or Mixtures)(split)
+    if options is None and split.csv("sources").exists() and not mixtures.exists():
+        options = DynamicMixing()
+    if options is None:
+        return Mixtures(split)
     # As many updates an epoch as with fixed mixtures, so that the two can be compared.
     size = data.epoch_size
-    if size is None and fixed.exists():
-        size = len(read_manifest(fixed, split.n_src))
-    options = data.dynamic_mixing or DynamicMixing()
+    if size is None and mixtures.exists():
+        size = len(read_manifest(mixtures, split.n_src))
     return DynamicMixtures(dataclasses.replace(split, size=size), options)
 
 
@@ -327,10 +429,10 @@ def epoch_size(dataset: Sized, asked: int | None) -> int:
     Raises:
         UserError: more are asked for than there are.
     """
-    # A small set is not repeated in silence.
     available = len(dataset)
     if asked is None:
         return available
+    # A small set is not repeated without a word.
     if asked > available and not getattr(dataset, "draws", False):
         raise UserError(
             f"data.epoch_size is {asked}, but there are {available} training mixtures; with data.epoch_size=null an "

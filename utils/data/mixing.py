@@ -13,7 +13,6 @@ import pandas as pd
 from scipy.ndimage import maximum_filter1d
 from scipy.signal import cheby2, lfilter, resample_poly, sosfilt
 
-from utils import files
 from utils.data import audio
 from utils.data.corpus import distinct
 from utils.data.products import Product, make, problems_error
@@ -154,7 +153,7 @@ def mix_utterances(
     return mixture * (PEAK / peak), sources * (PEAK / peak)
 
 
-def peak_of(*signals):
+def peak_of(*signals: np.ndarray) -> float:
     """The greatest absolute sample of all."""
     return max(np.abs(signal).max() for signal in signals)
 
@@ -357,7 +356,6 @@ def mix_list(
         UserError: faults of the recordings, all in one; no mixture is left.
     """
     folder = Path(folder).resolve()
-    files.remove_leftovers(folder)
     parts = _parts(len(entries[0].paths))
     products = []
     for entry in entries:

@@ -71,6 +71,7 @@ def make(
         UserError: all the `UserError` of the function in one. What could be made is made.
     """
     folder = Path(folder)
+    files.remove_leftovers(folder)
     products = list(products)
     records = _read_journal(folder)
     wanted = [p for p in products if not _is_current(records.get(p.name), p, folder)]

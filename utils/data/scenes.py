@@ -24,12 +24,19 @@ class Scenes(Dataset):
         gain: factors of remixed sources, drawn uniformly (Tzinis et al. 2020, arXiv 2007.06833: 0.5 to 1.5).
     """
 
-    def __init__(self, split: Split, remix: float = 0.0, gain: tuple[float, float] = (0.5, 1.5)):
-        frame = read_manifest(split.csv(), split.n_src, absent=True)[: split.size]
-        # Kept as lists: a table is slow to index.
-        self.paths = frame[source_columns(frame)[: split.n_src]].to_numpy().tolist()
-        self.names = frame["mixture_ID"].tolist()
-        self.lengths = frame["length"].tolist()
+    def __init__(
+        self,
+        split: Split,
+        remix: float = 0.0,
+        gain: tuple[float, float] = (0.5, 1.5),
+    ):
+        table = read_manifest(split.csv(), split.n_src, absent=True)
+        table = table[: split.size]
+        slots = source_columns(table)[: split.n_src]
+        # Lists, since a table is slow to index.
+        self.paths = table[slots].to_numpy().tolist()
+        self.names = table["mixture_ID"].tolist()
+        self.lengths = table["length"].tolist()
         self.split = split
         self.gain = gain
         # Validation is the same each time, and of the real mixtures.
@@ -47,33 +54,46 @@ class Scenes(Dataset):
             else:
                 sources = self._stretch(index, rng.random())
             # A stretch that is silent throughout teaches nothing.
-            levels = np.sqrt((sources**2).mean(1))
-            if levels.max() > SILENT_RMS:
+            powers = (sources**2).mean(1)
+            loudest = np.sqrt(powers.max())
+            if loudest > SILENT_RMS:
                 break
         # Not of the file: with silent slots left out and others exchanged it is the sum of what there is.
         mixture = sources.sum(0)
-        return {"mixture": mixture, "sources": sources, "id": str(self.names[index])}
+        return {
+            "mixture": mixture,
+            "sources": sources,
+            "id": str(self.names[index]),
+        }
 
-    def _remixed(self, rng):
+    def _remixed(self, rng: np.random.Generator) -> np.ndarray:
         """(slot, time): each slot of another mixture, with a gain of its own."""
         n_slots = len(self.paths[0])
-        chosen = rng.integers(len(self), size=n_slots)
+        indices = rng.integers(len(self), size=n_slots)
         position = rng.random()
         # The same slot of another mixture: a background stays a background.
-        slots = []
-        for slot, index in enumerate(chosen):
-            slots.append(self._slot(index, slot, position))
+        signals = []
+        for slot, index in enumerate(indices):
+            signals.append(self._slot(index, slot, position))
+        # Other levels than in their own mixtures, too.
         lowest, highest = self.gain
         gains = rng.uniform(lowest, highest, (n_slots, 1))
-        return np.stack(slots) * gains.astype(np.float32)
+        gains = gains.astype(np.float32)
+        return np.stack(signals) * gains
 
-    def _stretch(self, index, position):
+    def _stretch(self, index: int, position: float) -> np.ndarray:
         """(slot, time): a stretch of one mixture."""
         n_slots = len(self.paths[index])
-        return np.stack([self._slot(index, slot, position) for slot in range(n_slots)])
+        signals = [self._slot(index, slot, position) for slot in range(n_slots)]
+        return np.stack(signals)
 
-    def _slot(self, index, slot, position):
+    def _slot(self, index: int, slot: int, position: float) -> np.ndarray:
         """(time,): of a slot that is silent in all of the mixture there is no file."""
-        path = self.paths[index][slot]
         split = self.split
-        return segment_of(path, self.lengths[index], split.frames, position, split.sample_rate)
+        return segment_of(
+            self.paths[index][slot],
+            self.lengths[index],
+            split.frames,
+            position,
+            split.sample_rate,
+        )

@@ -4,7 +4,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from utils.data import audio
-from utils.data.datasets import rng_of
+from utils.data.datasets import rng_of, segment_bounds
 from utils.data.manifest import read_manifest
 from utils.data.split import Split
 from utils.errors import UserError
@@ -30,7 +30,8 @@ class Songs(Dataset):
         UserError: an option is out of its range, or the manifest cannot be used.
     """
 
-    draws = True  # any index is an example, see `utils.data.datasets.epoch_size`
+    # Any index is an example, see `utils.data.datasets.epoch_size`.
+    draws = True
 
     def __init__(
         self,
@@ -42,17 +43,19 @@ class Songs(Dataset):
         swap: bool = False,
     ):
         _check_options(split.n_src, channels, segments, remix, gain)
-        frame = read_manifest(split.csv(), 2, absent=True)[: split.size]
+        table = read_manifest(split.csv(), 2, absent=True)
+        table = table[: split.size]
         folder = split.manifests.resolve()
-        stems = [column for column in frame.columns if str(column).startswith("stem_")]
+        stems = [column for column in table if column.startswith("stem_")]
         for column in stems:
             # A song that lacks the stem has an empty cell.
-            cells = frame[column].fillna("")
-            frame[column] = [str(folder / cell) if cell else "" for cell in cells]
-        self.rows = frame.to_dict("records")
+            cells = table[column].fillna("")
+            table[column] = [str(folder / cell) if cell else "" for cell in cells]
+        self.rows = table.to_dict("records")
         self.parts = ["source_1_path", *(stems or ["source_2_path"])]
         self.split = split
         self.channels = channels
+        # Validation is the same each time, and of the songs as they are.
         in_training = split.name == "train"
         self.segments = segments if in_training else 1
         self.remix = remix if in_training else 0.0
@@ -67,30 +70,36 @@ class Songs(Dataset):
         rng = rng_of(self.split.seed, epoch, index)
         row = self.rows[index % len(self.rows)]
         position = rng.random()
-        name = str(row["mixture_ID"])
-        # Each part from another song, at another place.
         if rng.random() < self.remix:
-            parts = []
-            for column in self.parts:
-                other = self._draw_song(column, rng)
-                parts.append(self._augmented(other, column, rng.random(), rng))
-            voice, *stems = parts
-            return self._example(None, voice, sum(stems), f"remix{epoch}_{index}")
+            parts = self._remixed(rng)
+            return self._example(parts, f"remix{epoch}_{index}")
+        name = str(row["mixture_ID"])
         # The parts of one song, changed: their sum is no longer its mixture.
         if self.gain or self.swap:
             parts = [self._augmented(row, column, position, rng) for column in self.parts]
-            voice, *stems = parts
-            return self._example(None, voice, sum(stems), name)
+            return self._example(parts, name)
         # As it is: the mixture is read, for it need not be the exact sum.
-        signals = [self._read(row, column, position) for column in SONG]
-        mixture, voice, accompaniment = signals
-        return self._example(mixture, voice, accompaniment, name)
+        mixture, *parts = [self._read(row, column, position) for column in SONG]
+        return self._example(parts, name, mixture)
 
-    def _example(self, mixture, voice, accompaniment, name: str) -> dict:
-        """Of signals (2, frames); without a mixture it is their sum."""
-        sources = np.stack([voice, accompaniment])
+    def _remixed(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Each part from another song, at another place."""
+        parts = []
+        for column in self.parts:
+            row = self._draw_song(column, rng)
+            position = rng.random()
+            parts.append(self._augmented(row, column, position, rng))
+        return parts
+
+    def _example(
+        self, parts: list[np.ndarray], name: str, mixture: np.ndarray | None = None
+    ) -> dict:
+        """Of the voice and the stems of its accompaniment, (2, frames) each; without a mixture it is their sum."""
+        voice, *stems = parts
+        sources = np.stack([voice, sum(stems)])
         if mixture is None:
             mixture = sources.sum(0)
+        # Mono is the mean of both channels.
         if self.channels == 1:
             mixture = mixture.mean(0)
             sources = sources.mean(1)
@@ -102,10 +111,9 @@ class Songs(Dataset):
 
     def _draw_song(self, column: str, rng: np.random.Generator) -> dict:
         """A song that has the part, if there is one."""
-        having = [row for row in self.rows if row[column]]
         # If no song has it, it is silent whichever is drawn.
-        having = having or self.rows
-        return having[rng.integers(len(having))]
+        songs = [row for row in self.rows if row[column]] or self.rows
+        return songs[rng.integers(len(songs))]
 
     def _augmented(
         self, row: dict, column: str, position: float, rng: np.random.Generator
@@ -127,19 +135,23 @@ class Songs(Dataset):
         path = row[column]
         if not path:
             return segment
-        length = int(row["length"])
-        slack = max(length - frames, 0)
-        start = int(position * (slack + 1))
-        n_read = min(frames, length - start)
+        # One position for all parts of a song, which are equally long.
+        start, n_read = segment_bounds(int(row["length"]), frames, position)
         signal = audio.read(path, start, n_read, self.split.sample_rate, channels=True)
         if len(signal) > 2:
             raise UserError(f"{path}: has {len(signal)} channels; songs are mono or stereo")
         # A mono file is heard on both channels.
-        segment[:, : signal.shape[1]] = signal
+        segment[:, :n_read] = signal
         return segment
 
 
-def _check_options(n_src, channels, segments, remix, gain):
+def _check_options(
+    n_src: int | None,
+    channels: int,
+    segments: int,
+    remix: float,
+    gain: tuple[float, float] | None,
+) -> None:
     if n_src not in (None, 2):
         raise UserError(
             f"system.init_args.n_src is {n_src}, but songs have 2 sources: the voice and its accompaniment"

@@ -11,7 +11,7 @@ import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from scipy.signal import fftconvolve
 from torch.utils.data import Dataset
 
 from utils import files
-from utils.data.datasets import Mixtures, audio, rng_of, segment_of
+from utils.data import audio
+from utils.data.datasets import TRIES, Mixtures, rng_of, segment_bounds, segment_of
 from utils.data.manifest import write_manifest
 from utils.data.mixing import PEAK, peak_of
 from utils.data.products import Product, make
@@ -64,7 +65,7 @@ def make_rooms(
     Raises:
         UserError: the folder holds rooms of other rules, another seed or version; no room keeps the rules.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "version": VERSION,
         "seed": seed,
         "n_src": n_src,
@@ -74,7 +75,6 @@ def make_rooms(
     for key, value in asdict(rules).items():
         settings[key] = list(value) if isinstance(value, tuple) else value
     claim(folder, settings)
-    files.remove_leftovers(folder)
     products = []
     for index in range(n_rooms):
         path = folder / f"{index:05d}.npz"
@@ -87,15 +87,27 @@ def make_rooms(
     return pd.DataFrame(rows)
 
 
-def _make_room(path, rules, n_src, sample_rate, key):
+def _make_room(
+    path: Path,
+    rules: RoomRules,
+    n_src: int,
+    sample_rate: int,
+    key: tuple[int, ...],
+) -> tuple[dict, list]:
+    """Store a room; returns its columns of the table, and that no file was read."""
     room = draw_room(rules, n_src, rng_of(*key))
     responses = simulate(room, sample_rate)
+    arrays = {**vars(room), **vars(responses)}
     # In memory first: a file is whole or not there.
     buffer = io.BytesIO()
-    np.savez(buffer, **vars(room), **vars(responses))
+    np.savez(buffer, **arrays)
     files.write_bytes(path, buffer.getbuffer())
-    size = " ".join(f"{side:.3f}" for side in room.size)
-    return {"t60": round(float(room.t60), 4), "size": size}, []
+    sides = [f"{side:.3f}" for side in room.size]
+    columns = {
+        "t60": round(float(room.t60), 4),
+        "size": " ".join(sides),
+    }
+    return columns, []
 
 
 def load_room(path: str | Path) -> tuple[Room, Responses]:
@@ -133,64 +145,80 @@ def mix_in_room(
         the mixture (mic, time), as long as the longest recording; the images at the first microphone (source, time) by
         name; the levels in dB that were drawn. All have one gain, which puts the largest sample at 0.9.
     """
-    # Each recording starts at random, as far as the longest one leaves room.
-    frames = max(map(len, dry))
-    placed = np.zeros((len(dry), frames), np.float32)
-    for source, signal in zip(placed, dry, strict=True):
-        start = rng.integers(frames - len(signal) + 1)
-        source[start : start + len(signal)] = signal - signal.mean()
-    images = _convolve(placed[None], responses.full, frames)
+    placed = _place(dry, rng)
+    # x_ms = h_ms * s_s: the image of source s at microphone m.
+    images = _convolve(placed[None], responses.full)
     # Levels of the reverberant images, relative to the first source.
-    others = rng.uniform(*rules.level, len(dry) - 1)
-    levels = np.r_[0.0, others]
+    other_levels = rng.uniform(*rules.level, len(dry) - 1)
+    levels = np.r_[0.0, other_levels]
+    # Unit power over all microphones first, then the level; a silent source stays silent.
     power = np.square(images).mean((0, 2))
-    # Unit power first, then the level.
     amplitude = np.sqrt(np.maximum(power, 1e-20))
     gains = 10 ** (levels / 20) / amplitude
     mixture = np.einsum("mst,s->mt", images, gains)
-    # White noise, independent at each microphone, at a distance from the images' sum.
+    # White noise, independent at each microphone, so many dB below the sum of the images at the first one.
     noise_level = rng.uniform(*rules.noise)
-    noise_power = np.square(mixture[0]).mean() / 10 ** (noise_level / 10)
+    signal_power = np.square(mixture[0]).mean()
+    noise_power = signal_power / 10 ** (noise_level / 10)
     noise = rng.standard_normal(mixture.shape)
     mixture = mixture + np.sqrt(noise_power) * noise
     # What each source is at the first microphone.
     wanted = {}
     for name in references:
-        if name == "reverberant":
-            image = images[0]
-        elif name == "anechoic":
-            image = _convolve(placed, responses.anechoic[0], frames)
-        else:
-            early = responses.early(sample_rate)
-            image = _convolve(placed, early[0], frames)
+        image = images[0]
+        if name == "anechoic":
+            image = _convolve(placed, responses.anechoic[0])
+        elif name == "early":
+            image = _convolve(placed, responses.early(sample_rate)[0])
         wanted[name] = image * gains[:, None]
     # One gain for all, so that mixture and images keep their relations.
     gain = PEAK / peak_of(mixture, *wanted.values())
-    scaled = {name: (gain * image).astype(np.float32) for name, image in wanted.items()}
-    drawn = {}
-    for k, level in enumerate(levels, 1):
-        drawn[f"level_{k}"] = round(float(level), 3)
-    drawn["noise"] = round(float(noise_level), 3)
     mixture = (gain * mixture).astype(np.float32)
-    return mixture, scaled, drawn
+    for name, image in wanted.items():
+        wanted[name] = (gain * image).astype(np.float32)
+    drawn = {f"level_{k}": round(float(level), 3) for k, level in enumerate(levels, 1)}
+    drawn["noise"] = round(float(noise_level), 3)
+    return mixture, wanted, drawn
 
 
-def _convolve(signals, responses, frames):
+def _place(dry: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """(source, time): each recording starts at random, as far as the longest one leaves room."""
+    frames = max(map(len, dry))
+    placed = np.zeros((len(dry), frames), np.float32)
+    for source, signal in zip(placed, dry, strict=True):
+        start = rng.integers(frames - len(signal) + 1)
+        # Without its offset, which would begin and end with a click.
+        source[start : start + len(signal)] = signal - signal.mean()
+    return placed
+
+
+def _convolve(signals: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    """As long as the signals: what rings on behind their end is cut."""
+    frames = signals.shape[-1]
     return fftconvolve(signals, responses, axes=-1)[..., :frames]
 
 
 def read_recording(
     row: dict, sample_rate: int, start: float = 0.0, seconds: float | None = None
 ) -> np.ndarray:
-    """(time,) of a recording (a dict of path, length, rate), from `start` in [0, 1) of what `seconds` leave over."""
+    """Read a recording, or a part of it.
+
+    Args:
+        row: its path, length in samples and rate in Hz.
+        sample_rate: in Hz, to which it is resampled.
+        start: in [0, 1), of what `seconds` leave over.
+        seconds: how much is read, at most; None: all.
+
+    Returns:
+        (time,).
+    """
     rate = int(row["rate"])
     length = int(row["length"])
     frames = length
     if seconds is not None:
-        frames = min(length, round(seconds * rate))
-    # Each of the places where so many samples fit is as likely.
-    first = int(start * (length - frames + 1))
-    signal = audio.read(row["path"], first, frames)
+        frames = round(seconds * rate)
+    first, n_read = segment_bounds(length, frames, start)
+    signal = audio.read(row["path"], first, n_read)
     if rate != sample_rate:
         signal = soxr.resample(signal, rate, sample_rate)
     return signal
@@ -209,7 +237,8 @@ class SpatialMixtures(Dataset):
         shuffle_mics: order the microphones anew each time, so that any is the first.
     """
 
-    draws = True  # any index is an example, see `utils.data.datasets.epoch_size`
+    # Any index is an example, see `utils.data.datasets.epoch_size`.
+    draws = True
 
     def __init__(
         self,
@@ -243,7 +272,8 @@ class SpatialMixtures(Dataset):
         return self.size
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
-        rng = rng_of(self.split.seed, *key)
+        epoch, index = key
+        rng = rng_of(self.split.seed, epoch, index)
         path = self.rooms[rng.integers(len(self.rooms))]
         _, responses = load_room(path)
         if self.shuffle_mics:
@@ -254,26 +284,29 @@ class SpatialMixtures(Dataset):
                 responses.anechoic[order],
                 responses.arrival[order],
             )
-        chosen = rng.choice(len(self.speakers), self.n_src, replace=False)
-        dry = [self._recording(self.speakers[speaker], rng) for speaker in chosen]
-        wanted = (self.reference,)
-        sample_rate = self.split.sample_rate
-        mixture, images, _ = mix_in_room(dry, responses, sample_rate, rng, self.rules, wanted)
-        epoch, index = key
+        # No speaker twice: nobody could tell such sources apart.
+        speakers = rng.choice(len(self.speakers), self.n_src, replace=False)
+        dry = [self._draw_speech(self.speakers[speaker], rng) for speaker in speakers]
+        mixture, images, _ = mix_in_room(
+            dry,
+            responses,
+            self.split.sample_rate,
+            rng,
+            self.rules,
+            (self.reference,),
+        )
         return {
             "mixture": mixture,
             "sources": images[self.reference],
             "id": f"{self.split.name}{epoch}_{index}",
         }
 
-    def _recording(
-        self, recordings: list[dict], rng: np.random.Generator, tries: int = 20
-    ) -> np.ndarray:
+    def _draw_speech(self, recordings: list[dict], rng: np.random.Generator) -> np.ndarray:
         """(frames,) of a speaker: one recording after the other, so that all of it is speech."""
         sample_rate = self.split.sample_rate
         parts = []
         missing = self.split.frames
-        for _ in range(tries):
+        for _ in range(TRIES):
             row = recordings[rng.integers(len(recordings))]
             seconds = missing / sample_rate
             signal = read_recording(row, sample_rate, rng.random(), seconds)
@@ -286,10 +319,11 @@ class SpatialMixtures(Dataset):
                 break
         if not parts:
             raise UserError(
-                f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them"
+                f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them from the list"
             )
-        # After so many tries the rest stays silent.
-        return np.pad(np.concatenate(parts), (0, max(missing, 0)))
+        # What could not be filled in so many tries stays silent.
+        speech = np.concatenate(parts)
+        return np.pad(speech, (0, max(missing, 0)))
 
 
 class ArrayMixtures(Mixtures):
@@ -308,18 +342,21 @@ class ArrayMixtures(Mixtures):
         epoch, index = key
         row = self.rows[index]
         split = self.split
+        # One position for all files, so that they stay together.
         position = rng_of(split.seed, epoch, index).random()
-        where = (int(row["length"]), split.frames, position, split.sample_rate)
+        place = (int(row["length"]), split.frames, position, split.sample_rate)
         # There may be more microphones than are wanted.
-        channels = audio.info(row["mixture_path"])[2]
-        if channels < self.n_mics:
-            raise UserError(
-                f"{row['mixture_path']}: has {channels} channels, but {self.n_mics} are needed"
-            )
-        mixture = segment_of(row["mixture_path"], *where, channels)[: self.n_mics]
-        sources = np.stack([segment_of(row[column], *where) for column in self.columns[1:]])
-        identity = str(row["mixture_ID"])
-        return {"mixture": mixture, "sources": sources, "id": identity}
+        path = row["mixture_path"]
+        _, _, n_channels = audio.info(path)
+        if n_channels < self.n_mics:
+            raise UserError(f"{path}: has {n_channels} channels, but {self.n_mics} are needed")
+        mixture = segment_of(path, *place, n_channels)
+        sources = [segment_of(row[column], *place) for column in self.columns[1:]]
+        return {
+            "mixture": mixture[: self.n_mics],
+            "sources": np.stack(sources),
+            "id": str(row["mixture_ID"]),
+        }
 
 
 def read_listed(csv: Path) -> pd.DataFrame:
@@ -396,15 +433,22 @@ def write_test_set(
         write_manifest(frame, manifests / f"test_{n_src}spk{suffix}.csv")
 
 
-def _write_mixture(paths, by_speaker, room_path, n_src, sample_rate, key):
+def _write_mixture(
+    paths: tuple[Path, ...],
+    by_speaker: list[list[dict]],
+    room_path: str,
+    n_src: int,
+    sample_rate: int,
+    key: tuple[int, ...],
+) -> tuple[dict, list[Path]]:
     """Write a mixture and its images; returns its columns of the manifest, and the files that were read."""
     rng = rng_of(*key)
     room, responses = load_room(room_path)
     # Different speakers, and a recording of each.
-    chosen = rng.choice(len(by_speaker), n_src, replace=False)
+    speakers = rng.choice(len(by_speaker), n_src, replace=False)
     rows = []
-    for k in chosen:
-        recordings = by_speaker[k]
+    for speaker in speakers:
+        recordings = by_speaker[speaker]
         rows.append(recordings[rng.integers(len(recordings))])
     dry = [read_recording(row, sample_rate) for row in rows]
     mixture, images, drawn = mix_in_room(

@@ -29,7 +29,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-    header = []
+    header: list[str] = []
     rows = []
     # By lines with their ends, as a cell in quotes may go on in the next one.
     reader = csv.reader(text.splitlines(keepends=True), strict=True)

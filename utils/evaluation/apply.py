@@ -6,11 +6,13 @@ scored is what `utils.separate` writes. Outside of this file a recording is (cha
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from local_models.system import System
 from utils.evaluation.overlap_add import Blocks, Stitcher
+from utils.evaluation.signals import Samples
 
 
 def apply(system: System, mixture: torch.Tensor, blocks: Blocks | None = None) -> torch.Tensor:
@@ -28,17 +30,22 @@ def apply(system: System, mixture: torch.Tensor, blocks: Blocks | None = None) -
     Raises:
         ValueError: the system cannot hear so many channels.
     """
+    parts = separated(system, mixture, blocks)
+    return joined(parts, mixture.shape[-1], torch.empty)
+
+
+def separated(
+    system: System,
+    mixture: torch.Tensor | Samples,
+    blocks: Blocks | None = None,
+) -> Iterator[torch.Tensor]:
+    """`apply` in pieces (source, channel, time), for recordings that are longer than memory."""
     blocks = blocks or Blocks()
     separation = Separation(system, len(mixture), blocks)
-    length = mixture.shape[-1]
     offset = _offset(mixture, blocks, system.sample_rate)
-
-    def parts():
-        for start, end in _pieces(length, blocks, system.sample_rate):
-            yield from separation.push(mixture[:, start:end].cpu() - offset)
-        yield from separation.finish()
-
-    return _joined(parts(), length)
+    for start, end in _pieces(mixture.shape[-1], blocks, system.sample_rate):
+        yield from separation.push(_piece(mixture, start, end) - offset)
+    yield from separation.finish()
 
 
 def _pieces(length: int, blocks: Blocks, sample_rate: int) -> Iterator[tuple[int, int]]:
@@ -48,22 +55,41 @@ def _pieces(length: int, blocks: Blocks, sample_rate: int) -> Iterator[tuple[int
         yield start, min(start + piece, length)
 
 
-def _offset(signals, blocks, sample_rate):
+def _piece(signals: torch.Tensor | Samples, start: int, end: int) -> torch.Tensor:
+    return torch.as_tensor(signals[..., start:end]).cpu()
+
+
+def _offset(
+    signals: torch.Tensor | Samples,
+    blocks: Blocks,
+    sample_rate: int,
+) -> torch.Tensor:
     """The mean of the whole (..., time), as (..., 1) on the CPU: segments shall not have different ones."""
     length = signals.shape[-1]
     total = torch.zeros(signals.shape[:-1], dtype=torch.float64)
     for start, end in _pieces(length, blocks, sample_rate):
-        total += signals[..., start:end].sum(-1, dtype=torch.float64).cpu()
-    return (total / max(length, 1)).to(signals.dtype)[..., None]
+        piece = _piece(signals, start, end)
+        total += piece.sum(-1, dtype=torch.float64)
+    mean = total / max(length, 1)
+    return mean.float()[..., None]
 
 
-def _joined(parts: Iterator[torch.Tensor], length: int) -> torch.Tensor:
-    """Pieces (..., time) as one signal; `torch.cat` would need all of them twice."""
-    signal = torch.empty(0)
+def joined(
+    parts: Iterator[torch.Tensor],
+    length: int,
+    allocate: Callable[[tuple[int, ...]], Any],
+) -> Any:
+    """Pieces (..., time) as one signal; `torch.cat` would need all of them twice.
+
+    Args:
+        parts: of `length` samples together.
+        allocate: makes room for a signal of the shape that it is given.
+    """
+    signal = allocate((0,))
     position = 0
     for index, part in enumerate(parts):
         if index == 0:
-            signal = part.new_empty((*part.shape[:-1], length))
+            signal = allocate((*part.shape[:-1], length))
         end = position + part.shape[-1]
         signal[..., position:end] = part
         position = end
@@ -163,6 +189,20 @@ def apply_oracle(
     Raises:
         ValueError: sources of several channels for an oracle that hears the microphones together.
     """
+    parts = separated_by_oracle(oracle, mixture, sources, sample_rate, n_mics, device, blocks)
+    return joined(parts, mixture.shape[-1], torch.empty)
+
+
+def separated_by_oracle(
+    oracle: Oracle,
+    mixture: torch.Tensor | Samples,
+    sources: torch.Tensor | Samples,
+    sample_rate: int,
+    n_mics: int | None = 1,
+    device: torch.device | str = "cpu",
+    blocks: Blocks | None = None,
+) -> Iterator[torch.Tensor]:
+    """`apply_oracle` in pieces (source, channel, time), for recordings that are longer than memory."""
     if n_mics == 1:
         system = _OracleSystem(lambda heard, truth: oracle(heard[:, 0], truth), 1, sample_rate)
     elif sources.shape[1] == 1:
@@ -172,26 +212,24 @@ def apply_oracle(
     system.device = torch.device(device)
     blocks = blocks or Blocks()
     stitcher = Stitcher(system, blocks, related=False)
-    length = mixture.shape[-1]
     # Sources too, so that they still add up to the mixture.
     mixture_offset = _offset(mixture, blocks, sample_rate)
     source_offset = _offset(sources, blocks, sample_rate)
 
-    def streams(start, end):
+    def streams(start: int, end: int) -> torch.Tensor:
         """(stream, channel + source, time)."""
-        heard = mixture[:, start:end] - mixture_offset
-        truth = sources[..., start:end] - source_offset
+        heard = _piece(mixture, start, end) - mixture_offset
+        truth = _piece(sources, start, end) - source_offset
         if n_mics == 1:
             # Every channel is a stream by itself.
             return torch.cat([heard[:, None], truth.transpose(0, 1)], dim=1)
         return torch.cat([heard, truth[:, 0]])[None]
 
-    def parts():
-        for start, end in _pieces(length, blocks, sample_rate):
-            yield from stitcher.push(streams(start, end))
-        yield from stitcher.finish()
-
-    return _joined(parts(), length).transpose(0, 1)
+    for start, end in _pieces(mixture.shape[-1], blocks, sample_rate):
+        for part in stitcher.push(streams(start, end)):
+            yield part.transpose(0, 1)
+    for part in stitcher.finish():
+        yield part.transpose(0, 1)
 
 
 class _OracleSystem:

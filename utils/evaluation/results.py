@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from utils.data import audio
 from utils.errors import UserError
 from utils.evaluation.scores import Score, Scores, long_table, wide_table
+from utils.evaluation.signals import Samples
+from utils.evaluation.wav import write_wav
 from utils.files import read_json, remove_leftovers, sha256, write_text
 from utils.stamps import differences
 
@@ -202,9 +203,9 @@ def whole_name(mixture_id: str) -> str:
 def write_example(
     folder: Path,
     sample_rate: int,
-    mixture: np.ndarray,
-    sources: np.ndarray,
-    estimates: np.ndarray,
+    mixture: Samples,
+    sources: Samples,
+    estimates: Samples,
     row: Row,
 ) -> list[Path]:
     """Write wav files in float, as they are, since in 16 bits they would clip; metrics.json comes last.
@@ -220,13 +221,13 @@ def write_example(
         The files.
     """
     signals = {"mixture": mixture}
-    for k, (source, estimate) in enumerate(zip(sources, estimates, strict=True), 1):
-        signals[f"s{k}"] = source
-        signals[f"s{k}_estimate"] = np.nan_to_num(estimate, nan=0.0, posinf=0.0, neginf=0.0)
+    for k in range(len(sources)):
+        signals[f"s{k + 1}"] = sources[k]
+        signals[f"s{k + 1}_estimate"] = estimates[k]
     paths = []
     for name, signal in signals.items():
         paths.append(folder / f"{name}.wav")
-        audio.write(paths[-1], signal, sample_rate, subtype="FLOAT")
+        write_wav(paths[-1], signal, sample_rate)
     # Whoever finds metrics.json finds the rest.
     paths.append(folder / "metrics.json")
     write_text(paths[-1], dumps(_example_scores(row), indent=1))

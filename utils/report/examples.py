@@ -302,7 +302,7 @@ def _example(
         return Clip(title, flac(signal, plan.rate), spectrogram(signal, plan.rate, scale), score)
 
     estimates = {}
-    scores = {}
+    scores: dict[Path, float | None] = {}
     for entry in shown:
         example = kept[entry.folder].get(name)
         scores[entry.folder] = None

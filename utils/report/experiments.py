@@ -176,8 +176,9 @@ class Entry(Training):
         table = pd.concat(columns, axis=1, join="inner")
         if not len(table):
             return None
-        values = table.to_numpy().T
-        return float(statistic(*values, kind=self.suite.statistic))
+        values, *others = table.to_numpy().T
+        weights = others[0] if others else None
+        return float(statistic(values, weights, self.suite.statistic))
 
     @property
     def same_but_seed(self) -> str:

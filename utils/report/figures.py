@@ -4,7 +4,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Picture:
     """Folders of the experiments in it, for its legend."""
 
 
-def styles(experiments: list[Training]) -> dict[Path, Style]:
+def styles(experiments: Sequence[Training]) -> dict[Path, Style]:
     """Colours by folder; what is no trained system is grey."""
     # All colours solid, then all dashed; markers change with each.
     lines = itertools.cycle(itertools.product(DASHES, COLOURS))
@@ -298,7 +298,7 @@ def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, style: Style) -> None:
 
 
 def training_curves(
-    name: str, experiments: list[Training], look: dict[Path, Style]
+    name: str, experiments: Sequence[Training], look: dict[Path, Style]
 ) -> list[tuple[str, Picture]]:
     """A figure for each training step, by its name."""
     steps = dict.fromkeys(step for training in experiments for step in training.curves)
@@ -357,13 +357,20 @@ def _curve(axes: Axes, table: pd.DataFrame, quantity: str, style: Style) -> None
     x = table.index + 1
     if "updates" in table:
         x = table["updates"]
-    line = {"color": style.colour, "ls": style.dash}
-    # A line of one or two points is hardly seen without them.
-    if len(table) < 3:
-        line["marker"] = style.marker
-        line["markersize"] = 3
-    pale = {"lw": 1, "alpha": 0.5}
-    for phase, look in (("train", pale), ("val", {})):
+    # A line of one or two points is hardly seen without markers.
+    marker = style.marker if len(table) < 3 else "None"
+    # None: the width of all lines, and no transparency.
+    for phase, width, alpha in (("train", 1.0, 0.5), ("val", None, None)):
         column = f"{phase}_{quantity}"
-        if column in table:
-            axes.plot(x, table[column], **line, **look)
+        if column not in table:
+            continue
+        axes.plot(
+            x,
+            table[column],
+            color=style.colour,
+            ls=style.dash,
+            marker=marker,
+            markersize=3,
+            lw=width,
+            alpha=alpha,
+        )

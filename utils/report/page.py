@@ -163,15 +163,15 @@ def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]
         cells["device"] = replace(cells["device"], note=commit)
         # A row of several seeds belongs to no single experiment.
         kind = "seeds"
+        style = None
         if entry is not None:
             kind = entry.kind
             if not math.isnan(entry.interval.low):
                 ends = _ends(entry.interval)
                 cells[primary] = replace(cells[primary], note=ends)
-        # Only what was trained has a line in the figures.
-        style = None
-        if kind == "system":
-            style = look[entry.folder]
+            # Only what was trained has a line in the figures.
+            if kind == "system":
+                style = look[entry.folder]
         line = Row(
             kind=kind,
             name=cells["system"].text,

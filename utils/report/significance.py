@@ -36,7 +36,7 @@ def statistic(
     weights: np.ndarray | None = None,
     kind: str = "mean",
     axis: int = -1,
-):
+) -> np.ndarray | np.floating:
     """Weighted mean along an axis, or median.
 
     Args:

@@ -92,9 +92,10 @@ def _scores(entries: list[Entry]) -> dict[str, Cell]:
     for label in (*_main_labels(first), *first.labels.columns):
         values = [entry.summary(label.key, label.statistic) for entry in entries]
         # A mean of some of the experiments would be compared with that of all.
+        known = [value for value in values if value is not None]
         value = None
-        if None not in values:
-            value = statistics.fmean(values)
+        if len(known) == len(values):
+            value = statistics.fmean(known)
         factor, unit = UNITS.get(label.unit, (1, ""))
         cells[label.text] = _number(value, label.digits, factor, unit)
     return cells

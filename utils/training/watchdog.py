@@ -21,7 +21,7 @@ class Watchdog(pl.Callback):
 
     Args:
         monitor: the logged value that chooses the best model.
-        rehearsal: in the self-test, which has a few updates only: the system is not asked whether they suffice.
+        rehearsal: in the self-test, as messages say.
     """
 
     def __init__(self, monitor: str, rehearsal: bool = False):
@@ -29,14 +29,6 @@ class Watchdog(pl.Callback):
         self.rehearsal = rehearsal
         self.left_out = 0  # in a row
         self._buffers: list = []
-
-    def on_train_start(self, trainer, system):
-        if self.rehearsal:
-            return
-        try:
-            system.step.check_updates(int(trainer.estimated_stepping_batches))
-        except ValueError as error:
-            raise UserError(f"steps.{system.step.name}: {error}") from None
 
     # ---- each batch
 

@@ -65,7 +65,7 @@ def mean_over_seeds(tables: list[pd.DataFrame], metric: str) -> pd.Series:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -101,7 +101,10 @@ def manifest_of(
         if n_active == 0:
             skipped.append(mixture.name)
             continue
-        record = {"mixture_ID": product.name, "mixture_path": str(mixture)}
+        record: dict[str, str | int] = {
+            "mixture_ID": product.name,
+            "mixture_path": str(mixture),
+        }
         for k, slot in enumerate(slots, 1):
             record[f"source_{k}_path"] = slot
         record["length"] = result["length"]
@@ -162,7 +165,7 @@ def print_figures(reports: dict[str, dict]) -> None:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     corpus.require()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 
 from utils.data import audio
 from utils.errors import UserError, command
@@ -84,7 +85,7 @@ def choose_source(folder: Path) -> tuple[str, int]:
     return max(rates, key=lambda example: rates[example])
 
 
-def draw_spectrogram(axes, signal: np.ndarray, title: str) -> None:
+def draw_spectrogram(axes: Axes, signal: np.ndarray, title: str) -> None:
     # In dB, without the logarithm of zero.
     magnitude = spectrogram(signal)[::STEP].T
     level = 20 * np.log10(magnitude + 1e-9)
@@ -101,7 +102,7 @@ def draw_spectrogram(axes, signal: np.ndarray, title: str) -> None:
     axes.set_yticks([])
 
 
-def draw_rates(axes, results: dict[Path, dict]) -> None:
+def draw_rates(axes: Axes, results: dict[Path, dict]) -> None:
     for result in results.values():
         holes = 100 * result["hole_rate_30"]["mean"]
         leaks = 100 * result["leak_rate"]["mean"]
@@ -114,7 +115,7 @@ def draw_rates(axes, results: dict[Path, dict]) -> None:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--exp", type=Path, default=Path("exp"), help="folder of the experiments")
     parser.add_argument("--data-set", default="test", help="name of the manifest")

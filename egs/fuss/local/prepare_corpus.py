@@ -40,7 +40,8 @@ ACCEPTED = """  1. FUSS, or a tree like it: {train,validation,eval}_example_list
   3. download: the public archive of FUSS (8 to 9 GB), CC BY 4.0"""
 
 
-def parse_arguments(argv, description):
+def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """The options of stages 0 and 1."""
     parser = argparse.ArgumentParser(description=description)
     add_arguments(parser)
     parser.add_argument(
@@ -138,7 +139,7 @@ def download(folder: Path, room: str) -> None:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     # A mini corpus of other sizes is another one.

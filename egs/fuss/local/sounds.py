@@ -66,7 +66,7 @@ def _spaced(rng, events, gap):
 # ---- long ones: backgrounds
 
 
-def rain(rng, frames):
+def rain(rng: np.random.Generator, frames: int) -> np.ndarray:
     # Few samples are drops, which ring in a band of some kilohertz; the rest is a hiss.
     drops = rng.normal(size=frames)
     drops *= rng.random(frames) < 0.004
@@ -76,7 +76,7 @@ def rain(rng, frames):
     return ringing + hiss
 
 
-def wind(rng, frames):
+def wind(rng: np.random.Generator, frames: int) -> np.ndarray:
     # Noise through two resonances, as loud as the gusts.
     gusts = 0.2 + _slow(rng, frames, 1.0)
     noise = rng.normal(size=frames)
@@ -85,11 +85,11 @@ def wind(rng, frames):
     return gusts * _resonance(howling, 300, 300)
 
 
-def engine(rng, frames):
+def engine(rng: np.random.Generator, frames: int) -> np.ndarray:
     # Eleven harmonics of a pitch that wanders.
     lowest = rng.uniform(50, 90)
     pitch = lowest * (1 + 0.1 * _slow(rng, frames, 0.7))
-    signal = 0
+    signal = np.zeros(frames)
     for k in range(1, 12):
         harmonic = _tone(pitch * k)
         gain = rng.uniform(0.3, 1)
@@ -97,7 +97,7 @@ def engine(rng, frames):
     return signal
 
 
-def crickets(rng, frames):
+def crickets(rng: np.random.Generator, frames: int) -> np.ndarray:
     # A high tone in short pulses, with longer rests.
     time = np.arange(frames) / RATE
     pulse_rate = rng.uniform(12, 25)
@@ -111,7 +111,7 @@ def crickets(rng, frames):
 # ---- short ones: foregrounds of 0.5 to 2.5 s
 
 
-def bell(rng, _):
+def bell(rng: np.random.Generator, _: int) -> np.ndarray:
     time = _time(rng.uniform(1.0, 2.0))
     pitch = rng.uniform(400, 900)
     # Partials of a bell as multiples of its pitch; the higher, the sooner they are gone.
@@ -122,7 +122,7 @@ def bell(rng, _):
         (3.0, 0.4),
         (4.53, 0.3),
     )
-    signal = 0
+    signal = np.zeros(len(time))
     for k, gain in partials:
         decay = np.exp(-2.5 * k**0.5 * time)
         tone = gain * np.sin(2 * np.pi * pitch * k * time)
@@ -130,7 +130,7 @@ def bell(rng, _):
     return signal
 
 
-def bird(rng, _):
+def bird(rng: np.random.Generator, _: int) -> np.ndarray:
     # Chirps that glide between two frequencies.
     events = []
     for _ in range(rng.integers(3, 7)):
@@ -142,7 +142,7 @@ def bird(rng, _):
     return _spaced(rng, events, 0.08)
 
 
-def dog(rng, _):
+def dog(rng: np.random.Generator, _: int) -> np.ndarray:
     # Barks: harmonics of a falling pitch, with some noise.
     pitch = rng.uniform(250, 450)
     events = []
@@ -150,7 +150,7 @@ def dog(rng, _):
         frames = round(rng.uniform(0.12, 0.2) * RATE)
         falling = 1.3 - 0.6 * np.linspace(0, 1, frames)
         glide = pitch * falling
-        bark = 0
+        bark = np.zeros(frames)
         for k in range(1, 9):
             bark = bark + _tone(glide * k) / k
         noise = rng.normal(size=frames)
@@ -159,7 +159,7 @@ def dog(rng, _):
     return _spaced(rng, events, 0.2)
 
 
-def drum(rng, _):
+def drum(rng: np.random.Generator, _: int) -> np.ndarray:
     time = _time(0.25)
     n_frames = len(time)
     pitch = rng.uniform(60, 150)
@@ -175,7 +175,7 @@ def drum(rng, _):
     return _spaced(rng, events, 0.15)
 
 
-def siren(rng, _):
+def siren(rng: np.random.Generator, _: int) -> np.ndarray:
     time = _time(rng.uniform(1.2, 2.5))
     # Two harmonics of a pitch that goes up and down.
     middle = rng.uniform(600, 1000)
@@ -188,7 +188,7 @@ def siren(rng, _):
     return signal * np.minimum(1, 10 * edge)
 
 
-def talk(rng, _):
+def talk(rng: np.random.Generator, _: int) -> np.ndarray:
     # A voice of eight, of one of four sets of them.
     seed = int(rng.integers(4))
     speakers = speech.make_speakers(8, seed)

@@ -79,7 +79,7 @@ def find_recordings(folders: tuple[Path, ...]) -> dict[str, list[tuple]]:
     # The folders of WSJ0 and WSJ1, which some copies have below those of the discs.
     parts = {}
     for part, patterns in WSJ_FOLDERS.items():
-        places = set()
+        places: set[Path] = set()
         for pattern in patterns:
             for depth in ("", "*/", "*/*/"):
                 places.update(folder.glob(depth + pattern))

@@ -71,7 +71,7 @@ def first_microphones(rows: list[dict], folder: Path, cut: bool, n_jobs: int) ->
             targets.append(folder / f"{name}_s{k + 1}.wav")
         # By names, so that the corpus may be moved.
         origins = [mixture, *chain(*images)]
-        settings = [cut]
+        settings: list[bool | str] = [cut]
         settings += [os.path.relpath(path, folder) for path in origins]
         arguments = (mixture, images, targets, cut)
         products.append(Product(name, settings, tuple(targets), arguments))
@@ -141,7 +141,7 @@ def _mixinfo(folder, root):
 def sms_wsj(root: Path) -> dict[int, dict[str, list[dict]]]:
     """{2: {part: rows}} of sms_wsj.json; an image is the sum of its early and late part."""
     sets = _read_json(root / "sms_wsj.json")["datasets"]
-    parts = {}
+    parts: dict[str, list[dict]] = {}
     for name, part in SMS_PARTS.items():
         parts[name] = []
         for identity, example in sets[part].items():

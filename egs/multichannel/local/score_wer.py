@@ -71,7 +71,7 @@ def transcribe(
     # Once: it is the same for all speakers.
     of_mixture = recognise(mixture[0], rate)
     # Errors and words apart, for the rate of a set is not the mean of rates.
-    totals = {}
+    totals: dict[str, int] = {}
     for k, (estimate, source) in enumerate(zip(estimates, sources, strict=True), 1):
         texts = {
             "mixture": of_mixture,

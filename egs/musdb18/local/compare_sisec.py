@@ -139,7 +139,7 @@ def box_plot(tables: dict[str, Scores]) -> bytes:
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

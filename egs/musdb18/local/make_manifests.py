@@ -142,8 +142,8 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
     signals = read_song(song)
     lengths = {name: signal.shape[1] for name, signal in signals.items()}
     # Coders of stems leave out different numbers of frames.
-    shortest = min(lengths, key=lengths.get)
-    longest = max(lengths, key=lengths.get)
+    shortest = min(lengths, key=lengths.__getitem__)
+    longest = max(lengths, key=lengths.__getitem__)
     length = lengths[shortest]
     excess = lengths[longest] - length
     if excess > LOOSE:
@@ -160,7 +160,9 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
         else:
             copy.unlink(missing_ok=True)
     stems = [name for name in STEMS if name in signals]
-    accompaniment = sum(signals[name] for name in stems)
+    accompaniment = np.zeros_like(signals["mixture"])
+    for name in stems:
+        accompaniment += signals[name]
     # A sum of stems may go beyond full scale, which 16 bits would clip.
     is_within = np.abs(accompaniment).max() <= 1
     subtype = "PCM_16" if is_within else "FLOAT"
@@ -224,15 +226,12 @@ def read_song(song: Path) -> dict[str, np.ndarray]:
 
 def level_difference(voice: np.ndarray | None, accompaniment: np.ndarray) -> float:
     """Level of a voice less that of its accompaniment in dB; infinite or NaN where one, or both, are silent."""
-    powers: list[np.floating | float] = []
-    for signal in (voice, accompaniment):
-        power = 0.0
-        if signal is not None:
-            power = np.mean(signal.astype(np.float64) ** 2)
-        powers.append(power)
+    power = np.mean(accompaniment.astype(np.float64) ** 2)
+    power_of_voice: np.floating = np.float64(0)
+    if voice is not None:
+        power_of_voice = np.mean(voice.astype(np.float64) ** 2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.divide(*powers)
-        level = 10 * np.log10(ratio)
+        level = 10 * np.log10(power_of_voice / power)
     return round(float(level), 2)
 
 
@@ -345,7 +344,7 @@ def make_clips(
             products.append(Product(name, settings, paths, (clip, *paths)))
             parts.append(part)
     lengths = make(make_clip, products, folder, n_jobs, "clips")
-    rows = {part: [] for part in SETS}
+    rows: dict[str, list[dict]] = {part: [] for part in SETS}
     for part, product, length in zip(parts, products, lengths, strict=True):
         mixture, voice, accompaniment = product.paths
         row = {
@@ -427,7 +426,7 @@ def write_manifests(rows: dict[str, list[dict]], folder: Path, rate: int) -> Non
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     note = corpus.require()

@@ -161,7 +161,7 @@ def _decode(path, wavs):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     corpus.check()

@@ -4,10 +4,10 @@ import argparse
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ class Stage:
     """What the stage was called for, and where its files go."""
 
     corpus: Corpus
-    found: dict
+    layout: dict
     """Of `prepare_corpus.detect`."""
     args: argparse.Namespace
 
@@ -61,17 +61,24 @@ class Stage:
         return self.corpus.folder / f"sources{self.rate_name}"
 
 
-# Every function `from_<form>` returns manifests by set, a table of single-speaker recordings for dynamic mixing (None:
-# nobody knows them) and warnings.
+class Tables(NamedTuple):
+    """What a corpus becomes: every function `from_<form>` makes them of one form."""
+
+    manifests: dict[str, pd.DataFrame]
+    """By set."""
+    recordings: pd.DataFrame | None
+    """Of single speakers, for dynamic mixing; None: the corpus does not say whose the utterances are."""
+    warnings: list[str]
 
 
-def from_lists(stage: Stage):
+def from_lists(stage: Stage) -> Tables:
     """WSJ0 and mixing lists: mix all three sets; training sources are the utterances of the training list."""
-    root = stage.found["root"]
-    entries = {}
-    for name, path in stage.found["lists"].items():
-        entries[name] = mixing.parse_list(path, root, stage.args.n_src)
-    paths = set()
+    root = stage.layout["root"]
+    lists = stage.layout["lists"]
+    entries = of_all_parts(
+        lambda name: mixing.parse_list(lists[name], root, stage.args.n_src), lists
+    )
+    paths: set[str] = set()
     for entry in entries["train"]:
         paths.update(entry.paths)
     recordings = []
@@ -82,22 +89,22 @@ def from_lists(stage: Stage):
     frames, warnings = mix(entries, stage)
     # For dynamic mixing: MERL's mixtures hold the utterances cut.
     sources = write_sources(recordings, "tr", stage)
-    return frames, sources, warnings
+    return Tables(frames, sources, warnings)
 
 
-def from_pair(stage: Stage):
+def from_pair(stage: Stage) -> Tables:
     """Directories of recordings: training mixes on the fly; fixed lists for validation (every tenth) and test."""
-    everything = find_recordings(stage.found["train"])
+    everything = find_recordings(stage.layout["train"])
     # Speakers of validation are those of training, as in WSJ0.
     parts = {
         "tr": [recording for i, recording in enumerate(everything) if i % 10],
         "cv": everything[::10],
-        "tt": find_recordings(stage.found["test"]),
+        "tt": find_recordings(stage.layout["test"]),
     }
     for part, recordings in parts.items():
         n_speakers = len(speakers_of(recordings))
         if n_speakers < stage.args.n_src:
-            origin = stage.found["test" if part == "tt" else "train"]
+            origin = stage.layout["test" if part == "tt" else "train"]
             raise UserError(
                 f"{origin}: {n_speakers} speakers for the part {part}, at least {stage.args.n_src} are needed. A "
                 "speaker is a folder (or a file that lies directly in the directory); every tenth recording of the "
@@ -107,16 +114,14 @@ def from_pair(stage: Stage):
     shared = speakers_of(everything) & speakers_of(parts["tt"])
     if shared:
         warnings.append(f"{len(shared)} speakers are in training and test, e.g. {min(shared)}")
-    sources = {}
-    for part, recordings in parts.items():
-        sources[part] = write_sources(recordings, part, stage)
+    sources = of_all_parts(lambda part: write_sources(parts[part], part, stage), parts)
     # Training is mixed anew in each epoch; what scores are compared on stays the same.
     entries = {}
     for name in ("valid", "test"):
         part = PARTS[name]
         entries[name] = draw_entries(sources[part], part, stage)
     frames, left_out = mix(entries, stage)
-    return frames, sources["tr"], warnings + left_out
+    return Tables(frames, sources["tr"], warnings + left_out)
 
 
 def speakers_of(recordings: list[Recording]) -> set[str]:
@@ -141,13 +146,13 @@ def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.
     return mixing.parse_list(mixing_list, folder, n_src)
 
 
-def from_tree(stage: Stage):
+def from_tree(stage: Stage) -> Tables:
     """A finished tree: manifests only; training sources are s1, s2, ..., speaker = first three letters as in WSJ0."""
     n_src = stage.args.n_src
     frames = {}
     products = []
     for name, part in PARTS.items():
-        frame = list_part(stage.found["root"] / part, n_src)
+        frame = list_part(stage.layout["root"] / part, n_src)
         for row in frame.itertuples():
             product = f"{name}/{row.mixture_ID}"
             products.append(Product(product, None, (), (row.mixture_path,)))
@@ -161,7 +166,7 @@ def from_tree(stage: Stage):
     utterance_and_gain = r"(.+?)_-?\d[\d.]*(?:e-?\d+)?"
     pattern = "_".join([utterance_and_gain] * n_src)
     sources = sources_of(frames["train"], pattern, lambda name: name[:3])
-    return frames, sources, []
+    return Tables(frames, sources, [])
 
 
 def list_part(root: Path, n_src: int) -> pd.DataFrame:
@@ -196,17 +201,18 @@ def audio_in(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def length_of(path):
+def length_of(path: str) -> tuple[int, list[str]]:
+    """Samples of a file, and the file that was read."""
     return audio.info(path)[0], [path]
 
 
-def from_csv(stage: Stage):
+def from_csv(stage: Stage) -> Tables:
     """CSV files: taken over; speakers of the training sources from LibriMix's IDs, speaker-chapter-utterance."""
     n_src = stage.args.n_src
     columns = ["mixture_path"]
     columns += [f"source_{i + 1}_path" for i in range(n_src)]
     frames = {}
-    for name, csvs in stage.found["csvs"].items():
+    for name, csvs in stage.layout["csvs"].items():
         # LibriMix has two CSVs for training.
         tables = [read_manifest(csv, n_src) for csv in csvs]
         frame = pd.concat(tables, ignore_index=True)
@@ -217,7 +223,7 @@ def from_csv(stage: Stage):
         frames[name] = frame
     pattern = "_".join([r"([^-_]+-[^-_]+-[^-_]+)"] * n_src)
     sources = sources_of(frames["train"], pattern, lambda name: name.split("-")[0])
-    return frames, sources, []
+    return Tables(frames, sources, [])
 
 
 def sources_of(
@@ -230,9 +236,12 @@ def sources_of(
         pattern: of an ID of a mixture, with a group for the name of each utterance.
         speaker_of: the speaker by the name of an utterance.
     """
-    matches = [re.fullmatch(pattern, name) for name in frame["mixture_ID"]]
-    if not all(matches):
-        return None
+    matches = []
+    for name in frame["mixture_ID"]:
+        match = re.fullmatch(pattern, name)
+        if match is None:
+            return None
+        matches.append(match)
     # A row for each source of each mixture.
     tables = []
     for number, column in enumerate(source_columns(frame), 1):
@@ -250,14 +259,35 @@ def sources_of(
 def mix(entries: dict, stage: Stage) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Manifests and warnings of lists by set."""
     args = stage.args
+
+    def mix_set(name: str) -> tuple[pd.DataFrame, list[str]]:
+        place = stage.mixtures / PARTS[name]
+        return mixing.mix_list(entries[name], place, args.sample_rate, args.mode, args.nj)
+
     frames = {}
     warnings = []
-    for name, rows in entries.items():
-        place = stage.mixtures / PARTS[name]
-        frame, left_out = mixing.mix_list(rows, place, args.sample_rate, args.mode, args.nj)
+    for name, (frame, left_out) in of_all_parts(mix_set, entries).items():
         frames[name] = frame
         warnings += left_out
     return frames, warnings
+
+
+def of_all_parts(work: Callable[[str], Any], parts: Iterable[str]) -> dict[str, Any]:
+    """What `work` returns, by part.
+
+    Raises:
+        UserError: the problems of all parts in one message, since to mend a corpus takes a person's time.
+    """
+    results = {}
+    problems = []
+    for part in parts:
+        try:
+            results[part] = work(part)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return results
 
 
 def find_recordings(root: Path) -> list[Recording]:
@@ -307,8 +337,6 @@ def write_sources(recordings: list[Recording], part: str, stage: Stage) -> pd.Da
         raise UserError(f"several recordings have the same speaker and name: {shown}. Rename them")
     folder = stage.sources / part
     rate = stage.args.sample_rate
-    # Of a run that was killed.
-    files.remove_leftovers(folder)
     products = []
     for speaker, name, path in recordings:
         target = folder / speaker / f"{name}.wav"
@@ -321,7 +349,7 @@ def write_sources(recordings: list[Recording], part: str, stage: Stage) -> pd.Da
     return table[["speaker", "path", "length"]]
 
 
-def write_source(path, target, sample_rate):
+def write_source(path: str, target: Path, sample_rate: int) -> tuple[int, list[str]]:
     """Write a recording; returns its length, and the file that was read."""
     rate = audio.info(path)[1]
     if rate < sample_rate:
@@ -338,33 +366,33 @@ def write_source(path, target, sample_rate):
     return len(signal), [path]
 
 
-def consists_of(found: dict) -> dict:
+def consists_of(layout: dict) -> dict:
     """What a corpus consists of: lists and CSV files by content, directories by the names of their files."""
     tables = []
-    if found["form"] == "lists":
+    if layout["form"] == "lists":
         # A list that is not there is told when it is read.
-        tables = [path for path in found["lists"].values() if path.is_file()]
-    if found["form"] == "csv":
-        tables = list(itertools.chain(*found["csvs"].values()))
+        tables = [path for path in layout["lists"].values() if path.is_file()]
+    if layout["form"] == "csv":
+        tables = list(itertools.chain(*layout["csvs"].values()))
     if tables:
         return {path.name: files.sha256(path) for path in tables}
     # Reading all of it would take hours; who changes a file without its name is found out by its time.
     content = {}
     for key in ("root", "train", "test"):
-        if key in found and found["form"] != "lists":
-            folder = found[key]
+        if key in layout and layout["form"] != "lists":
+            folder = layout[key]
             content[key] = [str(path.relative_to(folder)) for path in walk(folder)]
     return content
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     corpus.require()
-    found = detect(corpus.roots, args)
-    stage = Stage(corpus, found, args)
-    content = consists_of(found)
+    layout = detect(corpus.roots, args)
+    stage = Stage(corpus, layout, args)
+    content = consists_of(layout)
     refuse_changes(stage.manifests, content)
     # What is there and whole is kept by each of them.
     makers = {
@@ -373,19 +401,19 @@ def main(argv=None):
         "tree": from_tree,
         "csv": from_csv,
     }
-    from_form = makers[found["form"]]
-    frames, sources, warnings = from_form(stage)
-    if sources is not None:
-        write_manifest(sources, stage.manifests / "train_sources.csv")
+    from_form = makers[layout["form"]]
+    tables = from_form(stage)
+    if tables.recordings is not None:
+        write_manifest(tables.recordings, stage.manifests / "train_sources.csv")
 
     def check(csv):
         return check_manifest(csv, args.sample_rate, args.nj)
 
-    reports = write_sets(frames, stage.manifests, check, content)
-    if sources is None:
+    reports = write_sets(tables.manifests, stage.manifests, check, content)
+    if tables.recordings is None:
         print("the mixture IDs name no speakers: no train_sources.csv, hence no dynamic mixing")
     print_reports(reports)
-    for warning in warnings:
+    for warning in tables.warnings:
         print(f"warning: {warning}")
 
 

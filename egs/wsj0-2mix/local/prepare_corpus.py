@@ -138,13 +138,13 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
     for n_src in (2, 3):
         for part, paths in recordings.items():
             text = mixing.draw_list(paths, n_src, size[part], seed=f"{n_src}{part}")
-            path = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
-            files.write_changed(path, text)
+            mixing_list = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
+            files.write_changed(mixing_list, text)
     return len(jobs)
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     # A mini corpus of another size is another one.

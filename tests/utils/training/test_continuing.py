@@ -21,6 +21,7 @@ from tests.utils.training.small_training import (
     write_conf,
 )
 from utils import train
+from utils.training import steps
 
 AT_EPOCH_ENDS = "runtime.checkpoint_minutes=0"
 AT_EACH_BATCH = "runtime.checkpoint_minutes=1e-9"
@@ -160,7 +161,7 @@ def test_an_early_stop_that_was_reached_before_a_kill_is_not_trained_over(
     options = ("steps.frontend.early_stop=1", "steps.frontend.optim.lr=1e-12", *FRONTEND)
     run = arguments(conf, tone_manifests, tmp_path / "exp", "steps.frontend.epochs=9", *options)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
+        patch.setattr(steps, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
         with pytest.raises(KeyError):
             train.main(run)
     before = metrics(tmp_path / "exp/frontend")

@@ -18,18 +18,19 @@ from tests.utils.training.small_training import (
     start,
     write_conf,
 )
-from utils.data.datasets import EpochSampler, loaders
+from utils.data.datasets import Batches, EpochSampler, loaders
 from utils.training.config import Data
 from utils.training.model_files import load_system
 
 LATE = """
 import sys, time
 import utils.train
-finish = utils.train.finish
+import utils.training.steps as steps
+finish = steps.finish
 def late(*arguments):
     time.sleep(2)
     finish(*arguments)
-utils.train.finish = late
+steps.finish = late
 utils.train.main(sys.argv[1:])
 """
 
@@ -139,7 +140,9 @@ def test_each_validation_example_counts_once(size, world):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_that_begins_within_an_epoch_gives_the_rest_of_it(tone_manifests, workers):
     def ids(place=None):
-        train, _ = loaders(tone_manifests, Data(segment=0.25), 2, 8000, 4, 0, workers, 0, 1)
+        data = Data(segment=0.25)
+        splits = data.splits(tone_manifests, 2, 8000)
+        train, _ = loaders(data, splits, Batches(4, workers))
         if place:
             train.sampler.start(*place)
         else:

@@ -26,7 +26,7 @@ from tests.utils.training.small_training import (
     write_conf,
 )
 from utils import train
-from utils.training import folder, lock
+from utils.training import folder, lock, steps
 
 HOLDER = """
 import os, sys, time
@@ -115,7 +115,7 @@ def test_a_moved_experiment_whose_epochs_are_all_done_is_finished(
 ):
     run = arguments(conf, tone_manifests, tmp_path / "old", *FRONTEND)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
+        patch.setattr(steps, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
         with pytest.raises(KeyError):
             train.main(run)
     shutil.copytree(tmp_path / "old", tmp_path / "copy")
@@ -206,7 +206,6 @@ def test_what_killed_runs_left_is_removed(conf, tone_manifests, tmp_path):
     ]
     for path in leftovers:
         path.write_bytes(b"half")
-    os.utime(leftovers[2], (1, 1))
     train.main(arguments(conf, tone_manifests, exp, "steps.frontend.epochs=1", *FRONTEND))
     # An evaluation may be writing its own at this time.
     assert [path.exists() for path in leftovers] == [False, True, False]
@@ -218,7 +217,7 @@ def test_a_finished_experiment_that_can_only_be_read_is_left_alone(
     run = arguments(conf, tone_manifests, tmp_path / "exp", "steps.separator.epochs=1")
     train.main(run)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*")}
-    monkeypatch.setattr(train.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     train.main(run)
     assert capsys.readouterr().out.endswith("exp: already trained\n")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*")} == before
