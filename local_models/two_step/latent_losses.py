@@ -25,7 +25,7 @@ def _pairwise_si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Te
     cross = torch.einsum("bin,bjn->bij", estimates, targets)
     energy_of_estimates = estimates.square().sum(-1)
     energy_of_targets = targets.square().sum(-1)
-    energies = energy_of_estimates[:, :, None] * energy_of_targets[:, None, :]
+    energies = energy_of_estimates.unsqueeze(2) * energy_of_targets.unsqueeze(1)
     cosine_squared = cross.square() / (energies + EPS)
     # SI-SDR = 10 log10(cos^2 / (1 - cos^2)), up to 70 dB.
     cosine_squared = cosine_squared.clamp(max=1 - 1e-7)
@@ -37,10 +37,12 @@ def _pairwise_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     estimates = estimates.float()
     targets = targets.float()
     # |e - t|^2 of all pairs, and |t|^2.
-    difference = estimates[:, :, None] - targets[:, None]
+    estimates = estimates.unsqueeze(2)
+    targets = targets.unsqueeze(1)
+    difference = estimates - targets
     error = difference.square().sum(-1)
     signal = targets.square().sum(-1)
-    signal = signal[:, None, :].expand_as(error)
+    signal = signal.expand_as(error)
     return _negative_db(signal, error)
 
 

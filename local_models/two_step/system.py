@@ -82,12 +82,12 @@ class TwoStep(System):
 
     # ---- inference
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         mixture, level = normalise(mixture)
         return self._calibrate(self.estimate(mixture), level)
 
-    def oracle(self, mixture, sources):
+    def oracle(self, mixture: Tensor, sources: Tensor) -> Tensor:
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
         mixture, level = normalise(without_offset(mixture))
         sources = without_offset(sources) / level[:, None].clamp(min=SMALLEST_LEVEL)
@@ -120,7 +120,7 @@ class TwoStep(System):
         sources = batch["sources"] / level[:, None].clamp(min=SMALLEST_LEVEL)
         return mixture, sources
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         # The gains are those of the present weights.
         self.gain_cross.zero_()
         self.gain_power.zero_()
@@ -144,10 +144,12 @@ class TwoStep(System):
             mixture: (batch, time).
             order: (batch, n_src), the estimate that belongs to each source; None: the best order by SI-SDR.
         """
+        # Estimates are the rows of the matrix, sources its columns.
         pairwise = pairwise_neg_sisdr(estimates, sources)
         if order is None:
             _, order = PITLossWrapper.find_best_perm(pairwise)
-        si_sdr = -pairwise.gather(1, order[:, None]).mean()
+        own = pairwise.gather(1, order[:, None])
+        si_sdr = -own.mean()
         # The source that belongs to each estimate.
         matched = torch.empty_like(sources)
         index = order[..., None].expand_as(sources)
@@ -211,21 +213,27 @@ class SeparatorStep(TrainingStep):
             loss, order = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}
             if not system.training:
-                values |= self._latent_scores(latents, targets, code, order)
+                latent_scores = self._latent_scores(latents, targets, code, order)
                 estimates = system.frontend.decode(latents, mixture.shape[-1])
-                values |= system.validation_scores(estimates, mixture, sources)
+                scores = system.validation_scores(estimates, mixture, sources)
+                values.update(latent_scores)
+                values.update(scores)
         return values
 
     def pairwise(self, latents: Tensor, targets: Tensor, loss: LatentLoss) -> Tensor:
         """A latent loss of all pairs: (batch, n_src, basis, frame) twice to (batch, n_src, n_src), latent by target."""
         frontend = self.system.frontend
         if loss == "decoder_metric":
+            # SI-SDR in time of what the decoders make of both.
             length = latents.shape[-1] * frontend.hop
             estimates = frontend.decode(latents, length)
-            return pairwise_neg_sisdr(estimates, frontend.decode(targets, length))
+            references = frontend.decode(targets, length)
+            return pairwise_neg_sisdr(estimates, references)
         if loss == "energy_weighted":
-            return latent_losses.energy_weighted(latents, targets, frontend.basis_energy())
-        return getattr(latent_losses, loss)(latents, targets)
+            energy = frontend.basis_energy()
+            return latent_losses.energy_weighted(latents, targets, energy)
+        latent_loss = getattr(latent_losses, loss)
+        return latent_loss(latents, targets)
 
     def _latent_scores(
         self, latents: Tensor, targets: Tensor, code: Tensor, order: Tensor
