@@ -18,8 +18,8 @@ from utils.data.walking import walk
 from utils.errors import UserError
 from utils.evaluation.methods import Method
 from utils.evaluation.scoring import How, estimate
+from utils.evaluation.separate_files import separate_file
 from utils.separate import main as separate
-from utils.separate import separate_file
 from utils.training import config
 from utils.training.model_files import load_system
 

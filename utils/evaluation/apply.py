@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from local_models.system import System
-from utils.evaluation.overlap_add import Blocks, Stitcher
+from utils.evaluation.options import Blocks
+from utils.evaluation.overlap_add import Stitcher
 from utils.evaluation.signals import Samples
 
 

@@ -5,35 +5,12 @@ In an overlap the sources of a segment are matched with those of the one before,
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from utils.errors import UserError
-
-
-@dataclass
-class Blocks:
-    """How a long signal is cut."""
-
-    segment: float = 20.0
-    """Seconds that the system hears at once; shorter signals are separated whole."""
-    overlap: float = 4.0
-    """Seconds shared by neighbouring segments, at most half of one."""
-    batch: int = 2
-    """Segments (of one channel) in a forward pass."""
-
-    def __post_init__(self):
-        if not 0 < self.segment < float("inf"):
-            raise UserError(f"--segment {self.segment}: give a length in seconds")
-        if not 0 <= self.overlap <= self.segment / 2:
-            raise UserError(
-                f"--overlap {self.overlap}: at least 0 and at most half of --segment, {self.segment / 2}"
-            )
-        if self.batch < 1:
-            raise UserError(f"--batch {self.batch}: at least 1")
+from utils.evaluation.options import Blocks
 
 
 class Separator(Protocol):

@@ -90,6 +90,13 @@ class Row:
 # ---- rows.jsonl
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of an evaluation; a `UserError` if something else has its name."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: remove it, results come there")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def open_folder(folder: Path, stamp: dict, n_rows: int) -> dict[int, Row]:
     """Prepare the folder of an evaluation.
 
@@ -104,10 +111,8 @@ def open_folder(folder: Path, stamp: dict, n_rows: int) -> dict[int, Row]:
     Returns:
         The rows of an earlier run with the same stamp, by number, whose files are there and unchanged.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: remove it, results come there")
-    if folder.is_dir():
-        remove_leftovers(folder)
+    make_folder(folder)
+    remove_leftovers(folder)
     path = folder / ROWS
     header = json.dumps(stamp)
     old = path.read_bytes() if path.is_file() else b""

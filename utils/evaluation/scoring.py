@@ -20,7 +20,7 @@ from utils.data import audio
 from utils.errors import UserError
 from utils.evaluation.apply import Oracle, joined, separated, separated_by_oracle
 from utils.evaluation.methods import Method
-from utils.evaluation.overlap_add import Blocks
+from utils.evaluation.options import Blocks
 from utils.evaluation.results import Row, example_name, whole_name, write_example
 from utils.evaluation.scores import Score
 from utils.evaluation.signals import Samples, blocks, broadcast, whole, zeros

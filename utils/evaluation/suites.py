@@ -47,8 +47,6 @@ class Suite:
     """Weights of the mixtures in the mean; None: equal."""
     input: Measure | None = None
     """The score of the unprocessed mixture."""
-    extra: tuple[str, ...] = ()
-    """Metrics computed on demand (`--extra`), since they take long."""
 
 
 # ---- speech: SI-SDR, in the best order of the estimates
@@ -375,7 +373,6 @@ SUITES = {
         summary=_speech_summary,
         primary=Measure("si_sdri"),
         input=Measure("input_si_sdr"),
-        extra=("sdr", "bss_eval", "stoi", "estoi", "pesq"),
     ),
     "fuss": Suite(
         name="fuss",
@@ -392,6 +389,5 @@ SUITES = {
         primary=Measure("sdr", 1),
         statistic="median",
         input=Measure("input_sdr", 1),
-        extra=("gnsdr",),
     ),
 }
