@@ -56,7 +56,7 @@ class Method:
             return _trained(self.model, self.model_sha256, self.trust).sample_rate
         return audio.info(mixture_path)[1]
 
-    def load(self, sample_rate: int | None = None, device: str = "cpu"):
+    def load(self, sample_rate: int | None = None, device: str = "cpu") -> Any:
         """What separates: a `System`, or the callable of an oracle. A process loads each once.
 
         Args:
@@ -87,7 +87,7 @@ def _trained(model: Path, model_sha256: str, trust: tuple[str, ...]) -> System:
 
 
 @functools.lru_cache(maxsize=1)
-def _untrained(class_path: str, init_args: str, sample_rate: int | None):
+def _untrained(class_path: str, init_args: str, sample_rate: int | None) -> Any:
     """An object of the class; `init_args` is JSON, since arguments of a cached function must be hashable."""
     factory: Any = pydoc.locate(class_path)
     if factory is None:
@@ -206,7 +206,7 @@ def _read_list(path: Path) -> list:
     return entries
 
 
-def _problem(entry) -> str:
+def _problem(entry: Any) -> str:
     """What is wrong with an entry of a list of references, or nothing."""
     if not isinstance(entry, dict):
         return f"{entry} has no keys"

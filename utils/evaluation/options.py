@@ -23,7 +23,7 @@ class Blocks:
     batch: int = 2
     """Segments (of one channel) in a forward pass."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.segment < float("inf"):
             raise UserError(f"--segment {self.segment}: give a length in seconds")
         if not 0 <= self.overlap <= self.segment / 2:

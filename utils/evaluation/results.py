@@ -298,9 +298,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def dumps(value: Any, **options) -> str:
+def dumps(value: Any, indent: int | None = None) -> str:
     """JSON with null for what has no value."""
-    return json.dumps(plain(value), allow_nan=False, **options)
+    return json.dumps(plain(value), allow_nan=False, indent=indent)
 
 
 def scores_of(rows: dict[int, Row]) -> pd.DataFrame:

@@ -160,7 +160,7 @@ def score(
     return result
 
 
-def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:
+def numbered_score(parent: int, number: int, *job: Any) -> tuple[int, Row]:
     """`score` on one thread, with a number that says whose result it is: results of parallel jobs come in any order.
 
     One thread: numbers do not depend on how many processes there are, and threads of many do not wait for cores.

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,14 +111,15 @@ def separate_file(
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(audio.Reader(path, salvage=True))
         targets = _targets(system, path, out_dir, reader.channels)
-        if os.path.realpath(path) in map(os.path.realpath, targets):
+        if os.path.realpath(path) in [os.path.realpath(target) for target in targets]:
             raise UserError(f"{path} would be overwritten by its own estimate: give another --out")
         stack.enter_context(_explained(path, out_dir))
         out_dir.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(out_dir, nested=False)
         for target in targets:
+            # An OSError if there can be no such name: better now than after hours.
             with contextlib.suppress(FileNotFoundError):
-                target.lstat()  # raises an OSError if there can be no such name
+                target.lstat()
         # Estimates get their names once all are complete; whatever happens before, nothing is left.
         temporary = [files.temporary_name(out_dir) for _ in targets]
         for name in temporary:
@@ -135,11 +136,14 @@ def separate_file(
 
 
 def _targets(system: System, path: Path, out_dir: Path, channels: int) -> list[Path]:
-    return [out_dir / f"{path.stem}_s{i + 1}.wav" for i in range(system.n_src or channels)]
+    """Names of the estimates of a file."""
+    # A system without a number of its own finds as many sources as there are channels.
+    n_src = system.n_src or channels
+    return [out_dir / f"{path.stem}_s{k + 1}.wav" for k in range(n_src)]
 
 
 @contextlib.contextmanager
-def _explained(path: Path, out_dir: Path):
+def _explained(path: Path, out_dir: Path) -> Iterator[None]:
     """Turn errors of writing into messages."""
     try:
         yield
@@ -165,17 +169,21 @@ def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: B
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     channels = separation.n_outputs
+    # Estimates are written side by side: all channels of the first source, then those of the next one.
+    n_columns = len(outputs) * channels
     to_model = _resampler(rate, system.sample_rate, source.channels)
-    from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)
+    from_model = _resampler(system.sample_rate, rate, n_columns)
     alive = np.zeros(source.channels, bool)
     frames = round(blocks.segment * rate)
     offset = _offset(path, frames)
     with WavWriter(outputs, rate, channels, source.frames) as writer:
         for block, last in _read(source, frames):
-            block = block - offset
-            alive = alive | block.any(axis=0)
-            signal = torch.from_numpy(np.ascontiguousarray(to_model(block, last).T))
-            for estimates in separation.push(signal):
+            centred = block - offset
+            alive |= centred.any(axis=0)
+            resampled = to_model(centred, last)
+            # (time, channel) of files to (channel, time) of systems.
+            signal = np.ascontiguousarray(resampled.T)
+            for estimates in separation.push(torch.from_numpy(signal)):
                 writer.write(from_model(_interleave(estimates), False))
         # What was read, which of a damaged file is less than its header said.
         length = source.position
@@ -185,23 +193,32 @@ def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: B
             )
         for estimates in separation.finish():
             writer.write(from_model(_interleave(estimates), False))
-        writer.write(from_model(np.zeros((0, len(outputs) * channels), np.float32), True))
+        # What the resampler still holds comes with the end.
+        nothing = np.zeros((0, n_columns), np.float32)
+        writer.write(from_model(nothing, True))
         writer.end(length)
-        peak = writer.peak
-    if not separation.one_by_one and alive.any() and not alive.all():
-        dead = ", ".join(map(str, np.flatnonzero(~alive) + 1))
-        _warn(f"{path}: channel {dead} is silent throughout: a dead microphone?")
+    if not separation.one_by_one:
+        _warn_of_silence(source, alive)
     _warn_of_length(source)
-    return peak
+    return writer.peak
 
 
 def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+def _warn_of_silence(source: audio.Reader, alive: np.ndarray) -> None:
+    """Say it if some channels are silent and others are not."""
+    if alive.any() and not alive.all():
+        numbers = np.flatnonzero(~alive) + 1
+        dead = ", ".join(map(str, numbers))
+        _warn(f"{source.path}: channel {dead} is silent throughout: a dead microphone?")
+
+
 def _warn_of_length(source: audio.Reader) -> None:
     """Say it if less, or more, was separated than the file announces, or if nobody can know."""
-    amount = f"{source.position:,} samples ({source.position / source.sample_rate:.3f} s)"
+    seconds = source.position / source.sample_rate
+    amount = f"{source.position:,} samples ({seconds:.3f} s)"
     if source.fault:
         _warn(f"{source.path}: {source.fault}. The {amount} that are there were separated")
     elif source.unsaid:
@@ -214,17 +231,20 @@ def _offset(path: str | Path, frames: int) -> np.ndarray:
         total = np.zeros(source.channels)
         for block, _ in _read(source, frames):
             total += block.sum(axis=0, dtype=np.float64)
-        return (total / source.position).astype(np.float32)
+        # As many as there were, which the header may not say.
+        mean = total / source.position
+        return mean.astype(np.float32)
 
 
 def _interleave(estimates: torch.Tensor) -> np.ndarray:
     """(source, channel, time) to (time, source * channel), as audio files are."""
     if not estimates.isfinite().all():
         raise UserError("the model's estimates are not finite numbers: its training has gone wrong")
-    return estimates.flatten(0, 1).T.contiguous().numpy()
+    by_column = estimates.flatten(0, 1)
+    return by_column.T.contiguous().numpy()
 
 
-def _resampler(rate: int, new_rate: int, channels: int):
+def _resampler(rate: int, new_rate: int, channels: int) -> Callable[[np.ndarray, bool], np.ndarray]:
     """A function that resamples a stream; called with a block (time, channel) and whether it is the last one."""
     if rate == new_rate:
         return lambda block, last: block
@@ -234,33 +254,43 @@ def _resampler(rate: int, new_rate: int, channels: int):
 def _read(source: audio.Reader, frames: int) -> Iterator[tuple[np.ndarray, bool]]:
     """Blocks (time, channel) of a file, and at the end an empty one that is marked as the last."""
     name = Path(source.path).name
-    with tqdm(
-        total=source.frames, desc=name, unit_scale=True, leave=False, disable=None
-    ) as progress:
+    bar = tqdm(total=source.frames, desc=name, unit_scale=True, leave=False, disable=None)
+    with bar as progress:
         while True:
             begin = source.position
             block = source.read(frames)
-            wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
-            if len(wrong):
-                place = (begin + wrong[0]) / source.sample_rate
-                raise UserError(
-                    f"{source.path}: contains NaN or infinite samples, the first at {place:.3f} s. Repair it first"
-                )
-            yield block, not len(block)
-            if not len(block):
+            _check_finite(source, block, begin)
+            is_last = len(block) == 0
+            yield block, is_last
+            if is_last:
                 break
             progress.update(len(block))
+    # A damaged file may hold less than its header says: nothing at all.
     if source.position == 0:
         raise UserError(f"{source.path}: {source.fault}. Restore it from its source")
+
+
+def _check_finite(source: audio.Reader, block: np.ndarray, begin: int) -> None:
+    """Raise a `UserError` if there is NaN or infinity in a block (time, channel) that begins at `begin`."""
+    is_finite = np.isfinite(block).all(axis=1)
+    if not is_finite.all():
+        first = begin + np.argmin(is_finite)
+        place = first / source.sample_rate
+        raise UserError(
+            f"{source.path}: contains NaN or infinite samples, the first at {place:.3f} s. Repair it first"
+        )
 
 
 def _to_integers(name: Path, subtype: str, gain: float) -> None:
     """Replace a float wav file by one of integer samples."""
     other = files.temporary_name(name.parent)
+    # Bytes, since names need not be UTF-8.
+    source_name = os.fsencode(name)
+    target_name = os.fsencode(other)
     try:
-        with sf.SoundFile(os.fsencode(name)) as source:
-            shape = source.samplerate, source.channels, subtype
-            with sf.SoundFile(os.fsencode(other), "w", *shape, format=source.format) as target:
+        with sf.SoundFile(source_name) as source:
+            form = (source.samplerate, source.channels, subtype)
+            with sf.SoundFile(target_name, "w", *form, format=source.format) as target:
                 for block in source.blocks(2**16, dtype="float32"):
                     write_samples(target, block * np.float32(gain))
         os.replace(other, name)
@@ -270,7 +300,8 @@ def _to_integers(name: Path, subtype: str, gain: float) -> None:
 
 def check_names(system: System, paths: list[Path], out_dir: Path) -> None:
     """No estimate may overwrite an input or another file's estimate."""
-    inputs = set(map(os.path.realpath, paths))
+    # Through links, by which two names may be one file.
+    inputs = {os.path.realpath(path) for path in paths}
     outputs: Counter[str] = Counter()
     for path in paths:
         channels = 1
@@ -278,13 +309,14 @@ def check_names(system: System, paths: list[Path], out_dir: Path) -> None:
             # As many sources as channels; a file that cannot be read has its message later, in its turn.
             with contextlib.suppress(UserError), audio.Reader(path, salvage=True) as reader:
                 channels = reader.channels
-        outputs.update(map(os.path.realpath, _targets(system, path, out_dir, channels)))
-    for target, times in outputs.items():
+        for target in _targets(system, path, out_dir, channels):
+            outputs[os.path.realpath(target)] += 1
+    for name, times in outputs.items():
         if times > 1:
             raise UserError(
-                f"{target} would be written for two files of the same name: separate them in two runs"
+                f"{name} would be written for two files of the same name: separate them in two runs"
             )
-        if target in inputs:
+        if name in inputs:
             raise UserError(
-                f"{target} is an input and would be overwritten by an estimate: give another --out"
+                f"{name} is an input and would be overwritten by an estimate: give another --out"
             )

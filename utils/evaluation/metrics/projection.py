@@ -159,7 +159,7 @@ def correlations(
 
 
 @jit(fastmath=True)
-def _add_products(sums, a, b):
+def _add_products(sums: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """Add conj(a) b, of (i, block, frequency) and (j, block, frequency), to (i, j, frequency)."""
     n_signals, n_blocks, n_frequencies = a.shape
     for i, j, block in np.ndindex(n_signals, len(b), n_blocks):

@@ -107,8 +107,8 @@ def _gain(estimate: Samples, reference: Samples) -> float:
     for block in blocks(estimate.shape[-1]):
         samples = estimate[..., block].astype(np.float64)
         true = reference[..., block].astype(np.float64)
-        energy += samples @ samples
-        product += samples @ true
+        energy += float(samples @ samples)
+        product += float(samples @ true)
     # gain = |<e, s>| / |e|^2.
     return abs(product) / energy if energy > 0 else 0.0
 
