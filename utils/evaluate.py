@@ -114,7 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
     overlap = min(Blocks.overlap, args.segment / 4)
     blocks = Blocks(args.segment, overlap)
     how = How(chosen_device(args.device), args.suite, tuple(sorted(args.extra)), blocks)
+    # References need no GPU.
     on_cpu = dataclasses.replace(how, device="cpu")
+    # Cores that this process may use, which containers and job queues limit.
     nj = args.nj or joblib.cpu_count()
     system = None if args.no_system else trained_system(args.exp, tuple(args.trust))
     methods = []
@@ -136,6 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
                 held.append(method)
         if system:
             evaluate(system, test_set, nj, how, args.n_examples)
+        # What the other evaluation has scored by then is taken over.
         for method in held:
             evaluate(method, test_set, nj, on_cpu, args.n_examples, wait=True)
 

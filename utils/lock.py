@@ -61,6 +61,7 @@ def only_process(
             # Some network file systems have no locks; one is as safe there as it was without.
             print(f"{folder}: cannot be locked ({error.strerror}); start nothing else there")
         file.truncate(0)
+        # Who is refused is told who holds the folder.
         note = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -73,6 +74,7 @@ def only_process(
 
 def _holder(file: TextIO) -> str:
     """Who has written about itself in the file of a lock."""
+    # What an earlier holder has written, if this one has not come to it.
     file.seek(0)
     try:
         note = json.load(file)

@@ -79,11 +79,13 @@ class OracleBeamformer:
         load = _load(covariance)
         estimates = []
         for mask in _masks(observed, truth).unbind(1):
+            # Phi_s and Phi_n, (batch, frequency, mic, mic).
             masked = mask[:, :, None] * observed
             own = masked @ observed.mH
             interference = covariance - own + load
             filters = torch.linalg.solve(interference, own)
-            trace = filters.diagonal(dim1=-2, dim2=-1).sum(-1)
+            diagonal = filters.diagonal(dim1=-2, dim2=-1)
+            trace = diagonal.sum(-1)
             size = trace[..., None, None]
             # Nothing is filtered where there is nothing.
             divisor = torch.where(size.abs() > 0, size, 1.0)
@@ -94,11 +96,12 @@ class OracleBeamformer:
 
 def _load(covariance: torch.Tensor) -> torch.Tensor:
     """A little of the mean power on the diagonal, so that (batch, frequency, mic, mic) can be inverted."""
-    n_mics = covariance.shape[-1]
-    powers = covariance.diagonal(dim1=-2, dim2=-1).real
-    power = powers.mean(-1)
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    power = diagonal.real.mean(-1)
+    # Where there is no power at all, any number will do.
     size = torch.where(power > 0, 1e-10 * power, 1.0)
-    identity = torch.eye(n_mics, dtype=covariance.dtype, device=covariance.device)
+    ones = torch.ones_like(diagonal)
+    identity = torch.diag_embed(ones)
     return identity * size[..., None, None]
 
 

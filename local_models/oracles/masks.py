@@ -61,7 +61,8 @@ def masks(kind: Kind, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Ten
     """
     if kind == "ibm":
         # One for the loudest source, zero for the others.
-        loudest = sources.abs().argmax(dim=1, keepdim=True)
+        magnitudes = sources.abs()
+        loudest = magnitudes.argmax(dim=1, keepdim=True)
         nothing = torch.zeros_like(sources.real)
         return nothing.scatter_(1, loudest, 1.0)
     if kind == "psm":
@@ -72,11 +73,13 @@ def masks(kind: Kind, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Ten
         ratio = torch.where(power > 0, ratio, 0.0)
         return ratio.clamp(0, 1)
     if kind not in MASKS:
-        raise ValueError(f"there is no oracle mask '{kind}'; choose one of {', '.join(MASKS)}")
+        names = ", ".join(MASKS)
+        raise ValueError(f"there is no oracle mask '{kind}'; choose one of {names}")
     weights = sources.abs()
     if kind == "wiener":
         weights = weights.square()
     # |s| or |s|^2 over the sum of all of them.
     total = weights.sum(dim=1, keepdim=True)
+    shares = weights / total
     n_src = sources.shape[1]
-    return torch.where(total > 0, weights / total, 1 / n_src)
+    return torch.where(total > 0, shares, 1 / n_src)

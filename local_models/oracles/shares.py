@@ -26,4 +26,5 @@ class Shares(System):
 
     def separate_centred(self, mixture: torch.Tensor) -> torch.Tensor:
         """(batch, time) to (batch, source, time)."""
-        return torch.stack([share * mixture for share in self.shares], dim=1)
+        estimates = [share * mixture for share in self.shares]
+        return torch.stack(estimates, dim=1)

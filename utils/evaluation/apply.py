@@ -44,13 +44,16 @@ def separated(
     blocks = blocks or Blocks()
     separation = Separation(system, len(mixture), blocks)
     offset = _offset(mixture, blocks, system.sample_rate)
-    for start, end in _pieces(mixture.shape[-1], blocks, system.sample_rate):
-        yield from separation.push(_piece(mixture, start, end) - offset)
+    length = mixture.shape[-1]
+    for start, end in _pieces(length, blocks, system.sample_rate):
+        piece = _piece(mixture, start, end)
+        yield from separation.push(piece - offset)
     yield from separation.finish()
 
 
 def _pieces(length: int, blocks: Blocks, sample_rate: int) -> Iterator[tuple[int, int]]:
     """Ends of pieces of about a segment: no copy of a whole recording is made."""
+    # At least a sample, or nothing would ever come.
     piece = max(round(blocks.segment * sample_rate), 1)
     for start in range(0, length, piece):
         yield start, min(start + piece, length)
@@ -71,6 +74,7 @@ def _offset(
     for start, end in _pieces(length, blocks, sample_rate):
         piece = _piece(signals, start, end)
         total += piece.sum(-1, dtype=torch.float64)
+    # Nothing has the mean zero.
     mean = total / max(length, 1)
     return mean.float()[..., None]
 
@@ -87,6 +91,7 @@ def joined(
         allocate: makes room for a signal of the shape that it is given.
     """
     signal = allocate((0,))
+    # Of the next piece.
     position = 0
     for index, part in enumerate(parts):
         if index == 0:
@@ -126,6 +131,7 @@ class Separation:
         Returns:
             (source, channel, time).
         """
+        # (channel, time) to (stream, channel, time): streams of one channel, or one of all.
         stream_axis = 1 if self.one_by_one else 0
         for estimates in self.stitcher.push(signal.unsqueeze(stream_axis)):
             yield self._by_source(estimates)
@@ -167,6 +173,7 @@ def check_channels(system: System, n_channels: int) -> None:
     # What makes images of several channels also takes a mono recording.
     if system.images and n_channels == 1:
         return
+    # Several microphones, however many, are more than one.
     if system.n_mics is None and n_channels == 1:
         raise ValueError("it has one channel; the model separates by several microphones")
     if system.n_mics not in (None, n_channels):
@@ -228,22 +235,29 @@ def separated_by_oracle(
     mixture_offset = _offset(mixture, blocks, sample_rate)
     source_offset = _offset(sources, blocks, sample_rate)
 
-    def pushed() -> Iterator[torch.Tensor]:
+    def streams(start: int, end: int) -> torch.Tensor:
+        """(stream, mixture's channels and sources, time): every channel by itself, or all as one stream."""
+        heard = _piece(mixture, start, end)
+        heard = heard - mixture_offset
+        truth = _piece(sources, start, end)
+        truth = truth - source_offset
+        if n_mics == 1:
+            by_channel = truth.transpose(0, 1)
+            return torch.cat([heard[:, None], by_channel], dim=1)
+        at_reference = truth[:, 0]
+        together = torch.cat([heard, at_reference])
+        return together.unsqueeze(0)
+
+    def stitched() -> Iterator[torch.Tensor]:
         """Estimates (stream, source, channel, time)."""
         for start, end in _pieces(mixture.shape[-1], blocks, sample_rate):
-            heard = _piece(mixture, start, end) - mixture_offset
-            truth = _piece(sources, start, end) - source_offset
-            # (stream, mixture's channels and sources, time): every channel by itself, or all as one stream.
-            if n_mics == 1:
-                streams = torch.cat([heard[:, None], truth.transpose(0, 1)], dim=1)
-            else:
-                streams = torch.cat([heard, truth[:, 0]]).unsqueeze(0)
-            yield from stitcher.push(streams)
+            yield from stitcher.push(streams(start, end))
         yield from stitcher.finish()
 
     # A stream has one channel of each source.
-    for estimates in pushed():
-        yield estimates[:, :, 0].transpose(0, 1)
+    for estimates in stitched():
+        by_stream = estimates[:, :, 0]
+        yield by_stream.transpose(0, 1)
 
 
 class _OracleSystem:

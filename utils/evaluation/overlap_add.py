@@ -113,6 +113,7 @@ class Stitcher:
     @torch.inference_mode()
     def _estimate(self, segments: list[torch.Tensor]) -> torch.Tensor:
         """Segments (stream, channel, time) to (segment, stream, source, channel, time)."""
+        # Streams of all segments are one batch, which is cut to what fits into memory.
         parts = []
         inputs = torch.cat(segments)
         for rows in inputs.split(self.batch):
@@ -155,6 +156,7 @@ def _ordered(estimates: torch.Tensor, orders: list[torch.Tensor]) -> torch.Tenso
 
 def _order(wanted: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """The order of the rows of `given` (source, ...) that fits `wanted` best, by the sum of their inner products."""
+    # Inner products of all pairs, (wanted, given).
     rows = wanted.flatten(1)
     columns = given.flatten(1)
     products = rows @ columns.T

@@ -80,6 +80,7 @@ class Row:
             scores = [Score(*parts) for parts in lists]
         except (ValueError, TypeError, RecursionError):
             return None
+        # JSON of another kind is no row either.
         if not isinstance(number, int) or not 0 <= number < n_rows:
             return None
         if not isinstance(mixture_id, str) or not isinstance(files, dict):
@@ -136,8 +137,10 @@ def open_folder(folder: Path, stamp: dict, n_rows: int) -> dict[int, Row]:
             rows[parsed[0]] = parsed[1]
     if damaged:
         print(f"{path}: {damaged} damaged lines are left out, what they said is scored again")
+    # Rows whose files were lost or changed are scored again.
     rows = {number: row for number, row in rows.items() if row.is_whole(folder)}
-    mended = header + "\n" + "".join(row.to_line(number) for number, row in rows.items())
+    lines_of_rows = [row.to_line(number) for number, row in rows.items()]
+    mended = header + "\n" + "".join(lines_of_rows)
     # Usually nothing has changed, and the file keeps its time.
     if mended.encode() != old:
         write_text(path, mended)
@@ -166,6 +169,7 @@ def _why_not_usable(folder: Path, first: bytes, stamp: dict) -> str:
 
 def _remove_results(folder: Path) -> None:
     """Remove what an evaluation wrote, and nothing else."""
+    # The summary first: a folder with it counts as finished.
     for name in (SUMMARY, TABLE, WIDE_TABLE, ROWS):
         (folder / name).unlink(missing_ok=True)
     for name in ("examples", "museval"):
@@ -192,7 +196,8 @@ def file_name(mixture_id: str, forbidden: str = r"[^\w.-]") -> str:
         name = name.encode()[:LONGEST_NAME].decode(errors="ignore")
     if name == mixture_id:
         return name
-    return f"{name}-{hashlib.sha256(mixture_id.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(mixture_id.encode()).hexdigest()
+    return f"{name}-{digest[:8]}"
 
 
 def example_name(mixture_id: str) -> str:
@@ -333,6 +338,7 @@ def the_evaluation(exp: Path, data_set: str, corpus: str | None = None) -> Path:
     Raises:
         UserError: there is none, or there are those of several corpora and `corpus` says not which.
     """
+    # One for each corpus whose set has this name.
     folders = sorted(path.parent for path in exp.glob(summaries(data_set, corpus)))
     if not folders:
         raise UserError(
@@ -357,6 +363,7 @@ def read_scores(evaluation: Path) -> Scores:
         UserError: scores.csv is not there, or damaged.
     """
     path = evaluation / TABLE
+    # Else an ID such as 007 would become a number, and NA nothing.
     texts = {"mixture_ID": str, "metric": str}
     try:
         table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])

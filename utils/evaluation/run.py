@@ -73,6 +73,7 @@ def _evaluate(method: Method, test_set: TestSet, nj: int, how: How, n_examples: 
     n_rows = len(test_set.table)
     rows = results.open_folder(folder, stamp, n_rows)
 
+    # The first, the last, and others between them at equal distances.
     spread = np.linspace(0, n_rows - 1, min(n_examples, n_rows))
     examples = set(spread.round().astype(int).tolist())
     # What has no row, and examples whose audio was not kept.
@@ -92,6 +93,7 @@ def _evaluate(method: Method, test_set: TestSet, nj: int, how: How, n_examples: 
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
             written.append(name)
+    # New rows need a new summary.
     final = {} if todo else _finished_summary(folder, stamp, n_rows)
     if final:
         mended = [f"; {name} was missing or damaged, and is written again" for name in written]
@@ -106,6 +108,7 @@ def check_system(method: Method, test_set: TestSet) -> None:
         return
     n_src = len(source_columns(test_set.table))
     system = method.load()
+    # None: as many as there are microphones, which only the recordings tell.
     if system.n_src not in (None, n_src):
         raise UserError(
             f"{method.folder} separates {system.n_src} sources, but {test_set.manifest} has {n_src}"
@@ -162,6 +165,7 @@ def _summarise(method: Method, how: How, test_set: TestSet, scores: Scores, stam
         final["baseline"] = system.baseline
         final["ordered"] = system.ordered
         final["n_mics"] = system.n_mics
+        # Speed depends on the number of channels: that of the first mixture.
         channels = audio.info(test_set.table.mixture_path[0])[2]
         final |= measure(system, how.device, channels)
     final = results.plain(final)
@@ -174,6 +178,7 @@ def in_words(folder: Path, final: dict) -> str:
     """One line for the terminal."""
     name = final["suite"]
     primary = final[SUITES[name].primary.key]
+    # A set without a single score has none of them.
     texts = []
     for key in ("mean", "standard_error", "median"):
         value = primary.get(key)

@@ -47,11 +47,13 @@ def separate_files(
         OSError: the disk is full, so that no other file would do better.
     """
     check_names(system, paths, out_dir)
+    # Of the files that could not be separated.
     reasons = []
     for path in paths:
         try:
             estimates = separate_file(system, path, out_dir, blocks, subtype)
         except Exception as error:
+            # The others would fail as well.
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             reasons.append(_reason(error, path))
@@ -75,7 +77,9 @@ def _reason(error: Exception, path: Path) -> str:
         reason = explain(error)
     else:
         # A network of anyone's may raise anything: the place tells its author the rest.
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        place = frames[-1]
+        # In one line, whatever it says.
         said = " ".join(str(error).split())
         reason = f"the model fails on it: {type(error).__name__}: {said} ({place.filename}:{place.lineno})"
     return reason if str(path) in reason else f"{path}: {reason}"

@@ -62,6 +62,7 @@ def read_test_set(manifest: Path) -> TestSet:
 
 def corpus_name(manifest: Path) -> str:
     """`NAME-SETTING` of .../NAME/manifests/SETTING/test.csv; else the name of the manifest's folder."""
+    # Resolved, so that a set has one name wherever one stands.
     folders = manifest.resolve().parent.parts
     if "manifests" not in folders[1:]:
         return folders[-1] if len(folders) > 1 else "root"

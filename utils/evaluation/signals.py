@@ -58,6 +58,7 @@ class Signals:
         return chosen._samples(start, stop)
 
     def _chosen(self, index: tuple) -> "Signals":
+        # One number is an array too, of no dimension.
         numbers = np.asarray(self.numbers[index])
         return Signals(numbers, self.shape[-1], self.read)
 
@@ -110,6 +111,7 @@ class _File:
     def __init__(self, n_signals: int, length: int, folder: Path | None):
         self.length = length
         self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        # A hole as long as all signals, which reads as zeros.
         self.file.truncate(n_signals * length * _BYTES)
 
     def _place(self, number: int, start: int) -> int:
