@@ -7,8 +7,8 @@ class Stft:
     """Hann window; zeros around the signal, so that one of any length, from one sample, comes back as it was.
 
     Not the `STFTFB` of asteroid_filterbanks, which is a convolution with the Fourier matrix: on one CPU core it took 4
-    times as long for frames of 512 samples and 60 times as long for those of 4096, and its first
-    and last bins are weaker by 3 dB.
+    times as long for frames of 512 samples and 60 times as long for those of 4096, and its first and last bins are
+    weaker by 3 dB.
 
     Args:
         n_fft: length of the window, in samples.

@@ -1,9 +1,9 @@
-"""Separation losses in the latent space of a front end, as pairwise matrices for permutation-invariant training.
+"""Losses of step 2: how far latents are from their targets in the code of the front end, for all pairs of sources.
 
-Estimates and targets are masked mixture codes, (batch, source, basis, frame); the result is the negative
-ratio in dB (batch, estimate, target). `si_sdr` is the loss of the two-step paper (arXiv 1910.09804). Its targets share
-the non-negative code of the mixture, so that a constant mask already scores well; the variants take that common part
-away or weight it.
+Estimates and targets are masked codes of the mixture, (batch, source, basis, frame); a loss is the negative ratio in dB
+(batch, estimate, target), from which the best order is found. `si_sdr` is the loss of the two-step paper (arXiv
+1910.09804). Its targets share the non-negative code of the mixture, so that a constant mask already scores well; the
+variants take that common part away or weight it.
 """
 
 import torch
