@@ -124,8 +124,9 @@ class FastFeatsGlobLN(FeatsGlobLN):
 
     def forward(self, x: Tensor, EPS: float = EPS) -> Tensor:
         """Normalise each channel of each example: (batch, chan, *) to the same shape."""
+        chan = x.shape[1]
         with torch.autocast(x.device.type, enabled=False):
-            return torch.group_norm(wide(x), x.shape[1], self.gamma, self.beta, EPS)
+            return torch.group_norm(wide(x), chan, self.gamma, self.beta, EPS)
 
 
 _NORMS: dict[type, Any] = {GlobLN: FastGlobLN, FeatsGlobLN: FastFeatsGlobLN}
@@ -166,7 +167,9 @@ class FastConv1DBlock(Conv1DBlock):
             heads += [self.res_conv.weight, self.res_conv.bias]
         if self.skip_out_chan:
             heads += [self.skip_conv.weight, self.skip_conv.bias]
-        outputs = BlockFunction.apply(x, conv_depth.dilation[0], 1, EPS, *parameters, *heads)
+        # One group of channels: a global norm.
+        dilation = conv_depth.dilation[0]
+        outputs = BlockFunction.apply(x, dilation, 1, EPS, *parameters, *heads)
         if not self.skip_out_chan:
             return outputs[0]
         # One output is the skip alone.
@@ -251,8 +254,10 @@ class BlockFunction(torch.autograd.Function):
             normed, _, _ = _norm(active, block.gamma2, block.beta2, groups, eps)
             normed = normed.to(dtype)
             outputs = []
+            # Weight and bias of each head in turn.
             for weight, bias in zip(heads[::2], heads[1::2], strict=True):
-                outputs.append(_pointwise(normed, weight, bias))
+                output = _pointwise(normed, weight, bias)
+                outputs.append(output)
         # The inputs of the two PReLUs are enough to compute all the rest again.
         ctx.save_for_backward(x_low, hidden, deep, *tensors)
         ctx.dilation = dilation
@@ -280,7 +285,9 @@ class BlockFunction(torch.autograd.Function):
             normed, mean, deviation = _norm(active, block.gamma2, block.beta2, groups, eps)
             normed = normed.to(x.dtype)
             # ... and the gradients come back from the heads to it.
-            grad, *head_grads = _heads_backward(grads, normed, heads[::2], heads[1::2])
+            weights = heads[::2]
+            biases = heads[1::2]
+            grad, *head_grads = _heads_backward(grads, normed, weights, biases)
             grad, gamma2_grad, beta2_grad = _norm_backward(
                 grad, active, mean, deviation, block.gamma2, groups
             )
@@ -313,8 +320,9 @@ class BlockFunction(torch.autograd.Function):
             gamma2=gamma2_grad,
             beta2=beta2_grad,
         )
+        x_grad = grad.to(ctx.x_dtype)
         # None for dilation, groups and eps.
-        return (grad.to(ctx.x_dtype), None, None, None, *block_grads, *head_grads)
+        return (x_grad, None, None, None, *block_grads, *head_grads)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -353,8 +361,9 @@ def _heads_backward(grads, x: Tensor, weights, biases) -> list[Any]:
             parameter_grads += [None, None]
             continue
         # Of y = W x + b: W^T dy for the input, added up over the heads.
+        batch = x.shape[0]
         matrix = weight.to(x.dtype).squeeze(2)
-        transposed = matrix.t().expand(x.shape[0], -1, -1)
+        transposed = matrix.t().expand(batch, -1, -1)
         if x_grad is None:
             x_grad = torch.bmm(transposed, grad)
         else:
@@ -381,8 +390,10 @@ def _norm_backward(
     grad: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gamma: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the input, the gain and the offset of `_norm`."""
+    # Of all three.
+    which = [True, True, True]
     return torch.ops.aten.native_group_norm_backward(
-        grad.contiguous(), x, mean, deviation, gamma, *x.shape, groups, [True, True, True]
+        grad.contiguous(), x, mean, deviation, gamma, *x.shape, groups, which
     )
 
 
@@ -410,7 +421,12 @@ def _overlaps(kernel_size: int, dilation: int, frames: int):
             yield tap, write, read
 
 
-def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = None) -> Tensor:
+def _depthwise(
+    x: Tensor,
+    weight: Tensor,
+    dilation: int,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Depthwise convolution, centred and zero padded: (batch, chan, frames), (chan, 1, taps) to the shape of `x`.
 
     One multiply-add of a shifted view for each tap is faster than the library's dilated kernels on a CPU, and
@@ -441,7 +457,9 @@ def _depthwise_backward(
     by_tap = [nothing] * taps
     for tap, write, read in _overlaps(taps, dilation, x.shape[2]):
         # Of y(t) = ... + w x(t + shift): the sum of dy(t) x(t + shift).
-        by_tap[tap] = (grad[..., write] * x[..., read]).sum((0, 2))
+        written = grad[..., write]
+        seen = x[..., read]
+        by_tap[tap] = (written * seen).sum((0, 2))
     weight_grad = torch.stack(by_tap, 1).unsqueeze(1)
     bias_grad = grad.sum((0, 2))
     # The gradient of a correlation is the correlation with the reversed kernel.

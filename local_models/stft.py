@@ -1,6 +1,7 @@
 """Short-time Fourier transform of signals of any length and number of channels."""
 
 import torch
+from torch import Tensor
 
 
 class Stft:
@@ -21,7 +22,7 @@ class Stft:
         self.n_fft = n_fft
         self.hop = hop
 
-    def __call__(self, signals: torch.Tensor) -> torch.Tensor:
+    def __call__(self, signals: Tensor) -> Tensor:
         """(..., time) to complex (..., frequency, frame)."""
         # torch.stft takes one batch axis.
         batch = signals.shape[:-1]
@@ -36,7 +37,7 @@ class Stft:
         )
         return spectrum.reshape(*batch, *spectrum.shape[-2:])
 
-    def inverse(self, spectrum: torch.Tensor, length: int) -> torch.Tensor:
+    def inverse(self, spectrum: Tensor, length: int) -> Tensor:
         """Complex (..., frequency, frame) to (..., length)."""
         batch = spectrum.shape[:-2]
         flat = spectrum.reshape(-1, *spectrum.shape[-2:])
@@ -44,6 +45,6 @@ class Stft:
         signals = torch.istft(flat, self.n_fft, self.hop, window=window, length=length)
         return signals.reshape(*batch, length)
 
-    def _window(self, like: torch.Tensor) -> torch.Tensor:
+    def _window(self, like: Tensor) -> Tensor:
         # Made anew each time: of the precision of the signals and where they are.
         return torch.hann_window(self.n_fft, dtype=like.dtype, device=like.device)
