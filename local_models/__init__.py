@@ -12,7 +12,7 @@ A room for each method; each begins with its `system.py`, and its `__init__.py` 
 What several rooms share:
 
 - `system.py`: what a system is, and what a step of its training is. Start here.
-- `fast_asteroid.py`: Asteroid's blocks and norms, the same numbers in less time.
+- `fast_asteroid.py`, `fast_block.py`: Asteroid's blocks and norms, the same numbers in less time.
 - `log_mse.py`, `universal.py`: the loss and the validation scores for mixtures with silent slots (FUSS).
 - `scores.py`: what else is logged in validation. The scores of an evaluation, the FUSS score among them, are in
   `utils/evaluation/metrics`.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from local_models.fast_asteroid import wide
+from local_models.fast_block import wide
 
 EPS = 1e-5
 

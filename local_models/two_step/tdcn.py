@@ -10,12 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from local_models.fast_asteroid import (
-    BasisConv2d,
-    FastConv1DBlock,
-    FastFeatsGlobLN,
-    wide,
-)
+from local_models.fast_asteroid import BasisConv2d, FastConv1DBlock, FastFeatsGlobLN
+from local_models.fast_block import wide
 
 
 class TDCN(nn.Module):
