@@ -123,8 +123,9 @@ class MaskerDenoiser(nn.Module):
     def forward(self, magnitudes: Tensor) -> Spectra:
         """(batch, frames, bin), with the context, to spectra without it, (batch, frames - 2 * context, bin)."""
         options = self.options
-        heard = magnitudes[..., : options.n_heard]
-        inputs = self.statistics(heard)
+        # The encoder takes the lowest bins alone.
+        inputs = magnitudes[..., : options.n_heard]
+        inputs = self.statistics(inputs)
         # The recurrence runs over the first axis: (frame, batch, n_heard).
         inputs = inputs.transpose(0, 1).contiguous()
         encoded = self._encode(inputs)
