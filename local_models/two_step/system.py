@@ -127,6 +127,14 @@ class TwoStep(System):
         self.gain_power.zero_()
 
     @torch.no_grad()
+    def on_validation_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
+        """Add the sums of all devices, which train the same decoders; a batch that is there for the number is none."""
+        counted = self._gain_sums * batch.get("weight", 1.0)
+        cross, power = self.trainer.strategy.reduce(counted, reduce_op="sum")
+        self.gain_cross += cross
+        self.gain_power += power
+
+    @torch.no_grad()
     def validation_scores(
         self, estimates: Tensor, mixture: Tensor, sources: Tensor, order: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -149,9 +157,9 @@ class TwoStep(System):
         matched.scatter_(1, index, sources)
         # The gain that brings estimate e nearest to source s is e.s / |e|^2: both parts, summed over the examples.
         estimates = estimates - estimates.mean(-1, keepdim=True)
-        cross = estimates * matched
-        self.gain_cross += cross.sum(dim=(0, 2))
-        self.gain_power += estimates.square().sum(dim=(0, 2))
+        cross = (estimates * matched).sum(dim=(0, 2))
+        power = estimates.square().sum(dim=(0, 2))
+        self._gain_sums = torch.stack([cross, power])
         return validation_scores(si_sdr, mixture, sources)
 
 
