@@ -6,8 +6,7 @@ Source: Tzinis et al., "Two-step sound source separation: training on learned la
 
 from typing import Any, Literal
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -60,15 +59,17 @@ class FrontEnd(nn.Module):
         nn.init.xavier_uniform_(self.encoder.weight)
         nn.init.xavier_uniform_(self.decoder.weight)
 
-    def encode(self, signal: torch.Tensor) -> torch.Tensor:
+    def encode(self, signal: Tensor) -> Tensor:
         """(..., time) to the non-negative code (..., n_basis, frames)."""
         *batch, time = signal.shape
-        padding = -time % self.hop  # to whole hops
-        padded = F.pad(signal, (0, padding)).reshape(-1, 1, time + padding)
-        code = F.relu(self.encoder(padded))
+        # To whole hops, as examples of one channel.
+        padding = -time % self.hop
+        padded = F.pad(signal, (0, padding))
+        examples = padded.reshape(-1, 1, time + padding)
+        code = F.relu(self.encoder(examples))
         return code.reshape(*batch, *code.shape[1:])
 
-    def oracle_masks(self, sources: torch.Tensor) -> torch.Tensor:
+    def oracle_masks(self, sources: Tensor) -> Tensor:
         """Clean sources (batch, n_src, time) to masks (batch, n_src, n_basis, frames) that add up to one."""
         code = self.encode(sources)
         if self.mask == "softmax":
@@ -78,16 +79,18 @@ class FrontEnd(nn.Module):
         code = code + 1e-8
         return code / code.sum(dim=1, keepdim=True)
 
-    def oracle_latents(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    def oracle_latents(self, mixture: Tensor, sources: Tensor) -> Tensor:
         """The mixture's code under the oracle masks, (batch, n_src, n_basis, frames): the targets of step 2.
 
         Args:
             mixture: (batch, time).
             sources: (batch, n_src, time).
         """
-        return self.oracle_masks(sources) * self.encode(mixture)[:, None]
+        masks = self.oracle_masks(sources)
+        code = self.encode(mixture)
+        return masks * code[:, None]
 
-    def decode(self, latents: torch.Tensor, length: int) -> torch.Tensor:
+    def decode(self, latents: Tensor, length: int) -> Tensor:
         """Latents (batch, n_src, n_basis, frames) to signals (batch, n_src, `length`)."""
         if self.decoder.groups > 1:
             # A decoder for each source: the sources are the groups of the channels.
@@ -100,7 +103,7 @@ class FrontEnd(nn.Module):
             signals = signals.reshape(*latents.shape[:2], -1)
         return signals[..., :length]
 
-    def basis_energy(self) -> torch.Tensor:
+    def basis_energy(self) -> Tensor:
         """Energy of each decoder basis, (decoders, n_basis): what a unit of latent is worth in the waveform."""
         # Its weight is (decoders * n_basis, 1, kernel_size).
         energy = self.decoder.weight.square().sum(dim=(1, 2))

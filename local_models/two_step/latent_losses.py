@@ -1,23 +1,24 @@
-"""Separation losses in the latent space of a front end, as pairwise matrices for permutation-invariant training.
+"""Losses of step 2: how far latents are from their targets in the code of the front end, for all pairs of sources.
 
-Estimates and targets are masked mixture codes, (batch, source, basis, frame); the result is the negative
-ratio in dB (batch, estimate, target). `si_sdr` is the loss of the two-step paper (arXiv 1910.09804). Its targets share
-the non-negative code of the mixture, so that a constant mask already scores well; the variants take that common part
-away or weight it.
+Estimates and targets are masked codes of the mixture, (batch, source, basis, frame); a loss is the negative ratio in dB
+(batch, estimate, target), from which the best order is found. `si_sdr` is the loss of the two-step paper (arXiv
+1910.09804). Its targets share the non-negative code of the mixture, so that a constant mask already scores well; the
+variants take that common part away or weight it.
 """
 
 import torch
+from torch import Tensor
 
 EPS = 1e-8
 
 
-def _negative_db(signal: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+def _negative_db(signal: Tensor, error: Tensor) -> Tensor:
     """The negative ratio of two energies, in dB."""
     ratio = (signal + EPS) / (error + EPS)
     return -10 * torch.log10(ratio)
 
 
-def _pairwise_si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _pairwise_si_sdr(estimates: Tensor, targets: Tensor) -> Tensor:
     """(batch, source, n) twice to (batch, estimate, target), by the angle between the vectors; no mean is removed."""
     estimates = estimates.float()
     targets = targets.float()
@@ -32,7 +33,7 @@ def _pairwise_si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Te
     return _negative_db(cosine_squared, 1 - cosine_squared)
 
 
-def _pairwise_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _pairwise_snr(estimates: Tensor, targets: Tensor) -> Tensor:
     """As `_pairwise_si_sdr`, but the scale counts."""
     estimates = estimates.float()
     targets = targets.float()
@@ -46,20 +47,20 @@ def _pairwise_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     return _negative_db(signal, error)
 
 
-def si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def si_sdr(estimates: Tensor, targets: Tensor) -> Tensor:
     """The paper's: scale-invariant, mean kept."""
     # One vector of basis x frame values for each source.
     return _pairwise_si_sdr(estimates.flatten(2), targets.flatten(2))
 
 
-def zero_mean(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def zero_mean(estimates: Tensor, targets: Tensor) -> Tensor:
     """Scale-invariant after the mean over time of each basis is taken away."""
     estimates = estimates - estimates.mean(-1, keepdim=True)
     targets = targets - targets.mean(-1, keepdim=True)
     return si_sdr(estimates, targets)
 
 
-def centred_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def centred_snr(estimates: Tensor, targets: Tensor) -> Tensor:
     """SNR of what departs from an equal share: the mean over the sources is taken from estimates and targets.
 
     Masks sum to one over the sources, so that mean is the mixture code divided by the number of sources.
@@ -71,9 +72,7 @@ def centred_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return _pairwise_snr(estimates.flatten(2), targets.flatten(2))
 
 
-def energy_weighted(
-    estimates: torch.Tensor, targets: torch.Tensor, basis_energy: torch.Tensor
-) -> torch.Tensor:
+def energy_weighted(estimates: Tensor, targets: Tensor, basis_energy: Tensor) -> Tensor:
     """`zero_mean` with each basis weighted by the energy (decoder, basis) of its decoder filter."""
     # As an amplitude: (1, decoder, basis, 1).
     weight = basis_energy.sqrt()

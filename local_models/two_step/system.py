@@ -41,6 +41,10 @@ class TwoStep(System):
             against the decoded targets.
     """
 
+    n_src: int
+    gain_cross: Tensor
+    gain_power: Tensor
+
     def __init__(
         self,
         separator: Callable[[int, int], nn.Module],
@@ -63,10 +67,6 @@ class TwoStep(System):
         self.register_buffer("gain_cross", torch.zeros(n_src))
         self.register_buffer("gain_power", torch.zeros(n_src))
 
-    n_src: int
-    gain_cross: Tensor
-    gain_power: Tensor
-
     @classmethod
     def training_steps(cls) -> dict[str, type[TrainingStep]]:
         """The paper's two, all from waveforms for comparison, and the same after the two."""
@@ -85,7 +85,8 @@ class TwoStep(System):
     def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         mixture, level = normalise(mixture)
-        return self._calibrate(self.estimate(mixture), level)
+        estimates = self.estimate(mixture)
+        return self._calibrate(estimates, level)
 
     def oracle(self, mixture: Tensor, sources: Tensor) -> Tensor:
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
@@ -104,7 +105,7 @@ class TwoStep(System):
             latents = masks.float() * code[:, None]
             return self.frontend.decode(latents, mixture.shape[-1])
 
-    def _calibrate(self, estimates, level):
+    def _calibrate(self, estimates: Tensor, level: Tensor) -> Tensor:
         """Sign and level of the sources, and no offset: SI-SDR is blind to all three."""
         # The gain of each decoder, sum e.s / sum |e|^2 over the validation set; 1 before there was any.
         power = self.gain_power.clamp(min=1e-12)
