@@ -11,8 +11,9 @@ from scenes import SPLITS, fuss_rules, make_tree
 from utils import files
 from utils.data import audio
 from utils.data.clips import check_pools, find_clips
-from utils.data.corpus import Corpus, compare_names, distinct
+from utils.data.corpus import Corpus, compare_names
 from utils.data.manifest import check_manifest
+from utils.data.names import distinct
 from utils.data.products import Product, make, problems_error
 from utils.data.sets import print_reports, write_sets
 from utils.errors import UserError, command

@@ -15,8 +15,9 @@ from prepare_corpus import PARTS, detect, find_corpus, parse_arguments
 
 from utils import files
 from utils.data import audio, mixing
-from utils.data.corpus import Corpus, distinct, refuse_changes
+from utils.data.corpus import Corpus, refuse_changes
 from utils.data.manifest import check_manifest, read_manifest, source_columns, write_manifest
+from utils.data.names import distinct
 from utils.data.products import Product, make
 from utils.data.sets import print_reports, write_sets
 from utils.data.walking import is_audio, is_litter, walk
