@@ -11,6 +11,9 @@ from torch import Tensor
 from local_models.silence import active
 
 EPS = 1e-8
+SILENT_SNR_MAX = (
+    20.0  # dB below the mixture at which the loss of a silent source ends, as published
+)
 
 
 class LogMSE:
@@ -18,21 +21,17 @@ class LogMSE:
 
     With energies summed over time, source s, estimate e and mixture m:
     10 log10(10^(-snr_max/10) |s|^2 + |s - e|^2) for an active source, which ends at `snr_max`, and
-    `silent_weight` * 10 log10(10^(-silent_snr_max/10) |m|^2 + |e|^2) for a silent one, which ends so far below the
+    `silent_weight` * 10 log10(10^(-SILENT_SNR_MAX/10) |m|^2 + |e|^2) for a silent one, which ends so far below the
     mixture. The permutation minimises the sum of 10 log10 |s - e|^2, without thresholds. All in float32 at least, under
     autocast too.
 
     Args:
         snr_max: in dB.
-        silent_snr_max: in dB.
         silent_weight: of silent slots; 0 leaves them without gradient.
     """
 
-    def __init__(
-        self, snr_max: float = 30.0, silent_snr_max: float = 20.0, silent_weight: float = 1.0
-    ):
+    def __init__(self, snr_max: float = 30.0, silent_weight: float = 1.0):
         self.snr_max = snr_max
-        self.silent_snr_max = silent_snr_max
         self.silent_weight = silent_weight
 
     def __call__(
@@ -56,8 +55,9 @@ class LogMSE:
             active_loss = decibels(threshold + error)
 
             # Silent ones: the same, with the energy of the mixture in place of the source's.
-            tau = 10 ** (-self.silent_snr_max / 10)
-            threshold = tau * mixture.square().sum(-1, keepdim=True)
+            tau = 10 ** (-SILENT_SNR_MAX / 10)
+            energy_of_mixture = mixture.square().sum(-1, keepdim=True)
+            threshold = tau * energy_of_mixture
             error = aligned.square().sum(-1)
             silent_loss = self.silent_weight * decibels(threshold + error)
 
@@ -82,9 +82,10 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
     """
     # |s - e|^2 = |s|^2 + |e|^2 - 2 s.e for all pairs at once: (batch, estimate, source)
     cross = torch.bmm(estimates, sources.transpose(1, 2))
-    energy_of_estimates = estimates.square().sum(-1)[..., None]
-    energy_of_sources = sources.square().sum(-1)[:, None]
-    error = energy_of_sources + energy_of_estimates - 2 * cross
+    energy_of_estimates = estimates.square().sum(-1)
+    energy_of_sources = sources.square().sum(-1)
+    energies = energy_of_sources[:, None] + energy_of_estimates[..., None]
+    error = energies - 2 * cross
     # Rounding may bring an error of nothing below zero.
     pairwise = decibels(error.clamp(min=0))
     # Up to 6 sources all orders are tried at once; Asteroid's assignment, example by example, is for more.
@@ -99,5 +100,6 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
 
 def align(estimates: Tensor, order: Tensor) -> Tensor:
     """Estimates (batch, n_src, time) in the order of their sources, `order` (batch, n_src); gradients pass."""
-    index = order[..., None].expand(-1, -1, estimates.shape[-1])
+    time = estimates.shape[-1]
+    index = order[..., None].expand(-1, -1, time)
     return estimates.gather(1, index)

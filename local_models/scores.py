@@ -17,7 +17,8 @@ def validation_scores(si_sdr: Tensor, mixture: Tensor, sources: Tensor) -> dict[
         sources: (batch, n_src, time).
     """
     # Every column of the pairwise matrix is the mixture: any one of them holds its scores against all sources.
-    pairwise = -pairwise_neg_sisdr(mixture[:, None].expand_as(sources), sources)
+    in_place_of_estimates = mixture[:, None].expand_as(sources)
+    pairwise = -pairwise_neg_sisdr(in_place_of_estimates, sources)
     unprocessed = pairwise[:, 0].mean()
     return {"si_sdr": si_sdr, "si_sdri": si_sdr - unprocessed}
 
@@ -36,11 +37,15 @@ def si_snr(estimates: Tensor, sources: Tensor) -> Tensor:
     # Of signals of energy one, the share of the estimate that its source explains is the square of their product.
     cosine = (estimates * sources).sum(-1)
     explained = cosine.square()
-    # The share of the estimate that its source does not explain is 1 - cosine^2. Near identity that difference is
-    # lost in rounding, so it is computed from the residual itself.
-    residual = (estimates - cosine[..., None] * sources).square().sum(-1)
-    unexplained = torch.where(explained > 0.5, residual, 1 - explained)
-    return 10 * torch.log10((explained + LIMIT) / (unexplained + LIMIT))
+    # The share that it does not explain is 1 - cosine^2. Near identity that difference is lost in rounding, so it is
+    # computed from the residual itself.
+    projection = cosine[..., None] * sources
+    residual = estimates - projection
+    energy_of_residual = residual.square().sum(-1)
+    unexplained = torch.where(explained > 0.5, energy_of_residual, 1 - explained)
+    # SI-SNR = 10 log10(cos^2 / (1 - cos^2))
+    ratio = (explained + LIMIT) / (unexplained + LIMIT)
+    return 10 * torch.log10(ratio)
 
 
 def _unit(signals: Tensor) -> Tensor:
@@ -52,6 +57,7 @@ def _unit(signals: Tensor) -> Tensor:
 def sdr_of_batch(estimates: Tensor, sources: Tensor) -> Tensor:
     """SDR in dB of all signals of a batch together, as a silent one has no ratio of its own."""
     energy = sources.square().sum()
-    error = (estimates - sources).square().sum()
+    difference = estimates - sources
+    error = difference.square().sum()
     ratio = (energy + ENERGY_FLOOR) / (error + ENERGY_FLOOR)
     return 10 * torch.log10(ratio)

@@ -23,16 +23,27 @@ class Stft:
 
     def __call__(self, signals: torch.Tensor) -> torch.Tensor:
         """(..., time) to complex (..., frequency, frame)."""
+        # torch.stft takes one batch axis.
+        batch = signals.shape[:-1]
         flat = signals.reshape(-1, signals.shape[-1])
-        window = torch.hann_window(self.n_fft, dtype=signals.dtype, device=signals.device)
         spectrum = torch.stft(
-            flat, self.n_fft, self.hop, window=window, pad_mode="constant", return_complex=True
+            flat,
+            self.n_fft,
+            self.hop,
+            window=self._window(signals),
+            pad_mode="constant",
+            return_complex=True,
         )
-        return spectrum.reshape(*signals.shape[:-1], *spectrum.shape[-2:])
+        return spectrum.reshape(*batch, *spectrum.shape[-2:])
 
     def inverse(self, spectrum: torch.Tensor, length: int) -> torch.Tensor:
         """Complex (..., frequency, frame) to (..., length)."""
+        batch = spectrum.shape[:-2]
         flat = spectrum.reshape(-1, *spectrum.shape[-2:])
-        window = torch.hann_window(self.n_fft, dtype=spectrum.real.dtype, device=spectrum.device)
+        window = self._window(spectrum.real)
         signals = torch.istft(flat, self.n_fft, self.hop, window=window, length=length)
-        return signals.reshape(*spectrum.shape[:-2], length)
+        return signals.reshape(*batch, length)
+
+    def _window(self, like: torch.Tensor) -> torch.Tensor:
+        # Made anew each time: of the precision of the signals and where they are.
+        return torch.hann_window(self.n_fft, dtype=like.dtype, device=like.device)

@@ -1,10 +1,15 @@
-"""What every separation system offers to the engine: losses, optimisers, training steps and `separate`."""
+"""What every separation system offers to the engine: `separate`, and the steps of its training.
 
+A `System` separates. A `TrainingStep` says which parts of one are trained, and towards what.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor, nn
 
 from local_models.ranges import NonNegative, Patience, Positive
 
@@ -22,22 +27,73 @@ class Optimisation:
     halve_after: Patience = 6
     """Epochs without a better value of the step's monitor after which the rate is halved; 0: never."""
 
+    def of(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimiser with these settings of those parameters that are trained, in one group."""
+        make = getattr(torch.optim, self.optimizer)
+        group = {"params": [p for p in parameters if p.requires_grad]}
+        return make([group], lr=self.lr, weight_decay=self.weight_decay)
 
-def without_offset(signals: torch.Tensor) -> torch.Tensor:
-    """(..., time) less the mean over time, which is taken in double precision: a constant becomes exactly zero."""
-    return signals - signals.mean(-1, keepdim=True, dtype=torch.float64).to(signals.dtype)
+
+class TrainingStep:
+    """One step of a training: which parts of a system it trains, and towards what.
+
+    This one trains all of a system by `System.losses`. A system with other steps derives them from this class.
+
+    Args:
+        name: under which a YAML lists it.
+        system: that it trains.
+    """
+
+    def __init__(self, name: str, system: "System"):
+        self.name = name
+        self.system = system
+
+    def parts(self) -> list[nn.Module]:
+        """The modules that it trains; the parameters of the rest are frozen.
+
+        Raises:
+            ValueError: the system, as it is configured, cannot be trained so.
+        """
+        return [self.system]
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The modules worth a `torch.compile` (fixed-length segments in training)."""
+        return self.system.compiled_parts()
+
+    def check_updates(self, updates: int) -> None:
+        """Refuse a training of so many updates at most if that is too short for what it is for.
+
+        Raises:
+            ValueError: says what to change.
+        """
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        """Scalars of a batch, as `System.losses`."""
+        return self.system.losses(batch)
+
+    def training_loss(self, batch: dict) -> tuple[Tensor, Mapping[str, Tensor | None]]:
+        """What an update minimises, and what is logged of the batch; None: it does not tell."""
+        values = self.losses(batch)
+        return values["loss"], values
+
+    def before_update(self) -> None:
+        """Called once the gradients of all batches of an update are there."""
+
+    def optimizer(self, optimisation: Optimisation) -> torch.optim.Optimizer:
+        """Of all that is trained."""
+        return optimisation.of(self.system.parameters())
 
 
 class System(pl.LightningModule):
     """Base of all systems.
 
     A batch is a dict: `mixture` (batch, time) or (batch, mic, time), `sources` (batch, source, [channel,] time), and
-    `id`; in validation perhaps `weight`, 0 for a batch that does not count. A subclass names its training steps in
-    `step_names` and defines
+    `id`; in validation perhaps `weight`, 0 for a batch that does not count. A subclass defines
 
-    - `losses(batch) -> dict`: scalars of the present step in training and validation; `loss` is minimised;
     - `separate_centred(mixture) -> estimates`: (batch, time) or (batch, mic, time), each channel of mean zero, to
-      (batch, source, time), or to (batch, source, channel, time) if it makes `images`.
+      (batch, source, time), or to (batch, source, channel, time) if it makes `images`;
+    - `losses(batch)`, if its training is a single step, `joint`, that trains all of it;
+    - `training_steps()`, if it has others.
 
     Everyone else calls `separate`, which takes the offset off first.
 
@@ -46,7 +102,8 @@ class System(pl.LightningModule):
         sample_rate: of mixture and estimates, in Hz.
     """
 
-    step_names: tuple[str, ...] = ("joint",)
+    step: TrainingStep
+    """The present step, from `begin_step` on."""
     n_mics: int | None = 1
     """Channels that `separate` hears together; None: any number. With 1, each channel is separated by itself."""
     images: bool = False
@@ -73,113 +130,139 @@ class System(pl.LightningModule):
         super().__init__()
         self.n_src = n_src
         self.sample_rate = sample_rate
-        self.step = next(iter(self.step_names), None)  # None: nothing to train
         self.optimisation = Optimisation()
-        self._never_trained: list[torch.nn.Parameter] | None = None
+        self._never_trained: list[nn.Parameter] | None = None
 
-    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+    @classmethod
+    def training_steps(cls) -> dict[str, type[TrainingStep]]:
+        """The kind of each training step by its name, in the usual order; none: there is nothing to train."""
+        return {"joint": TrainingStep}
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        """Scalars of a batch: `loss`, which is minimised, and in validation what the scores are."""
         raise NotImplementedError(f"{type(self).__name__}.losses")
 
-    def separate_centred(self, mixture: torch.Tensor) -> torch.Tensor:
+    def separate_centred(self, mixture: Tensor) -> Tensor:
+        """What `separate` does with a mixture whose channels have mean zero."""
         raise NotImplementedError(f"{type(self).__name__}.separate_centred")
 
     @final
-    def separate(self, mixture: torch.Tensor) -> torch.Tensor:
+    def separate(self, mixture: Tensor) -> Tensor:
         """Estimates of a mixture (batch, [mic,] time), whatever its offset: a constant is nobody's sound.
 
         So estimates that add up to the mixture add up to it without its mean.
         """
         return self.separate_centred(without_offset(mixture))
 
-    def on_after_batch_transfer(self, batch, dataloader_idx):
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         """Training and validation see mixtures as `separate` does; sources too, so that they still add up."""
+        # The offset of a sum is the sum of the offsets.
         signals = {}
         for key in ("mixture", "sources"):
             if key in batch:
                 signals[key] = without_offset(batch[key])
         return {**batch, **signals}
 
-    def trained_parts(self, step: str) -> list[torch.nn.Module]:
-        """The modules that `step` trains; the parameters of the rest are frozen."""
-        return [self]
-
-    def compiled_parts(self) -> list[torch.nn.Module]:
-        """The modules worth a `torch.compile` (fixed-length segments in training)."""
+    def compiled_parts(self) -> list[nn.Module]:
+        """As of `TrainingStep`, in all steps."""
         return []
 
-    def check_updates(self, updates: int) -> None:
-        """Raise a `ValueError` if the present step, of so many updates at most, is too short for what it is for."""
-
-    def noise(self, seconds: float, n_mics: int | None = None) -> torch.Tensor:
+    def noise(self, seconds: float, n_mics: int | None = None) -> Tensor:
         """White noise of the shape that `separate` takes: (1, [mic,] time), the same at every call."""
+        length = round(seconds * self.sample_rate)
+        # Of its own, so that a training draws the same numbers whether or not noise was asked for.
+        generator = torch.Generator().manual_seed(0)
+        if self.n_mics == 1:
+            return torch.randn(1, length, generator=generator)
         n_mics = self.n_mics or n_mics or self.n_src or 2
-        shape = (
-            (1, round(seconds * self.sample_rate))
-            if self.n_mics == 1
-            else (1, n_mics, round(seconds * self.sample_rate))
-        )
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return torch.randn(1, n_mics, length, generator=generator)
 
     def is_training_only(self, name: str) -> bool:
         """Whether a parameter or buffer belongs to a part that only training needs."""
         return name.split(".")[0] in self.training_only
 
-    def weights_to_export(self) -> dict[str, torch.Tensor]:
+    def weights_to_export(self) -> dict[str, Tensor]:
         """What `separate` needs: parameters and buffers, without those of parts that only training needs."""
-        weights = self.state_dict()
-        return {name: weights[name] for name in weights if not self.is_training_only(name)}
+        weights = {}
+        for name, value in self.state_dict().items():
+            if not self.is_training_only(name):
+                weights[name] = value
+        return weights
 
-    def load_exported(self, weights: dict[str, torch.Tensor]) -> None:
+    def load_exported(self, weights: dict[str, Tensor]) -> None:
         """Load weights that may lack the parts that only training needs, which then keep their own.
 
         Raises:
             RuntimeError: others are missing, or some do not fit.
         """
-        own = self.state_dict()
-        kept = {name: own[name] for name in own if self.is_training_only(name)}
-        self.load_state_dict(kept | weights)
+        # What is there goes before what this system has.
+        complete = dict(weights)
+        for name, value in self.state_dict().items():
+            if self.is_training_only(name):
+                complete.setdefault(name, value)
+        self.load_state_dict(complete)
 
     def full_precision(self) -> torch.autocast:
         """Context for encoder, decoder and losses under mixed precision: bfloat16 rounds an SI-SDR to 0.1 dB."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def begin_step(self, step: str, optimisation: Optimisation) -> None:
-        """Prepare for a training step: choose its losses, freeze what it does not train (and what was built frozen)."""
-        self.step = step
+    def begin_step(self, name: str, optimisation: Optimisation) -> None:
+        """Prepare for a training step: freeze what it does not train (and what was built frozen).
+
+        Raises:
+            ValueError: the system, as it is configured, has no such step.
+        """
+        kind = self.training_steps()[name]
+        self.step = kind(name, self)
         self.optimisation = optimisation
+        # What the first step finds frozen was built so.
         if self._never_trained is None:
             self._never_trained = [p for p in self.parameters() if not p.requires_grad]
+        # Freeze all, and then let go what this step trains.
         self.requires_grad_(False)
-        for part in self.trained_parts(step):
+        for part in self.step.parts():
             part.requires_grad_(True)
         for parameter in self._never_trained:
             parameter.requires_grad_(False)
 
-    def configure_optimizers(self):
-        options = self.optimisation
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        make = getattr(torch.optim, options.optimizer)
-        return make(parameters, lr=options.lr, weight_decay=options.weight_decay)
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.step.optimizer(self.optimisation)
 
-    def training_step(self, batch, index):
-        values = self.losses(batch)
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        loss, values = self.step.training_loss(batch)
         self._log("train", values, batch)
-        return values["loss"]
+        return loss
 
-    def validation_step(self, batch, index):
-        self._log("val", self.losses(batch), batch)
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.step.before_update()
 
-    def _log(self, phase, values, batch):
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self._log("val", self.step.losses(batch), batch)
+
+    def _log(self, phase: str, values: Mapping[str, Tensor | None], batch: dict) -> None:
         # Devices average in the order in which names come up, so a value that this batch lacks, None, is logged too,
         # with no weight. Weights are floats: Lightning's mean over devices cuts whole numbers off.
-        weight = batch.get("weight", 1.0) * len(batch["mixture"])
+        n_examples = batch.get("weight", 1.0) * len(batch["mixture"])
+        weight: Any
         for name, value in values.items():
+            if value is None:
+                scalar = torch.zeros((), device=self.device)
+                weight = 0.0
+            else:
+                scalar = value.detach().float()
+                weight = n_examples
             self.log(
                 f"{phase}_{name}",
-                torch.zeros((), device=self.device) if value is None else value.detach().float(),
+                scalar,
                 on_step=False,
                 on_epoch=True,
                 prog_bar=name in ("loss", "si_sdri"),
                 sync_dist=True,
-                batch_size=0.0 if value is None else weight,
+                batch_size=weight,
             )
+
+
+def without_offset(signals: Tensor) -> Tensor:
+    """(..., time) less the mean over time, which is taken in double precision: a constant becomes exactly zero."""
+    mean = signals.mean(-1, keepdim=True, dtype=torch.float64)
+    return signals - mean.to(signals.dtype)

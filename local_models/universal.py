@@ -23,7 +23,10 @@ class Universal:
     loss_of: LogMSE
     # Of the `System` that it is mixed into.
     full_precision: Any
+    log: Any
     training: bool
+    # Of the validation under way: those of each batch, by name.
+    _scores: dict[str, list[Tensor]]
 
     def pit_losses(self, estimates: Tensor, batch: dict) -> dict[str, Tensor]:
         """The loss of (batch, n_src, time); in validation the scores are taken down too."""
@@ -43,26 +46,28 @@ class Universal:
     ) -> None:
         """Keep the scores of one batch until the epoch ends."""
         is_active = active(sources) & is_counted
-        n_active = is_active.sum(1, keepdim=True).expand_as(is_active)
+        n_active = is_active.sum(1, keepdim=True)
+        is_among_others = is_active & (n_active > 1)
+        is_alone = is_active & (n_active == 1)
 
         # An estimate counts in `msi` if it is within 20 dB of the quietest active source.
-        power = sources.square().mean(-1).masked_fill(~is_active, torch.inf)
+        power = sources.square().mean(-1)
+        power = power.masked_fill(~is_active, torch.inf)
         quietest = power.amin(1, keepdim=True)
-        is_audible = aligned.square().mean(-1) > QUIET * quietest
+        power_of_estimates = aligned.square().mean(-1)
+        is_audible = power_of_estimates > QUIET * quietest
 
-        reached = si_snr(aligned, sources)
+        score = si_snr(aligned, sources)
         unprocessed = si_snr(mixture[:, None].expand_as(sources), sources)
-        improvement = reached - unprocessed
-        among_others = is_active & (n_active > 1)
-        self._scores["si_sdri"].append(improvement[among_others])
-        self._scores["msi"].append(improvement[among_others & is_audible])
-        is_alone = is_active & (n_active == 1)
-        self._scores["si_sdr_single"].append(reached[is_alone])
+        improvement = score - unprocessed
+        self._scores["si_sdri"].append(improvement[is_among_others])
+        self._scores["msi"].append(improvement[is_among_others & is_audible])
+        self._scores["si_sdr_single"].append(score[is_alone])
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         self._scores = {"si_sdri": [], "msi": [], "si_sdr_single": []}
 
-    def on_validation_epoch_end(self):
+    def on_validation_epoch_end(self) -> None:
         for name, batches in self._scores.items():
             values = torch.cat(batches)
             mean = torch.zeros((), device=values.device)

@@ -13,7 +13,7 @@ import soundfile as sf
 import torch
 from torch import nn
 
-from local_models.system import System
+from local_models.system import System, TrainingStep
 from utils.data.datasets import Mixtures
 from utils.data.split import Split
 from utils.training.model_files import build_system, pack
@@ -98,11 +98,13 @@ class Poisoned(Mixtures):
 class Still(Bands):
     """Its weights change in training, and the loss of its validation never."""
 
-    step_names = ("joint", "finetune")
-
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2))
+
+    @classmethod
+    def training_steps(cls):
+        return {"joint": TrainingStep, "finetune": TrainingStep}
 
     def losses(self, batch):
         return {"loss": self.weight.square().sum() if self.training else torch.ones(())}

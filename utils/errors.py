@@ -5,8 +5,10 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 NO_MEMORY = "not enough memory: use fewer jobs, smaller batches or sizes, or a larger machine"
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended, as shells have it
@@ -42,8 +44,8 @@ def command(main: Callable) -> Callable:
             _end("error: the program that was to read the output has ended")
         except MemoryError:
             _end(f"error: {NO_MEMORY}")
-        except RuntimeError as error:  # torch has no class of its own for the memory of the CPU
-            if not re.search("can't allocate memory|out of memory", str(error)):
+        except RuntimeError as error:
+            if not lacks_memory(error):
                 raise
             _end(f"error: {NO_MEMORY}")
         except OSError as error:
@@ -54,8 +56,42 @@ def command(main: Callable) -> Callable:
     return wrapped
 
 
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import libraries that take seconds: meanwhile Ctrl-C and SIGTERM end the program at once, with one line.
+
+    An exception out of the middle of an import would be a traceback, or be caught by a library that tries another one.
+    Exit codes are those of shells, 128 and the number of the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    # A shell that starts a program in the background lets it ignore Ctrl-C.
+    usual = (signal.default_int_handler, signal.SIG_DFL)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    replaced = {number: handler for number, handler in before.items() if handler in usual}
+    for number in replaced:
+        signal.signal(number, _end_at_once)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
+def _end_at_once(number, frame):
+    os.write(sys.stderr.fileno(), b"interrupted\n")
+    os._exit(128 + number)
+
+
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; torch has no class of its own for that of the CPU."""
+    said = re.search("can't allocate memory|out of memory", str(error))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(said))
 
 
 def explain(error: OSError) -> str:

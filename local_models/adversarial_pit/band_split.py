@@ -63,22 +63,29 @@ class BandSplit(nn.Module):
         imaginary = spectrum.imag.split(self.widths, 1)
         features = []
         for split, *parts in zip(self.split, real, imaginary, strict=True):
-            features.append(split(torch.cat(parts, 1)))
+            band = torch.cat(parts, 1)
+            features.append(split(band))
         x = torch.stack(features, 2)  # (batch, chan, band, frame)
 
         layer: Any  # a pair of them
         for layer in self.layers:
             along_time, along_bands = layer
             x = along_time(x)
-            x = along_bands(x.transpose(2, 3)).transpose(2, 3)
+            # The last axis is the one that a layer runs along.
+            x = x.transpose(2, 3)
+            x = along_bands(x)
+            x = x.transpose(2, 3)
 
+        # Masks of each band from its features: (batch, real and imaginary, n_src, width, frame).
         masks = []
-        for band, head in enumerate(self.heads):
-            mask = wide(head(x[:, :, band]))
+        for index, head in enumerate(self.heads):
+            mask = wide(head(x[:, :, index]))
             masks.append(mask.unflatten(1, (2, self.n_src, -1)))
-        joined = torch.cat(masks, 3)  # (batch, real and imaginary, n_src, freq, frame)
+        # The bands one above the other: (batch, n_src, freq, frame).
+        joined = torch.cat(masks, 3)
+        mask_of_all = torch.complex(joined[:, 0], joined[:, 1])
         summary = wide(x).mean((2, 3))
-        return torch.complex(joined[:, 0], joined[:, 1]), summary
+        return mask_of_all, summary
 
 
 class Recurrent(nn.Module):
@@ -94,8 +101,10 @@ class Recurrent(nn.Module):
         """(batch, chan, others, steps) to the same shape."""
         # Every other axis is one more row: (batch * others, steps, chan).
         rows = self.norm(x).permute(0, 2, 3, 1)
+        batch_and_others = rows.shape[:2]
         states, _ = self.lstm(rows.flatten(0, 1))
-        y = self.out(states).unflatten(0, rows.shape[:2])
+        y = self.out(states)
+        y = y.unflatten(0, batch_and_others)
         return x + y.permute(0, 3, 1, 2)
 
 

@@ -93,6 +93,9 @@ class Discriminator(nn.Module):
         ValueError: options out of their range.
     """
 
+    updates: Tensor
+    accuracy: Tensor
+
     def __init__(self, options: DiscriminatorOptions, n_src: int):
         super().__init__()
         options.check(n_src)
@@ -101,7 +104,12 @@ class Discriminator(nn.Module):
         # An instance-based one sees a tuple of one.
         n_signals = n_src if options.family == "context" else 1
         network = DOMAINS[options.domain]
-        self.network = network(n_signals, options.with_mixture, options.filters, options.windows)
+        self.network = network(
+            n_signals,
+            options.with_mixture,
+            options.filters,
+            options.windows,
+        )
         # Batches that it has judged; those that show it nothing do not count.
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("accuracy", torch.tensor(0.5))
@@ -126,8 +134,8 @@ class Discriminator(nn.Module):
         if not len(pairs.real):
             # Zero, but of all weights and estimates, so that every device has a gradient for each of them.
             nothing = sum(p.sum() for p in self.parameters()) * 0 + pairs.fake.sum() * 0
-            is_trained = torch.zeros((), device=pairs.fake.device)
-            return Judgement(nothing, nothing, {"trained": is_trained})
+            log = {"trained": torch.zeros((), device=pairs.fake.device)}
+            return Judgement(nothing, nothing, log)
 
         # One tensor of scores for each scale of the network.
         real_scores = self.network(pairs.real, pairs.mixture)
@@ -137,23 +145,30 @@ class Discriminator(nn.Module):
         accuracies = []
         for real, fake in zip(real_scores, fake_scores, strict=True):
             # Hinge: max(0, 1 - D(real)) + max(0, 1 + D(fake)) for the discriminator, -D(fake) for the separator.
-            own_losses.append(F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+            real_loss = F.relu(1 - real).mean()
+            fake_loss = F.relu(1 + fake).mean()
+            own_losses.append(real_loss + fake_loss)
             adversarial_losses.append(-fake.mean())
-            right = (real > 0).float().mean() + (fake < 0).float().mean()
-            accuracies.append(right / 2)
+            # Half of the tuples are real.
+            right_of_real = (real > 0).float().mean()
+            right_of_fake = (fake < 0).float().mean()
+            accuracies.append((right_of_real + right_of_fake) / 2)
         accuracy = torch.stack(accuracies).mean()
         with torch.no_grad():
             self.updates += 1
             self.accuracy.lerp_(accuracy, 1 - DECAY)
 
+        # Each scale counts alike.
         own_loss = torch.stack(own_losses).mean()
+        adversarial_loss = torch.stack(adversarial_losses).mean()
+        is_trained = not self.is_saturated()
         log = {
             "real": mean_score(real_scores),
             "fake": mean_score(fake_scores),
             "accuracy": accuracy,
-            "trained": torch.tensor(float(not self.is_saturated()), device=own_loss.device),
+            "trained": torch.tensor(float(is_trained), device=own_loss.device),
         }
-        return Judgement(own_loss, torch.stack(adversarial_losses).mean(), log)
+        return Judgement(own_loss, adversarial_loss, log)
 
     def is_saturated(self) -> bool:
         """Whether it is too good at present to be trained further."""

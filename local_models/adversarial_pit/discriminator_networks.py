@@ -32,18 +32,21 @@ class Waveform(nn.Module):
     ):
         super().__init__()
         self.with_mixture = with_mixture
-        # in_chan, out_chan, taps, stride, groups
+        # Channels out, taps, stride and groups of each layer; the last one gives the scores.
         shapes = [
-            (n_signals + with_mixture, filters, 15, 4, 1),
-            (filters, 2 * filters, 41, 4, 4),
-            (2 * filters, 4 * filters, 41, 4, 16),
-            (4 * filters, 8 * filters, 5, 1, 1),
-            (8 * filters, 1, 3, 1, 1),
+            (filters, 15, 4, 1),
+            (2 * filters, 41, 4, 4),
+            (4 * filters, 41, 4, 16),
+            (8 * filters, 5, 1, 1),
+            (1, 3, 1, 1),
         ]
         self.layers = nn.ModuleList()
-        for in_chan, out_chan, taps, stride, groups in shapes:
-            layer = nn.Conv1d(in_chan, out_chan, taps, stride, taps // 2, groups=groups)
+        in_chan = n_signals + with_mixture
+        for out_chan, taps, stride, groups in shapes:
+            padding = taps // 2
+            layer = nn.Conv1d(in_chan, out_chan, taps, stride, padding, groups=groups)
             self.layers.append(weight_norm(layer))
+            in_chan = out_chan
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
         """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, fewer steps)."""
@@ -66,9 +69,10 @@ class Spectrum(nn.Module):
         super().__init__()
         self.with_mixture = with_mixture
         self.windows = windows
-        self.scales = nn.ModuleList(
-            spectral_layers(n_signals + with_mixture, filters) for _ in windows
-        )
+        # Layers of their own for each resolution.
+        self.scales = nn.ModuleList()
+        for _ in windows:
+            self.scales.append(spectral_layers(n_signals + with_mixture, filters))
 
     def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
         """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands) of each scale."""
@@ -76,8 +80,9 @@ class Spectrum(nn.Module):
             signals = torch.cat([signals, mixture[:, None]], 1)
         scores = []
         for layers, window in zip(self.scales, self.windows, strict=True):
-            spectrum = compress(magnitude(signals, window))
-            scores.append(_through(layers, spectrum))
+            magnitudes = magnitude(signals, window)
+            inputs = compress(magnitudes)
+            scores.append(_through(layers, inputs))
         return scores
 
 
@@ -103,12 +108,14 @@ class Mask(nn.Module):
         # (tuple, 1, frames, bins) and (tuple, source, frames, bins)
         of_mixture = magnitude(mixture[:, None], self.window)
         of_sources = magnitude(signals, self.window)
+        # min(|S| / |X|, 1); where the mixture is silent, a mask means nothing.
         ratios = of_sources / of_mixture.clamp(min=SILENT_BIN)
-        # Where the mixture is silent, a mask means nothing.
-        masks = torch.where(of_mixture > SILENT_BIN, ratios.clamp(max=1), 0.0)
+        masks = ratios.clamp(max=1)
+        is_silent = of_mixture <= SILENT_BIN
+        inputs = torch.where(is_silent, 0.0, masks)
         if self.with_mixture:
-            masks = torch.cat([masks, compress(of_mixture)], 1)
-        return [_through(self.layers, masks)]
+            inputs = torch.cat([inputs, compress(of_mixture)], 1)
+        return [_through(self.layers, inputs)]
 
 
 DOMAINS = {"waveform": Waveform, "stft": Spectrum, "mask": Mask}
@@ -116,8 +123,9 @@ DOMAINS = {"waveform": Waveform, "stft": Spectrum, "mask": Mask}
 
 def spectral_layers(in_chan: int, filters: int) -> nn.ModuleList:
     """Convolutions over (tuple, in_chan, frames, bins); the first thins out, for all the cost is at full resolution."""
+    # Kernels are (frames, bins).
     layers = [nn.Conv2d(in_chan, filters, (3, 9), stride=(2, 4), padding=(1, 4))]
-    # Further frames at each layer, ever fewer bins.
+    # Each layer sees further in time, and halves the bins.
     for dilation in (1, 2):
         layer = nn.Conv2d(
             filters,
@@ -131,6 +139,7 @@ def spectral_layers(in_chan: int, filters: int) -> nn.ModuleList:
     # Scores: one channel.
     layers.append(nn.Conv2d(filters, filters, 3, padding=1))
     layers.append(nn.Conv2d(filters, 1, 3, padding=1))
+    # Weight norm: the length of each filter is a parameter of its own.
     return nn.ModuleList(weight_norm(layer) for layer in layers)
 
 
@@ -139,14 +148,18 @@ def magnitude(signals: Tensor, window: int) -> Tensor:
     with torch.autocast(signals.device.type, enabled=False):
         # A window of energy one, so that white noise of unit RMS has bins of unit power.
         taper = torch.hann_window(window, device=signals.device)
-        taper = taper / taper.square().sum().sqrt()
-        padded = F.pad(signals.float(), (window // 2, window // 2))
+        energy = taper.square().sum()
+        taper = taper / energy.sqrt()
+        # The first frame is centred at the first sample, as in torch.stft.
+        half = window // 2
+        hop = window // 4
+        padded = F.pad(signals.float(), (half, half))
         # Frames before bins in memory too, as the convolutions want them; torch.stft has it the other way round.
-        frames = padded.unfold(-1, window, window // 4)
+        frames = padded.unfold(-1, window, hop)
         spectrum = _Spectra.apply(frames * taper)
-        # The small constant gives the square root a gradient at zero.
+        # |X| = sqrt(Re^2 + Im^2); the small constant gives the square root a gradient at zero.
         power = spectrum.real.square() + spectrum.imag.square()
-        return (power + 1e-10).sqrt()
+        return torch.sqrt(power + 1e-10)
 
 
 class _Spectra(torch.autograd.Function):
@@ -175,6 +188,8 @@ def compress(magnitudes: Tensor) -> Tensor:
 
 def _through(layers: Any, x: Tensor) -> Tensor:
     """Layers with leaky ReLUs between them."""
-    for layer in layers[:-1]:
-        x = F.leaky_relu(layer(x), SLOPE)
-    return layers[-1](x).float()
+    *hidden, last = layers
+    for layer in hidden:
+        x = layer(x)
+        x = F.leaky_relu(x, SLOPE)
+    return last(x).float()

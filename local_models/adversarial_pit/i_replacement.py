@@ -41,12 +41,12 @@ def draw_real_slots(
         raise ValueError(f"{n_real} of {n_src} slots cannot be replaced: from 0 to {n_src - 1}")
 
     # All subsets of n_real slots: (subset, n_src) of bool.
-    subsets = []
+    rows = []
     for slots in itertools.combinations(range(n_src), n_real):
-        subset = torch.zeros(n_src, dtype=torch.bool)
-        subset[list(slots)] = True
-        subsets.append(subset)
-    subsets = torch.stack(subsets)
+        row = torch.zeros(n_src, dtype=torch.bool)
+        row[list(slots)] = True
+        rows.append(row)
+    subsets = torch.stack(rows)
 
     # Those that leave an active slot to estimate: (batch, subset). Where nothing is active any will do, since the
     # example is left out.
@@ -70,11 +70,13 @@ def instance_pairs(sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
     """
     is_active = active(sources)
     sources, aligned, mixture = _levelled(sources, aligned, mixture)
-    # The active slots of the batch in a row, each as a tuple of one, and the mixture that each comes from.
-    examples = torch.arange(len(mixture), device=mixture.device)
-    example_of_pair = examples[:, None].expand_as(is_active)[is_active]
+    # The active slots of the batch in a row, each as a tuple of one.
     real = sources[is_active][:, None]
     fake = aligned[is_active][:, None]
+    # The mixture that each comes from.
+    examples = torch.arange(len(mixture), device=mixture.device)
+    examples = examples[:, None].expand_as(is_active)
+    example_of_pair = examples[is_active]
     return Pairs(real, fake, mixture[example_of_pair])
 
 
@@ -109,12 +111,18 @@ def context_pairs(
 
     # The same random order of the slots on both sides.
     order = torch.rand(is_true.shape, generator=generator).argsort(1)
-    order = order.to(is_true.device)[..., None].expand_as(sources)
-    return Pairs(sources.gather(1, order), fake.gather(1, order), mixture)
+    order = order.to(is_true.device)
+    order = order[..., None].expand_as(sources)
+    real = sources.gather(1, order)
+    fake = fake.gather(1, order)
+    return Pairs(real, fake, mixture)
 
 
 def _levelled(sources: Tensor, aligned: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The signals divided by the RMS of their mixture; only `aligned` carries gradients."""
-    level = mixture.square().mean(-1).sqrt()[:, None, None]
+    # 1 / RMS of each mixture, for signals (batch, n_src, time) and (batch, time).
+    level = mixture.square().mean(-1).sqrt()
     scale = 1 / level.clamp(min=SMALLEST_LEVEL)
-    return sources.detach() * scale, aligned * scale, mixture.detach() * scale[:, 0]
+    of_sources = scale[:, None, None]
+    of_mixture = scale[:, None]
+    return sources.detach() * of_sources, aligned * of_sources, mixture.detach() * of_mixture

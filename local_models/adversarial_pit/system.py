@@ -6,9 +6,9 @@ statement, and the abstract of the patent application: discriminators, constants
 discriminator.py has a discriminator and its losses, balancer.py the weight of its gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from local_models.adversarial_pit.discriminator import Discriminator, Discrimina
 from local_models.adversarial_pit.stft_masking import StftMasking
 from local_models.log_mse import LogMSE, align
 from local_models.ranges import Count, CountOrNone, NonNegative, Positive
-from local_models.system import System
+from local_models.system import Optimisation, System, TrainingStep
 from local_models.universal import Universal
 
 # Of the discriminators' Adam; other optimisers have none.
@@ -39,9 +39,9 @@ class Game:
 
 
 class Gradients(NamedTuple):
-    """What the losses of the adversarial step make of a batch."""
+    """What the losses of `AdversarialStep` make of a batch."""
 
-    values: dict[str, Tensor | None]
+    values: Mapping[str, Tensor | None]
     """To log; None: not known of this batch."""
     of_estimates: Tensor
     """Gradient at the estimates, (batch, n_src, time), of the PIT loss and all discriminators."""
@@ -60,12 +60,11 @@ class AdversarialPIT(Universal, System):
         n_src: number of slots.
         sample_rate: in Hz.
         window, hop, edges: see `stft_masking.StftMasking`.
-        snr_max, silent_snr_max, silent_weight: of the PIT loss, see `log_mse.LogMSE`.
+        snr_max, silent_weight: of the PIT loss, see `log_mse.LogMSE`.
         discriminators: those of step `adversarial`.
         game: how the separator and they train each other.
     """
 
-    step_names = ("pit", "adversarial", "continued")
     training_only = ("discriminators",)
 
     def __init__(
@@ -77,14 +76,13 @@ class AdversarialPIT(Universal, System):
         hop: Count = 128,
         edges: Literal["published", "padded"] = "published",
         snr_max: float = 30.0,
-        silent_snr_max: float = 20.0,
         silent_weight: NonNegative = 1.0,
         discriminators: Sequence[DiscriminatorOptions] = (),
         game: Game | None = None,
     ):
         super().__init__(n_src, sample_rate)
         self.masking = StftMasking(network, n_src, window, hop, edges)
-        self.loss_of = LogMSE(snr_max, silent_snr_max, silent_weight)
+        self.loss_of = LogMSE(snr_max, silent_weight)
         self.game = game or Game()
         # Names tell them apart in weights and logs.
         names = [options.name for options in discriminators]
@@ -94,86 +92,117 @@ class AdversarialPIT(Universal, System):
         for options in discriminators:
             self.discriminators[options.name] = Discriminator(options, n_src)
 
-    def trained_parts(self, step):
-        if step != "adversarial":
-            return [self.masking]
-        if not self.discriminators:
-            raise ValueError("step `adversarial` needs system.init_args.discriminators")
-        return [self.masking, self.discriminators]
-
-    def check_updates(self, updates):
-        if self.step == "adversarial" and updates <= self.game.warm_up:
-            raise ValueError(
-                f"game.warm_up is {self.game.warm_up}, but the step has {updates} updates, in which the separator "
-                "would never hear a discriminator: give it more epochs, or a shorter warm-up"
-            )
+    @classmethod
+    def training_steps(cls) -> dict[str, type[TrainingStep]]:
+        return {"pit": PITStep, "adversarial": AdversarialStep, "continued": PITStep}
 
     # The discriminators see tuples of ever other sizes, which would be compiled anew.
-    def compiled_parts(self):
+    def compiled_parts(self) -> list[nn.Module]:
         return [self.masking.network]
 
-    def configure_optimizers(self):
-        optimizer = super().configure_optimizers()
-        if self.step == "adversarial":
-            # The separator keeps the settings of the step, the discriminators get their own. What is frozen has none.
-            of_separator = optimizer.param_groups[0]
-            of_separator["params"] = [p for p in self.masking.parameters() if p.requires_grad]
-            of_discriminators = {
-                "params": [p for p in self.discriminators.parameters() if p.requires_grad],
-                "lr": self.game.lr,
-            }
-            if "betas" in of_separator:
-                of_discriminators["betas"] = BETAS
-            optimizer.add_param_group(of_discriminators)
-        return optimizer
-
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         return self.masking(mixture)[0]
 
-    def losses(self, batch):
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         return self.pit_losses(self.separate(batch["mixture"]), batch)
 
-    # ---- the adversarial step
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip separator and each discriminator by themselves: joint clipping would let one starve the others."""
+        # Lightning's 0 and None are no limit.
+        if not gradient_clip_val or gradient_clip_val < 0:
+            return
+        for part in [self.masking, *self.discriminators.values()]:
+            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
-    def training_step(self, batch, index):
-        if self.step != "adversarial":
-            return super().training_step(batch, index)
-        estimates = self.separate(batch["mixture"])
-        gradients = self.adversarial_gradients(estimates, batch["sources"], batch["mixture"])
-        self._log("train", gradients.values, batch)
+    def each_discriminator(self) -> Iterator[tuple[str, Discriminator]]:
+        """Name and discriminator, of all of them."""
+        for name, discriminator in self.discriminators.items():
+            yield name, cast(Discriminator, discriminator)
+
+
+class PITStep(TrainingStep):
+    """The separator by the PIT loss alone."""
+
+    system: AdversarialPIT
+
+    def parts(self) -> list[nn.Module]:
+        return [self.system.masking]
+
+
+class AdversarialStep(TrainingStep):
+    """The separator by the PIT loss and the discriminators, and the discriminators by their own losses."""
+
+    system: AdversarialPIT
+
+    def parts(self) -> list[nn.Module]:
+        if not self.system.discriminators:
+            raise ValueError("step `adversarial` needs system.init_args.discriminators")
+        return [self.system.masking, self.system.discriminators]
+
+    def check_updates(self, updates: int) -> None:
+        warm_up = self.system.game.warm_up
+        if updates <= warm_up:
+            raise ValueError(
+                f"game.warm_up is {warm_up}, but the step has {updates} updates, in which the separator would never "
+                "hear a discriminator: give it more epochs, or a shorter warm-up"
+            )
+
+    def optimizer(self, optimisation: Optimisation) -> torch.optim.Optimizer:
+        """The separator has the settings of the step, the discriminators have their own."""
+        system = self.system
+        optimizer = optimisation.of(system.masking.parameters())
+        of_discriminators = system.discriminators.parameters()
+        group: dict[str, Any] = {
+            "params": [p for p in of_discriminators if p.requires_grad],
+            "lr": system.game.lr,
+        }
+        # Other optimisers than Adam and its relatives have no such setting.
+        if "betas" in optimizer.defaults:
+            group["betas"] = BETAS
+        optimizer.add_param_group(group)
+        return optimizer
+
+    def training_loss(self, batch: dict) -> tuple[Tensor, Mapping[str, Tensor | None]]:
+        estimates = self.system.separate(batch["mixture"])
+        gradients = self.gradients(estimates, batch["sources"], batch["mixture"])
         # One backward pass for all weights. The gradient of this sum of products is `of_estimates` at the estimates;
         # each discriminator gets the gradient of its own loss.
         separator_loss = (estimates * gradients.of_estimates).sum()
-        return separator_loss + gradients.discriminator_loss
+        return separator_loss + gradients.discriminator_loss, gradients.values
 
-    def adversarial_gradients(
-        self, estimates: Tensor, sources: Tensor, mixture: Tensor
-    ) -> Gradients:
+    def gradients(self, estimates: Tensor, sources: Tensor, mixture: Tensor) -> Gradients:
         """The gradient of the PIT loss at the estimates, and a balanced share of that of each discriminator.
 
         Args:
             estimates, sources: (batch, n_src, time).
             mixture: (batch, time).
         """
+        system = self.system
         leaf = estimates.detach().float().requires_grad_()
-        with self.full_precision():
-            loss, order = self.loss_of(leaf, sources, mixture)
+        with system.full_precision():
+            loss, order = system.loss_of(leaf, sources, mixture)
             pit_gradient = torch.autograd.grad(loss, leaf)[0]
         total = pit_gradient
-        values = {"loss": loss}
+        values: dict[str, Tensor | None] = {"loss": loss}
         discriminator_loss = torch.zeros((), device=leaf.device)
         # Discriminators count batches; several may make one update.
-        warm_up = self.game.warm_up * self.trainer.accumulate_grad_batches
-        for name, discriminator in self.discriminators.items():
-            pairs = discriminator.draw_pairs(sources, align(leaf, order), mixture)
+        warm_up = system.game.warm_up * system.trainer.accumulate_grad_batches
+        for name, discriminator in system.each_discriminator():
+            aligned = align(leaf, order)
+            pairs = discriminator.draw_pairs(sources, aligned, mixture)
             judgement = discriminator.judge(pairs)
             gradient = adversarial_gradient(judgement.adversarial_loss, leaf)
-            factor, share = discriminator.balancer(
-                gradient, pit_gradient, int(discriminator.updates)
-            )
+            n_batches = int(discriminator.updates)
+            factor, share = discriminator.balancer(gradient, pit_gradient, n_batches)
             log = judgement.log
-            if discriminator.updates > warm_up:
+            # The balancer follows the ratio during the warm-up too, the separator does not.
+            if n_batches > warm_up:
                 total = total + factor * gradient
                 log["share"] = share
             for key in LOGGED:
@@ -181,26 +210,16 @@ class AdversarialPIT(Universal, System):
             discriminator_loss = discriminator_loss + judgement.own_loss
         return Gradients(values, total, discriminator_loss)
 
-    def on_before_optimizer_step(self, optimizer):
-        if self.step != "adversarial":
-            return
-        for discriminator in self.discriminators.values():
+    def before_update(self) -> None:
+        """Let discriminators rest that are too good at present."""
+        for _, discriminator in self.system.each_discriminator():
             # Devices have met different tuples; if one alone let a discriminator rest, its weights would differ there.
-            mean_accuracy = self.trainer.strategy.reduce(discriminator.accuracy, reduce_op="mean")
+            strategy = self.system.trainer.strategy
+            mean_accuracy = strategy.reduce(discriminator.accuracy, reduce_op="mean")
             discriminator.accuracy.copy_(mean_accuracy)
             if discriminator.is_saturated():
                 for parameter in discriminator.parameters():
                     parameter.grad = None  # zeros would still move it by its momentum
-
-    def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ):
-        """Clip separator and each discriminator by themselves: joint clipping would let one starve the others."""
-        # Lightning's 0 and None are no limit.
-        if not gradient_clip_val or gradient_clip_val < 0:
-            return
-        for part in [self.masking, *self.discriminators.values()]:
-            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
 
 def adversarial_gradient(loss: Tensor, estimates: Tensor) -> Tensor:

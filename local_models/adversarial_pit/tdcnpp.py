@@ -43,7 +43,8 @@ class TDCNpp(nn.Module):
     ):
         super().__init__()
         smallest = min(n_freq, n_src, bn_chan, hid_chan, n_blocks, n_repeats)
-        if smallest < 1 or kernel_size % 2 == 0:
+        is_even = kernel_size % 2 == 0
+        if smallest < 1 or is_even:
             raise ValueError(
                 "sizes of a TDCNpp must be 1 at least, and kernel_size odd to keep the number of frames"
             )
@@ -51,7 +52,8 @@ class TDCNpp(nn.Module):
         self.summary_chan = bn_chan
         self.exponent = exponent
         # In frames: a repeat reaches (kernel_size - 1) (1 + 2 + 4 + ...) of them.
-        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)
+        reach_of_repeat = (kernel_size - 1) * (2**n_blocks - 1)
+        self.receptive_field = 1 + n_repeats * reach_of_repeat
         self.norm = ScalarNorm()
         self.bottleneck = ScaledDense(n_freq, bn_chan)
         self.blocks = nn.ModuleList()
@@ -60,7 +62,8 @@ class TDCNpp(nn.Module):
             # Later blocks begin with weaker residuals.
             scale = 0.9**index
             self.blocks.append(TDCNppBlock(bn_chan, hid_chan, kernel_size, dilation, scale))
-        self.starts = range(0, n_blocks * n_repeats, n_blocks)  # the first block of each repeat
+        # Long skips between the first blocks of the repeats, from each to all later ones.
+        self.starts = range(0, n_blocks * n_repeats, n_blocks)
         self.long_skips = nn.ModuleDict()
         for target in self.starts:
             for source in self.starts:
@@ -73,17 +76,21 @@ class TDCNpp(nn.Module):
         """Complex (batch, freq, frames) to masks (batch, n_src, freq, frames) and a summary (batch, summary_chan)."""
         magnitudes = spectrum.abs() ** self.exponent
         x = self.bottleneck(self.norm(magnitudes))
-        inputs: dict[int, Tensor] = {}  # of the repeats so far, by their first block
+        # Inputs of the repeats so far, by their first block.
+        inputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
+            # The first block of a repeat also takes what all repeats before it began with.
             if index in self.starts:
                 for source, earlier in inputs.items():
-                    x = x + self.long_skips[f"{source}_{index}"](earlier)
+                    skip = self.long_skips[f"{source}_{index}"]
+                    x = x + skip(earlier)
                 inputs[index] = x
             x = x + block(x)
-        scores = wide(self.masks(x)).unflatten(1, (self.n_src, -1))
+        scores = wide(self.masks(x))
+        masks = scores.unflatten(1, (self.n_src, -1)).sigmoid()
         # The summary of the whole example: mean over the frames.
         summary = wide(x).mean(-1)
-        return scores.sigmoid(), summary
+        return masks, summary
 
 
 class TDCNppBlock(nn.Module):
@@ -114,6 +121,7 @@ class TDCNppBlock(nn.Module):
         # One gain and offset for all channels, as the function wants one for each.
         gamma1, beta1 = self.norm1.expand(hid_chan)
         gamma2, beta2 = self.norm2.expand(hid_chan)
+        # The block of Conv-TasNet, without biases in its dense layers.
         parameters = BlockParameters(
             in_weight=self.dense1.matrix(),
             in_bias=None,
@@ -164,7 +172,9 @@ class ScalarNorm(nn.Module):
 
     def expand(self, chan: int) -> tuple[Tensor, Tensor]:
         """Gain and offset for each channel."""
-        return self.gamma.expand(chan).contiguous(), self.beta.expand(chan).contiguous()
+        gamma = self.gamma.expand(chan)
+        beta = self.beta.expand(chan)
+        return gamma.contiguous(), beta.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to the same shape."""

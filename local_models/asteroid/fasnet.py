@@ -5,7 +5,7 @@ Source: Luo et al., ICASSP 2020 (arXiv 1910.14104); asteroid 0.7.0, `asteroid.mo
 
 from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from asteroid.models.fasnet import FasNetTAC
-from torch import nn
+from torch import Tensor, nn
 
 from local_models.scores import validation_scores
 from local_models.silence import SMALLEST_LEVEL
@@ -18,8 +18,7 @@ class FasNet(System):
     Args:
         n_src: number of sources.
         sample_rate: in Hz.
-        enc_dim, feature_dim, hidden_dim, n_layers, window_ms, context_ms, chunk_size, hop_size: of the network, with
-            Asteroid's defaults.
+        enc_dim, feature_dim, hidden_dim, n_layers, chunk_size, hop_size: of the network, with Asteroid's defaults.
     """
 
     n_mics = None  # any number
@@ -33,8 +32,6 @@ class FasNet(System):
         feature_dim: int = 64,
         hidden_dim: int = 128,
         n_layers: int = 4,
-        window_ms: int = 4,
-        context_ms: int = 16,
         chunk_size: int = 50,
         hop_size: int = 25,
     ):
@@ -46,13 +43,11 @@ class FasNet(System):
             feature_dim=feature_dim,
             hidden_dim=hidden_dim,
             n_layers=n_layers,
-            window_ms=window_ms,
-            context_ms=context_ms,
             chunk_size=chunk_size,
             hop_size=hop_size,
         )
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, mic, time) to (batch, n_src, time)."""
         # The network cannot take less than one window with its context.
         shortest = self.model.window + self.model.context
@@ -62,7 +57,7 @@ class FasNet(System):
         level = padded.square().mean((1, 2), keepdim=True).sqrt().clamp(min=SMALLEST_LEVEL)
         return (self.model(padded / level) * level)[..., : mixture.shape[-1]]
 
-    def losses(self, batch):
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture = batch["mixture"]
         sources = batch["sources"]
         estimates = self.separate(mixture)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from local_models.asteroid.system import AsteroidSystem
 from local_models.log_mse import LogMSE
@@ -17,7 +17,7 @@ class UniversalAsteroid(Universal, AsteroidSystem):
         model: as of `AsteroidSystem`.
         n_src: number of slots.
         sample_rate: in Hz.
-        snr_max, silent_snr_max, silent_weight: of the loss, see `log_mse.LogMSE`.
+        snr_max, silent_weight: of the loss, see `log_mse.LogMSE`.
     """
 
     def __init__(
@@ -26,12 +26,11 @@ class UniversalAsteroid(Universal, AsteroidSystem):
         n_src: int = 4,
         sample_rate: int = 16000,
         snr_max: float = 30.0,
-        silent_snr_max: float = 20.0,
         silent_weight: float = 1.0,
     ):
         super().__init__(model, n_src, sample_rate)
         # In the place of the SI-SDR.
-        self.loss_of = LogMSE(snr_max, silent_snr_max, silent_weight)
+        self.loss_of = LogMSE(snr_max, silent_weight)
 
-    def losses(self, batch):
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         return self.pit_losses(self.separate(batch["mixture"]), batch)

@@ -7,6 +7,7 @@ its weights are Asteroid's.
 
 import itertools
 
+import torch
 from asteroid.models.x_umx import BrokenXUMX
 from torch import Tensor
 
@@ -73,7 +74,8 @@ class XUMX(System):
             both = mixture.expand(-1, 2, -1)
             return self.separate_centred(both).mean(dim=2, keepdim=True)
         spectrum = self.stft(mixture.float())
-        return self.stft.inverse(self._masks(spectrum) * spectrum[:, None], mixture.shape[-1])
+        masked = self._masks(spectrum) * spectrum[:, None]
+        return self.stft.inverse(masked, mixture.shape[-1])
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture = batch["mixture"]
@@ -85,19 +87,27 @@ class XUMX(System):
         with self.full_precision():
             masked = masks.float() * spectrum[:, None]
             estimates = self.stft.inverse(masked, mixture.shape[-1])
-            values = {"loss_magnitude": 0.0, "loss_time": 0.0}
+            in_frequency = torch.zeros((), device=mixture.device)
+            in_time = torch.zeros((), device=mixture.device)
             # The combination loss of the paper: of each group of sources, the sum against the sum of the estimates.
-            groups = []
+            groups: list[tuple[int, ...]] = []
             for size in range(1, self.n_src):
                 groups += itertools.combinations(range(self.n_src), size)
             for group in groups:
+                # In frequency: the mean square error of magnitudes.
                 magnitude = masked[:, group].sum(1).abs()
-                wanted = targets[:, group].sum(1).abs()
-                in_frequency = (magnitude - wanted).square().mean()
-                in_time = _distortion(estimates[:, group].sum(1), sources[:, group].sum(1))
-                values["loss_magnitude"] += in_frequency / len(groups)
-                values["loss_time"] += in_time / len(groups)
-            values["loss"] = values["loss_magnitude"] + TIME_WEIGHT * values["loss_time"]
+                target_magnitude = targets[:, group].sum(1).abs()
+                error = magnitude - target_magnitude
+                in_frequency = in_frequency + error.square().mean() / len(groups)
+                # In time: a signal-to-distortion ratio.
+                estimate = estimates[:, group].sum(1)
+                source = sources[:, group].sum(1)
+                in_time = in_time + _distortion(estimate, source) / len(groups)
+            values = {
+                "loss_magnitude": in_frequency,
+                "loss_time": in_time,
+                "loss": in_frequency + TIME_WEIGHT * in_time,
+            }
             if not self.training:
                 values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
         return values
@@ -114,4 +124,5 @@ def _distortion(estimates: Tensor, sources: Tensor) -> Tensor:
     # The negative cosine of the angle between them.
     dot = (estimates * sources).sum(dim=-1)
     norms = estimates.norm(dim=-1) * sources.norm(dim=-1)
-    return -(dot / norms.clamp(min=1e-8)).mean()
+    cosine = dot / norms.clamp(min=1e-8)
+    return -cosine.mean()

@@ -13,9 +13,10 @@ import torch
 from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from torch import nn
 
+from local_models.auxiva.array_system import ArraySystem
 from local_models.auxiva.auxiva import AuxIVA, Update
+from local_models.scores import validation_scores
 from local_models.stft import Stft
-from local_models.system import System
 
 
 class GatedConvolution(nn.Module):
@@ -129,7 +130,7 @@ class Surrogate(nn.Module):
         return logits.sigmoid() * (1 - 1e-5) + 1e-5, state
 
 
-class SurrogateIVA(System):
+class SurrogateIVA(ArraySystem):
     """Separation of as many sources as there are microphones by AuxIVA with a learnt source model.
 
     Args:
@@ -147,8 +148,6 @@ class SurrogateIVA(System):
         reference: microphone of the estimates, from 0.
     """
 
-    step_names = ("joint",)
-    n_mics = None
     leaves_out_bad_batches = True  # the updates invert matrices, which may be singular
 
     def __init__(
@@ -172,54 +171,53 @@ class SurrogateIVA(System):
         delay: int = 2,
         reference: int = 0,
     ):
-        super().__init__(n_src, sample_rate)
-        self.n_mics = n_src
         if not 1 <= train_iter[0] <= train_iter[1]:
             raise ValueError(
                 f"train_iter {train_iter} must be a least and a greatest number of iterations, from 1"
             )
-        self.stft = Stft(n_fft, hop)
-        layers = {
-            "n_bottleneck": n_bottleneck,
-            "n_sublayers": n_sublayers,
-            "dropout": dropout,
-            "pool_size": pool_size,
-        }
-        network = Surrogate(n_fft // 2 + 1, **layers, level=level, prior=prior, bfloat16=bfloat16)
-        self.separation = AuxIVA(network, update, n_iter, taps, delay, reference)
-        self.train_iter, self.loss_name = train_iter, loss
+        network = Surrogate(
+            n_fft // 2 + 1,
+            n_bottleneck=n_bottleneck,
+            n_sublayers=n_sublayers,
+            dropout=dropout,
+            pool_size=pool_size,
+            level=level,
+            prior=prior,
+            bfloat16=bfloat16,
+        )
+        separation = AuxIVA(network, update, n_iter, taps, delay, reference)
+        super().__init__(n_src, sample_rate, Stft(n_fft, hop), separation)
+        self.train_iter = train_iter
+        self.loss_name = loss
 
-    def separate_centred(self, mixture: torch.Tensor, n_iter: int | None = None) -> torch.Tensor:
-        """(batch, mic, time) to (batch, source, time), as loud as at the reference microphone."""
-        if mixture.ndim != 3 or mixture.shape[1] < 2:
-            raise ValueError("separation by microphones needs 2 channels at least")
-        with self.full_precision():
-            spectrum = self.separation(self.stft(mixture), n_iter)
-            return self.stft.inverse(spectrum, mixture.shape[-1])
-
-    def losses(self, batch):
-        mixture, sources = batch["mixture"], batch["sources"]
+    def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+        mixture = batch["mixture"]
+        sources = batch["sources"]
         if mixture.shape[1] != sources.shape[1]:
             raise ValueError(
                 f"{mixture.shape[1]} microphones and {sources.shape[1]} sources: there must be as many"
             )
         with self.full_precision():
-            n_iter = None
-            if self.training:
-                n_iter = int(torch.randint(self.train_iter[0], self.train_iter[1] + 1, ()))
-            spectrum = self.separation(self.stft(mixture), n_iter)
+            spectrum = self.separation(self.spectrum(mixture), self._n_iter())
             estimates = self.stft.inverse(spectrum, mixture.shape[-1])
             pairwise = pairwise_neg_sisdr(estimates, sources)
-            reached, _ = PITLossWrapper.find_best_perm(pairwise)
-            loss = reached
+            negative, _ = PITLossWrapper.find_best_perm(pairwise)
+            loss = negative
             if self.loss_name == "coherence":
-                loss, _ = PITLossWrapper.find_best_perm(1 - coherence(spectrum, self.stft(sources)))
+                incoherence = 1 - coherence(spectrum, self.stft(sources))
+                loss, _ = PITLossWrapper.find_best_perm(incoherence)
             values = {"loss": loss.mean()}
             if not self.training:
-                heard = mixture[:, self.separation.reference, None].expand_as(sources)
-                unprocessed = pairwise_neg_sisdr(heard, sources).mean()
-                values |= {"si_sdr": -reached.mean(), "si_sdri": unprocessed - reached.mean()}
+                heard = mixture[:, self.separation.reference]
+                values |= validation_scores(-negative.mean(), heard, sources)
             return values
+
+    def _n_iter(self) -> int | None:
+        """Iterations for this batch: drawn in training, else None, those of `separate`."""
+        if not self.training:
+            return None
+        least, greatest = self.train_iter
+        return int(torch.randint(least, greatest + 1, ()))
 
 
 def coherence(estimates: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:

@@ -122,18 +122,24 @@ class MaskerDenoiser(nn.Module):
 
     def forward(self, magnitudes: Tensor) -> Spectra:
         """(batch, frames, bin), with the context, to spectra without it, (batch, frames - 2 * context, bin)."""
-        inputs = self.statistics(magnitudes[..., : self.options.n_heard])
+        options = self.options
+        heard = magnitudes[..., : options.n_heard]
+        inputs = self.statistics(heard)
         # The recurrence runs over the first axis: (frame, batch, n_heard).
         inputs = inputs.transpose(0, 1).contiguous()
-        hidden, passes = self._decode(self._encode(inputs))
+        encoded = self._encode(inputs)
+        hidden, passes = self._decode(encoded)
         hidden = hidden.transpose(0, 1).contiguous()
         # MDLT leaves weak states out, in separation only.
-        if self.options.threshold and not self.training:
-            hidden = torch.where(hidden.abs() > self.options.threshold, hidden, 0.0)
-        # Skip-filtering: the mask multiplies the very spectrum that it was made from; so does the denoiser's.
-        middle = slice(self.options.context, magnitudes.shape[1] - self.options.context)
+        if options.threshold and not self.training:
+            is_strong = hidden.abs() > options.threshold
+            hidden = torch.where(is_strong, hidden, 0.0)
+        # Skip-filtering: the mask multiplies the very spectrum that it was made from.
+        n_frames = magnitudes.shape[1]
+        middle = magnitudes[:, options.context : n_frames - options.context]
         mask = F.relu(self.mask(hidden)).float()
-        masked = mask * magnitudes[:, middle]
+        masked = mask * middle
+        # So does what the denoiser makes of the masked spectrum.
         refined = self.denoiser(masked).float()
         denoised = refined * masked
         return Spectra(masked, denoised, hidden, passes)
@@ -202,13 +208,20 @@ class Standardisation(nn.Module):
     def forward(self, magnitudes: Tensor) -> Tensor:
         """(batch, frame, bin) to the same shape; in training the batch also counts for the statistics."""
         if self.training:
-            with torch.no_grad():
-                # Running means: the new batch has the weight 1 / (number of batches so far).
-                self.count += 1
-                mean = magnitudes.mean(dim=(0, 1))
-                square = magnitudes.square().mean(dim=(0, 1))
-                self.mean.lerp_(mean, 1 / self.count)
-                self.square.lerp_(square, 1 / self.count)
-        # The variance is E[x^2] - E[x]^2, in which rounding may go below zero; silent bins are not blown up.
-        deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
-        return (magnitudes - self.mean) / deviation.clamp(min=1e-4)
+            self._follow(magnitudes)
+        # The variance is E[x^2] - E[x]^2, in which rounding may go below zero.
+        variance = self.square - self.mean.square()
+        deviation = variance.clamp(min=0).sqrt()
+        # Silent bins are not blown up.
+        deviation = deviation.clamp(min=1e-4)
+        return (magnitudes - self.mean) / deviation
+
+    @torch.no_grad()
+    def _follow(self, magnitudes: Tensor) -> None:
+        # Running means: the new batch has the weight 1 / (number of batches so far).
+        self.count += 1
+        weight = 1 / self.count
+        mean = magnitudes.mean(dim=(0, 1))
+        square = magnitudes.square().mean(dim=(0, 1))
+        self.mean.lerp_(mean, weight)
+        self.square.lerp_(square, weight)

@@ -28,31 +28,41 @@ class OverlappingFrames(nn.Module):
 
     def spectra(self, signals: Tensor) -> Tensor:
         """(..., time) to complex (..., frame, bin); frames start at 0, hop, ... and lie within the signal."""
+        size = len(self.window)
+        frames = signals.unfold(-1, size, self.hop)
+        windowed = frames * self.window
         # The transform fills each frame up with zeros to n_fft.
-        frames = signals.unfold(-1, len(self.window), self.hop) * self.window
-        return torch.fft.rfft(frames, self.n_fft, norm="ortho")
+        return torch.fft.rfft(windowed, self.n_fft, norm="ortho")
 
     def overlap_add(self, spectra: Tensor) -> Tensor:
         """Complex (..., frame, bin) to (..., (frame - 1) * hop + window), not yet divided by `weight`."""
+        size = len(self.window)
+        frames = torch.fft.irfft(spectra, self.n_fft, norm="ortho")
         # What lies behind the window is dropped: only changed spectra have anything there.
-        frames = torch.fft.irfft(spectra, self.n_fft, norm="ortho")[..., : len(self.window)]
-        frames = frames * self.window
-        signals = self._add(frames.flatten(0, -3))
+        frames = frames[..., :size]
+        windowed = frames * self.window
+        # All leading axes are one to `_add`.
+        rows = windowed.flatten(0, -3)
+        signals = self._add(rows)
         return signals.unflatten(0, spectra.shape[:-2])
 
     def weight(self, n_frames: int) -> Tensor:
         """((n_frames - 1) * hop + window,): the sum of the squared windows."""
-        squares = self.window.square().expand(1, n_frames, -1)
+        square = self.window.square()
+        squares = square.expand(1, n_frames, -1)
         return self._add(squares)[0]
 
     def _add(self, frames: Tensor) -> Tensor:
         """Frames (row, frame, window) added at their places: (row, (frame - 1) * hop + window)."""
-        length = (frames.shape[1] - 1) * self.hop + len(self.window)
+        size = len(self.window)
+        n_frames = frames.shape[1]
+        length = (n_frames - 1) * self.hop + size
         # `fold` wants (row, window, frame), and makes images of height one: (row, 1, 1, length).
+        columns = frames.transpose(1, 2)
         images = F.fold(
-            frames.transpose(1, 2),
+            columns,
             output_size=(1, length),
-            kernel_size=(1, len(self.window)),
+            kernel_size=(1, size),
             stride=(1, self.hop),
         )
         return images[:, 0, 0]

@@ -35,7 +35,8 @@ class GRU(nn.GRU):
             (step, batch, hidden).
         """
         if inputs.is_cuda and residual is None:
-            return super().forward(inputs)[0]
+            states, _ = nn.GRU.forward(self, inputs)
+            return states
         # The part of all gates that does not depend on the states, of all steps at once.
         projected = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
         product_dtype = _product_dtype(inputs)
@@ -79,6 +80,8 @@ class _Steps(torch.autograd.Function):
         """
         n_steps, batch, _ = projected.shape
         size = weight.shape[1]
+        # Of the three parts of p, q and the gates: r and z side by side, then n.
+        parts = [2 * size, size]
         # States begin with that before the first step.
         states = projected.new_zeros(n_steps + 1, batch, size)
         # q_n, and r, z and n: kept of each step for the gradients only.
@@ -87,20 +90,26 @@ class _Steps(torch.autograd.Function):
         gates = torch.empty_like(projected) if keep else projected
         times_weight = _Product(weight.to(dtype), batch)
         for t in range(n_steps):
-            recurrent = times_weight(states[t].to(dtype)) + bias
+            before = states[t]
+            after = states[t + 1]
+            # q = W h(t-1) + b
+            recurrent = times_weight(before.to(dtype)) + bias
+            q_rz, q_n = recurrent.split(parts, dim=1)
+            p_rz, p_n = projected[t].split(parts, dim=1)
             candidate = candidates[t if keep else 0]
-            candidate.copy_(recurrent[:, 2 * size :])
-            # r and z side by side, then n.
-            r_and_z = gates[t, :, : 2 * size]
-            n = gates[t, :, 2 * size :]
-            r = r_and_z[:, :size]
-            z = r_and_z[:, size:]
-            torch.add(projected[t, :, : 2 * size], recurrent[:, : 2 * size], out=r_and_z)
-            r_and_z.sigmoid_()
-            torch.addcmul(projected[t, :, 2 * size :], r, candidate, out=n).tanh_()
-            torch.lerp(n, states[t], z, out=states[t + 1])
+            candidate.copy_(q_n)
+            # r and z = sigmoid(p + q)
+            rz, n = gates[t].split(parts, dim=1)
+            torch.add(p_rz, q_rz, out=rz)
+            rz.sigmoid_()
+            r, z = rz.split(size, dim=1)
+            # n = tanh(p_n + r q_n)
+            torch.addcmul(p_n, r, candidate, out=n)
+            n.tanh_()
+            # h(t) = (1 - z) n + z h(t-1) + residual(t)
+            torch.lerp(n, before, z, out=after)
             if residual is not None:
-                states[t + 1] += residual[t]
+                after += residual[t]
         ctx.save_for_backward(weight, states, gates, candidates)
         ctx.dtype = dtype
         return states[1:]
@@ -111,13 +120,14 @@ class _Steps(torch.autograd.Function):
         weight, states, gates, candidates = ctx.saved_tensors
         n_steps, batch, size = gradient.shape
         r, z, n = gates.split(size, dim=-1)
+        before = states[:-1]
         # Derivatives of h(t) by p_n, and by p_z; and of p_n + r q_n by p_r.
         by_n = (1 - z) * (1 - n * n)
-        by_z = (states[:-1] - n) * z * (1 - z)
+        by_z = (before - n) * z * (1 - z)
         by_r = candidates * r * (1 - r)
         times_weight = _Product(weight.T.to(ctx.dtype), batch)
         projected = torch.empty_like(gates)
-        recurrent = gates.new_empty(n_steps, batch, 3 * size, dtype=ctx.dtype)
+        recurrent = gates.new_empty(gates.shape, dtype=ctx.dtype)
         # Gradient of each state, from its own output and from later steps.
         total = torch.empty_like(gradient)
         later = torch.zeros_like(gradient[0])
@@ -125,21 +135,25 @@ class _Steps(torch.autograd.Function):
             d = torch.add(gradient[t], later, out=total[t])
             dn = d * by_n[t]
             # Of p.
-            projected[t, :, :size] = dn * by_r[t]
-            projected[t, :, size : 2 * size] = d * by_z[t]
-            projected[t, :, 2 * size :] = dn
+            p_r, p_z, p_n = projected[t].split(size, dim=1)
+            p_r.copy_(dn * by_r[t])
+            p_z.copy_(d * by_z[t])
+            p_n.copy_(dn)
             # Of q, which differs in n only.
-            recurrent[t] = projected[t]
-            recurrent[t, :, 2 * size :] = dn * r[t]
+            q = recurrent[t]
+            q.copy_(projected[t])
+            q[:, 2 * size :] = dn * r[t]
             # Through q and through z h(t-1) to the state before.
-            through_weight = times_weight(recurrent[t]).to(later.dtype)
+            through_weight = times_weight(q).to(later.dtype)
             later = torch.addcmul(through_weight, d, z[t])
         # The gradient of the weights is one product over all steps.
-        flat = recurrent.flatten(0, 1)
-        before = states[:-1].flatten(0, 1)
-        by_weight = (flat.T @ before.to(ctx.dtype)).to(weight.dtype)
-        by_bias = flat.to(weight.dtype).sum(0)
+        q_of_all = recurrent.flatten(0, 1)
+        states_of_all = before.flatten(0, 1).to(ctx.dtype)
+        by_weight = q_of_all.T @ states_of_all
+        by_weight = by_weight.to(weight.dtype)
+        by_bias = q_of_all.to(weight.dtype).sum(0)
         by_residual = total if ctx.needs_input_grad[3] else None
+        # None for the type and `keep`.
         return projected, by_weight, by_bias, by_residual, None, None
 
 
@@ -150,7 +164,8 @@ class _Product:
         self.weight = weight.contiguous()
         self.packed = None
         # oneDNN has no products in float64.
-        is_served = weight.device.type == "cpu" and weight.dtype != torch.float64
+        is_on_cpu = weight.device.type == "cpu"
+        is_served = is_on_cpu and weight.dtype != torch.float64
         if is_served and torch.backends.mkldnn.is_available():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, batch)
 

@@ -49,6 +49,7 @@ class MaD(System):
         ValueError: options that do not fit together, or are out of their range.
     """
 
+    n_mics: int
     images = True
     ordered = True
 
@@ -99,8 +100,9 @@ class MaD(System):
         items = mixture.float()
         if self.n_mics == 1:
             items = items[:, None]
+        at_once = ROWS // self.n_mics
         with self._precision():
-            voices = [self._voice(group) for group in items.split(ROWS // self.n_mics)]
+            voices = [self._voice(group) for group in items.split(at_once)]
         voice = torch.cat(voices)
         estimates = torch.stack([voice, items - voice], dim=1)
         if self.n_mics == 1:
@@ -119,20 +121,24 @@ class MaD(System):
         """The voice of (batch, mic, time), like it. Blocks begin at the same frames whatever else is in the batch."""
         length = mixture.shape[-1]
         blocks = self.sequences.blocks(length)
-        masks = self._masks(self.sequences.pad(mixture), blocks)
+        padded = self.sequences.pad(mixture)
+        masks = self._masks(padded, blocks)
         spectra: Iterable[Tensor]
         if self.wiener:
             spectra = self._filtered(masks, blocks)
         else:
             spectra = (mixture_spectra * mask for mixture_spectra, mask in masks)
         # Overlap-add of the frames of all blocks, divided by that of their squared windows.
-        voice = mixture.new_zeros(*mixture.shape[:-1], self.sequences.estimated(length))
+        n_estimated = self.sequences.estimated(length)
+        voice = mixture.new_zeros(*mixture.shape[:-1], n_estimated)
         weight = torch.zeros_like(voice[0, 0])
         for block, block_spectra in zip(blocks, spectra, strict=True):
             voice[..., block.estimated] += self.transform.overlap_add(block_spectra)
             weight[block.estimated] += self.transform.weight(block.n_frames)
+        voice = voice / weight
+        # Without what is before and behind the signal.
         lead = self.sequences.lead
-        return (voice / weight)[..., lead : lead + length]
+        return voice[..., lead : lead + length]
 
     def _masks(self, padded: Tensor, blocks: list[Block]) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each block, spectra of the mixture, complex, and what to multiply them with for those of its voice, real.
@@ -148,12 +154,17 @@ class MaD(System):
         for block in blocks:
             spectra = self.transform.spectra(padded[..., block.seen])
             magnitudes = spectra.abs()
-            denoised = self.network(self.sequences.cut(magnitudes)).denoised
+            # The network takes sequences, each by itself.
+            sequences = self.sequences.cut(magnitudes)
+            denoised = self.network(sequences).denoised
             denoised = self.sequences.join(denoised, spectra.shape[:2])
+            # Without the context.
             middle = slice(context, context + block.n_frames)
+            spectra = spectra[:, :, middle]
+            magnitudes = magnitudes[:, :, middle]
             # The phase is the mixture's. A silent point stays silent: its denoised magnitude is zero, too.
-            mask = denoised / magnitudes[:, :, middle].clamp(min=1e-12)
-            yield spectra[:, :, middle], mask
+            mask = denoised / magnitudes.clamp(min=1e-12)
+            yield spectra, mask
 
     def _filtered(
         self, masks: Iterator[tuple[Tensor, Tensor]], blocks: list[Block]
@@ -188,7 +199,8 @@ class MaD(System):
             mixture = spectra[..., bins].clone()
             voice = mixture * mask[..., bins]
             estimates = torch.stack([voice, mixture - voice], dim=1)
-            spectra[..., bins] = wiener(estimates, mixture, self.wiener)[:, 0]
+            filtered = wiener(estimates, mixture, self.wiener)
+            spectra[..., bins] = filtered[:, 0]
         return [spectra[:, :, block.frames] for block in blocks]
 
     # ---- training
@@ -203,11 +215,14 @@ class MaD(System):
             voice = voice[:, None]
         # Transforms and losses in full precision, the network in what the trainer has chosen.
         with self.full_precision():
-            signals = (mixture, voice, mixture - voice)
-            spectra = [self._training_spectra(signal) for signal in signals]
-        estimate = self.network(self.objective.cut(spectra[0]))
+            of_mixture = self._training_spectra(mixture)
+            of_voice = self._training_spectra(voice)
+            of_rest = self._training_spectra(mixture - voice)
+            inputs = self.objective.cut(of_mixture)
+        estimate = self.network(inputs)
         with self.full_precision():
-            target = self.objective.cut(self._target(*spectra))
+            target = self._target(of_mixture, of_voice, of_rest)
+            target = self.objective.cut(target)
             values = self.objective.losses(estimate, target, self.network)
             if not self.training:
                 values["sdr"] = self._sdr(mixture, voice)
@@ -215,8 +230,10 @@ class MaD(System):
 
     def _training_spectra(self, signal: Tensor) -> Tensor:
         """Magnitudes of the sequences of (batch, mic, time): (batch * mic * sequence, frames, bin)."""
+        # One sequence at least.
         missing = max(self.sequences.shortest - signal.shape[-1], 0)
-        spectra = self.transform.spectra(F.pad(signal, (0, missing)))
+        padded = F.pad(signal, (0, missing))
+        spectra = self.transform.spectra(padded)
         return self.sequences.cut(spectra.abs())
 
     def _target(self, mixture: Tensor, voice: Tensor, rest: Tensor) -> Tensor:

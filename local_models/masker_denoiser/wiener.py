@@ -26,20 +26,38 @@ def wiener(estimates: Tensor, mixture: Tensor, passes: int = 1) -> Tensor:
     """
     if mixture.shape[-3] > 2:
         raise ValueError(f"{mixture.shape[-3]} microphones: the Wiener filter is for one or two")
-    y = estimates
     for _ in range(passes):
-        # Power of each source, mean over the microphones: (..., source, frame, bin).
-        power = y.abs().square().mean(dim=-3)
-        # Spatial covariance of each source, its outer products over its power: (..., source, mic, mic, bin).
-        outer = torch.einsum("...mfb,...nfb->...mnb", y, y.conj())
-        total_power = power.sum(dim=-2).clamp(min=1e-30)
-        spatial = outer / total_power[..., None, None, :]
-        # Covariance of the mixture, (..., mic, mic, frame, bin), and the filter v R C^-1 of each source.
-        covariance = torch.einsum("...sfb,...smnb->...mnfb", power.to(y.dtype), spatial)
-        whitened = _solve(covariance, mixture)
-        y = power.unsqueeze(-3) * torch.einsum("...smnb,...nfb->...smfb", spatial, whitened)
-        y = y + _shares(power).unsqueeze(-3) * (mixture - y.sum(dim=-4)).unsqueeze(-4)
-    return y
+        estimates = _one_pass(estimates, mixture)
+    return estimates
+
+
+def _one_pass(estimates: Tensor, mixture: Tensor) -> Tensor:
+    """Re-estimate the local Gaussian model from the estimates y, and filter the mixture x by it.
+
+    With v_s(f, b) the power of source s in a frame f and bin b, and R_s(b) its spatial covariance:
+
+        v_s = mean over the microphones of |y_s|^2
+        R_s = sum_f y_s y_s^H / sum_f v_s
+        C   = sum_s v_s R_s
+        y_s = v_s R_s C^-1 x
+    """
+    # v: (..., source, frame, bin)
+    power = estimates.abs().square().mean(dim=-3)
+    # R: (..., source, mic, mic, bin)
+    outer = torch.einsum("...mfb,...nfb->...mnb", estimates, estimates.conj())
+    total_power = power.sum(dim=-2).clamp(min=1e-30)
+    spatial = outer / total_power[..., None, None, :]
+    # C: (..., mic, mic, frame, bin)
+    weights = power.to(estimates.dtype)
+    covariance = torch.einsum("...sfb,...smnb->...mnfb", weights, spatial)
+    # v R C^-1 x: (..., source, mic, frame, bin)
+    whitened = _solve(covariance, mixture)
+    projected = torch.einsum("...smnb,...nfb->...smfb", spatial, whitened)
+    filtered = power.unsqueeze(-3) * projected
+    # What the filters miss of the mixture is given back.
+    missing = mixture - filtered.sum(dim=-4)
+    shares = _shares(power).unsqueeze(-3)
+    return filtered + shares * missing.unsqueeze(-4)
 
 
 def _shares(power: Tensor) -> Tensor:
@@ -48,29 +66,36 @@ def _shares(power: Tensor) -> Tensor:
     By these, what the filters miss of the mixture is given back: of channels that hold the same signal, they lose what
     keeps the covariance regular, up to a tenth in single precision.
     """
+    n_src = power.shape[-3]
     total = power.sum(dim=-3, keepdim=True)
-    known = total > torch.finfo(total.dtype).tiny
-    return torch.where(known, power / torch.where(known, total, 1.0), 1 / power.shape[-3])
+    is_known = total > torch.finfo(total.dtype).tiny
+    shares = power / torch.where(is_known, total, 1.0)
+    return torch.where(is_known, shares, 1 / n_src)
 
 
 def _solve(covariance: Tensor, mixture: Tensor) -> Tensor:
     """(covariance + a little) x = mixture in closed form; (..., mic, mic, frame, bin) and (..., mic, frame, bin)."""
-    diagonal = covariance.diagonal(dim1=-4, dim2=-3).real.movedim(-1, -3)  # (..., mic, frame, bin)
+    diagonal = covariance.diagonal(dim1=-4, dim2=-3).real
+    diagonal = diagonal.movedim(-1, -3)  # (..., mic, frame, bin)
     # A little of the mean power keeps singular covariances solvable, the smallest number silent ones.
     precision = torch.finfo(diagonal.dtype)
-    little = REGULAR * precision.eps * diagonal.mean(dim=-3, keepdim=True)
+    mean_power = diagonal.mean(dim=-3, keepdim=True)
+    little = REGULAR * precision.eps * mean_power
     diagonal = diagonal + little + precision.tiny**0.5
     if mixture.shape[-3] == 1:
         return mixture / diagonal
     # Two microphones: the inverse of [[a, b], [b*, c]] is [[c, -b], [-b*, a]] / (a c - |b|^2).
-    b = covariance[..., 0, 1, :, :]
     a, c = diagonal.unbind(-3)
+    b = covariance[..., 0, 1, :, :]
     x, y = mixture.unbind(-3)
     # Scaled, so that products of powers neither overflow nor vanish.
     scale = a + c
     a = a / scale
     b = b / scale
     c = c / scale
-    determinant = (a * c - b.abs().square()).clamp(min=precision.eps)
-    adjugate = torch.stack([c * x - b * y, a * y - b.conj() * x], dim=-3)
-    return adjugate / (determinant * scale).unsqueeze(-3)
+    determinant = a * c - b.abs().square()
+    determinant = determinant.clamp(min=precision.eps)
+    first = c * x - b * y
+    second = a * y - b.conj() * x
+    solution = torch.stack([first, second], dim=-3)
+    return solution / (determinant * scale).unsqueeze(-3)

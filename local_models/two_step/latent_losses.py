@@ -1,6 +1,6 @@
 """Separation losses in the latent space of a front end, as pairwise matrices for permutation-invariant training.
 
-Estimates and targets are masked mixture codes or masks, (batch, source, basis, frame); the result is the negative
+Estimates and targets are masked mixture codes, (batch, source, basis, frame); the result is the negative
 ratio in dB (batch, estimate, target). `si_sdr` is the loss of the two-step paper (arXiv 1910.09804). Its targets share
 the non-negative code of the mixture, so that a constant mask already scores well; the variants take that common part
 away or weight it.
@@ -21,12 +21,13 @@ def _pairwise_si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Te
     """(batch, source, n) twice to (batch, estimate, target), by the angle between the vectors; no mean is removed."""
     estimates = estimates.float()
     targets = targets.float()
-    # SI-SDR = 10 log10(cos^2 / (1 - cos^2)) of the angle between estimate and target.
+    # cos^2 of the angle between estimate e and target t, (e.t)^2 / (|e|^2 |t|^2), for all pairs at once.
     cross = torch.einsum("bin,bjn->bij", estimates, targets)
-    energy_of_estimates = estimates.square().sum(-1)[:, :, None]
-    energy_of_targets = targets.square().sum(-1)[:, None, :]
-    energies = energy_of_estimates * energy_of_targets
+    energy_of_estimates = estimates.square().sum(-1)
+    energy_of_targets = targets.square().sum(-1)
+    energies = energy_of_estimates.unsqueeze(2) * energy_of_targets.unsqueeze(1)
     cosine_squared = cross.square() / (energies + EPS)
+    # SI-SDR = 10 log10(cos^2 / (1 - cos^2)), up to 70 dB.
     cosine_squared = cosine_squared.clamp(max=1 - 1e-7)
     return _negative_db(cosine_squared, 1 - cosine_squared)
 
@@ -35,14 +36,19 @@ def _pairwise_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     """As `_pairwise_si_sdr`, but the scale counts."""
     estimates = estimates.float()
     targets = targets.float()
-    # |e - s|^2 of all pairs, and |s|^2.
-    error = (estimates[:, :, None] - targets[:, None]).square().sum(-1)
-    signal = targets.square().sum(-1)[:, None, :].expand_as(error)
+    # |e - t|^2 of all pairs, and |t|^2.
+    estimates = estimates.unsqueeze(2)
+    targets = targets.unsqueeze(1)
+    difference = estimates - targets
+    error = difference.square().sum(-1)
+    signal = targets.square().sum(-1)
+    signal = signal.expand_as(error)
     return _negative_db(signal, error)
 
 
 def si_sdr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The paper's: each source one vector of basis x frame values, scale-invariant, mean kept."""
+    """The paper's: scale-invariant, mean kept."""
+    # One vector of basis x frame values for each source.
     return _pairwise_si_sdr(estimates.flatten(2), targets.flatten(2))
 
 
@@ -58,7 +64,7 @@ def centred_snr(estimates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
     Masks sum to one over the sources, so that mean is the mixture code divided by the number of sources.
     """
-    # The mean of the targets is that of the estimates too, since both sum to the mixture code.
+    # That of the estimates is the same.
     share = targets.mean(1, keepdim=True)
     estimates = estimates - share
     targets = targets - share
@@ -69,5 +75,7 @@ def energy_weighted(
     estimates: torch.Tensor, targets: torch.Tensor, basis_energy: torch.Tensor
 ) -> torch.Tensor:
     """`zero_mean` with each basis weighted by the energy (decoder, basis) of its decoder filter."""
-    weight = basis_energy.sqrt()[None, :, :, None]
+    # As an amplitude: (1, decoder, basis, 1).
+    weight = basis_energy.sqrt()
+    weight = weight[None, :, :, None]
     return zero_mean(estimates * weight, targets * weight)

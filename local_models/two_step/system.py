@@ -1,21 +1,20 @@
 """Two-step separation on learnt latent targets, and its joint and fine-tuned relatives.
 
-Source: Tzinis et al., ICASSP 2020 (arXiv 1910.09804): step 1 learns a front end in which oracle masks separate well,
-step 2 trains a mask network on latent targets with the front end frozen. `joint` trains all from waveforms, for
-comparison.
+Source: Tzinis et al., "Two-step sound source separation: training on learned latent targets", ICASSP 2020
+(arXiv 1910.09804). `TwoStep` separates; the classes below it are the steps of its training.
 """
 
 from collections.abc import Callable
 from typing import Literal
 
 import torch
-from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr, pairwise_neg_snr
-from torch import nn
+from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
+from torch import Tensor, nn
 
 from local_models.fast_asteroid import accelerate
 from local_models.scores import validation_scores
 from local_models.silence import SMALLEST_LEVEL
-from local_models.system import System, without_offset
+from local_models.system import System, TrainingStep, without_offset
 from local_models.two_step import latent_losses
 from local_models.two_step.front_end import FrontEnd
 
@@ -38,13 +37,9 @@ class TwoStep(System):
         kernel_size: length of its bases in samples; the hop is half of it.
         decoder: `private` (one a source, the paper) or `shared`.
         oracle_mask: `softmax` (the paper) or `ratio`.
-        target: what step `separator` fits: `latent` (masked mixture code, the paper) or `mask`.
-        latent_loss: its loss, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents against the
-            decoded targets.
-        time_loss: loss of the other steps, `si_sdr` (the paper) or `snr`.
+        latent_loss: of step `separator`, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents
+            against the decoded targets.
     """
-
-    step_names = ("frontend", "separator", "joint", "finetune")
 
     def __init__(
         self,
@@ -55,152 +50,231 @@ class TwoStep(System):
         kernel_size: int = 21,
         decoder: Literal["private", "shared"] = "private",
         oracle_mask: Literal["softmax", "ratio"] = "softmax",
-        target: Literal["latent", "mask"] = "latent",
         latent_loss: LatentLoss = "si_sdr",
-        time_loss: Literal["si_sdr", "snr"] = "si_sdr",
     ):
         super().__init__(n_src, sample_rate)
         if n_src < 2:
             raise ValueError(
                 "n_src 1: masks that sum to one over a single source are one; add a source for the rest"
             )
-        self.target, self.latent_loss = target, latent_loss
+        self.latent_loss = latent_loss
         self.frontend = FrontEnd(n_src, n_basis, kernel_size, decoder, oracle_mask)
         self.separator = accelerate(separator(n_basis, n_src))
-        self.pairwise_time_loss = pairwise_neg_sisdr if time_loss == "si_sdr" else pairwise_neg_snr
         self.register_buffer("gain_cross", torch.zeros(n_src))
         self.register_buffer("gain_power", torch.zeros(n_src))
 
-    def trained_parts(self, step):
-        return {"frontend": [self.frontend], "separator": [self.separator]}.get(
-            step, [self.frontend, self.separator]
-        )
+    n_src: int
+    gain_cross: Tensor
+    gain_power: Tensor
 
-    def compiled_parts(self):
-        return [] if self.step == "frontend" else [self.separator]
+    @classmethod
+    def training_steps(cls) -> dict[str, type[TrainingStep]]:
+        """The paper's two, all from waveforms for comparison, and the same after the two."""
+        return {
+            "frontend": FrontEndStep,
+            "separator": SeparatorStep,
+            "joint": WaveformStep,
+            "finetune": WaveformStep,
+        }
+
+    def compiled_parts(self) -> list[nn.Module]:
+        return [self.separator]
 
     # ---- inference
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         mixture, level = normalise(mixture)
-        estimates, _ = self._estimate(mixture)
-        return self._calibrate(estimates, level)
+        return self._calibrate(self.estimate(mixture), level)
 
-    def oracle(self, mixture, sources):
+    def oracle(self, mixture: Tensor, sources: Tensor) -> Tensor:
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
         mixture, level = normalise(without_offset(mixture))
         sources = without_offset(sources) / level[:, None].clamp(min=SMALLEST_LEVEL)
-        masks = self.frontend.oracle_masks(sources)
-        latents = masks * self.frontend.encode(mixture)[:, None]
-        return self._calibrate(self.frontend.decode(latents, mixture.shape[-1]), level)
+        latents = self.frontend.oracle_latents(mixture, sources)
+        estimates = self.frontend.decode(latents, mixture.shape[-1])
+        return self._calibrate(estimates, level)
 
-    def _estimate(self, mixture):
-        """Normalised mixture (batch, time) to estimates (batch, n_src, time) and masks (batch, n_src, basis, frame)."""
+    def estimate(self, mixture: Tensor) -> Tensor:
+        """Normalised mixture (batch, time) to estimates (batch, n_src, time), not yet calibrated."""
         with self.full_precision():
             code = self.frontend.encode(mixture)
         masks = self.separator(code)
         with self.full_precision():
-            return self.frontend.decode(masks.float() * code[:, None], mixture.shape[-1]), masks
+            latents = masks.float() * code[:, None]
+            return self.frontend.decode(latents, mixture.shape[-1])
 
     def _calibrate(self, estimates, level):
         """Sign and level of the sources, and no offset: SI-SDR is blind to all three."""
-        gain = torch.where(
-            self.gain_power > 0, self.gain_cross / self.gain_power.clamp(min=1e-12), 1.0
-        )
-        return (estimates - estimates.mean(-1, keepdim=True)) * gain[:, None] * level[:, None]
+        # The gain of each decoder, sum e.s / sum |e|^2 over the validation set; 1 before there was any.
+        power = self.gain_power.clamp(min=1e-12)
+        gain = torch.where(self.gain_power > 0, self.gain_cross / power, 1.0)
+        estimates = estimates - estimates.mean(-1, keepdim=True)
+        return estimates * gain[:, None] * level[:, None]
 
-    # ---- training
+    # ---- what the training steps share
 
-    def losses(self, batch):
+    def normalised(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Mixture (batch, time) and sources (batch, n_src, time), both divided by the level of the mixture."""
         mixture, level = normalise(batch["mixture"])
         sources = batch["sources"] / level[:, None].clamp(min=SMALLEST_LEVEL)
-        if self.step == "frontend":
-            return self._frontend_losses(mixture, sources)
-        if self.step == "separator":
-            return self._separator_losses(mixture, sources)
-        return self._time_losses(self._estimate(mixture)[0], mixture, sources)
+        return mixture, sources
 
-    def _frontend_losses(self, mixture, sources):
-        with self.full_precision():
-            latents = self.frontend.oracle_masks(sources) * self.frontend.encode(mixture)[:, None]
-            estimates = self.frontend.decode(latents, mixture.shape[-1])
-            pairwise = self.pairwise_time_loss(estimates, sources)
-            values = {"loss": pairwise.diagonal(dim1=1, dim2=2).mean()}
-            known = torch.arange(self.n_src, device=mixture.device).expand(len(mixture), -1)
-            return values | self._validation(estimates, mixture, sources, known)
-
-    def _separator_losses(self, mixture, sources):
-        with torch.no_grad(), self.full_precision():
-            code = self.frontend.encode(mixture)
-            oracle = self.frontend.oracle_masks(sources)
-        masks = self.separator(code)
-        with self.full_precision():
-            masks = masks.float()
-            pairwise = self._latent_pairwise(masks, oracle, code, self.latent_loss)
-            loss, order = PITLossWrapper.find_best_perm(pairwise)
-            values = {"loss": loss.mean()}
-            if self.training:
-                return values
-            plain = self._latent_pairwise(masks, oracle, code, "si_sdr")
-            chosen = PITLossWrapper.reorder_source(plain, order).diagonal(dim1=1, dim2=2)
-            constant = torch.full_like(oracle, 1 / self.n_src)
-            floor = self._latent_pairwise(constant, oracle, code, "si_sdr").diagonal(dim1=1, dim2=2)
-            estimates = self.frontend.decode(masks * code[:, None], mixture.shape[-1])
-            values |= {
-                "latent_si_sdr": -chosen.mean(),
-                "constant_mask_latent_si_sdr": -floor.mean(),
-            }
-            return values | self._validation(estimates, mixture, sources)
-
-    def _latent_pairwise(self, masks, oracle, code, name):
-        """Pairwise latent loss (batch, n_src, n_src) of masks against oracle masks (batch, n_src, basis, frame)."""
-        if name == "decoder_metric":
-            length = code.shape[-1] * self.frontend.hop
-            decode = [self.frontend.decode(m * code[:, None], length) for m in (masks, oracle)]
-            return pairwise_neg_sisdr(*decode)
-        estimates, targets = (
-            (masks, oracle)
-            if self.target == "mask"
-            else (masks * code[:, None], oracle * code[:, None])
-        )
-        if name == "energy_weighted":
-            return latent_losses.energy_weighted(estimates, targets, self.frontend.basis_energy())
-        return getattr(latent_losses, name)(estimates, targets)
-
-    def _time_losses(self, estimates, mixture, sources):
-        with self.full_precision():
-            loss, _ = PITLossWrapper.find_best_perm(self.pairwise_time_loss(estimates, sources))
-            return {"loss": loss.mean()} | self._validation(estimates, mixture, sources)
-
-    # ---- validation
-
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
+        # The gains are those of the present weights.
         self.gain_cross.zero_()
         self.gain_power.zero_()
 
     @torch.no_grad()
-    def _validation(self, estimates, mixture, sources, order=None):
-        """SI-SDR in the time domain, and the sums from which `separate` takes the gain of each decoder.
+    def on_validation_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
+        """Add the sums of all devices, which train the same decoders; a batch that is there for the number is none."""
+        counted = self._gain_sums * batch.get("weight", 1.0)
+        cross, power = self.trainer.strategy.reduce(counted, reduce_op="sum")
+        self.gain_cross += cross
+        self.gain_power += power
 
-        `order` (batch, n_src): the estimate that belongs to each source; None: the best order by SI-SDR.
+    @torch.no_grad()
+    def validation_scores(
+        self, estimates: Tensor, mixture: Tensor, sources: Tensor, order: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """SI-SDR in the time domain; takes down the sums from which `separate` has the gain of each decoder.
+
+        Args:
+            estimates, sources: (batch, n_src, time).
+            mixture: (batch, time).
+            order: (batch, n_src), the estimate that belongs to each source; None: the best order by SI-SDR.
         """
-        if self.training:
-            return {}
+        # Estimates are the rows of the matrix, sources its columns.
         pairwise = pairwise_neg_sisdr(estimates, sources)
         if order is None:
             _, order = PITLossWrapper.find_best_perm(pairwise)
-        reached = -pairwise.gather(1, order[:, None]).mean()
+        own = pairwise.gather(1, order[:, None])
+        si_sdr = -own.mean()
+        # The source that belongs to each estimate.
+        matched = torch.empty_like(sources)
+        index = order[..., None].expand_as(sources)
+        matched.scatter_(1, index, sources)
+        # The gain that brings estimate e nearest to source s is e.s / |e|^2: both parts, summed over the examples.
         estimates = estimates - estimates.mean(-1, keepdim=True)
-        matched = torch.empty_like(sources).scatter_(
-            1, order[..., None].expand_as(sources), sources
-        )
-        self.gain_cross += (estimates * matched).sum(dim=(0, 2))
-        self.gain_power += estimates.square().sum(dim=(0, 2))
-        return validation_scores(reached, mixture, sources)
+        cross = (estimates * matched).sum(dim=(0, 2))
+        power = estimates.square().sum(dim=(0, 2))
+        self._gain_sums = torch.stack([cross, power])
+        return validation_scores(si_sdr, mixture, sources)
 
 
-def normalise(mixture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+class FrontEndStep(TrainingStep):
+    """Step 1 of the paper: encoder and decoder, so that the mixture's code under oracle masks separates well."""
+
+    system: TwoStep
+
+    def parts(self) -> list[nn.Module]:
+        return [self.system.frontend]
+
+    def compiled_parts(self) -> list[nn.Module]:
+        return []  # the mask network is not in use
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        system = self.system
+        mixture, sources = system.normalised(batch)
+        with system.full_precision():
+            latents = system.frontend.oracle_latents(mixture, sources)
+            estimates = system.frontend.decode(latents, mixture.shape[-1])
+            # SI-SDR in time. Each decoder has its source: there is no order to find.
+            pairwise = pairwise_neg_sisdr(estimates, sources)
+            loss = pairwise.diagonal(dim1=1, dim2=2)
+            values = {"loss": loss.mean()}
+            if not system.training:
+                order = torch.arange(system.n_src, device=mixture.device)
+                order = order.expand(len(mixture), -1)
+                values |= system.validation_scores(estimates, mixture, sources, order)
+        return values
+
+
+class SeparatorStep(TrainingStep):
+    """Step 2 of the paper: the mask network, towards the latents of step 1; the front end is frozen."""
+
+    system: TwoStep
+
+    def parts(self) -> list[nn.Module]:
+        return [self.system.separator]
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        system = self.system
+        mixture, sources = system.normalised(batch)
+        # The target of each source is the mixture's code under its oracle mask, v = m E(x).
+        with torch.no_grad(), system.full_precision():
+            code = system.frontend.encode(mixture)
+            oracle = system.frontend.oracle_masks(sources)
+            targets = oracle * code[:, None]
+        masks = system.separator(code)
+        with system.full_precision():
+            latents = masks.float() * code[:, None]
+            pairwise = self.pairwise(latents, targets, system.latent_loss)
+            loss, order = PITLossWrapper.find_best_perm(pairwise)
+            values = {"loss": loss.mean()}
+            if not system.training:
+                latent_scores = self._latent_scores(latents, targets, code, order)
+                estimates = system.frontend.decode(latents, mixture.shape[-1])
+                scores = system.validation_scores(estimates, mixture, sources)
+                values.update(latent_scores)
+                values.update(scores)
+        return values
+
+    def pairwise(self, latents: Tensor, targets: Tensor, loss: LatentLoss) -> Tensor:
+        """A latent loss of all pairs: (batch, n_src, basis, frame) twice to (batch, n_src, n_src), latent by target."""
+        frontend = self.system.frontend
+        if loss == "decoder_metric":
+            # SI-SDR in time of what the decoders make of both.
+            length = latents.shape[-1] * frontend.hop
+            estimates = frontend.decode(latents, length)
+            references = frontend.decode(targets, length)
+            return pairwise_neg_sisdr(estimates, references)
+        if loss == "energy_weighted":
+            energy = frontend.basis_energy()
+            return latent_losses.energy_weighted(latents, targets, energy)
+        latent_loss = getattr(latent_losses, loss)
+        return latent_loss(latents, targets)
+
+    def _latent_scores(
+        self, latents: Tensor, targets: Tensor, code: Tensor, order: Tensor
+    ) -> dict[str, Tensor]:
+        """The paper's latent SI-SDR in the order of the loss, and that of a mask that is the same everywhere."""
+        pairwise = self.pairwise(latents, targets, "si_sdr")
+        ordered = PITLossWrapper.reorder_source(pairwise, order)
+        own = ordered.diagonal(dim1=1, dim2=2)
+        # What equal shares of the mixture's code have: no separation at all.
+        share = 1 / self.system.n_src * code
+        shares = share[:, None].expand_as(targets)
+        floor = self.pairwise(shares, targets, "si_sdr").diagonal(dim1=1, dim2=2)
+        return {
+            "latent_si_sdr": -own.mean(),
+            "constant_mask_latent_si_sdr": -floor.mean(),
+        }
+
+
+class WaveformStep(TrainingStep):
+    """Front end and mask network together, from waveforms."""
+
+    system: TwoStep
+
+    def parts(self) -> list[nn.Module]:
+        return [self.system.frontend, self.system.separator]
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        system = self.system
+        mixture, sources = system.normalised(batch)
+        estimates = system.estimate(mixture)
+        with system.full_precision():
+            pairwise = pairwise_neg_sisdr(estimates, sources)
+            loss, _ = PITLossWrapper.find_best_perm(pairwise)
+            values = {"loss": loss.mean()}
+            if not system.training:
+                values |= system.validation_scores(estimates, mixture, sources)
+        return values
+
+
+def normalise(mixture: Tensor) -> tuple[Tensor, Tensor]:
     """Divide (batch, time) by its standard deviation; returns that too, (batch, 1). Silence stays silence."""
     level = mixture.std(dim=-1, keepdim=True, correction=0)
-    return mixture / level.clamp(min=SMALLEST_LEVEL), level
+    normalised = mixture / level.clamp(min=SMALLEST_LEVEL)
+    return normalised, level

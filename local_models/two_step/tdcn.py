@@ -4,7 +4,7 @@ A mask network maps the latent mixture (batch, in_chan, frames) to masks (batch,
 `asteroid.masknn` do, so that one takes the place of another in a YAML.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,8 @@ class TDCN(nn.Module):
         self.n_blocks = n_blocks
         self.n_repeats = n_repeats
         # In frames: a repeat reaches (kernel_size - 1) (1 + 2 + 4 + ...) of them.
-        self.receptive_field = 1 + n_repeats * (kernel_size - 1) * (2**n_blocks - 1)
+        reach_of_repeat = (kernel_size - 1) * (2**n_blocks - 1)
+        self.receptive_field = 1 + n_repeats * reach_of_repeat
         self.bottleneck = nn.Sequential(nn.BatchNorm1d(in_chan), nn.Conv1d(in_chan, bn_chan, 1))
         self.TCN = nn.ModuleList()
         for index in range(n_repeats * n_blocks):
@@ -80,7 +81,8 @@ class TDCN(nn.Module):
             self.TCN.append(block)
         if skip_chan:
             # Nothing reads the last residual: without weights, DDP waits for no gradient.
-            self.TCN[-1].res_conv = None
+            last: Any = self.TCN[-1]
+            last.res_conv = None
         # Masks come from the sum of the skips, or from the last residual.
         self.mask_net = BasisHead(skip_chan or bn_chan, in_chan, n_src)
 
@@ -89,7 +91,7 @@ class TDCN(nn.Module):
         x = self.bottleneck(latent)
         # Sum of the skip outputs, if the blocks have one, and what long skips start from.
         skips = None
-        sources = {}
+        sources: dict[int, Tensor] = {}
         for index, block in enumerate(self.TCN):
             x = self._with_long_skips(index, x, sources)
             update = block(x)
@@ -123,26 +125,33 @@ class RTDCN(TDCN):
         **options: as of `TDCN`.
     """
 
-    def __init__(self, in_chan: int, n_src: int, bn_chan: int = 256, **options) -> None:
+    def __init__(self, in_chan: int, n_src: int, bn_chan: int = 256, **options: Any) -> None:
         super().__init__(in_chan, n_src, bn_chan=bn_chan, **options)
         self.table = long_skip_table(self.n_blocks, self.n_repeats)
-        # A norm for each tensor that skips start from, a convolution for each block that they reach.
-        sources = set().union(*self.table.values())
+        # A norm for each tensor that skips start from.
+        sources: set[int] = set()
+        for row in self.table.values():
+            sources.update(row)
         self.skip_norms = nn.ModuleDict()
         for source in sorted(sources):
             self.skip_norms[str(source)] = FastFeatsGlobLN(bn_chan)
+        # A convolution for each block that they reach, of all that reach it one above the other.
         self.skip_convs = nn.ModuleDict()
         for block, row in self.table.items():
-            self.skip_convs[str(block)] = nn.Conv1d(len(row) * bn_chan, bn_chan, 1)
+            in_chan = len(row) * bn_chan
+            self.skip_convs[str(block)] = nn.Conv1d(in_chan, bn_chan, 1)
 
     def _with_long_skips(self, index: int, x: Tensor, sources: dict[int, Tensor]) -> Tensor:
         # Normalised once, however many blocks it is added to.
-        if str(index - 1) in self.skip_norms:
-            sources[index - 1] = self.skip_norms[str(index - 1)](x)
+        before = index - 1
+        if str(before) in self.skip_norms:
+            norm = self.skip_norms[str(before)]
+            sources[before] = norm(x)
         if index not in self.table:
             return x
-        earlier = torch.cat([sources[source] for source in self.table[index]], dim=1)
-        return x + self.skip_convs[str(index)](earlier)
+        earlier = [sources[source] for source in self.table[index]]
+        stacked = torch.cat(earlier, dim=1)
+        return x + self.skip_convs[str(index)](stacked)
 
 
 class BasisHead(nn.Module):

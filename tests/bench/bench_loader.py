@@ -22,7 +22,7 @@ from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from asteroid.models import ConvTasNet
 
 from local_models.fast_asteroid import accelerate
-from utils.data.datasets import loaders
+from utils.data.datasets import Batches, loaders
 from utils.training.config import Data, DynamicMixing
 
 RATE, BATCH = 8000, 4
@@ -51,7 +51,7 @@ def make_manifests(folder: Path) -> None:
 
 def loading(folder: Path, seconds: float, batches: int, **data) -> float:
     options = Data(segment=seconds, **data)
-    train, _ = loaders(folder, options, 2, RATE, BATCH, 0, 1, 0, 1)
+    train, _ = loaders(options, options.splits(folder, 2, RATE), Batches(BATCH, workers=1))
     heard, start = 0, None
     for epoch in range(10**6):
         train.sampler.set_epoch(epoch)

@@ -74,8 +74,8 @@ def measure(name: str) -> None:
     """Print a row for each step of a YAML."""
     recipe, conf = name.split("/")
     path = ROOT / "egs" / recipe / "conf" / f"{conf}.yml"
-    experiment = configuration.build(configuration.parse(configuration.read_yaml(path), str(path)))
-    system = experiment.system
+    experiment = configuration.parse(configuration.read_yaml(path), str(path))
+    system = experiment.build_system()
     data = experiment.data
     examples = data.epoch_size or EXAMPLES[recipe]
     options = data.dataset.keywords if hasattr(data.dataset, "keywords") else {}

@@ -11,11 +11,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 
 from tests.support import ROOT
 from utils import evaluate, train
+from utils.training import steps
 from utils.training.model_files import load_system
 
 NETWORK = {"class_path": "local_models.adversarial_pit.TDCNpp"}
@@ -145,12 +147,12 @@ def test_the_log_tells_how_each_discriminator_fares(exp):
 def test_a_kill_in_the_adversarial_step_changes_nothing(exp, tone_manifests, tmp_path, monkeypatch):
     """What a killed process leaves is a copy of the folder as it is after an epoch."""
     shutil.copytree(exp / "pit", tmp_path / "killed" / "pit")
-    step = train.make_trainer
+    step = steps.make_trainer
 
     def dies_in_the_second_epoch(*arguments):
         trainer = step(*arguments)
 
-        class Kill(train.pl.Callback):
+        class Kill(pl.Callback):
             def on_train_epoch_start(self, trainer, system):
                 if trainer.current_epoch == 2:
                     raise Killed
@@ -158,10 +160,10 @@ def test_a_kill_in_the_adversarial_step_changes_nothing(exp, tone_manifests, tmp
         trainer.callbacks.append(Kill())
         return trainer
 
-    monkeypatch.setattr(train, "make_trainer", dies_in_the_second_epoch)
+    monkeypatch.setattr(steps, "make_trainer", dies_in_the_second_epoch)
     with pytest.raises(Killed):
         run(tmp_path, tone_manifests, "killed", "rest")
-    monkeypatch.setattr(train, "make_trainer", step)
+    monkeypatch.setattr(steps, "make_trainer", step)
     continued = run(tmp_path, tone_manifests, "killed", "rest")
     expected = weights(exp / "adversarial" / "last.ckpt")
     for name, value in weights(continued / "adversarial" / "last.ckpt").items():

@@ -400,20 +400,25 @@ def test_too_few_speakers_are_told(run, tmp_path):
 
 def test_all_bad_recordings_are_named_at_once_and_may_be_mended(run, tmp_path):
     train = numbered(tmp_path / "A", "abcd", 5)
-    test = numbered(tmp_path / "B", "xy", 2, seed=1)
+    test = numbered(tmp_path / "B", "xyz", 2, seed=1)
     bad = {
         "00": (0.1 * np.ones(4000), 4000, "sampled at 4000 Hz, too low"),
         "01": (np.zeros(4000), 8000, "is silent"),
         "02": (0.1 * np.ones((4000, 2)), 8000, "has 2 channels"),
     }
-    for name, (samples, rate, _) in bad.items():
-        sf.write(train / "b" / f"{name}.wav", samples, rate)
+    # Every tenth of the first directory is for validation, the bad 00.wav of `a` and of `c` among them.
+    places = [train / "a", train / "b", train / "c", test / "x"]
+    for folder in places:
+        for name, (samples, rate, _) in bad.items():
+            sf.write(folder / f"{name}.wav", samples, rate)
     message = run(f"{train},{test}")
-    # A tenth is for validation, which is read after training; so one may be missing.
-    named = [f"{name}.wav: {told}" in message for name, (_, _, told) in bad.items()]
-    assert sum(named) >= 2 and "problems:" in message
-    for name in bad:
-        os.unlink(train / "b" / f"{name}.wav")
+    assert [f"sources {part}: " in message for part in ("tr", "cv", "tt")] == [True] * 3
+    for folder in places:
+        for name, (_, _, told) in bad.items():
+            assert f"/{folder.name}/{name}.wav: {told}" in message
+    for folder in places:
+        for name in bad:
+            os.unlink(folder / f"{name}.wav")
     assert not isinstance(run(f"{train},{test}"), str)
 
 
@@ -434,7 +439,12 @@ def test_missing_files_and_bad_lines_of_lists_stop_with_their_lines(run, tiny, t
     path = corpus / "mix_lists" / "mix_2_spk_cv.txt"
     text = path.read_text()
     path.write_text(text + "wsj0/si_tr_s/x/y.wav 1 wsj0/si_tr_s/x/z.wav -1\n")
-    assert "2 of its files are not in" in run(corpus)
+    other = corpus / "mix_lists" / "mix_2_spk_tt.txt"
+    whole = other.read_text()
+    other.write_text(whole + "wsj0/si_et_05/x/y.wav 1\n")
+    message = run(corpus)
+    assert "2 of its files are not in" in message and "line 4: expected 2 pairs" in message
+    other.write_text(whole)
     path.write_text(text + "wsj0/si_tr_s/x/y.wav 1\n")
     assert "line 4: expected 2 pairs" in run(corpus)
     path.write_text(text)

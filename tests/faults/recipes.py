@@ -44,7 +44,7 @@ def sounds(folder: Path) -> None:
     for index in range(7):
         place = folder / f"class {index}"
         place.mkdir(parents=True)
-        for number in range(6):
+        for number in range(24):
             # Short ones are foregrounds, long ones backgrounds.
             length = 0.6 if number % 2 else 1.5
             seconds = np.arange(round(16000 * length * rng.uniform(0.9, 1.1))) / 16000
@@ -342,7 +342,9 @@ ARRAYS = Recipe(
     {
         "description": "tiny",
         "extends": str(ROOT / "egs/multichannel/conf/mini_surrogate_iss.yml"),
-        "system": {"init_args": {"sample_rate": 8000, "n_fft": 512, "hop": 128, "train_iter": 2}},
+        "system": {
+            "init_args": {"sample_rate": 8000, "n_fft": 512, "hop": 128, "train_iter": [1, 2]}
+        },
         "data": {"segment": 1.0, "valid_segment": 1.0, "epoch_size": 4, "valid_size": 2},
         "runtime": RUNTIME,
         "steps": {"joint": small_training(3)},

@@ -3,13 +3,15 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.support import ROOT
-from utils.errors import UserError, command
+from utils.errors import UserError, command, importing
 
 FAULTS = {
     "bad input": (UserError("x.wav: is empty"), 2, "error: x.wav: is empty"),
@@ -102,3 +104,66 @@ def test_nothing_is_printed_after_the_message():
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: too small\n"
+
+
+# Commands that answer wrong options before they import what takes seconds, with arguments that get them so far.
+COMMANDS = {"utils.train": ["--conf", "x.yml", "--manifests", "m", "--exp", "e"]}
+
+
+@pytest.fixture
+def slow_torch(tmp_path):
+    """A torch in front of the real one that says that it is being imported, and takes a minute."""
+    (tmp_path / "torch").mkdir()
+    code = (
+        "import pathlib, time\npathlib.Path(__file__).with_name('begun').touch()\ntime.sleep(60)\n"
+    )
+    (tmp_path / "torch/__init__.py").write_text(code)
+    return tmp_path
+
+
+def begin(module, arguments, slow_torch):
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(slow_torch), str(ROOT)]))
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], env=environment, stdout=-1, stderr=-1, text=True
+    )
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--nonsense"], 2)])
+def test_help_and_wrong_options_are_answered_before_torch_is_imported(
+    module, arguments, code, slow_torch
+):
+    process = begin(module, arguments, slow_torch)
+    said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "usage: " + module in said[0 if code == 0 else 1]
+    assert not (slow_torch / "torch/begun").exists()
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_ended_while_it_imports_says_so_in_one_line(module, number, slow_torch):
+    process = begin(module, COMMANDS[module], slow_torch)
+    while not (slow_torch / "torch/begun").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ("", "interrupted\n")
+    assert process.returncode == 128 + number
+
+
+def test_signals_mean_what_they_did_once_everything_is_imported():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ImportError), importing():
+        assert signal.getsignal(signal.SIGTERM) is not before[1]
+        raise ImportError
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_program_in_the_background_goes_on_ignoring_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with importing():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -50,12 +50,8 @@ def read(
             says, shorter than asked for, of another rate, not mono, or contains NaN or infinity.
     """
     with Reader(path) as reader:
-        if sample_rate is not None and reader.sample_rate != sample_rate:
-            raise UserError(
-                f"{path}: sampled at {reader.sample_rate} Hz, but {sample_rate} Hz is needed. Resample it, "
-                f"for instance with `sox {Path(path).name} -r {sample_rate} out.wav`, or, "
-                f"in a recipe with that option, choose --sample_rate {reader.sample_rate}"
-            )
+        if sample_rate is not None:
+            check_rate(reader, sample_rate)
         if reader.channels != 1 and not channels:
             raise UserError(
                 f"{path}: has {reader.channels} channels, but a mono file is needed. Keep one channel, for instance "
@@ -68,11 +64,26 @@ def read(
             )
         reader.skip(start)
         audio = reader.read(end - start)
-    if not np.isfinite(audio).all():
+    check_finite(path, audio)
+    return np.ascontiguousarray(audio.T) if channels else audio[:, 0]
+
+
+def check_rate(reader: "Reader", sample_rate: int) -> None:
+    """Raise a `UserError` if a file has another rate, in Hz."""
+    if reader.sample_rate != sample_rate:
+        raise UserError(
+            f"{reader.path}: sampled at {reader.sample_rate} Hz, but {sample_rate} Hz is needed. Resample it, "
+            f"for instance with `sox {Path(reader.path).name} -r {sample_rate} out.wav`, or, "
+            f"in a recipe with that option, choose --sample_rate {reader.sample_rate}"
+        )
+
+
+def check_finite(path: str | Path, samples: np.ndarray) -> None:
+    """Raise a `UserError` if there is NaN or infinity among the samples of a file."""
+    if not np.isfinite(samples).all():
         raise UserError(
             f"{path}: contains NaN or infinite samples. Restore it from its source, or leave it out"
         )
-    return np.ascontiguousarray(audio.T) if channels else audio[:, 0]
 
 
 def info(path: str | Path) -> tuple[int, int, int]:

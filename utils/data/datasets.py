@@ -331,57 +331,73 @@ class EpochSampler(Sampler):
         return [(self.epoch, int(index)) for index in share[n_done:]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """How examples become batches, and which of them a process gets."""
+
+    size: int
+    """Examples in a batch, over all processes together."""
+    workers: int = 0
+    """Loader processes."""
+    rank: int = 0
+    """Of this process."""
+    world: int = 1
+    """Processes that train together."""
+
+    def __post_init__(self):
+        if self.size % self.world:
+            raise UserError(f"batch_size {self.size} cannot be divided among {self.world} devices")
+
+    @property
+    def share(self) -> int:
+        """Examples in a batch of this process."""
+        return self.size // self.world
+
+
 def loaders(
-    manifests: Path,
-    data: Data,
-    n_src: int | None,
-    sample_rate: int,
-    batch_size: int,
-    seed: int,
-    workers: int,
-    rank: int,
-    world: int,
+    data: Data, splits: tuple[Split, Split], batches: Batches
 ) -> tuple[DataLoader, DataLoader]:
-    """Loaders of training and validation for one rank; `batch_size` is over all ranks together.
+    """Loaders of training and validation for one process.
+
+    Args:
+        data: which data set, and how many of its examples.
+        splits: of training and of validation (`Data.splits`).
+        batches: their size, and for which process.
 
     Raises:
-        UserError: a batch cannot be divided among the ranks, or is larger than the training set; as of the data sets.
+        UserError: the lists are not there or damaged, or there is less than a batch.
     """
-    if batch_size % world:
-        raise UserError(f"batch_size {batch_size} cannot be divided among {world} devices")
-    split = Split(manifests, "train", n_src, sample_rate, data.segment, seed)
-    train: Any = training_set(split, data)
+    train_split, valid_split = splits
+    valid: Any = (data.dataset or Mixtures)(valid_split)
+    train: Any = training_set(train_split, data)
     size = epoch_size(train, data.epoch_size)
-    split = dataclasses.replace(
-        split,
-        name="valid",
-        seconds=data.valid_segment,
-        size=data.valid_size,
+    # More than there are items: of a data set that draws, whose further indices are examples too.
+    n_items = max(len(train), size)
+    sampler = EpochSampler(
+        n_items, size, train_split.seed, True, batches.rank, batches.world, batches.share
     )
-    valid: Any = (data.dataset or Mixtures)(split)
-    batch = batch_size // world
-
-    def loader(dataset: Any, n_examples: int, is_training: bool) -> DataLoader:
-        # More than there are items: of a data set that draws, whose further indices are examples too.
-        n_items = max(len(dataset), n_examples)
-        sampler = EpochSampler(n_items, n_examples, seed, is_training, rank, world, batch)
-        if is_training and len(sampler) < batch:
-            raise UserError(
-                f"{size} training mixtures are fewer than a batch of {batch_size}: lower steps.*.batch_size"
-            )
-        return DataLoader(
-            dataset,
-            batch,
-            sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=is_training,
-            # Of its own, so that what a training draws does not depend on the number of workers.
-            generator=torch.Generator().manual_seed(seed),
+    if len(sampler) < batches.share:
+        raise UserError(
+            f"{size} training mixtures are fewer than a batch of {batches.size}: lower steps.*.batch_size"
         )
+    in_order = EpochSampler(
+        len(valid), len(valid), valid_split.seed, False, batches.rank, batches.world, batches.share
+    )
+    return _loader(train, sampler, batches), _loader(valid, in_order, batches)
 
-    return loader(train, size, True), loader(valid, len(valid), False)
+
+def _loader(dataset: Dataset, sampler: EpochSampler, batches: Batches) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batches.share,
+        sampler=sampler,
+        num_workers=batches.workers,
+        persistent_workers=batches.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=sampler.shuffle,
+        # Of its own, so that what a training draws does not depend on the number of workers.
+        generator=torch.Generator().manual_seed(sampler.seed),
+    )
 
 
 def training_set(split: Split, data: Data) -> Dataset:

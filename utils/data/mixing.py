@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from scipy.signal import resample_poly
 
-from utils import files
 from utils.data import audio
 from utils.data.names import distinct
 from utils.data.products import Product, make, problems_error
@@ -276,7 +275,6 @@ def mix_list(
         UserError: lists all recordings that cannot be used; or no mixture is left.
     """
     folder = Path(folder).resolve()
-    files.remove_leftovers(folder)
     parts = _parts(len(entries[0].paths))
     products = []
     for entry in entries:

@@ -72,6 +72,7 @@ def make(
         UserError: lists all that the function raised. Everything that can be made has been made by then.
     """
     folder = Path(folder)
+    files.remove_leftovers(folder)
     products = list(products)
     records = _read_journal(folder)
     outdated_products = _outdated(products, records, folder)

@@ -296,7 +296,6 @@ def make_rooms(
     for key, value in asdict(rules).items():
         settings[key] = list(value) if isinstance(value, tuple) else value
     claim(folder, settings)
-    files.remove_leftovers(folder)
     products = []
     for index in range(n_rooms):
         path = folder / f"{index:05d}.npz"

@@ -1,23 +1,29 @@
 """Scores of one utterance: what a process of the parallel evaluation does.
 
-Signals are arrays here: a mixture (channel, time), sources and estimates (source, channel, time).
+A mixture is (channel, time), sources and estimates are (source, channel, time): arrays, or what long recordings have in
+their place (signals.py), so that memory does not grow with the length.
 """
 
+import contextlib
+import functools
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from utils.data import audio
 from utils.errors import UserError
-from utils.evaluation.apply import apply, apply_oracle
+from utils.evaluation.apply import Oracle, joined, separated, separated_by_oracle
 from utils.evaluation.methods import Method
-from utils.evaluation.overlap_add import Blocks
+from utils.evaluation.options import Blocks
 from utils.evaluation.results import Row, example_name, whole_name, write_example
 from utils.evaluation.scores import Score
+from utils.evaluation.signals import Samples, blocks, broadcast, whole, zeros
 from utils.evaluation.suites import SUITES
 from utils.files import end_with_parent, sha256, write_text
 
@@ -36,8 +42,13 @@ class How:
 
 @torch.inference_mode()
 def estimate(
-    method: Method, how: How, mixture: np.ndarray, sources: np.ndarray, sample_rate: int
-) -> tuple[np.ndarray, np.ndarray | None]:
+    method: Method,
+    how: How,
+    mixture: Samples,
+    sources: Samples,
+    sample_rate: int,
+    folder: Path | None = None,
+) -> tuple[Samples, Samples | None]:
     """Separate one utterance.
 
     Args:
@@ -46,6 +57,7 @@ def estimate(
         mixture: (channel, time).
         sources: (source, channel, time): at every channel of the mixture, or only at the first one, the reference.
         sample_rate: in Hz.
+        folder: where there is room for estimates of long recordings, see `StoredSignals`.
 
     Returns:
         Estimates of the shape of the sources and, if the system has them, oracle estimates.
@@ -54,39 +66,45 @@ def estimate(
         ValueError: the method cannot separate such a mixture.
     """
     # Sources of one channel are at the first microphone, the reference.
-    n_src, n_channels = sources.shape[:2]
+    n_src, n_channels, length = sources.shape
     at_reference = mixture[:n_channels]
     if method.kind == "mixture":
-        return np.repeat(at_reference[None], n_src, axis=0), None
+        return broadcast(at_reference, (n_src, n_channels)), None
     separator = method.load(sample_rate, how.device)
     # Channels that are separated one by one are needed only where there are sources to compare them with.
-    heard = torch.from_numpy(at_reference if separator.n_mics == 1 else mixture)
-    truth = torch.from_numpy(sources)
-    if method.kind == "oracle":
-        estimates = apply_oracle(
-            separator, heard, truth, sample_rate, separator.n_mics, blocks=how.blocks
+    heard = at_reference if separator.n_mics == 1 else mixture
+
+    def collected(parts: Iterator[torch.Tensor]) -> Samples:
+        return joined(parts, length, functools.partial(zeros, folder=folder))
+
+    def by_oracle(oracle: Oracle, device: torch.device | str) -> Samples:
+        parts = separated_by_oracle(
+            oracle, heard, sources, sample_rate, separator.n_mics, device, how.blocks
         )
-        return estimates.numpy(), None
+        return collected(parts)
+
+    if method.kind == "oracle":
+        return by_oracle(separator, "cpu"), None
     if separator.n_src is None and len(mixture) not in (1, n_src):
         raise ValueError(
             f"it finds as many sources as microphones, {len(mixture)}, but there are {n_src}"
         )
-    estimates = apply(separator, heard, how.blocks)
+    estimates = collected(separated(separator, heard, how.blocks))
     # A wrong shape would be broadcast by the metrics without a word.
-    if estimates.shape != truth.shape:
-        raise ValueError(f"it gives {_shape(estimates)}, but the true sources are {_shape(truth)}")
+    if estimates.shape != sources.shape:
+        raise ValueError(
+            f"it gives {_in_words(estimates)}, but the true sources are {_in_words(sources)}"
+        )
     # Two-step systems know how well their front end can do at best.
     oracle = getattr(separator, "oracle", None)
     if method.kind != "system" or oracle is None:
-        return estimates.numpy(), None
-    best = apply_oracle(
-        oracle, heard, truth, sample_rate, separator.n_mics, separator.device, how.blocks
-    )
-    return estimates.numpy(), best.numpy()
+        return estimates, None
+    return estimates, by_oracle(oracle, separator.device)
 
 
-def _shape(signals: torch.Tensor) -> str:
-    return f"{signals.shape[0]} sources of {signals.shape[1]} channels"
+def _in_words(signals: Samples) -> str:
+    n_src, n_channels, _ = signals.shape
+    return f"{n_src} sources of {n_channels} channels"
 
 
 def score(
@@ -105,10 +123,11 @@ def score(
     Raises:
         UserError: unreadable files, files of different lengths, or not enough memory on the device.
     """
+    # Files are never resampled: a score would depend on the resampler.
     rate = method.sample_rate(row["mixture_path"])
-    mixture, sources = read_example(row["mixture_path"], source_paths, rate)
+    mixture, sources = open_example(row["mixture_path"], source_paths, rate, folder)
     try:
-        estimates, oracle = estimate(method, how, mixture, sources, rate)
+        estimates, oracle = estimate(method, how, mixture, sources, rate, folder)
     except torch.OutOfMemoryError:
         raise UserError(
             f"{row['mixture_path']} ({mixture.shape[-1] / rate:.0f} s) does not fit the memory of {how.device}: lower "
@@ -133,6 +152,7 @@ def score(
     for name, text in scored.files.items():
         paths.append(folder / name / f"{whole_name(mixture_id)}.json")
         write_text(paths[-1], text)
+    # In the order in which they were scored, which is that of the sources.
     if keep:
         place = folder / example_name(mixture_id)
         paths += write_example(place, rate, mixture, sources, scored.estimates, result)
@@ -142,7 +162,7 @@ def score(
     return result
 
 
-def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:
+def numbered_score(parent: int, number: int, *job: Any) -> tuple[int, Row]:
     """`score` on one thread, with a number that says whose result it is: results of parallel jobs come in any order.
 
     One thread: numbers do not depend on how many processes there are, and threads of many do not wait for cores.
@@ -156,6 +176,7 @@ def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     if os.getpid() != parent and os.getppid() == parent and in_main_thread:
         end_with_parent(parent)
+    # Threads are set for the process, which may have other work afterwards.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -167,7 +188,24 @@ def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:
 def read_example(
     mixture_path: str, source_paths: list[str], sample_rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """`open_example`, with all samples in memory."""
+    mixture, sources = open_example(mixture_path, source_paths, sample_rate)
+    return whole(mixture), whole(sources)
+
+
+def open_example(
+    mixture_path: str,
+    source_paths: list[str],
+    sample_rate: int,
+    folder: Path | None = None,
+) -> tuple[Samples, Samples]:
     """Read one utterance.
+
+    Args:
+        mixture_path: of the mixture.
+        source_paths: of its sources, in order; "" for one that is not there.
+        sample_rate: in Hz, that the files must have.
+        folder: where there is room for the samples of long recordings, see `StoredSignals`.
 
     Returns:
         Mixture (channel, time) and sources (source, channel, time), float32; zeros for a source that is not there. The
@@ -176,28 +214,49 @@ def read_example(
     Raises:
         UserError: a file cannot be read, or does not fit the others.
     """
-    mixture = audio.read(mixture_path, sample_rate=sample_rate, channels=True)
-    sources = []
-    for path in source_paths:
-        source = None
-        if path:
-            source = audio.read(path, sample_rate=sample_rate, channels=True)
-        sources.append(source)
-    # The first source that is there says how many channels all have.
-    n_channels = next(len(source) for source in sources if source is not None)
-    shape = (n_channels, mixture.shape[-1])
-    for path, source in zip(source_paths, sources, strict=True):
-        if source is None or source.shape == shape:
-            continue
-        if source.shape[-1] != shape[-1]:
+    with contextlib.ExitStack() as stack:
+
+        def reader(path: str) -> audio.Reader:
+            opened = stack.enter_context(audio.Reader(path))
+            audio.check_rate(opened, sample_rate)
+            return opened
+
+        heard = reader(mixture_path)
+        # By number, without sources that are not there.
+        truth = {k: reader(path) for k, path in enumerate(source_paths) if path}
+        # The first source that is there says how many channels all have.
+        n_channels = next(source.channels for source in truth.values())
+        for source in truth.values():
+            _check_fits(source, heard, n_channels)
+        if n_channels not in (1, heard.channels):
             raise UserError(
-                f"{path} has {source.shape[-1]} samples, but its mixture {mixture_path} has {shape[-1]}: "
-                "cut both to one length, or leave this mixture out of the manifest"
+                f"{mixture_path} has {heard.channels} channels, but its sources {n_channels}"
             )
+        # Filled block by block.
+        mixture = zeros((1, heard.channels, heard.frames), folder)
+        _read_into(mixture, 0, heard)
+        sources = zeros((len(source_paths), n_channels, heard.frames), folder)
+        for k, source in truth.items():
+            _read_into(sources, k, source)
+    return mixture[0], sources
+
+
+def _check_fits(source: audio.Reader, mixture: audio.Reader, n_channels: int) -> None:
+    """Raise a `UserError` if a source has not the length of its mixture, or the channels of the other sources."""
+    if source.frames != mixture.frames:
         raise UserError(
-            f"{path} has {len(source)} channels, but the sources before it {n_channels}"
+            f"{source.path} has {source.frames} samples, but its mixture {mixture.path} has {mixture.frames}: "
+            "cut both to one length, or leave this mixture out of the manifest"
         )
-    if n_channels not in (1, len(mixture)):
-        raise UserError(f"{mixture_path} has {len(mixture)} channels, but its sources {n_channels}")
-    silence = np.zeros(shape, np.float32)
-    return mixture, np.stack([silence if source is None else source for source in sources])
+    if source.channels != n_channels:
+        raise UserError(
+            f"{source.path} has {source.channels} channels, but the sources before it {n_channels}"
+        )
+
+
+def _read_into(signals: Any, number: int, reader: audio.Reader) -> None:
+    """Fill signal `number` of `signals` (signal, channel, time) with what a file holds."""
+    for block in blocks(reader.frames):
+        samples = reader.read(block.stop - block.start)
+        audio.check_finite(reader.path, samples)
+        signals[number, ..., block] = samples.T

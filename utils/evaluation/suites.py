@@ -14,6 +14,7 @@ from utils.evaluation.metrics.si_sdr import LIMIT, inverted, match, si_sdr, snr
 from utils.evaluation.metrics.spectral_holes import NAMES as HOLES
 from utils.evaluation.metrics.spectral_holes import spectral_holes
 from utils.evaluation.scores import Measure, Score, Scores, of_mixture, of_sources
+from utils.evaluation.signals import Samples, Signals, blocks, broadcast
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Scored:
     """What a suite says about one utterance."""
 
     scores: list[Score]
-    estimates: np.ndarray
+    estimates: Samples
     """(source, channel, time), in the order of the sources."""
     files: dict[str, str] = field(default_factory=dict)
     """JSON texts to be kept beside the table, by the name of their folder."""
@@ -46,14 +47,12 @@ class Suite:
     """Weights of the mixtures in the mean; None: equal."""
     input: Measure | None = None
     """The score of the unprocessed mixture."""
-    extra: tuple[str, ...] = ()
-    """Metrics computed on demand (`--extra`), since they take long."""
 
 
 # ---- speech: SI-SDR, in the best order of the estimates
 
 
-def _only_channel(signals: np.ndarray) -> np.ndarray:
+def _only_channel(signals: Samples) -> Samples:
     """(source, 1, time) to (source, time)."""
     if signals.shape[1] != 1:
         raise ValueError(
@@ -63,7 +62,14 @@ def _only_channel(signals: np.ndarray) -> np.ndarray:
     return signals[:, 0]
 
 
-def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
+def _speech(
+    mixture: Samples,
+    sources: Samples,
+    estimates: Samples,
+    sample_rate: int,
+    extra: tuple[str, ...] = (),
+    oracle: Samples | None = None,
+) -> Scored:
     """Scores in dB; means over the sources that have a score, then one at a time."""
     sources = _only_channel(sources)
     estimates = _only_channel(estimates)
@@ -72,7 +78,7 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
     order = match(estimates, sources)
     estimates = estimates[order]
     # Nothing can be improved over silence.
-    silent_mixture = np.ptp(mixture) == 0
+    silent_mixture = _is_constant(mixture)
     input_si_sdr = np.full(len(sources), np.nan)
     if not silent_mixture:
         input_si_sdr = si_sdr(mixture[None], sources)
@@ -104,16 +110,34 @@ def _speech(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> 
     return Scored(scores, estimates[:, None])
 
 
-def _speech_extra(mixture, sources, estimates, sample_rate, extra) -> dict[str, np.ndarray]:
+def _is_constant(signal: Samples) -> bool:
+    """Whether all samples of (time,) are the same."""
+    smallest = []
+    largest = []
+    for block in blocks(signal.shape[-1]):
+        samples = signal[..., block]
+        smallest.append(samples.min())
+        largest.append(samples.max())
+    return min(smallest) == max(largest)
+
+
+def _speech_extra(
+    mixture: Samples,
+    sources: Samples,
+    estimates: Samples,
+    sample_rate: int,
+    extra: tuple[str, ...],
+) -> dict[str, np.ndarray]:
     """Metrics on demand, of signals (source, time) in the order of the sources."""
     scores = {}
+    # SIR and SAR cost more than SDR alone.
     if "bss_eval" in extra:
         scores["sdr"], scores["sir"], scores["sar"], _ = bss_eval(estimates, sources, permute=False)
     elif "sdr" in extra:
         scores["sdr"] = sdr(estimates, sources)
+    # Like SI-SDR, with its improvement over the unprocessed mixture.
     if "sdr" in scores:
-        unprocessed = np.broadcast_to(mixture, sources.shape)
-        scores["sdri"] = scores["sdr"] - sdr(unprocessed, sources)
+        scores["sdri"] = scores["sdr"] - sdr(mixture[None], sources)
     for name in ("stoi", "estoi"):
         if name in extra:
             scores[name] = stoi(estimates, sources, sample_rate, extended=name == "estoi")
@@ -164,31 +188,41 @@ def _speech_summary(scores: Scores) -> dict:
     """Statistics over mixtures of the means over their sources."""
     measures = [Measure(metric) for metric in SPEECH_METRICS]
     result = statistics(scores, measures)
+    # Mixtures that the system has not separated.
     si_sdrs = scores.mixture("si_sdr").dropna()
-    result["share_below_0_db"] = float((si_sdrs < 0).mean())
-    # Silent sources have no score.
+    is_negative = si_sdrs < 0
+    result["share_below_0_db"] = float(is_negative.mean())
+    # Of the sources that have a score: silent ones have none, and no sign.
     n_sources = scores.mixture("sources").sum()
-    n_scored = n_sources - scores.mixture("silent_sources").sum()
+    n_silent = scores.mixture("silent_sources").sum()
     n_inverted = scores.mixture("inverted").sum()
+    n_scored = n_sources - n_silent
     result["inverted_share"] = float(n_inverted / n_scored) if n_scored else np.nan
+    # What makes a mean hard to read is counted.
     for metric in ("silent_sources", "silent_mixture", "failed_estimates"):
-        result[metric] = int(scores.mixture(metric).sum())
+        count = scores.mixture(metric).sum()
+        result[metric] = int(count)
     return result
 
 
 # ---- universal sounds: the official score of FUSS
 
 
-def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
+def _fuss(
+    mixture: Samples,
+    sources: Samples,
+    estimates: Samples,
+    sample_rate: int,
+    extra: tuple[str, ...] = (),
+    oracle: Samples | None = None,
+) -> Scored:
     """Silent slots are all zeros; the mixture that counts is the sum of the slots, as officially."""
     sources = _only_channel(sources)
     estimates = _only_channel(estimates)
-    clip = fuss.clip_score(estimates, sources, sources.sum(axis=0))
+    clip = fuss.clip_score(estimates, sources, _sum_of(sources))
     # The order may name slots of silence that were added to the estimates.
-    n_added = max(len(clip.order) - len(estimates), 0)
-    length = estimates.shape[-1]
-    added = np.zeros((n_added, length), estimates.dtype)
-    slots = np.concatenate([estimates, added])
+    n_slots = max(len(clip.order), len(estimates))
+    slots = fuss.with_silence(estimates, n_slots)
     ordered = slots[clip.order][: len(sources)]
     # Holes of the pairs that the official score counts.
     rates = []
@@ -200,6 +234,15 @@ def _fuss(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Sc
     # Which output of the system belongs to a slot, from 1.
     order = of_sources({"permutation": clip.order + 1})
     return Scored(of_mixture(of_the_mixture) + order, ordered[:, None])
+
+
+def _sum_of(signals: Samples) -> Signals:
+    """The sum (time,) of signals (source, time), as it is read."""
+
+    def read(number: int, start: int, stop: int) -> np.ndarray:
+        return signals[..., start:stop].sum(axis=0)
+
+    return Signals(np.array(0), signals.shape[-1], read)
 
 
 def _fuss_summary(scores: Scores) -> dict:
@@ -214,7 +257,9 @@ def _fuss_summary(scores: Scores) -> dict:
     improvement = table.msi[table.pairs > 0]
     result["msi"]["median"] = improvement.median()
     result["msi"]["standard_error"] = improvement.sem()
-    result["share_below_0_db"] = float((improvement < 0).mean())
+    is_worse = improvement < 0
+    result["share_below_0_db"] = float(is_worse.mean())
+    # Clips without an active reference enter nothing else.
     result["silent_mixture"] = result["skipped"]
     return result
 
@@ -222,16 +267,24 @@ def _fuss_summary(scores: Scores) -> dict:
 # ---- music: BSS Eval v4 of stems that have names
 
 
-def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> Scored:
+def _music(
+    mixture: Samples,
+    sources: Samples,
+    estimates: Samples,
+    sample_rate: int,
+    extra: tuple[str, ...] = (),
+    oracle: Samples | None = None,
+) -> Scored:
     """The first stem is the target, usually the vocals."""
     mixture = mixture[: sources.shape[1]]
-    unprocessed = np.broadcast_to(mixture, sources.shape)
+    unprocessed = broadcast(mixture, sources.shape[:-1])
+    # Of each second; the scores of a track are medians over them.
     frames = bss_eval_v4.frame_scores(estimates, sources, sample_rate)
     frames_input = bss_eval_v4.frame_sdr(unprocessed, sources, sample_rate)
     by_source = bss_eval_v4.track_medians(frames)
     share = by_source.pop("nan_share")
     # Of a song without one of its stems uSDR is -100 dB for this and up to 100 for the other: nothing for a mean.
-    complete = sources.any(axis=(1, 2)).all()
+    complete = _is_heard(sources).all()
     usdr = bss_eval_v4.usdr(estimates, sources)
     by_source["usdr"] = np.where(complete, usdr, np.nan)
     by_source["sdr_mean"] = _row_means(frames["sdr"])
@@ -250,23 +303,31 @@ def _music(mixture, sources, estimates, sample_rate, extra=(), oracle=None) -> S
     return Scored(scores, estimates, {"museval/test": museval})
 
 
+def _is_heard(signals: Samples) -> np.ndarray:
+    """Which signals (source, channel, time) are not all zeros: (source,)."""
+    heard = np.zeros(len(signals), bool)
+    for block in blocks(signals.shape[-1]):
+        heard |= signals[..., block].any(axis=(1, 2))
+    return heard
+
+
 def _row_means(frames: np.ndarray) -> np.ndarray:
     """(source, frame) to (source,), without nan."""
     return np.array([mean(values) for values in frames])
 
 
-def _karaoke(mixture, sources, estimates) -> dict[str, np.ndarray]:
+def _karaoke(mixture: Samples, sources: Samples, estimates: Samples) -> dict[str, np.ndarray]:
     """BSS Eval v3 of mono clips; NSDR is the improvement of the SDR over the mixture's."""
     if sources.shape[1] != 1:
         raise ValueError("GNSDR, GSIR and GSAR are defined for mono")
     sources = sources[:, 0]
     v3_sdr, v3_sir, v3_sar, _ = bss_eval(estimates[:, 0], sources, permute=False)
-    unprocessed = np.broadcast_to(mixture[0], sources.shape)
+    input_sdr = sdr(mixture[:1], sources)
     return {
         "v3_sdr": v3_sdr,
         "v3_sir": v3_sir,
         "v3_sar": v3_sar,
-        "v3_nsdr": v3_sdr - sdr(unprocessed, sources),
+        "v3_nsdr": v3_sdr - input_sdr,
     }
 
 
@@ -310,8 +371,10 @@ def _music_summary(scores: Scores) -> dict:
             weighted = (values * weights).sum()
             result[Measure(name, source).key] = float(weighted / weights.sum())
     result["nan_share"] = float(scores.mixture("nan_share").mean())
+    # Tracks whose target is more error than sound.
     of_target = scores[Measure("sdr", 1)].dropna()
-    result["share_below_0_db"] = float((of_target < 0).mean())
+    is_negative = of_target < 0
+    result["share_below_0_db"] = float(is_negative.mean())
     return result
 
 
@@ -322,7 +385,6 @@ SUITES = {
         summary=_speech_summary,
         primary=Measure("si_sdri"),
         input=Measure("input_si_sdr"),
-        extra=("sdr", "bss_eval", "stoi", "estoi", "pesq"),
     ),
     "fuss": Suite(
         name="fuss",
@@ -339,6 +401,5 @@ SUITES = {
         primary=Measure("sdr", 1),
         statistic="median",
         input=Measure("input_sdr", 1),
-        extra=("gnsdr",),
     ),
 }

@@ -93,7 +93,9 @@ class Bookkeeping(pl.Callback):
         if trainer.is_global_zero:
             shown = ("train_loss", "val_loss", "val_si_sdri", "audio_seconds_per_second", "seconds")
             values = ", ".join(f"{name} {row[name]:.2f}" for name in shown if name in row)
-            tqdm.write(f"{system.step}, epoch {row['epoch'] + 1} of {trainer.max_epochs}: {values}")
+            tqdm.write(
+                f"{system.step.name}, epoch {row['epoch'] + 1} of {trainer.max_epochs}: {values}"
+            )
             write_text(self.folder / "metrics.csv", pd.DataFrame(self.rows).to_csv(index=False))
 
     def on_save_checkpoint(self, trainer, system, checkpoint):

@@ -20,6 +20,7 @@ from local_models.system import System
 from utils.data.datasets import EpochSampler
 from utils.errors import UserError
 from utils.training.model_files import save
+from utils.training.weights import other_kinds
 
 STEP = "training_step_name"  # key of a checkpoint
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # what queues send before they end a job
@@ -44,22 +45,44 @@ def read_checkpoint(path: str | Path, remedy: str) -> dict:
     except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
         reason = str(error).split("\n")[0][:120] or type(error).__name__
         raise UserError(f"{path} is damaged ({reason}): {remedy}") from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict):
         raise UserError(f"{path} is damaged (it holds no weights): {remedy}")
+    for name, value in weights.items():
+        is_plain = isinstance(value, torch.Tensor) and value.layout is torch.strided
+        if not isinstance(name, str) or not is_plain:
+            raise UserError(f"{path} is damaged ({name} is no plain tensor): {remedy}")
     return checkpoint
 
 
 def check_fits(checkpoint: dict, system: System, path: str | Path, remedy: str) -> None:
-    """Stop at a checkpoint whose weights have other names or shapes than the system's.
+    """Stop at a checkpoint whose weights have other names, shapes or kinds of numbers than the system's.
 
     Raises:
         UserError: with the first weight that differs.
     """
-    expected = {name: value.shape for name, value in system.state_dict().items()}
+    own = system.state_dict()
+    expected = {name: value.shape for name, value in own.items()}
     shapes = {name: value.shape for name, value in checkpoint["state_dict"].items()}
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
             raise UserError(f"{path} is of another system ({name} differs): {remedy}")
+    for problem in other_kinds(checkpoint["state_dict"], own).values():
+        raise UserError(f"{path} is of another system ({problem}): {remedy}")
+
+
+def check_frozen(checkpoint: dict, system: System, path: str | Path, remedy: str) -> None:
+    """Stop at a checkpoint in which parameters differ that the step leaves alone.
+
+    Raises:
+        UserError: with the first parameter that differs.
+    """
+    for name, parameter in system.named_parameters():
+        value = checkpoint["state_dict"][name]
+        if not parameter.requires_grad and not torch.equal(parameter.detach().cpu(), value):
+            raise UserError(
+                f"{path} is of another training ({name} differs, which the step leaves alone): {remedy}"
+            )
 
 
 class StepCheckpoints(TorchCheckpointIO):
@@ -73,15 +96,19 @@ class StepCheckpoints(TorchCheckpointIO):
         self.system = system
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
-        save(checkpoint | {STEP: self.system.step}, path)
+        save(checkpoint | {STEP: self.system.step.name}, path)
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
         remedy = f"delete {Path(path).parent} to train this step anew"
         checkpoint = read_checkpoint(path, remedy)
         step = checkpoint.get(STEP)
-        if step != self.system.step:
-            raise UserError(f"{path} is of step `{step}`, not of `{self.system.step}`: {remedy}")
+        if step != self.system.step.name:
+            raise UserError(
+                f"{path} is of step `{step}`, not of `{self.system.step.name}`: {remedy}"
+            )
         check_fits(checkpoint, self.system, path, remedy)
+        # Now, and not after days of training with them.
+        check_frozen(checkpoint, self.system, path, remedy)
         return checkpoint
 
 

@@ -158,7 +158,7 @@ def _arguments(cls: typing.Any) -> dict[str, object]:
     """The settings of a class with their types, None where there is none; those handed on to its bases included."""
     if dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls, include_extras=True)
-        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
     parser = ArgumentParser(exit_on_error=False)
     names = parser.add_class_arguments(cls, fail_untyped=False)
     # The parser finds the names, also those that a class hands on to its bases; types may be known of some only.

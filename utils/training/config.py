@@ -3,6 +3,7 @@
 `null` is a value like any other. `remove: [steps.separator]` takes keys of the file that this one extends away.
 """
 
+import copy
 import pydoc
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data import Dataset
 
 from local_models.ranges import (
@@ -28,6 +29,7 @@ from local_models.system import Optimisation, System
 from utils.data.split import Split
 from utils.errors import UserError
 from utils.training.checks import check_numbers, check_values, suggestion
+from utils.training.model_files import build_system
 from utils.training.trust import check_importable
 
 
@@ -59,6 +61,23 @@ class Data:
     dataset: Callable[[Split], Dataset] | None = None
     """Another source of examples, by class_path and init_args; null: `utils.data.datasets.Mixtures`. Like this, any
     such class takes a `utils.data.split.Split` as its first argument, and keys (epoch, index)."""
+
+    def splits(
+        self, manifests: Path, n_src: int | None, sample_rate: int, seed: int = 0
+    ) -> tuple[Split, Split]:
+        """The examples of training and of validation.
+
+        Args:
+            manifests: folder of the lists train.csv and valid.csv.
+            n_src: of the system; None: as many as the lists say.
+            sample_rate: of the system, in Hz.
+            seed: of all that is random.
+        """
+        train = Split(manifests, "train", n_src, sample_rate, self.segment, seed)
+        valid = Split(
+            manifests, "valid", n_src, sample_rate, self.valid_segment, seed, self.valid_size
+        )
+        return train, valid
 
 
 @dataclass
@@ -115,12 +134,20 @@ class Runtime:
     checkpoint_minutes: NonNegative = 30.0
     """Minutes within an epoch after which last.ckpt is written once more; 0: only at the end of epochs."""
 
+    @property
+    def processes(self) -> int:
+        """Processes that train together, each on a device of its own."""
+        return self.devices * self.num_nodes
+
 
 @dataclass
 class Experiment:
-    """Everything that a YAML of a recipe says."""
+    """Everything that a YAML of a recipe says, checked: the form of the configuration that the engine hands on.
 
-    system: System
+    `parse` makes it.
+    """
+
+    system: dict[str, Any]
     """The system, by class_path and init_args."""
     steps: dict[str, Step]
     """Training steps in order, by name; a step starts from the best model of the one before, unless it says so."""
@@ -130,6 +157,22 @@ class Experiment:
     """Seed of initial weights, segments and mixtures."""
     description: str = ""
     """One line for the table of results."""
+    _plain: dict[str, Any] = field(init=False, repr=False)
+
+    def plain(self) -> dict[str, Any]:
+        """All keys as nested dicts, lists, strings and numbers, defaults included, as they stand in config.yml."""
+        return copy.deepcopy(self._plain)
+
+    def build_system(self) -> System:
+        """The system with fresh weights, which are drawn from torch's global generator.
+
+        Raises:
+            UserError: its arguments do not go together.
+        """
+        try:
+            return build_system(self.system)
+        except ValueError as error:
+            raise UserError(f"system: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -269,13 +312,20 @@ def _set(values: dict, key: str, value) -> None:
     place[last] = value
 
 
-def _parser() -> ArgumentParser:
+def _parser_of_all() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Experiment, fail_untyped=False)
+    parser.add_subclass_arguments(System, "system", fail_untyped=False, required=True)
+    parser.add_class_arguments(Experiment, skip={"system"}, fail_untyped=False)
     return parser
 
 
-def parse(values: dict, where: str) -> Namespace:
+def _parser_without_system() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Experiment, skip={"system"}, fail_untyped=False)
+    return parser
+
+
+def parse(values: dict, where: str) -> Experiment:
     """Check plain values against the typed classes.
 
     Args:
@@ -284,27 +334,53 @@ def parse(values: dict, where: str) -> Namespace:
 
     Raises:
         UserError: an unknown key, a value of another type, a number outside its range, settings that exclude each
-            other.
+            other, a training step that the system does not have.
     """
     check_importable(values, where)
     check_values(values, Experiment, where)
+    parser = _parser_of_all()
     try:
-        config = _parser().parse_object(values, defaults=True)
+        settings = parser.parse_object(values, defaults=True)
+        text = parser.dump(settings, skip_validation=True, skip_none=False)
+        plain = yaml.safe_load(text)
+        # The system is built when it is needed, from the seed then: here it stays a description.
+        del settings["system"]
+        typed = _parser_without_system().instantiate_classes(settings)
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{where}: {_explain_step(values) or _explain(error)}") from None
-    check_numbers(plain(config), Experiment, where)
-    # The parser knows no rule about two keys.
-    if config.data.dataset is not None and config.data.dynamic_mixing is not None:
+    check_numbers(plain, Experiment, where)
+    experiment = Experiment(system=plain["system"], **vars(typed))
+    experiment._plain = plain
+    _check_together(experiment, where)
+    return experiment
+
+
+def _check_together(experiment: Experiment, where: str) -> None:
+    """Stop at keys that are right each by itself, but not together."""
+    if experiment.data.dataset is not None and experiment.data.dynamic_mixing is not None:
         raise UserError(
             f"{where}: data.dynamic_mixing and data.dataset exclude each other, since both say where training "
             "mixtures come from; take one away, e.g. by remove=[data.dynamic_mixing]"
         )
-    for name, step in config.steps.items():
+    class_path = experiment.system["class_path"]
+    system_class: Any = pydoc.locate(class_path)
+    known = list(system_class.training_steps())
+    if not experiment.steps:
+        raise UserError(f"{where}: steps is empty; {class_path} has {', '.join(known)}")
+    processes = experiment.runtime.processes
+    for name, step in experiment.steps.items():
+        if name not in known:
+            words = f"{where}: steps: there is no step `{name}`"
+            words += suggestion(name, known)
+            raise UserError(f"{words}; {class_path} has {', '.join(known)}")
         if step.partial and step.start_from is None:
             raise UserError(
                 f"{where}: steps.{name}.partial says how to start_from a file, which is not given"
             )
-    return config
+        if step.batch_size % processes:
+            raise UserError(
+                f"{where}: steps.{name}.batch_size: {step.batch_size} cannot be divided among {processes} devices"
+            )
 
 
 def _explain_step(values: dict) -> str | None:
@@ -341,31 +417,3 @@ def _explain(error: Exception, prefix: str = "") -> str:
     if prefix and not text.startswith(prefix):
         text = f"{prefix}: {text}"
     return text
-
-
-def build(config: Namespace) -> Experiment:
-    """Instantiate a parsed configuration: the system with fresh weights, and the typed settings."""
-    try:
-        return Experiment(**vars(_parser().instantiate_classes(config)))
-    except ValueError as error:
-        raise UserError(f"system: {error}") from None
-
-
-def check_steps(config: Namespace, where: str) -> None:
-    """Stop at a training step that the system does not have."""
-    system_class: Any = pydoc.locate(config.system.class_path)
-    known = system_class.step_names
-    if not config.steps:
-        raise UserError(
-            f"{where}: steps is empty; {config.system.class_path} has {', '.join(known)}"
-        )
-    for name in config.steps:
-        if name not in known:
-            words = f"{where}: steps: there is no step `{name}`"
-            words += suggestion(name, known)
-            raise UserError(f"{words}; {config.system.class_path} has {', '.join(known)}")
-
-
-def plain(config: Namespace) -> dict:
-    """The configuration as nested dicts, lists, strings and numbers, all defaults included."""
-    return yaml.safe_load(_parser().dump(config, skip_validation=True, skip_none=False))

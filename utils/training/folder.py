@@ -16,6 +16,7 @@ import yaml
 from utils.errors import UserError
 from utils.files import read_json, read_yaml, remove_leftovers, sha256, write_json, write_text
 from utils.stamps import differences, state_of_manifest
+from utils.training.config import Experiment
 from utils.training.lock import is_first_process
 
 MAY_CHANGE = ("runtime", "description")
@@ -73,7 +74,7 @@ def is_begun(exp: Path) -> bool:
     return any((*exp.glob("*/*.ckpt"), *exp.glob("*/done.json")))
 
 
-def claim_folder(exp: Path, settings: dict, manifests: Path, steps: Iterable[str]) -> None:
+def claim_folder(exp: Path, experiment: Experiment, manifests: Path, steps: Iterable[str]) -> None:
     """Make the experiment's folder, or check that it holds the same experiment, made from the same data.
 
     The data of a training that is done may be gone: they are compared if one of `steps` is still to be trained.
@@ -82,8 +83,7 @@ def claim_folder(exp: Path, settings: dict, manifests: Path, steps: Iterable[str
         UserError: the settings or the data are others, or config.yml is damaged.
     """
     path = exp / "config.yml"
-    description = settings["description"]
-    settings = {key: value for key, value in settings.items() if key not in MAY_CHANGE}
+    settings = {key: value for key, value in experiment.plain().items() if key not in MAY_CHANGE}
     is_done = all((exp / step / "done.json").exists() for step in steps)
     if path.exists() and is_begun(exp):
         old = read_yaml(path, f"delete {exp} to train it anew")
@@ -96,7 +96,7 @@ def claim_folder(exp: Path, settings: dict, manifests: Path, steps: Iterable[str
         # For a reader; what counts is the content, so that a folder may be seen under another path.
         readable = {"manifests": os.path.relpath(manifests.resolve(), exp.resolve())}
         exp.mkdir(parents=True, exist_ok=True)
-        write_json(exp / "run.json", describe_run(description, manifests))
+        write_json(exp / "run.json", describe_run(experiment.description, manifests))
         write_text(
             path, yaml.safe_dump(readable | {"data_state": data} | settings, sort_keys=False)
         )

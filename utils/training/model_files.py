@@ -23,14 +23,16 @@ from utils.errors import UserError
 from utils.files import read_yaml, write_bytes
 from utils.training.trust import (
     NOBODY,
-    PACKAGES,
     Trust,
     check_names,
     check_objects,
     class_paths,
+    lies_in,
+    may_be_own,
     only_trusted_imports,
     strict_parser,
 )
+from utils.training.weights import other_kinds
 
 KEY = "separation_system"
 
@@ -47,6 +49,7 @@ ALLOWED: list[Any] = [
 # Sample rates that audio has, in Hz: others come from damaged or hostile files, and end in sizes of 0 or of 1e9.
 RATES = range(100, 1_000_001)
 LONGEST_REASON = 500  # characters of a message of torch, which lists every weight
+SHOWN = 3  # tensors that a message names
 
 
 @dataclass
@@ -181,9 +184,12 @@ def _system_of(path: Path, content: dict, trust: Trust) -> System:
         if KEY in content:
             trust = _with_own_networks(trust, path, content[KEY])
             system = build_untrusted(content[KEY], str(path), trust)
+            _refuse_other_kinds(content["state_dict"], system, path)
             system.load_exported(content["state_dict"])
         elif {"model_name", "model_args"} <= content.keys():
             system = AsteroidSystem.from_packed(content)
+            # Asteroid's format names the weights of the network alone.
+            _refuse_other_kinds(content["state_dict"], system.model, path)
         else:
             raise UserError(
                 f"{path} holds weights without a configuration: neither of these recipes nor of Asteroid"
@@ -196,10 +202,25 @@ def _system_of(path: Path, content: dict, trust: Trust) -> System:
     return system.eval().requires_grad_(False)
 
 
+def _refuse_other_kinds(weights: dict, module: torch.nn.Module, path: Path) -> None:
+    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    problems = list(other_kinds(tensors, module.state_dict()).values())
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise UserError(
+            f"{path}: its weights are not those of its network ({'; '.join(problems[:SHOWN])}{more}): "
+            "the file is damaged, or was not made by training"
+        )
+
+
 def _with_own_networks(trust: Trust, path: Path, config) -> Trust:
-    """Trust in the networks of a configuration, too, if the experiment around the file has the same one."""
+    """Trust in the networks of a configuration, too, if the experiment around the file has the same one.
+
+    That is trust in classes derived from `torch.nn.Module` of packages that are installed or on PYTHONPATH, by name,
+    and in nothing else: no function, no other class, no part of Python or torch.
+    """
     names = {name for _, name in class_paths(config) if isinstance(name, str)}
-    foreign = {name for name in names if name.split(".")[0] not in PACKAGES}
+    foreign = {name for name in names if may_be_own(name)}
     # nothing of the user's own is read where the file names none
     for folder in (path.parent, path.parent.parent) if foreign else ():
         note = folder / "config.yml"
@@ -208,7 +229,9 @@ def _with_own_networks(trust: Trust, path: Path, config) -> Trust:
                 note, f"restore it, or take it away and give --trust to load {path}"
             )
             if settings.get("system") == config:
-                return Trust(trust.packages, frozenset(foreign))
+                # the folder may come from elsewhere as a whole, with a module beside the model
+                own = {name for name in foreign if not lies_in(name, folder)}
+                return Trust(trust.packages, frozenset(own))
     return trust
 
 

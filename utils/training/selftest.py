@@ -17,8 +17,9 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.training.callbacks import peak_memory
 from utils.training.clusters import without_requeueing
-from utils.training.config import Runtime, Step
+from utils.training.config import Experiment
 from utils.training.model_files import export, load_system, pack, save
+from utils.training.trainer import possible_devices
 from utils.training.watchdog import Watchdog
 
 # What evaluation and separation read of a system, besides its weights.
@@ -47,14 +48,9 @@ class _Clock(pl.Callback):
 
 
 def self_test(
-    system: System,
-    system_config: dict,
-    step: Step,
-    runtime: Runtime,
-    train: DataLoader,
-    valid: DataLoader,
+    system: System, experiment: Experiment, train: DataLoader, valid: DataLoader
 ) -> dict[str, float]:
-    """Three updates and one validation batch on a copy of `system`.
+    """Three updates and one validation batch of the present step, on a copy of `system`.
 
     Returns:
         seconds for an epoch and peak memory in MiB, as estimates (before compilation).
@@ -63,6 +59,7 @@ def self_test(
         UserError: if the loss is not finite, nothing is learnt, frozen parts move, validation differs from run to run,
             the monitor is not logged, or the model cannot be exported or separates differently once it is loaded again.
     """
+    step = experiment.steps[system.step.name]
     # a copy, so that the training begins with the weights that its seed gives
     rehearsal = copy.deepcopy(system)
     # frozen and trained parts are told apart afterwards by what moved
@@ -77,13 +74,15 @@ def self_test(
     limits: dict[str, Any] = dict(
         max_epochs=1, limit_train_batches=3, limit_val_batches=1, num_sanity_val_steps=0
     )
-    trainer = pl.Trainer(
-        **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision,
-        callbacks=[clock, Watchdog(step.monitor, rehearsal=True)],
-        use_distributed_sampler=False, plugins=without_requeueing(),
-        default_root_dir=os.devnull,  # no hpc_ckpt_*.ckpt of another training is read
-        gradient_clip_val=(step.gradient_clip or None) if system.automatic_optimization else None,
-    )  # fmt: skip
+    runtime = experiment.runtime
+    with possible_devices(runtime):
+        trainer = pl.Trainer(
+            **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision,
+            callbacks=[clock, Watchdog(step.monitor, rehearsal=True)],
+            use_distributed_sampler=False, plugins=without_requeueing(),
+            default_root_dir=os.devnull,  # no hpc_ckpt_*.ckpt of another training is read
+            gradient_clip_val=(step.gradient_clip or None) if system.automatic_optimization else None,
+        )  # fmt: skip
     trainer.fit(rehearsal, train, valid)
     memory = peak_memory(next(rehearsal.parameters()).device)
     _check_learning(rehearsal, before, step, trainer)
@@ -93,7 +92,7 @@ def self_test(
         raise UserError(
             f"self-test: validation differs from run to run ({results[0]} and {results[1]})"
         )
-    _check_saving(rehearsal.cpu().eval(), system_config)
+    _check_saving(rehearsal.cpu().eval(), experiment.system)
     # the first batch includes what is done once: the kernels are chosen, the memory is allocated
     seconds = min(clock.batches) * len(train) + clock.valid * len(valid)
     return {"epoch_seconds": seconds, "memory_mib": memory}
@@ -109,7 +108,8 @@ def _check_learning(rehearsal, before, step, trainer) -> None:
     }
     if not trained & moved:
         raise UserError(
-            f"self-test: three updates of step `{rehearsal.step}` changed no weight; is steps.*.optim.lr zero?"
+            f"self-test: three updates of step `{rehearsal.step.name}` changed no weight; is "
+            f"steps.{rehearsal.step.name}.optim.lr zero?"
         )
     # an optimiser that was given all parameters moves frozen ones too, by weight decay
     frozen = {
@@ -117,13 +117,15 @@ def _check_learning(rehearsal, before, step, trainer) -> None:
     }
     if frozen & moved:
         raise UserError(
-            f"self-test: step `{rehearsal.step}` changed what it should leave alone: {sorted(frozen & moved)[:3]}"
+            f"self-test: step `{rehearsal.step.name}` changed what it should leave alone: {sorted(frozen & moved)[:3]}"
         )
     if step.monitor not in trainer.callback_metrics:
         logged = ", ".join(
             sorted(name for name in trainer.callback_metrics if name.startswith("val_"))
         )
-        raise UserError(f"steps.*.monitor: `{step.monitor}` is not logged; choose from {logged}")
+        raise UserError(
+            f"steps.{rehearsal.step.name}.monitor: `{step.monitor}` is not logged; choose from {logged}"
+        )
 
 
 def _check_saving(rehearsal: System, system_config: dict) -> None:
@@ -132,7 +134,7 @@ def _check_saving(rehearsal: System, system_config: dict) -> None:
         exp = Path(folder)
         # config.yml is what makes networks of the user's own trusted
         write_text(exp / "config.yml", yaml.safe_dump({"system": system_config}))
-        checkpoint = exp / str(rehearsal.step) / "best.ckpt"
+        checkpoint = exp / rehearsal.step.name / "best.ckpt"
         checkpoint.parent.mkdir()
         save(pack(system_config, rehearsal.state_dict()), checkpoint)
         try:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from local_models.system import System
 from utils.errors import UserError
-from utils.files import read_json, sha256, write_json
+from utils.files import read_json, write_json
 from utils.training.checkpoints import STEP, read_checkpoint
 from utils.training.config import Step
 from utils.training.folder import is_finished
 from utils.training.lock import is_first_process
 from utils.training.model_files import load_system
+from utils.training.weights import other_kinds, sha256_of_weights
 
 NOTE = "start.json"  # in the folder of a step
 SHOWN = 3  # names of tensors in a message
@@ -99,11 +100,19 @@ def check_starts(steps: dict[str, Step], chosen: Sequence[str], exp: Path) -> No
         UserError: as `origin_of`; what a step of this experiment is still to make may be missing.
     """
     for name in chosen:
-        given = steps[name].start_from
-        if given is None or is_finished(exp / name):
-            continue
-        if exp.resolve() not in (Path(given).resolve(), *Path(given).resolve().parents):
-            _locate(given, f"steps.{name}.start_from")
+        if not is_finished(exp / name):
+            origin_in_advance(name, steps[name], exp)
+
+
+def origin_in_advance(step: str, settings: Step, exp: Path) -> Origin | None:
+    """As `origin_of`, before any step of the experiment is trained; None also if one of them is to make the file."""
+    given = settings.start_from
+    if given is None:
+        return None
+    place = Path(given).resolve()
+    if exp.resolve() in (place, *place.parents):
+        return None
+    return origin_of(step, settings, None)
 
 
 def _locate(given: str, key: str) -> Path:
@@ -132,9 +141,16 @@ def _locate(given: str, key: str) -> Path:
 
 
 def read_weights(
-    origin: Origin, step: str, system: System
+    origin: Origin, step: str, system: System, trust: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of a file, by name: those that `step` of a system may start from, and those that it may not."""
+    """The tensors of a file, by name: those that `step` of a system may start from, and those that it may not.
+
+    Args:
+        origin: the file.
+        step: the name of the step.
+        system: that starts from them. What packages its own networks are of is trusted.
+        trust: further packages whose networks a model file may name.
+    """
     if origin.path.suffix == ".ckpt":
         checkpoint = read_checkpoint(origin.path, origin.remedy)
         weights = checkpoint["state_dict"]
@@ -145,7 +161,8 @@ def read_weights(
         return {name: weights[name] for name in weights if name not in left_aside}, left_aside
     # The file's networks are drawn at random before they get its weights.
     with torch.random.fork_rng(devices=[]):
-        return load_system(origin.path, _own_packages(system)).weights_to_export(), {}
+        packages = [*_own_packages(system), *trust]
+        return load_system(origin.path, packages).weights_to_export(), {}
 
 
 def _own_packages(system: System) -> list[str]:
@@ -163,12 +180,13 @@ def fit(
         weights: of the file.
         system: that starts from them.
         origin: of them, for messages.
-        partial: whether tensors of other names or shapes are left out, in place of an error.
+        partial: whether tensors of other names, shapes or kinds of numbers are left out, in place of an error.
 
     Raises:
         UserError: a tensor does not fit, or none does. Parts that only training needs may be missing on either side.
     """
     own = system.state_dict()
+    kinds = other_kinds(weights, own)
     taken = []
     problems = []
     for name, value in weights.items():
@@ -177,6 +195,8 @@ def fit(
                 problems.append(f"{name} {_shape(value)} is not in the system")
         elif value.shape != own[name].shape:
             problems.append(f"{name} is {_shape(value)} there and {_shape(own[name])} here")
+        elif name in kinds:
+            problems.append(kinds[name])
         else:
             taken.append(name)
     for name, value in own.items():
@@ -201,8 +221,35 @@ def _shape(value: Tensor) -> str:
 # ---- starting
 
 
-def start(system: System, step: str, settings: Step, previous: Path | None, folder: Path) -> None:
+def take(
+    system: System, step: str, settings: Step, origin: Origin, trust: Sequence[str] = ()
+) -> tuple[str, Transfer]:
+    """Give a system the weights of a file, as far as a step may start from them.
+
+    Returns:
+        a hash of all weights of the file, and which of them were taken.
+
+    Raises:
+        UserError: the file is damaged, or its weights do not fit.
+    """
+    weights, left_aside = read_weights(origin, step, system, trust)
+    transfer = fit(weights, system, origin, settings.partial)
+    transfer.unused.extend(left_aside)
+    system.load_state_dict({name: weights[name] for name in transfer.taken}, strict=False)
+    return sha256_of_weights(weights | left_aside), transfer
+
+
+def start(
+    system: System,
+    step: str,
+    settings: Step,
+    previous: Path | None,
+    folder: Path,
+    trust: Sequence[str] = (),
+) -> None:
     """Give a system the weights with which a step begins; start.json and run.json remember which ones.
+
+    What counts are the weights, not the file: one that was trained again from the same is as good.
 
     Args:
         system: with fresh weights.
@@ -210,6 +257,7 @@ def start(system: System, step: str, settings: Step, previous: Path | None, fold
         settings: of it.
         previous: folder of the step before, if there is one.
         folder: of the step.
+        trust: packages whose networks a model file may name.
 
     Raises:
         UserError: the weights are not there, do not fit, or are others than those with which the step began.
@@ -217,12 +265,9 @@ def start(system: System, step: str, settings: Step, previous: Path | None, fold
     origin = origin_of(step, settings, previous)
     if origin is None:
         return
-    identity = {"from": origin.given, "sha256": sha256(origin.path)}
+    digest, transfer = take(system, step, settings, origin, trust)
+    identity = {"from": origin.given, "weights_sha256": digest}
     _refuse_other_origin(folder, identity, origin)
-    weights, left_aside = read_weights(origin, step, system)
-    transfer = fit(weights, system, origin, settings.partial)
-    transfer.unused.extend(left_aside)
-    system.load_state_dict({name: weights[name] for name in transfer.taken}, strict=False)
     if not is_first_process():
         return
     if settings.start_from is not None and not (folder / "last.ckpt").exists():
@@ -238,7 +283,7 @@ def _refuse_other_origin(folder: Path, identity: dict, origin: Origin) -> None:
     old = read_json(note, remedy)
     if {key: old.get(key) for key in identity} != identity:
         raise UserError(
-            f"{folder} was started from another file than {origin.path} is now: put that back, or {remedy}"
+            f"{folder} was started from other weights than {origin.path} has now: put them back, or {remedy}"
         )
 
 

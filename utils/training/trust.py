@@ -5,7 +5,6 @@ networks only: classes derived from `torch.nn.Module` that are defined in this p
 `torch.nn.modules`, and a few functions without side effects. Code of others is trusted by whoever runs the program.
 """
 
-import argparse
 import contextlib
 import difflib
 import importlib
@@ -14,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -106,6 +106,26 @@ def _inside(value) -> list[tuple[str, object]]:
     return []
 
 
+def may_be_own(name: str) -> bool:
+    """Whether a dotted path may lead to a network of the user's own: to no part of this project, Python or torch."""
+    top = name.split(".")[0]
+    return top not in (*PACKAGES, "torch", "utils") and top not in sys.stdlib_module_names
+
+
+def lies_in(name: str, folder: str | Path) -> bool:
+    """Whether the module that a dotted path begins with is a file in a folder; nothing is imported."""
+    try:
+        spec = importlib.util.find_spec(name.split(".")[0])
+    except (ImportError, ValueError, AttributeError):
+        return False
+    if spec is None:
+        return False
+    # a package without __init__.py has places, but no file of its own
+    places = [spec.origin, *(spec.submodule_search_locations or ())]
+    folder = Path(folder).resolve()
+    return any(folder in Path(place).resolve().parents for place in places if place)
+
+
 def check_names(config: Any, where: str, trust: Trust = NOBODY) -> None:
     """Resolve every class that a plain or a parsed configuration names.
 
@@ -152,7 +172,8 @@ def resolve(name: object, where: str, trust: Trust = NOBODY) -> Any:
     Raises:
         UserError: if the path leads out of the packages that are trusted, or nowhere.
     """
-    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+    # what is called __main__ is there to be run, and `__globals__` leads everywhere
+    if not isinstance(name, str) or not all(_is_plain(part) for part in name.split(".")):
         raise UserError(f"{where} is refused: its class_path is {str(name)[:80]!r}, not a class")
     if name in FUNCTIONS:
         return FUNCTIONS[name]
@@ -212,17 +233,6 @@ def _check_importable(name: str, place: str) -> None:
         raise UserError(f"{place}{module} has no {last} (of {name}){advice}")
 
 
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """The option of every command that loads a model file."""
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="also build networks of this Python package, if the model file asks for them; may be repeated",
-    )
-
-
 @contextlib.contextmanager
 def only_trusted_imports(trust: Trust = NOBODY) -> Iterator[None]:
     """The parser's own rule of what a value may import, as a second wall: on the name and on what it stands for."""
@@ -262,6 +272,10 @@ def _is_harmless(thing, name: str, trust: Trust) -> bool:
     # an experiment that names `mynet.Masks` may take `mynet.layers.Norm` as a default
     tops = {path.split(".")[0] for path in trust.networks}
     return home.split(".")[0] in tops
+
+
+def _is_plain(part: str) -> bool:
+    return part.isidentifier() and not part.startswith("__")
 
 
 def _within(name: str, packages: tuple[str, ...]) -> bool:

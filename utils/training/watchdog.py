@@ -21,7 +21,7 @@ class Watchdog(pl.Callback):
 
     Args:
         monitor: the logged value that chooses the best model.
-        rehearsal: in the self-test, which has a few updates only: the system is not asked whether they suffice.
+        rehearsal: in the self-test, as messages say.
     """
 
     def __init__(self, monitor: str, rehearsal: bool = False):
@@ -29,14 +29,6 @@ class Watchdog(pl.Callback):
         self.rehearsal = rehearsal
         self.left_out = 0  # in a row
         self._buffers: list = []
-
-    def on_train_start(self, trainer, system):
-        if self.rehearsal:
-            return
-        try:
-            system.check_updates(int(trainer.estimated_stepping_batches))
-        except ValueError as error:
-            raise UserError(f"steps.{system.step}: {error}") from None
 
     # ---- each batch
 
@@ -95,7 +87,7 @@ class Watchdog(pl.Callback):
     # ---- words
 
     def _place(self, trainer, system) -> str:
-        place = f"step `{system.step}`, epoch {trainer.current_epoch + 1}"
+        place = f"step `{system.step.name}`, epoch {trainer.current_epoch + 1}"
         if self._index is not None:
             place += f", batch {self._index + 1}"
         return place
@@ -105,7 +97,7 @@ class Watchdog(pl.Callback):
         mixtures = f" Look at the mixtures {', '.join(self._ids)}." if self._ids else ""
         return (
             f"{begin}{self._place(trainer, system)}: {problem}.{mixtures} If the files are sound, lower "
-            f"steps.{system.step}.optim.lr or steps.{system.step}.gradient_clip, with a --tag of its own. "
+            f"steps.{system.step.name}.optim.lr or steps.{system.step.name}.gradient_clip, with a --tag of its own. "
             "What was saved before stays, and the same command goes on from there"
         )
 
@@ -139,7 +131,7 @@ def _bad_validation_batch(trainer, system) -> list[str]:
         for batch in trainer.val_dataloaders or ():
             on_device = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
-                values = system.losses(on_device).values()
+                values = system.step.losses(on_device).values()
             if not all(value is None or bool(value.isfinite().all()) for value in values):
                 return list(batch["id"])
     finally:

@@ -8,6 +8,7 @@ import functools
 import io
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -15,12 +16,9 @@ import pandas as pd
 import torch
 from evaluate_all import test_sets
 
-from local_models.auxiva.auxiva import AuxIVA
+from local_models.auxiva.blind import BlindSeparation
 from local_models.auxiva.demixing_updates import UPDATES
-from local_models.auxiva.source_models import NMF, Gauss, Laplace
 from local_models.auxiva.surrogate import SurrogateIVA
-from local_models.stft import Stft
-from local_models.system import without_offset
 from utils import files
 from utils.data.manifest import read_manifest, source_columns
 from utils.errors import UserError, command
@@ -28,7 +26,12 @@ from utils.evaluation.metrics.si_sdr import match, si_sdr
 from utils.evaluation.scoring import read_example
 from utils.training.model_files import load_system
 
-CLASSIC = {"Laplace": Laplace, "Gauss": Gauss, "ILRMA": NMF}
+# What the figure calls the models of `BlindSeparation`.
+CLASSIC: dict[str, Literal["laplace", "gauss", "nmf"]] = {
+    "Laplace": "laplace",
+    "Gauss": "gauss",
+    "ILRMA": "nmf",
+}
 
 
 def scores_of(
@@ -57,23 +60,14 @@ def scores_of(
     before = si_sdr(unprocessed, sources).mean()
     rows = [{"model": "mixture", "update": "-", "n_iter": 0, "si_sdr": before}]
     for name, exp in models.items():
-        # A trained model is used with the STFT that it was trained with.
-        if exp:
-            system = loaded(exp)
-            stft = system.stft
-            model = system.separation.model
-        else:
-            # Windows of 128 ms and steps of a quarter, as the classic ones of references.yml.
-            window = sample_rate * 128 // 1000
-            stft = Stft(window, window // 4)
-            model = CLASSIC[name]()
-        spectrum = stft(without_offset(torch.from_numpy(mixture))[None])
+        # A trained model is used with the STFT that it was trained with; the others as in references.yml.
+        system = loaded(exp) if exp else BlindSeparation(sample_rate, CLASSIC[name])
         for update in updates:
+            system.separation.update = update
             # One run gives the estimates after each number of iterations.
-            spectra = AuxIVA(model, update).after(spectrum, iterations)
-            for n_iter, separated in spectra.items():
-                signals = stft.inverse(separated, mixture.shape[1])
-                estimates = signals[0].detach().numpy()
+            separated = system.separate_after(torch.from_numpy(mixture)[None], iterations)
+            for n_iter, signals in separated.items():
+                estimates = signals[0].numpy()
                 # Blind separation gives the sources in any order.
                 estimates = estimates[match(estimates, sources)]
                 score = si_sdr(estimates, sources).mean()

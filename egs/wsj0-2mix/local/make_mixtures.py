@@ -4,10 +4,10 @@ import argparse
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -75,9 +75,10 @@ class Tables(NamedTuple):
 def from_lists(stage: Stage) -> Tables:
     """WSJ0 and mixing lists: all three sets are mixed; training sources are the utterances of the training list."""
     root = stage.layout["root"]
-    entries = {}
-    for name, path in stage.layout["lists"].items():
-        entries[name] = mixing.parse_list(path, root, stage.args.n_src)
+    lists = stage.layout["lists"]
+    entries = of_all_parts(
+        lambda name: mixing.parse_list(lists[name], root, stage.args.n_src), lists
+    )
     paths: set[str] = set()
     for entry in entries["train"]:
         paths.update(entry.paths)
@@ -114,9 +115,7 @@ def from_pair(stage: Stage) -> Tables:
     shared = speakers_of(given) & speakers_of(parts["tt"])
     if shared:
         warnings.append(f"{len(shared)} speakers are in training and test, e.g. {min(shared)}")
-    sources = {}
-    for part, recordings in parts.items():
-        sources[part] = write_sources(recordings, part, stage)
+    sources = of_all_parts(lambda part: write_sources(parts[part], part, stage), parts)
     # Training is mixed anew in each epoch; what scores are compared on stays the same.
     entries = {}
     for name in ("valid", "test"):
@@ -267,14 +266,35 @@ def sources_of(
 def mix(entries: dict, stage: Stage) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Mix the lists of all sets; returns manifests by set, and warnings."""
     args = stage.args
+
+    def mix_set(name: str) -> tuple[pd.DataFrame, list[str]]:
+        place = stage.mixtures / PARTS[name]
+        return mixing.mix_list(entries[name], place, args.sample_rate, args.mode, args.nj)
+
     frames = {}
     warnings = []
-    for name, rows in entries.items():
-        place = stage.mixtures / PARTS[name]
-        frame, left_out = mixing.mix_list(rows, place, args.sample_rate, args.mode, args.nj)
+    for name, (frame, left_out) in of_all_parts(mix_set, entries).items():
         frames[name] = frame
         warnings += left_out
     return frames, warnings
+
+
+def of_all_parts(work: Callable[[str], Any], parts: Iterable[str]) -> dict[str, Any]:
+    """What `work` returns, by part.
+
+    Raises:
+        UserError: the problems of all parts in one message, since to mend a corpus takes a person's time.
+    """
+    results = {}
+    problems = []
+    for part in parts:
+        try:
+            results[part] = work(part)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return results
 
 
 def find_recordings(root: Path) -> list[Recording]:
@@ -324,8 +344,6 @@ def write_sources(recordings: list[Recording], part: str, stage: Stage) -> pd.Da
         raise UserError(f"several recordings have the same speaker and name: {shown}. Rename them")
     folder = stage.sources / part
     rate = stage.args.sample_rate
-    # What a run that was killed may have left.
-    files.remove_leftovers(folder)
     products = []
     for speaker, name, path in recordings:
         target = folder / speaker / f"{name}.wav"

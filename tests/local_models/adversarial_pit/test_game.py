@@ -17,7 +17,7 @@ def test_after_the_warm_up_the_gradient_is_no_longer_that_of_the_pit_loss_alone(
     loss, _ = LogMSE()(leaf, data["sources"], data["mixture"])
     pit = torch.autograd.grad(loss, leaf)[0]
     gradients = [
-        model.adversarial_gradients(estimates, data["sources"], data["mixture"])[1]
+        model.step.gradients(estimates, data["sources"], data["mixture"])[1]
         for _ in ("warm-up", "game")
     ]
     assert torch.equal(gradients[0], pit)
@@ -34,7 +34,7 @@ def test_a_warm_up_counts_updates_and_not_batches():
         played = []
         for _ in range(8):
             estimates = model.separate(data["mixture"])
-            values, *_ = model.adversarial_gradients(estimates, data["sources"], data["mixture"])
+            values, *_ = model.step.gradients(estimates, data["sources"], data["mixture"])
             played.append(values[f"{name}_share"] is not None)
         shares.append(played)
     assert shares[0] == [False] * 2 + [True] * 6
@@ -43,11 +43,11 @@ def test_a_warm_up_counts_updates_and_not_batches():
 
 def test_a_warm_up_that_never_ends_is_refused():
     model = system(ALL[3], game=Game(warm_up=20))
-    model.check_updates(21)
+    model.step.check_updates(21)
     with pytest.raises(ValueError, match="warm_up is 20, but the step has 20 updates"):
-        model.check_updates(20)
+        model.step.check_updates(20)
     model.begin_step("continued", Optimisation())
-    model.check_updates(1)
+    model.step.check_updates(1)
 
 
 class Overflowing(torch.nn.Module):
@@ -72,14 +72,12 @@ def test_one_gradient_that_overflows_harms_neither_the_update_nor_the_balance(ba
         (discriminator,) = model.discriminators.values()
         discriminator.network = Overflowing(first)
         estimates = model.separate(data["mixture"])
-        _, gradient, _ = model.adversarial_gradients(estimates, data["sources"], data["mixture"])
+        _, gradient, _ = model.step.gradients(estimates, data["sources"], data["mixture"])
         assert discriminator.balancer.log_ratio.isfinite()
         assert gradient.abs().max() < 1e3
         discriminator.network = Overflowing(1.0)
         for _ in range(3):
-            _, gradient, _ = model.adversarial_gradients(
-                estimates, data["sources"], data["mixture"]
-            )
+            _, gradient, _ = model.step.gradients(estimates, data["sources"], data["mixture"])
         gradients.append(gradient)
     ratio = gradients[0].norm() / gradients[1].norm()
     assert ratio.item() == pytest.approx(1, rel=0.1)

@@ -53,9 +53,8 @@ def settings(name, model_args=None, **system_args):
 
 def build(name, model_args=None, **system_args):
     torch.manual_seed(0)
-    return config.build(
-        config.parse(settings(name, model_args, **system_args), "x.yml")
-    ).system.eval()
+    experiment = config.parse(settings(name, model_args, **system_args), "x.yml")
+    return experiment.build_system().eval()
 
 
 def plain_twin(system, name, **args):
@@ -101,10 +100,10 @@ def test_a_single_sample_and_silence_give_finite_estimates(name):
 @each_model
 def test_the_resolved_configuration_builds_the_same_system(name):
     parsed = config.parse(settings(name), "x.yml")
-    again = config.parse(config.plain(parsed), "resolved.yml")
-    assert config.plain(again) == config.plain(parsed)
+    again = config.parse(parsed.plain(), "resolved.yml")
+    assert again.plain() == parsed.plain()
     torch.manual_seed(0)
-    twin = config.build(again).system
+    twin = again.build_system()
     for one, other in zip(build(name).parameters(), twin.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -219,7 +218,7 @@ def test_in_bfloat16_only_the_mask_network_has_low_precision(name):
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("asteroid_*.yml")), ids=lambda path: path.stem)
 def test_the_recipe_configurations_separate(path):
-    system = config.build(config.parse(config.read_yaml(path), str(path))).system.eval()
+    system = config.parse(config.read_yaml(path), str(path)).build_system().eval()
     assert (system.n_src, system.sample_rate, system.model.sample_rate) == (2, 8000, 8000)
     with torch.no_grad():
         assert system.separate(torch.randn(1, 60)).shape == (1, 2, 60)

@@ -8,10 +8,12 @@ import soxr
 import torch
 from ssspy.bss.iva import AuxLaplaceIVA
 
+from local_models.auxiva.array_system import offset_of_pauses
 from local_models.auxiva.auxiva import audible
-from local_models.auxiva.blind import BlindSeparation, offset_of_pauses
+from local_models.auxiva.blind import BlindSeparation
 from local_models.auxiva.demixing_updates import pairs
 from local_models.auxiva.source_models import NMF, Gauss, Laplace
+from local_models.auxiva.surrogate import SurrogateIVA
 from local_models.system import without_offset
 from tests.local_models.auxiva.test_auxiva import SSSPY, UPDATES, error, separate, spectrogram
 from utils.data import speech
@@ -207,6 +209,23 @@ def test_pauses_are_silent_again_after_the_mean_was_taken_off():
     # Without pauses nothing more is taken off.
     assert not offset_of_pauses(without_offset(signal), 1024).any()
     assert not offset_of_pauses(torch.zeros(2, 5), 1024).any()
+
+
+@pytest.mark.parametrize(
+    "system", [BlindSeparation(RATE), SurrogateIVA(None, RATE, 1024, 256, 4, 0)]
+)
+def test_fixed_and_learnt_models_hear_the_same_spectrogram(system):
+    """Digital silence is silent to the last bit, and faint frequencies are not the rounding of loud ones."""
+    time = torch.arange(RATE) / RATE
+    loud = torch.stack([torch.sin(400 * torch.pi * time), torch.cos(400 * torch.pi * time)])
+    silence = torch.zeros(2, 4 * HOP)
+    mixture = without_offset(torch.cat([silence, 0.5 + loud, silence], -1))[None]
+    spectrum = system.spectrum(mixture)
+    assert not spectrum[..., :2].any()
+    centred = mixture - offset_of_pauses(mixture, 4 * HOP)
+    exact = system.stft(centred.double())
+    assert spectrum.dtype == torch.complex64
+    assert torch.allclose(spectrum.to(exact.dtype), exact, rtol=1e-6, atol=0)
 
 
 def test_the_scores_of_the_gauss_model_do_not_hang_on_the_precision_around_silence(room):

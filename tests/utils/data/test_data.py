@@ -8,12 +8,12 @@ from torch.utils.data import DataLoader
 
 from tests.support import write_set
 from utils.data import audio
-from utils.data.datasets import DynamicMixtures, EpochSampler, Mixtures, loaders
+from utils.data.datasets import Batches, DynamicMixtures, EpochSampler, Mixtures, loaders
 from utils.data.scenes import Scenes
 from utils.data.songs import Songs
 from utils.data.split import Split
 from utils.errors import UserError
-from utils.training.config import Data, DynamicMixing, build, parse
+from utils.training.config import Data, DynamicMixing, parse
 
 
 class Numbered(Songs):
@@ -31,17 +31,9 @@ def epoch_of(manifests, epoch, workers=0, world=1, seed=3, **data):
     """All training examples of an epoch over all ranks, by id."""
     found = {}
     for rank in range(world):
-        train, _ = loaders(
-            manifests,
-            Data(segment=0.5, valid_segment=1, **data),
-            2,
-            8000,
-            4,
-            seed,
-            workers,
-            rank,
-            world,
-        )
+        settings = Data(segment=0.5, valid_segment=1, **data)
+        splits = settings.splits(manifests, 2, 8000, seed)
+        train, _ = loaders(settings, splits, Batches(4, workers, rank, world))
         train.sampler.set_epoch(epoch)
         for batch in train:
             for index, name in enumerate(batch["id"]):
@@ -80,7 +72,7 @@ def test_epochs_and_seeds_differ(tone_manifests, options):
 
 def test_validation_is_the_same_each_epoch_and_complete(tone_manifests):
     data = Data(segment=0.5, valid_segment=1)
-    _, valid = loaders(tone_manifests, data, 2, 8000, 3, 0, 0, 0, 1)
+    _, valid = loaders(data, data.splits(tone_manifests, 2, 8000), Batches(3))
     first = [batch["mixture"] for batch in valid]
     assert {mixture.shape[-1] for mixture in first} == {8000}
     valid.sampler.set_epoch(5)
@@ -125,8 +117,8 @@ def test_files_of_several_channels_are_read_where_they_are_asked_for(tmp_path):
 def test_a_configuration_may_bring_its_own_examples(tone_manifests):
     values = {"class_path": "tests.support.Counted", "init_args": {"level": 0.5}}
     minimal = {"system": {"class_path": "tests.support.Bands"}, "steps": {"joint": {"epochs": 1}}}
-    made = build(parse(minimal | {"data": {"dataset": values}}, "test")).data
-    train, valid = loaders(tone_manifests, made, 2, 8000, 4, 0, 0, 0, 1)
+    made = parse(minimal | {"data": {"dataset": values}}, "test").data
+    train, valid = loaders(made, made.splits(tone_manifests, 2, 8000), Batches(4))
     assert len(train) == 16 // 4 and next(iter(train))["mixture"].shape == (
         4,
         round(made.segment * 8000),
@@ -234,14 +226,14 @@ def test_without_a_list_of_mixtures_the_recordings_are_mixed(tone_manifests, tmp
 def test_mixing_an_unknown_number_of_sources_is_a_message(tone_manifests):
     data = Data(dynamic_mixing=DynamicMixing())
     with pytest.raises(UserError, match="needs a system with a fixed number of sources"):
-        loaders(tone_manifests, data, None, 8000, 4, 0, 0, 0, 1)
+        loaders(data, data.splits(tone_manifests, None, 8000), Batches(4))
 
 
 def test_a_batch_that_does_not_fit_is_a_message(tone_manifests):
     with pytest.raises(UserError, match="cannot be divided among 3 devices"):
-        loaders(tone_manifests, Data(), 2, 8000, 4, 0, 0, 0, 3)
+        Batches(4, world=3)
     with pytest.raises(UserError, match="fewer than a batch of 64"):
-        loaders(tone_manifests, Data(), 2, 8000, 64, 0, 0, 0, 1)
+        loaders(Data(), Data().splits(tone_manifests, 2, 8000), Batches(64))
 
 
 @pytest.mark.slow

@@ -107,3 +107,12 @@ def test_a_file_that_a_product_no_longer_has_does_not_count(tmp_path):
         assert products.make(lambda: (time.time(), []), wanted, tmp_path, 1, "x") == [
             json.loads((tmp_path / products.JOURNAL).read_text())["result"]
         ]
+
+
+def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
+    half = tmp_path / "deep" / ".belt-12.tmp"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    os.utime(half, (1, 1))
+    products.make(print, [], tmp_path, 1, "nothing")
+    assert not half.exists()

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from utils.data import audio, spatial
-from utils.data.datasets import loaders
+from utils.data.datasets import Batches, loaders
 from utils.data.manifest import read_manifest
 from utils.data.rooms import RoomRules, load_room, make_rooms
 from utils.data.spatial import (
@@ -204,7 +204,7 @@ def test_a_continued_epoch_has_the_mixtures_of_the_uninterrupted_one(corpus):
     data = Data(segment=0.25, dataset=SpatialMixtures)
 
     def mixtures(place):
-        train, _ = loaders(corpus, data, 2, RATE, 1, 0, 1, 0, 1)
+        train, _ = loaders(data, data.splits(corpus, 2, RATE), Batches(1, workers=1))
         train.sampler.start(*place)
         return [batch["mixture"] for batch in train]
 

@@ -55,11 +55,7 @@ def test_two_stereo_sources_with_silent_frames_score_as_in_museval(track):
 @pytest.mark.parametrize("n_src, n_channels", [(1, 1), (1, 2), (2, 1), (2, 3), (4, 2)])
 def test_any_number_of_sources_and_channels_scores_as_in_museval(n_src, n_channels):
     estimates, references = stems(n_src, 3.4, RATE, n_channels)
-    scores = assert_as_museval(estimates, references, filter_length=TAPS)
-    if n_channels == 1:
-        flat = frame_scores(estimates[:, 0], references[:, 0], RATE, filter_length=TAPS)
-        for name, values in scores.items():
-            np.testing.assert_array_equal(flat[name], values)
+    assert_as_museval(estimates, references, filter_length=TAPS)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +79,7 @@ def test_short_tracks_have_the_frames_of_museval(track, length):
 
 
 def test_one_sample_has_a_score():
-    scores = frame_scores([[0.5], [0.1]], [[0.4], [0.2]], RATE)
+    scores = frame_scores([[[0.5]], [[0.1]]], [[[0.4]], [[0.2]]], RATE)
     assert scores["sdr"].ravel() == pytest.approx([10 * np.log10(16), 10 * np.log10(4)])
     assert np.isfinite(list(scores.values())).all()
 
@@ -246,7 +242,7 @@ def test_usdr_agrees_with_the_formula_of_the_challenge():
 
 
 def test_usdr_of_silence_and_identity_is_finite():
-    tone, silence = np.full((1, 1000), 0.01), np.zeros((1, 1000))  # energy 0.1
+    tone, silence = np.full((1, 1, 1000), 0.01), np.zeros((1, 1, 1000))  # energy 0.1
     assert usdr(tone, tone) == pytest.approx(60, abs=1e-4)
     assert usdr(silence, tone) == 0 and usdr(silence, silence) == 0
     assert usdr(tone, silence) == pytest.approx(-60, abs=1e-4)

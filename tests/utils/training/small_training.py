@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from local_models.two_step import TwoStep
+from local_models.two_step.system import FrontEndStep, SeparatorStep
 from tests.support import ROOT
 from utils import train
 from utils.training.callbacks import Bookkeeping
@@ -97,19 +97,29 @@ def train_until(place, arguments, do=None):
     return bool(reached)
 
 
+def change_losses(monkeypatch, change):
+    """Put `change(original, step, batch)` in the place of the losses of both steps."""
+
+    def changed(original):
+        return lambda step, batch: change(original, step, batch)
+
+    for kind in (FrontEndStep, SeparatorStep):
+        monkeypatch.setattr(kind, "losses", changed(kind.losses))
+
+
 def follow(monkeypatch, curve):
     """Let the validation follow a curve over the epochs."""
-    original = TwoStep.losses
 
-    def losses(self, batch):
-        values = original(self, batch)
-        trainer = self._trainer
-        if not self.training and trainer is not None and trainer.max_epochs > 1:
-            value = values["loss"] * 0 + curve(self.current_epoch)
+    def followed(original, step, batch):
+        values = original(step, batch)
+        system = step.system
+        trainer = system._trainer
+        if not system.training and trainer is not None and trainer.max_epochs > 1:
+            value = values["loss"] * 0 + curve(system.current_epoch)
             values |= {"loss": value, "si_sdri": value}
         return values
 
-    monkeypatch.setattr(TwoStep, "losses", losses)
+    change_losses(monkeypatch, followed)
 
 
 def metrics(step: Path) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from tests.utils.training.small_training import (
 )
 from utils import train
 from utils.files import sha256
+from utils.training import trainer
 
 SLURM = {
     "SLURM_NTASKS": "1",
@@ -143,8 +144,8 @@ def test_a_dead_loader_process_is_a_message_with_a_way_out(
     ],
 )
 def test_what_torch_says_of_loader_processes_is_known(said):
-    assert train.LOADER_DEATH.search(said)
-    assert not train.LOADER_DEATH.search("CUDA out of memory")
+    assert trainer.LOADER_DEATH.search(said)
+    assert not trainer.LOADER_DEATH.search("CUDA out of memory")
 
 
 def test_bad_audio_met_by_a_loader_process_is_one_line(
@@ -191,16 +192,18 @@ def altered_frozen_part(path):
     torch.save(state, path)
 
 
-@pytest.mark.parametrize("damage", [cut, empty, other_step, other_shapes])
+@pytest.mark.parametrize("damage", [cut, empty, other_step, other_shapes, altered_frozen_part])
 def test_a_damaged_last_checkpoint_is_named_with_what_to_do(
     conf, tone_manifests, tmp_path, step, capsys, damage
 ):
     run = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
     train_until((1, 0), run)
     damage(step / "last.ckpt")
+    before = (step / "metrics.csv").read_bytes()
     message = refusal(capsys, *run)
     assert message.count("\n") == 1
     assert f"{step / 'last.ckpt'} is" in message and f"delete {step} to train" in message
+    assert (step / "metrics.csv").read_bytes() == before, "told before anything is trained"
 
 
 @pytest.mark.parametrize("damage", [cut, empty, other_shapes])
@@ -232,6 +235,30 @@ def test_a_damaged_best_checkpoint_of_the_step_before_is_named(
     assert "best.ckpt is not the file" in refusal(
         capsys, *arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
     )
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda old: old.long(), "frontend.encoder.weight holds whole numbers there"),
+        (lambda old: old + 1j, "frontend.encoder.weight holds complex numbers there"),
+        (lambda old: old.to_sparse(), "frontend.encoder.weight is no plain tensor"),
+        (lambda old: [1.0], "frontend.encoder.weight is no plain tensor"),
+    ],
+    ids=["integer", "complex", "sparse", "list"],
+)
+def test_weights_of_another_kind_in_a_checkpoint_are_not_converted(
+    conf, tone_manifests, tmp_path, step, capsys, name, change, said
+):
+    run = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
+    train_until((1, 1), run)
+    checkpoint = torch.load(step / name, weights_only=True)
+    key = "frontend.encoder.weight"
+    checkpoint["state_dict"][key] = change(checkpoint["state_dict"][key])
+    torch.save(checkpoint, step / name)
+    message = refusal(capsys, *run)
+    assert f"{step / name} is " in message and said in message and message.count("\n") == 1
 
 
 def test_other_damaged_notes_are_named_with_what_to_do(conf, tone_manifests, tmp_path, capsys):

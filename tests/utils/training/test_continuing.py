@@ -8,19 +8,20 @@ import pytest
 import torch
 import yaml
 
-from local_models.two_step import TwoStep
 from tests.utils.training.small_training import (
     CONFIG,
     FRONTEND,
     arguments,
     assert_same_training,
     assert_same_tree,
+    change_losses,
     metrics,
     train_until,
     whole_state,
     write_conf,
 )
 from utils import train
+from utils.training import steps
 
 AT_EPOCH_ENDS = "runtime.checkpoint_minutes=0"
 AT_EACH_BATCH = "runtime.checkpoint_minutes=1e-9"
@@ -42,17 +43,16 @@ def conf(tmp_path):
 @pytest.fixture
 def random_losses(monkeypatch):
     """Losses that use each of the global generators, as dropout and random numbers of iterations do."""
-    original = TwoStep.losses
 
-    def losses(self, batch):
-        if self.training:
+    def changed(original, step, batch):
+        if step.system.training:
             factor = (
                 1 + 0.1 * torch.rand(()).item() + 0.1 * np.random.rand() + 0.1 * random.random()
             )
             batch = batch | {"mixture": factor * batch["mixture"]}
-        return original(self, batch)
+        return original(step, batch)
 
-    monkeypatch.setattr(TwoStep, "losses", losses)
+    change_losses(monkeypatch, changed)
 
 
 def killed_often(conf, manifests, exp, places, workers, *options):
@@ -161,7 +161,7 @@ def test_an_early_stop_that_was_reached_before_a_kill_is_not_trained_over(
     options = ("steps.frontend.early_stop=1", "steps.frontend.optim.lr=1e-12", *FRONTEND)
     run = arguments(conf, tone_manifests, tmp_path / "exp", "steps.frontend.epochs=9", *options)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
+        patch.setattr(steps, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
         with pytest.raises(KeyError):
             train.main(run)
     before = metrics(tmp_path / "exp/frontend")

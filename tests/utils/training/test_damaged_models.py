@@ -38,6 +38,8 @@ def test_a_packed_model_with_such_a_rate_ends_with_one_line(rate, tmp_path):
         (lambda old: None, "cannot be built"),
         (lambda old: old.tolist(), "cannot be built"),
         (lambda old: old[..., :1], "size mismatch"),
+        (lambda old: old.long(), "frontend.encoder.weight holds whole numbers there and floats"),
+        (lambda old: old + 1j, "frontend.encoder.weight holds complex numbers there and floats"),
     ],
 )
 def test_weights_that_are_none_are_told_in_one_line(weight, said, tmp_path):
@@ -49,6 +51,16 @@ def test_weights_that_are_none_are_told_in_one_line(weight, said, tmp_path):
     with pytest.raises(UserError, match=said) as error:
         load_system(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64])
+def test_a_packed_model_with_weights_of_another_kind_is_refused(dtype, tmp_path):
+    packed = model_files.AsteroidSystem(NETWORKS["ConvTasNet"]).pack()
+    name = next(iter(packed["state_dict"]))
+    packed["state_dict"][name] = packed["state_dict"][name].to(dtype)
+    torch.save(packed, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=rf"model\.pth: .*\({name} holds (whole|complex) numbers"):
+        load_system(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,19 @@ from tests.utils.training.small_training import (
     start,
     write_conf,
 )
-from utils.data.datasets import EpochSampler, loaders
+from utils.data.datasets import Batches, EpochSampler, loaders
 from utils.training.config import Data
 from utils.training.model_files import load_system
 
 LATE = """
 import sys, time
 import utils.train
-finish = utils.train.finish
+import utils.training.steps as steps
+finish = steps.finish
 def late(*arguments):
     time.sleep(2)
     finish(*arguments)
-utils.train.finish = late
+steps.finish = late
 utils.train.main(sys.argv[1:])
 """
 
@@ -64,6 +65,10 @@ def test_two_processes_train_and_validate_as_one_and_wait_for_each_other(
         assert list(tables[0].columns) == list(tables[1].columns)
         np.testing.assert_allclose(tables[0]["val_loss"], tables[1]["val_loss"], atol=tolerance)
         assert json.loads((double / step / "done.json").read_text())["device"].startswith("2 x")
+    # The gains of the decoders come from all validation mixtures, each of them once.
+    gains = [torch.load(exp / "frontend/best.ckpt")["state_dict"] for exp in (single, double)]
+    for name in ("gain_cross", "gain_power"):
+        torch.testing.assert_close(gains[1][name], gains[0][name], rtol=1e-4, atol=0)
     assert load_system(double / "model.pth").n_src == 2
     run_to_the_end(*two)  # nothing to do
 
@@ -139,7 +144,9 @@ def test_each_validation_example_counts_once(size, world):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_that_begins_within_an_epoch_gives_the_rest_of_it(tone_manifests, workers):
     def ids(place=None):
-        train, _ = loaders(tone_manifests, Data(segment=0.25), 2, 8000, 4, 0, workers, 0, 1)
+        data = Data(segment=0.25)
+        splits = data.splits(tone_manifests, 2, 8000)
+        train, _ = loaders(data, splits, Batches(4, workers))
         if place:
             train.sampler.start(*place)
         else:

@@ -26,7 +26,7 @@ from tests.utils.training.small_training import (
     write_conf,
 )
 from utils import train
-from utils.training import folder, lock
+from utils.training import folder, lock, steps
 
 HOLDER = """
 import os, sys, time
@@ -115,7 +115,7 @@ def test_a_moved_experiment_whose_epochs_are_all_done_is_finished(
 ):
     run = arguments(conf, tone_manifests, tmp_path / "old", *FRONTEND)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
+        patch.setattr(steps, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
         with pytest.raises(KeyError):
             train.main(run)
     shutil.copytree(tmp_path / "old", tmp_path / "copy")
@@ -217,11 +217,20 @@ def test_a_finished_experiment_that_can_only_be_read_is_left_alone(
     run = arguments(conf, tone_manifests, tmp_path / "exp", "steps.separator.epochs=1")
     train.main(run)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*")}
-    monkeypatch.setattr(train.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     train.main(run)
     assert capsys.readouterr().out.endswith("exp: already trained\n")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").rglob("*")} == before
     assert "seed: 0 -> 5" in refusal(capsys, *run, "seed=5")
+
+
+def test_names_that_are_not_utf8_are_taken_but_for_the_folder_that_tensorboard_writes(
+    conf, manifests, tmp_path, capsys
+):
+    odd = manifests.rename(manifests.parent / os.fsdecode(b"caf\xe9"))
+    run = arguments(conf, odd, tmp_path / os.fsdecode(b"exp\xe9"), *FRONTEND)
+    assert "is not UTF-8, which TensorBoard cannot write" in refusal(capsys, *run)
+    train.main(arguments(conf, odd, tmp_path / "exp", "steps.frontend.epochs=1", *FRONTEND))
 
 
 def test_the_commit_says_when_files_of_the_code_are_in_none(tmp_path):

@@ -1,6 +1,7 @@
 """Attacks on whoever loads a model file, each by writing a file or by running a command."""
 
 import contextlib
+import sys
 
 import pytest
 import torch
@@ -148,6 +149,83 @@ def test_the_configuration_of_an_experiment_is_no_trust_in_functions(tmp_path):
         with pytest.raises(UserError):
             load_system(exp)
         assert not witness.exists(), name
+
+
+NETWORK = """
+import pathlib
+from torch import nn
+pathlib.Path({witness!r}).touch()
+
+class Net(nn.Identity):
+    pass
+"""
+
+
+@pytest.fixture
+def folder_from_elsewhere(tmp_path):
+    """An experiment whose config.yml says the same as its model file, as a function of the name in both."""
+
+    def make(name):
+        settings = untyped(spec(name))
+        exp = tmp_path / "exp"
+        exp.mkdir(exist_ok=True)
+        torch.save(pack(settings, {}), exp / "model.pth")
+        (exp / "config.yml").write_text(yaml.dump({"system": settings}))
+        return exp
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "this.Net",  # importing it prints
+        "idlelib.idle.Net",  # importing it opens a window
+        "torch.jit.ScriptModule",
+        "torch.nn.DataParallel",
+        "torch.utils.bottleneck.__main__.Net",
+        "utils.training.steps.Training",
+    ],
+)
+def test_a_folder_from_elsewhere_reaches_no_part_of_python_torch_or_the_engine(
+    name, folder_from_elsewhere
+):
+    exp = folder_from_elsewhere(name)
+    before = set(sys.modules)
+    with pytest.raises(UserError, match=f"asks for {name}|class_path is '{name}"):
+        load_system(exp)
+    assert not {"this", "idlelib.idle", "torch.utils.bottleneck"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("exp/evil.py", "evil.Net"),
+        ("exp/evil/layers.py", "evil.layers.Net"),
+        ("code/evil/__main__.py", "evil.__main__.Net"),
+    ],
+)
+def test_a_folder_from_elsewhere_imports_no_module_that_came_with_it_and_no_program(
+    place, name, folder_from_elsewhere, tmp_path, monkeypatch
+):
+    exp = folder_from_elsewhere(name)
+    module = tmp_path / place
+    module.parent.mkdir(parents=True, exist_ok=True)
+    module.write_text(NETWORK.format(witness=str(tmp_path / "witness")))
+    # as `python -m` does with the folder in which it is started
+    monkeypatch.syspath_prepend(tmp_path / place.split("/")[0])
+    with pytest.raises(UserError, match=r"model\.pth is refused"):
+        load_system(exp)
+    assert not (tmp_path / "witness").exists()
+    # the same network is built where it is the user's own
+    own = tmp_path / "own/evil.py"
+    own.parent.mkdir()
+    own.write_text(module.read_text())
+    monkeypatch.syspath_prepend(own.parent)
+    with pytest.raises(UserError, match="cannot be built|is refused"):
+        load_system(folder_from_elsewhere("evil.Net"))
+    assert (tmp_path / "witness").exists()
+    sys.modules.pop("evil", None)
 
 
 def test_configurations_without_an_end_are_refused(tmp_path):

@@ -48,7 +48,7 @@ MIXTURE -= MIXTURE.mean(
 def our_system():
     values = {"system": OURS, "steps": {"joint": {"epochs": 1}}}
     parsed = config.parse(values, "x.yml")
-    return config.plain(parsed)["system"], config.build(parsed).system.eval()
+    return parsed.system, parsed.build_system().eval()
 
 
 @pytest.fixture

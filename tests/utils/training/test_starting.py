@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+import sys
 
 import pandas as pd
 import pytest
@@ -19,7 +20,10 @@ from tests.utils.training.small_training import (
     write_conf,
 )
 from utils import train
+from utils.files import sha256
+from utils.training import steps
 from utils.training.model_files import build_system, load_system, pack, save
+from utils.training.weights import sha256_of_weights
 
 ASTEROID = {
     "class_path": "local_models.asteroid.AsteroidSystem",
@@ -203,8 +207,10 @@ def test_a_step_may_start_from_an_earlier_one_of_its_own_experiment(run, tmp_pat
     config["steps"]["separator"] = {"epochs": 1}
     config["steps"]["joint"] = {"epochs": 1, "start_from": str(tmp_path / "exp/frontend")}
     run(config)
-    sha256 = json.loads((tmp_path / "exp/frontend/done.json").read_text())["best_sha256"]
-    assert json.loads((tmp_path / "exp/joint/start.json").read_text())["sha256"] == sha256
+    begun = json.loads((tmp_path / "exp/joint/start.json").read_text())
+    assert begun["weights_sha256"] == sha256_of_weights(
+        weights(tmp_path / "exp/frontend/best.ckpt")
+    )
 
 
 def test_a_continued_step_needs_the_file_with_which_it_began(
@@ -220,7 +226,7 @@ def test_a_continued_step_needs_the_file_with_which_it_began(
     described["state_dict"] = build_system(CONFIG["system"]).state_dict()
     save(described, model)
     message = refused(config)
-    assert f"was started from another file than {model} is now" in message
+    assert f"was started from other weights than {model} has now" in message
     model.unlink()
     assert f"there is no {model}" in refused(config)
     shutil.copy(donor / "model.pth", model)
@@ -228,6 +234,70 @@ def test_a_continued_step_needs_the_file_with_which_it_began(
     assert_same_training(exp / "finetune", tmp_path / "whole/finetune")
     model.unlink()
     run(config)  # what is finished needs it no more
+
+
+def test_a_step_that_was_trained_again_to_the_same_weights_is_the_same_start(
+    tone_manifests, tmp_path, capsys
+):
+    exp = tmp_path / "exp"
+    call = arguments(write_conf(tmp_path), tone_manifests, exp)
+    assert train_until((3, 1), call)
+    before = sha256(exp / "frontend/best.ckpt")
+    shutil.rmtree(exp / "frontend")
+    train.main(call)
+    # Its file holds times, too, which are others.
+    assert sha256(exp / "frontend/best.ckpt") != before
+    assert "separator, epoch 4 of 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["model.pth", "finetune/best.ckpt"])
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [(lambda old: old.long(), "whole numbers"), (lambda old: old + 1j, "complex numbers")],
+    ids=["integer", "complex"],
+)
+def test_weights_of_another_kind_are_no_start(donor, refused, tmp_path, place, change, kind):
+    path = tmp_path / "given" / place
+    path.parent.mkdir(parents=True)
+    content = torch.load(donor / place.replace("finetune", "separator"), weights_only=True)
+    for name in ("frontend.encoder.weight", "gain_cross"):
+        content["state_dict"][name] = change(content["state_dict"][name])
+    torch.save(content, path)
+    message = refused(finetune(start_from=str(path)))
+    for name in ("frontend.encoder.weight", "gain_cross"):
+        assert f"{name} holds {kind} there and floats here" in message
+
+
+OTHERS = """
+from local_models.two_step import TDCN
+
+class Masks(TDCN):
+    def __init__(self, in_chan, n_src):
+        super().__init__(in_chan, n_src, n_blocks=1, n_repeats=1, bn_chan=4, hid_chan=4)
+"""
+
+
+def test_a_file_that_names_a_network_of_another_package_is_a_start_on_the_users_word(
+    tmp_path, refused, run, monkeypatch
+):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/hernet.py").write_text(OTHERS)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    described = copy.deepcopy(CONFIG["system"])
+    described["init_args"]["separator"] = {"class_path": "hernet.Masks"}
+    save(pack(described, build_system(described).state_dict()), tmp_path / "hers.pth")
+    sys.modules.pop("hernet")
+    config = finetune(start_from=str(tmp_path / "hers.pth"), partial=True)
+    assert "--trust hernet" in refused(config)
+    assert "hernet" not in sys.modules
+    exp = run(config, "--trust", "hernet")
+    assert started(exp)["taken"] > 0
+    sys.modules.pop("hernet")
+
+
+def test_a_package_that_cannot_be_trusted_is_refused_at_once(refused, tmp_path):
+    assert "--trust os: this is a part of Python" in refused(finetune(), "--trust", "os")
+    assert not (tmp_path / "exp").exists()
 
 
 def test_another_start_is_another_experiment(donor, run, refused):
@@ -253,7 +323,7 @@ def test_frozen_parameters_stay_and_the_others_move(run, tmp_path):
         if name.startswith(("separator.", "frontend.encoder.")):
             continue
         parameter.requires_grad_(True)
-    assert train.fingerprint(system) == done["frozen_sha256"]
+    assert steps.fingerprint(system) == done["frozen_sha256"]
 
 
 def test_a_model_file_that_asks_for_code_is_no_start(refused, tmp_path):

@@ -15,12 +15,21 @@ import soundfile as sf
 import torch
 import yaml
 
-from local_models.two_step import TwoStep
-from tests.utils.training.small_training import FRONTEND, arguments, follow, refusal, write_conf
+from local_models.two_step.system import FrontEndStep
+from tests.utils.training.small_training import (
+    FRONTEND,
+    arguments,
+    assert_same_training,
+    follow,
+    refusal,
+    write_conf,
+)
 from utils import train
 from utils.errors import UserError
+from utils.training import steps
 from utils.training.callbacks import Bookkeeping
 from utils.training.model_files import load_system
+from utils.training.trainer import explained
 
 
 @pytest.fixture
@@ -107,14 +116,15 @@ def test_networks_run_in_the_precision_asked_for(
     conf, tone_manifests, tmp_path, monkeypatch, precision, dtype
 ):
     seen = set()
-    original = TwoStep.losses
+    original = FrontEndStep.losses
 
-    def losses(self, batch):
-        is_lower = torch.is_autocast_enabled(self.device.type)
-        seen.add(torch.get_autocast_dtype(self.device.type) if is_lower else None)
-        return original(self, batch)
+    def losses(step, batch):
+        device = step.system.device.type
+        is_lower = torch.is_autocast_enabled(device)
+        seen.add(torch.get_autocast_dtype(device) if is_lower else None)
+        return original(step, batch)
 
-    monkeypatch.setattr(TwoStep, "losses", losses)
+    monkeypatch.setattr(FrontEndStep, "losses", losses)
     followed(conf, tone_manifests, tmp_path / "exp", f"steps.frontend.precision={precision}")
     assert seen == {dtype}
 
@@ -227,6 +237,39 @@ def test_the_self_test_stops_a_training_that_cannot_work(
     assert not (tmp_path / "exp/frontend/done.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("steps.separator.monitor=val_sdr", "steps.separator.monitor: `val_sdr` is not logged"),
+        ("steps.separator.batch_size=64", "fewer than a batch of 64"),
+        ("steps.separator.freeze=[nothing.*]", "steps.separator.freeze: no parameter is called"),
+    ],
+)
+@pytest.mark.parametrize("which", ["all", "first"])
+def test_what_is_wrong_in_a_later_step_is_told_before_the_first_one_is_trained(
+    conf, tone_manifests, tmp_path, capsys, option, said, which
+):
+    exp = tmp_path / "exp"
+    call = arguments(conf, tone_manifests, exp, option, "--steps", which)
+    message = refusal(capsys, *call)
+    assert said in message and message.count("\n") == 1
+    assert not list(exp.glob("*/*.ckpt"))
+
+
+def test_later_steps_are_rehearsed_once_and_leave_the_training_as_it_is(
+    conf, tone_manifests, tmp_path, capsys, monkeypatch
+):
+    exp = tmp_path / "exp"
+    train.main(arguments(conf, tone_manifests, exp, "--steps", "first"))
+    assert capsys.readouterr().out.count("step `separator`: self-test passed") == 1
+    train.main(arguments(conf, tone_manifests, exp, "--steps", "rest"))
+    assert capsys.readouterr().out.count("self-test passed") == 1
+    monkeypatch.setattr(steps, "check_ahead", lambda *arguments: None)
+    train.main(arguments(conf, tone_manifests, tmp_path / "other"))
+    for step in ("frontend", "separator"):
+        assert_same_training(exp / step, tmp_path / "other" / step)
+
+
 def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(
     conf, tone_manifests, tmp_path, capsys
 ):
@@ -298,10 +341,10 @@ def test_no_room_for_the_locks_of_loader_processes_is_explained(monkeypatch, tmp
     monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", full)
     checkpoints = SimpleNamespace(is_told=lambda: False, folder=tmp_path)
     trainer = SimpleNamespace(is_global_zero=True)
-    with pytest.raises(UserError, match="runtime.workers=0"), train.explained(trainer, checkpoints):
+    with pytest.raises(UserError, match="runtime.workers=0"), explained(trainer, checkpoints):
         try:
             multiprocessing.Lock()
         finally:
             raise RuntimeError("Please call `iter(combined_loader)` first.")
-    with pytest.raises(OSError), train.explained(trainer, checkpoints):
+    with pytest.raises(OSError), explained(trainer, checkpoints):
         full()

@@ -121,9 +121,9 @@ def test_trust_in_a_package_is_none_in_what_it_imports(mynet, tmp_path):
 
 def test_helper_classes_and_functions_need_trust_in_their_package(mynet, tmp_path):
     settings = own(options=spec("mynet.Options", factor=3))
-    path = saved(settings, tmp_path / "model.pth")
+    path = saved(settings, tmp_path / "exp/model.pth")
     assert load_system(path, trust=["mynet"]).separator.options.factor == 3
-    (tmp_path / "config.yml").write_text(yaml.safe_dump({"system": settings}))
+    (tmp_path / "exp/config.yml").write_text(yaml.safe_dump({"system": settings}))
     with pytest.raises(UserError, match=r"options asks for mynet\.Options, which is no network"):
         load_system(path)
 

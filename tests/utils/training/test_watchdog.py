@@ -210,6 +210,7 @@ def test_a_monitored_value_that_is_not_finite_ends_the_training(leaves_out):
 
 def test_weights_that_are_not_finite_are_never_saved():
     system = Normalising(False)
+    system.begin_step("joint", Optimisation())
     engine = trainer(max_epochs=1)
     watchdog = Watchdog("val_loss")
     watchdog.on_train_batch_start(engine, system, {"id": ["a"]}, 0)

@@ -14,18 +14,20 @@ Sources: Vincent, Gribonval and Févotte, "Performance measurement in blind audi
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from utils.evaluation.metrics.projection import unexplained_by_one, unexplained_by_one_and_all
 from utils.evaluation.metrics.si_sdr import as_signals, check_not_transposed, to_decibels
+from utils.evaluation.signals import Samples, Signals, blocks, broadcast, computed
 
 # dB of SDR for one of SIR where several orders have the best mean SIR.
 _TIE_BREAK = 1e-9
 
 
 def sdr(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
     filter_length: int = 512,
     permute: bool = False,
 ) -> np.ndarray:
@@ -43,9 +45,13 @@ def sdr(
         ValueError: different lengths, no samples, no filter, or more than MAX_SOURCES sources.
     """
     estimates, references = _checked(estimates, references, filter_length)
-    estimates, references = np.broadcast_arrays(estimates, references)
     estimates, usable = _with_unit_energy(estimates)
     references, scored = _with_unit_energy(references)
+    shape = np.broadcast_shapes(usable.shape, scored.shape)
+    estimates = broadcast(estimates, shape)
+    usable = np.broadcast_to(usable, shape)
+    references = broadcast(references, shape)
+    scored = np.broadcast_to(scored, shape)
     if permute:
         return _best_sdr(estimates, usable, references, scored, filter_length)
     # SDR = 10 log10 |s_target|^2 / |estimate - s_target|^2, with s_target the projection on the reference: of an energy
@@ -55,13 +61,18 @@ def sdr(
         pair = tuple(index)
         estimate = estimates[pair][None]
         reference = references[pair][None]
-        energy = unexplained_by_one(estimate, reference, filter_length)
-        unexplained[pair] = energy.item()
+        unexplained[pair] = unexplained_by_one(estimate, reference, filter_length).item()
     ratio = _ratio(1 - unexplained, unexplained)
     return to_decibels(ratio, ~usable, ~scored)
 
 
-def _best_sdr(estimates, usable, references, scored, filter_length):
+def _best_sdr(
+    estimates: Samples,
+    usable: np.ndarray,
+    references: Samples,
+    scored: np.ndarray,
+    filter_length: int,
+) -> np.ndarray:
     """SDR (..., source) in the best order of each example; the rest is as in `sdr`."""
     scores = np.full(usable.shape, np.nan)
     for example in np.ndindex(usable.shape[:-1]):
@@ -76,22 +87,22 @@ def _best_sdr(estimates, usable, references, scored, filter_length):
         )
         ratio = _ratio(1 - unexplained, unexplained)
         failed = ~usable[example][:, None]
-        of_pairs = to_decibels(ratio, failed, False)
+        of_pairs = to_decibels(ratio, failed, np.zeros_like(failed))
         # of_pairs: (estimate, reference). The assignment with the best sum is the best order.
         order = _best_order(of_pairs)
         scores[example][columns] = of_pairs[order, range(len(columns))]
     return scores
 
 
-def _best_order(of_pairs):
+def _best_order(of_pairs: np.ndarray) -> np.ndarray:
     """The estimate of each reference, (reference,), with the best sum of scores (estimate, reference)."""
     _, estimate_numbers = linear_sum_assignment(of_pairs.T, maximize=True)
     return estimate_numbers
 
 
 def bss_eval(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
     filter_length: int = 512,
     permute: bool = True,
 ) -> tuple[np.ndarray, ...]:
@@ -114,7 +125,7 @@ def bss_eval(
         ValueError: not (source, time), different shapes, no samples, no filter, or more than MAX_SOURCES sources.
     """
     estimates, references = _checked(estimates, references, filter_length)
-    if estimates.ndim != 2 or estimates.shape != references.shape:
+    if len(estimates.shape) != 2 or estimates.shape != references.shape:
         raise ValueError(
             f"estimates {estimates.shape} and references {references.shape} must both be (source, time)"
         )
@@ -145,7 +156,12 @@ def bss_eval(
     return *scores, order
 
 
-def _energy_ratios(estimates, references, pairs, filter_length):
+def _energy_ratios(
+    estimates: Signals,
+    references: Signals,
+    pairs: np.ndarray,
+    filter_length: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """SDR, SIR and SAR as ratios of energies, three of (estimate, reference) or (estimate, 1).
 
     An estimate of energy 1 is s_target + e_interf + e_artif: its projection on its reference, what the projection on
@@ -159,8 +175,12 @@ def _energy_ratios(estimates, references, pairs, filter_length):
     return sdr_ratio, sir_ratio, sar_ratio
 
 
-def _checked(estimates, references, filter_length):
-    """Both in float64; ValueError unless they have one length and the filter has a tap."""
+def _checked(
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
+    filter_length: int,
+) -> tuple[Samples, Samples]:
+    """Both as what can be indexed; ValueError unless they have one length and the filter has a tap."""
     if filter_length < 1:
         raise ValueError(f"filter_length is {filter_length}, must be at least 1")
     estimates, references = as_signals(estimates, references)
@@ -169,18 +189,25 @@ def _checked(estimates, references, filter_length):
     return estimates, references
 
 
-def _with_unit_energy(signals):
+def _with_unit_energy(signals: Samples) -> tuple[Signals, np.ndarray]:
     """Signals scaled to an energy of 1, and which could be; silence and what is not finite become zeros."""
-    energy = np.einsum("...t,...t->...", signals, signals)
+    *leading, length = signals.shape
+    energy = np.zeros(leading)
+    for block in blocks(length):
+        samples = np.asarray(signals[..., block], np.float64)
+        energy += np.einsum("...t,...t->...", samples, samples)
     norm = np.sqrt(energy)
     usable = np.isfinite(norm) & (norm > 0)
-    scale = np.where(usable, norm, 1.0)
-    signals = signals / scale[..., None]
-    signals[~usable] = 0.0
-    return signals, usable
+
+    def change(index: tuple[int, ...], samples: np.ndarray) -> np.ndarray:
+        if not usable[index]:
+            return np.zeros(len(samples))
+        return samples.astype(np.float64) / norm[index]
+
+    return computed(signals, change), usable
 
 
-def _ratio(signal, noise):
+def _ratio(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Of two energies; rounding may have made them negative."""
     # Nothing over nothing, or something over nothing, is nan or infinity, as it should be.
     with np.errstate(all="ignore"):

@@ -29,17 +29,19 @@ import math
 import warnings
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.fft import next_fast_len, rfft
 
 from utils.evaluation.metrics.image_filters import image_filters
 from utils.evaluation.metrics.si_sdr import LIMIT, check_not_transposed
+from utils.evaluation.signals import Samples, all_finite, as_samples, blocks
 
 _BLOCK = 2**16  # samples of a track that are looked at together where frames do not matter
 
 
 def frame_scores(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
     sample_rate: float,
     window: float = 1.0,
     hop: float = 1.0,
@@ -48,8 +50,8 @@ def frame_scores(
     """SDR, ISR, SIR and SAR of every frame, estimate k against reference k.
 
     Args:
-        estimates, references: (source, channel, time) or, for mono, (source, time). At most a frame at a time is
-            converted to float64, so memory-mapped and integer arrays will do.
+        estimates, references: (source, channel, time). At most a frame at a time is converted to float64, so
+            memory-mapped and integer arrays will do.
         sample_rate: in Hz.
         window, hop: of the frames, in seconds.
         filter_length: taps of the filters.
@@ -107,8 +109,8 @@ def frame_scores(
 
 
 def frame_sdr(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
     sample_rate: float,
     window: float = 1.0,
     hop: float = 1.0,
@@ -121,14 +123,14 @@ def frame_sdr(
 
 
 def usdr(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
     delta: float = 1e-7,
 ) -> np.ndarray:
     """10 log10 of the energies of reference and error, each plus `delta`, over all channels and the whole track.
 
     Args:
-        estimates, references: (source, channel, time) or (source, time).
+        estimates, references: (source, channel, time).
 
     Returns:
         (source,), float64, in dB, without limits: `delta` keeps silence and identity finite. An estimate that holds
@@ -142,7 +144,7 @@ def usdr(
     estimates, references, broken = _stems(estimates, references)
     # Energies are summed over blocks, so that no whole track is converted at once.
     parts = []
-    for block in _blocks(references):
+    for block in blocks(references.shape[-1], _BLOCK):
         estimated = estimates[..., block]
         true = references[..., block]
         parts.append(_energies(estimated, true))
@@ -212,56 +214,45 @@ def museval_json(
     return {"targets": targets}
 
 
-def _stems(estimates, references):
+def _stems(
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
+) -> tuple[Samples, Samples, np.ndarray]:
     """Both as (source, channel, time) without a copy, and which estimates are not finite: (source,)."""
-    estimates = np.asarray(estimates)
-    references = np.asarray(references)
+    estimates = as_samples(estimates)
+    references = as_samples(references)
     for axis in (-3, -2):
         check_not_transposed("references", references.shape, axis)
     same_shape = estimates.shape == references.shape
-    if not same_shape or references.ndim not in (2, 3) or not references.size:
+    if not same_shape or len(references.shape) != 3 or not math.prod(references.shape):
         raise ValueError(
             f"estimates {estimates.shape} and references {references.shape} must have one shape, (source, channel, "
-            "time) or (source, time), with at least one sample"
+            "time), with at least one sample"
         )
-    # Mono is one channel.
-    if references.ndim == 2:
-        estimates = estimates[:, None]
-        references = references[:, None]
-    broken = _not_finite(references)
-    if broken.any():
-        numbers = np.flatnonzero(broken).tolist()
+    if not all_finite(references).all():
+        numbers = np.flatnonzero(_not_finite(references)).tolist()
         raise ValueError(f"NaN or infinity in the references of sources {numbers}")
     return estimates, references, _not_finite(estimates)
 
 
-def _blocks(signals):
-    """Slices of the time, so that no whole track is converted at once."""
-    length = signals.shape[-1]
-    starts = range(0, length, _BLOCK)
-    return [slice(start, start + _BLOCK) for start in starts]
-
-
-def _not_finite(signals):
+def _not_finite(signals: Samples) -> np.ndarray:
     """Which sources hold NaN or infinity: (source,)."""
-    finite = np.ones(len(signals), bool)
-    for block in _blocks(signals):
-        values = np.isfinite(signals[..., block])
-        finite &= values.all(axis=(1, 2))
-    return ~finite
+    of_channels = all_finite(signals)
+    return ~np.all(of_channels, axis=-1)
 
 
-def _frames(length, sample_rate, window, hop):
+def _frames(length: int, sample_rate: float, window: float, hop: float) -> list[slice]:
     """Slices of the time: whole frames only, or one of the whole track if that is shorter."""
-    window = int(min(window * sample_rate, length))
-    hop = int(min(hop * sample_rate, length))
-    if window < 1 or hop < 1:
+    # In samples.
+    size = int(min(window * sample_rate, length))
+    step = int(min(hop * sample_rate, length))
+    if size < 1 or step < 1:
         raise ValueError(f"window and hop must be at least one sample at {sample_rate} Hz")
-    starts = range(0, length - window + 1, hop)
-    return [slice(start, start + window) for start in starts]
+    starts = range(0, length - size + 1, step)
+    return [slice(start, start + size) for start in starts]
 
 
-def _energies(estimates, references):
+def _energies(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Energies of reference and error over channels and time: (2, source)."""
     references = references.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -274,12 +265,17 @@ def _energies(estimates, references):
     return energies
 
 
-def _energy(signal):
+def _energy(signal: np.ndarray) -> float:
     """Sum of |signal|^2."""
     return np.vdot(signal, signal).real
 
 
-def _frame_sdr(estimates, references, broken, frames):
+def _frame_sdr(
+    estimates: Samples,
+    references: Samples,
+    broken: np.ndarray,
+    frames: list[slice],
+) -> np.ndarray:
     """SDR = 10 log10 |s|^2 / |s - estimate|^2 of each frame: (source, frame)."""
     shape = (len(references), len(frames))
     sdr = np.full(shape, np.nan)
@@ -294,14 +290,14 @@ def _frame_sdr(estimates, references, broken, frames):
     return sdr
 
 
-def _has_silence(signals):
+def _has_silence(signals: np.ndarray) -> bool:
     """Whether any source is silent as museval sees it: the sum of its channels is 0 in every sample."""
     sums = signals.sum(axis=1)
     silent = (sums == 0).all(axis=-1)
-    return silent.any()
+    return bool(silent.any())
 
 
-def _decibels(energy, error):
+def _decibels(energy: np.ndarray, error: np.ndarray) -> np.ndarray:
     """10 log10 of the ratio, within +-LIMIT; -LIMIT for an estimate that is not finite."""
     # The error may be 0; where an estimate is not finite, its filters are not either.
     with np.errstate(all="ignore"):
@@ -310,7 +306,7 @@ def _decibels(energy, error):
     return np.clip(values, -LIMIT, LIMIT)
 
 
-def _spectra(signals, n_fft):
+def _spectra(signals: np.ndarray, n_fft: int) -> np.ndarray:
     """(source, channel, bin), the ends scaled so that the plain sum of squares is proportional to the energy."""
     # An estimate that is not finite has such a spectrum.
     with np.errstate(invalid="ignore"):
@@ -320,7 +316,12 @@ def _spectra(signals, n_fft):
     return spectra
 
 
-def _filtered_ratios(estimates, references, responses_of_all, responses_of_own):
+def _filtered_ratios(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    responses_of_all: np.ndarray,
+    responses_of_own: np.ndarray,
+) -> np.ndarray:
     """ISR, SIR and SAR of one frame, (3, source), from the spectra of its signals and of the filters.
 
     With the target P_j e, the projection of an estimate e on its own reference s_j, and P e, that on all references
@@ -346,7 +347,7 @@ def _filtered_ratios(estimates, references, responses_of_all, responses_of_own):
     return _decibels(signal_energy, error_energy)
 
 
-def _filtered(channels, filters):
+def _filtered(channels: np.ndarray, filters: np.ndarray) -> np.ndarray:
     """(input, bin) through (input, output, bin) to (output, bin)."""
     output = channels[0] * filters[0]
     product = np.empty_like(output)

@@ -9,20 +9,26 @@ that made its numbers: google-research/sound-separation, models/dcase2020_fuss_b
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from local_models.silence import SILENT_RMS
-from utils.evaluation.metrics.si_sdr import as_signals
+from utils.evaluation.metrics.si_sdr import as_signals, silenced, sum_over_time
+from utils.evaluation.signals import Samples, Signals, all_finite, as_samples, computed
 
 _RATIO_FLOOR = 1e-8  # bounds scores to +-80 dB
 _ENERGY_FLOOR = 1e-16
 _INACTIVE = 0.01  # power of an estimate, relative to the quietest active reference: -20 dB
 
 
-def si_snr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
+def si_snr(
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
+) -> np.ndarray:
     """Scale-invariant signal-to-noise ratio in which a constant offset counts, unlike in `si_sdr`.
 
     Args:
@@ -40,23 +46,32 @@ def si_snr(estimates: np.ndarray, references: np.ndarray) -> np.ndarray:
     references = _with_unit_energy(references)
     # Of energy 1, a signal is explained by its reference to the share rho^2, rho = <e, s>:
     # SI-SNR = 10 log10 (rho^2 + floor) / (1 - rho^2 + floor).
-    correlation = np.sum(estimates * references, axis=-1)
+    correlation = sum_over_time(lambda e, r: e * r, estimates, references)
     explained = correlation**2
     unexplained = 1 - explained
     return 10 * np.log10((explained + _RATIO_FLOOR) / (unexplained + _RATIO_FLOOR))
 
 
-def _finite(signals):
+def _energy(signals: Samples) -> np.ndarray:
+    """Sum of squares over time."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return sum_over_time(lambda x: x**2, signals)
+
+
+def _finite(signals: Samples) -> Samples:
     """Signals with silence for those whose energy is no number."""
-    with np.errstate(over="ignore"):
-        energy = np.sum(signals**2, axis=-1, keepdims=True)
-    return np.where(np.isfinite(energy), signals, 0.0)
+    energy = _energy(signals)
+    return silenced(signals, ~np.isfinite(energy))
 
 
-def _with_unit_energy(signals):
+def _with_unit_energy(signals: Samples) -> Signals:
     """Signals scaled to an energy of 1; silence stays silence."""
-    energy = np.sum(signals**2, axis=-1, keepdims=True)
-    return signals / np.sqrt(np.maximum(energy, _ENERGY_FLOOR))
+    norm = np.sqrt(np.maximum(_energy(signals), _ENERGY_FLOOR))
+
+    def change(index: tuple[int, ...], samples: np.ndarray) -> np.ndarray:
+        return samples.astype(np.float64) / norm[index]
+
+    return computed(signals, change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +115,9 @@ class Clip:
 
 
 def clip_score(
-    estimates: np.ndarray,
-    references: np.ndarray,
-    mixture: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
+    mixture: Samples | ArrayLike,
 ) -> Clip:
     """Score one clip. Estimates must have the level of the references, or their activity means nothing.
 
@@ -118,21 +133,21 @@ def clip_score(
         ValueError: different lengths, no samples, or NaN or infinity in the references or the mixture.
     """
     estimates, references = as_signals(estimates, references)
-    mixture = np.asarray(mixture)
-    finite = np.isfinite(references).all() and np.isfinite(mixture).all()
-    if not finite:
+    mixture = as_samples(mixture)
+    if not (all_finite(references).all() and all_finite(mixture)):
         raise ValueError("references and mixture must be finite")
     n_slots = max(len(estimates), len(references))
-    estimates = _filled(_finite(estimates), n_slots)
-    references = _filled(references, n_slots)
+    estimates = with_silence(_finite(estimates), n_slots)
+    references = with_silence(references, n_slots)
     # The order with the best sum of scores (reference, estimate).
     scores = si_snr(estimates, references[:, None])
     slots, order = linear_sum_assignment(scores, maximize=True)
     # An estimate is active that is at most 20 dB below the quietest active reference.
-    power = np.mean(references**2, axis=-1)
+    length = references.shape[-1]
+    power = _energy(references) / length
     active = np.sqrt(power) > SILENT_RMS
     quietest = np.min(power[active], initial=np.inf)
-    power_of_estimates = np.mean(estimates[order] ** 2, axis=-1)
+    power_of_estimates = _energy(estimates[order]) / length
     return Clip(
         order=order,
         active_references=active,
@@ -142,10 +157,16 @@ def clip_score(
     )
 
 
-def _filled(signals, n_slots):
+def with_silence(signals: Samples, n_slots: int) -> Signals:
     """Signals (slot, time) with slots of silence after them."""
-    missing = n_slots - len(signals)
-    return np.pad(signals, ((0, missing), (0, 0)))
+    n_signals = len(signals)
+
+    def read(number: int, start: int, stop: int) -> np.ndarray:
+        if number >= n_signals:
+            return np.zeros(stop - start, np.float32)
+        return signals[number][..., start:stop]
+
+    return Signals(np.arange(n_slots), signals.shape[-1], read)
 
 
 def row(clip: Clip) -> dict:
@@ -161,7 +182,7 @@ def row(clip: Clip) -> dict:
     # The score of a single source is no improvement: there is nothing to remove.
     several = clip.n_references > 1
     single = clip.n_references == 1
-    result = {
+    result: dict[str, float] = {
         "n_references": clip.n_references,
         "n_estimates": clip.n_estimates,
     }
@@ -198,7 +219,7 @@ def summary(frame: pd.DataFrame) -> dict:
         clips with so many references.
     """
     scored = frame[frame.n_references > 0]
-    result = {
+    result: dict[str, Any] = {
         "n": len(scored),
         "skipped": len(frame) - len(scored),
     }

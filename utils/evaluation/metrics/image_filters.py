@@ -10,6 +10,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import irfft, rfft
 from scipy.linalg import lapack
 
+from utils.evaluation.signals import Samples
+
 _EPS = np.finfo(np.float64).eps
 _FFT_SIZE = 8192  # of the correlations of a track: blocks that stay in the cache
 # Of the largest energy: what rounding leaves of a delayed channel that depends on others.
@@ -17,8 +19,8 @@ _DEPENDENT = 1e-14
 
 
 def image_filters(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples,
+    references: Samples,
     taps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Filters of least squares for the whole track, from all references and from the own one to each estimate.
@@ -49,7 +51,7 @@ def image_filters(
     return by_estimate, np.stack(of_own)
 
 
-def _correlations(estimates, references, taps):
+def _correlations(estimates: Samples, references: Samples, taps: int) -> np.ndarray:
     """sum_t reference(t) signal(t + lag) over the whole track, in blocks.
 
     Returns:
@@ -89,7 +91,7 @@ def _correlations(estimates, references, taps):
     return lags[..., :taps]
 
 
-def _solve(lags, cross):
+def _solve(lags: np.ndarray, cross: np.ndarray) -> np.ndarray:
     """Filters whose output is nearest to the targets.
 
     Args:
@@ -128,7 +130,7 @@ def _solve(lags, cross):
     return by_input.transpose(0, 2, 1)
 
 
-def _gram(lags):
+def _gram(lags: np.ndarray) -> np.ndarray:
     """Upper half of the correlations of all delayed inputs, blocks of Toeplitz form, in the order that LAPACK reads."""
     n_inputs, _, taps = lags.shape
     size = n_inputs * taps

@@ -8,6 +8,7 @@ Rules, for `stoi` and `pesq` alike:
 - the level of either signal does not count: audio in 16-bit integers scores like audio up to 1.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -17,19 +18,22 @@ import pesq as pesq_package
 import pystoi
 from numpy.typing import ArrayLike
 
-from utils.evaluation.metrics.si_sdr import as_signals, centred
+from utils.evaluation.metrics.si_sdr import as_signals, is_constant, silenced
+from utils.evaluation.signals import Samples, all_finite, broadcast, whole
 
 _BANDS = {8000: "nb", 16000: "wb"}
 _PESQ_SECONDS = 20  # the package overruns its memory beyond 50 utterances, which take 0.4 s each with their pauses
 
 
 def stoi(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
     sample_rate: int,
     extended: bool = False,
 ) -> np.ndarray:
     """Short-time objective intelligibility; too short is less than some 0.4 s of speech.
+
+    The package takes whole signals and some 100 MiB a minute of them, one pair at a time.
 
     Args:
         estimates, references: (..., source, time) in the order that is to be compared; leading dimensions broadcast.
@@ -47,7 +51,7 @@ def stoi(
     maskers", IEEE/ACM TASLP 2016.
     """
 
-    def measure(reference, estimate):
+    def measure(reference: np.ndarray, estimate: np.ndarray) -> float:
         # The extended measure adds noise, which is what it compares where the estimate is zero.
         state = np.random.get_state()
         np.random.seed(0)
@@ -65,8 +69,8 @@ def stoi(
 
 
 def pesq(
-    estimates: ArrayLike,
-    references: ArrayLike,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
     sample_rate: int,
 ) -> np.ndarray:
     """Perceptual evaluation of speech quality (MOS-LQO): narrow-band at 8 kHz, wide-band at 16 kHz.
@@ -91,7 +95,7 @@ def pesq(
             f"PESQ takes 8000 or 16000 Hz, not {sample_rate}: resample estimates and references first"
         )
 
-    def measure(reference, estimate):
+    def measure(reference: np.ndarray, estimate: np.ndarray) -> float:
         score = pesq_package.pesq(
             sample_rate,
             reference,
@@ -104,15 +108,18 @@ def pesq(
 
     estimates, references = as_signals(estimates, references)
     # An estimate that is not finite in one part fails in all of them.
-    finite = np.isfinite(estimates).all(axis=-1, keepdims=True)
-    estimates = np.where(finite, estimates, 0.0)
+    estimates = silenced(estimates, ~all_finite(estimates))
     longest = _PESQ_SECONDS * sample_rate
-    n_parts = math.ceil(references.shape[-1] / longest)
-    parts_of_estimates = np.array_split(estimates, n_parts, axis=-1)
-    parts_of_references = np.array_split(references, n_parts, axis=-1)
+    length = references.shape[-1]
+    n_parts = math.ceil(length / longest)
+    # Parts of one length, the first ones with a sample more.
+    shortest, n_longer = divmod(length, n_parts)
+    edges = [k * shortest + min(k, n_longer) for k in range(n_parts + 1)]
     scores = []
-    for part in zip(parts_of_estimates, parts_of_references, strict=True):
-        scores.append(_scores(measure, 1.0, *part))
+    for start, stop in itertools.pairwise(edges):
+        part_of_estimates = estimates[..., start:stop]
+        part_of_references = references[..., start:stop]
+        scores.append(_scores(measure, 1.0, part_of_estimates, part_of_references))
     # The mean over the parts that have a score; nan, 0 / 0, if none has.
     scored = ~np.isnan(scores)
     total = np.where(scored, scores, 0).sum(axis=0)
@@ -121,34 +128,36 @@ def pesq(
 
 
 def _scores(
-    measure: Callable,
+    measure: Callable[[np.ndarray, np.ndarray], float],
     failed: float,
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples,
+    references: Samples,
 ) -> np.ndarray:
     """`measure(reference, estimate)` of each pair by the rules above; it returns nan for what it cannot score."""
-
-    def score(estimate, reference):
-        estimate = _normalised(estimate)
-        reference = _normalised(reference)
+    shape = np.broadcast_shapes(estimates.shape[:-1], references.shape[:-1])
+    estimates = broadcast(estimates, shape)
+    references = broadcast(references, shape)
+    scores = np.empty(shape)
+    # The packages take whole signals, so these are in memory pair by pair.
+    for pair in np.ndindex(shape):
+        estimate = _normalised(estimates[pair])
+        reference = _normalised(references[pair])
+        scores[pair] = np.nan
         if reference is None:
-            return np.nan
-        value = np.nan
+            continue
         if estimate is not None:
-            value = measure(reference, estimate)
+            scores[pair] = measure(reference, estimate)
         # A reference that the measure can score lays the blame on the estimate.
-        if np.isnan(value) and not np.isnan(measure(reference, reference)):
-            return failed
-        return value
-
-    score_all = np.vectorize(score, signature="(t),(t)->()", otypes=[float])
-    return score_all(estimates, references)
+        if np.isnan(scores[pair]) and not np.isnan(measure(reference, reference)):
+            scores[pair] = failed
+    return scores
 
 
-def _normalised(signal):
+def _normalised(signal: Samples) -> np.ndarray | None:
     """The signal with a peak of 1; None if it is constant or not finite."""
-    peak = np.abs(signal).max()
+    samples = whole(signal).astype(np.float64)
+    peak = np.abs(samples).max()
     if not 0 < peak < np.inf:
         return None
-    signal = signal / peak
-    return signal if centred(signal)[1] > 0 else None
+    samples /= peak
+    return None if is_constant(samples) else samples

@@ -3,8 +3,9 @@
 An estimate is projected on the space of all delays, of 0 to `filter_length` - 1 samples, of one reference or of all.
 All signals here have an energy of 1, so that energies are shares.
 
-The projection is found from correlations, which is fast, with a bound of its error. Where the bound exceeds the
-tolerance, since the correlations are nearly singular, the signals themselves are orthogonalised, which is slow.
+The projection is found from correlations, which is fast and takes a few blocks of the signals at a time, with a bound
+of its error. Where the bound exceeds the tolerance, since the correlations are nearly singular, the signals themselves
+are orthogonalised, which is slow and needs the whole of them in memory, several times.
 """
 
 import math
@@ -16,16 +17,17 @@ from scipy.fft import irfft, next_fast_len, rfft
 from local_models.compiled import jit
 from utils.evaluation.metrics.si_sdr import LIMIT
 from utils.evaluation.metrics.toeplitz import least_squares_filters
+from utils.evaluation.signals import Samples, between, whole
 
 _EPS = np.finfo(float).eps
 _TOLERANCE = 1e-6 * np.log(10) / 10  # 1e-6 dB of an energy
 _BEYOND = 10 ** (-LIMIT / 10)  # ratio of energies whose score is at the limit
-_AT_ONCE = 4  # blocks of the correlations that stay in the cache together
+_AT_ONCE = 4  # blocks of the correlations that stay in the cache together, and are read together
 
 
 def unexplained_by_one(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples,
+    references: Samples,
     filter_length: int,
 ) -> np.ndarray:
     """Energies of the estimates that no filtering of one reference explains.
@@ -40,21 +42,20 @@ def unexplained_by_one(
     """
     auto, cross = correlations(estimates, references, filter_length)
     energies = []
-    for k, reference in enumerate(references):
+    for k in range(len(references)):
         this = slice(k, k + 1)
         auto_of_this = auto[this, this]
         energy, error = unexplained_energy(auto_of_this, cross[:, this])
         accurate = is_accurate(1 - energy, energy, error)
         if not accurate.all():
-            alone = reference[None]
-            energy = unexplained_by_orthogonalisation(estimates, alone, filter_length)
+            energy = unexplained_by_orthogonalisation(estimates, references[this], filter_length)
         energies.append(energy)
     return np.stack(energies, axis=1)
 
 
 def unexplained_by_one_and_all(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples,
+    references: Samples,
     pairs: np.ndarray,
     filter_length: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -119,8 +120,8 @@ def is_accurate(
 
 
 def correlations(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples,
+    references: Samples,
     filter_length: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inner products with the references delayed by 0 to filter_length - 1 samples: (signal, reference, lag).
@@ -138,17 +139,16 @@ def correlations(
     n_blocks = math.ceil(length / hop)
     n_references = len(references)
     n_signals = n_references + len(estimates)
-    padded = np.zeros((n_signals, history + n_blocks * hop))
-    inside = slice(history, history + length)
-    padded[:n_references, inside] = references
-    padded[n_references:, inside] = estimates
-    windows = sliding_window_view(padded, size, axis=-1)
-    blocks = windows[:, ::hop]
     # Cross spectra: conj(signal without history) times reference with history, summed over the blocks.
     shape = (n_signals, n_references, size // 2 + 1)
     spectra = np.zeros(shape, np.complex128)
     for first in range(0, n_blocks, _AT_ONCE):
-        group = blocks[:, first : first + _AT_ONCE]
+        n_here = min(_AT_ONCE, n_blocks - first)
+        begin = first * hop - history
+        end = begin + history + n_here * hop
+        padded = np.concatenate([between(references, begin, end), between(estimates, begin, end)])
+        windows = sliding_window_view(padded, size, axis=-1)
+        group = windows[:, ::hop]
         present = group[..., history:]
         with_history = group[:n_references]
         _add_products(spectra, rfft(present, size), rfft(with_history))
@@ -159,7 +159,7 @@ def correlations(
 
 
 @jit(fastmath=True)
-def _add_products(sums, a, b):
+def _add_products(sums: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """Add conj(a) b, of (i, block, frequency) and (j, block, frequency), to (i, j, frequency)."""
     n_signals, n_blocks, n_frequencies = a.shape
     for i, j, block in np.ndindex(n_signals, len(b), n_blocks):
@@ -200,26 +200,29 @@ def unexplained_energy(
     return 1 - explained, unsolved + rounding
 
 
-def _toeplitz_product(auto, filters):
+def _toeplitz_product(auto: np.ndarray, filters: np.ndarray) -> np.ndarray:
     """Product of the block Toeplitz matrix of correlations with filters: a convolution, done by transforms."""
     n_lags = auto.shape[-1]
     size = 2 * n_lags
     # Lags 0 to n - 1, then -n to -1; the entry of lag -n, here lag 0, meets zeros only.
     transposed = auto.swapaxes(0, 1)
-    negative = np.roll(transposed[..., ::-1], 1, axis=-1)
+    reversed_lags = transposed[..., ::-1]
+    negative = np.roll(reversed_lags, 1, axis=-1)
     both_signs = np.concatenate([auto, negative], axis=-1)
     matrix = rfft(both_signs).conj()
     taps = rfft(filters, size)
-    products = np.einsum("rsf,esf->erf", matrix, taps)
-    return irfft(products, size)[..., :n_lags]
+    # Sum over the references s of the filters of estimate e, at frequency f.
+    spectra = np.einsum("rsf,esf->erf", matrix, taps)
+    products = irfft(spectra, size)
+    return products[..., :n_lags]
 
 
 # ---- from the signals themselves
 
 
 def unexplained_by_orthogonalisation(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples,
+    references: Samples,
     filter_length: int,
 ) -> np.ndarray:
     """Energies of the estimates that no filters of the references explain, without correlations: (estimate,).
@@ -229,7 +232,8 @@ def unexplained_by_orthogonalisation(
     Gram-Schmidt. Source: Makhoul, "Stable and efficient lattice methods for linear prediction", IEEE TASSP 25(5), 1977.
     """
     history = filter_length - 1
-    residual = _padded(estimates, 0, history)
+    references = whole(references)
+    residual = _padded(whole(estimates), 0, history)
     forward = _padded(references, 0, history)
     length = forward.shape[1]
     # `backward` is a view that moves over `delayed`.
@@ -252,19 +256,19 @@ def unexplained_by_orthogonalisation(
     return np.sum(residual**2, axis=1)
 
 
-def _padded(signals, before, after):
+def _padded(signals: np.ndarray, before: int, after: int) -> np.ndarray:
     """Signals (source, time) with zeros around."""
     return np.pad(signals, ((0, 0), (before, after)))
 
 
-def _combine(weights, signals):
+def _combine(weights: np.ndarray, signals: np.ndarray) -> np.ndarray:
     """weights @ signals; the product of matrices is slow over an axis of one."""
     if len(signals) == 1:
         return weights * signals
     return weights @ signals
 
 
-def _inverse_gram(signals):
+def _inverse_gram(signals: np.ndarray) -> np.ndarray:
     """Inverse of the inner products of signals (source, time); what is zero but for rounding stays out."""
     gram = signals @ signals.T
     energy = np.diag(gram)

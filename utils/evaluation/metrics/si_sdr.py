@@ -10,17 +10,19 @@ Rules, for `si_sdr` and `snr` alike:
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
+
+from utils.evaluation.signals import Samples, all_finite, as_samples, blocks, computed
 
 LIMIT = 100.0  # dB
 MAX_SOURCES = 100  # of BSS Eval, as in mir_eval
-_BLOCK = 2**20  # samples that are converted to float64 at once
 _SILENCE = 1e-26  # of the energy of a constant signal that rounding leaves when its mean is removed
 
 
 def si_sdr(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
 ) -> np.ndarray:
     """Scale-invariant signal-to-distortion ratio of zero-mean signals.
 
@@ -39,14 +41,14 @@ def si_sdr(
     mean_e, energy_e = _mean_and_energy(estimates)
     mean_r, energy_r = _mean_and_energy(references)
 
-    def product(e, r):
+    def product(e: np.ndarray, r: np.ndarray) -> np.ndarray:
         return (e - mean_e) * (r - mean_r)
 
-    def target_energy(r):
+    def target_energy(r: np.ndarray) -> np.ndarray:
         target = scale * (r - mean_r)
         return target**2
 
-    def residual_energy(e, r):
+    def residual_energy(e: np.ndarray, r: np.ndarray) -> np.ndarray:
         target = scale * (r - mean_r)
         residual = (e - mean_e) - target
         return residual**2
@@ -54,70 +56,76 @@ def si_sdr(
     # With e the estimate and s the reference, both without their means (Le Roux et al. 2019, section 2):
     # SI-SDR = 10 log10 |alpha s|^2 / |e - alpha s|^2, alpha = <e, s> / |s|^2.
     with np.errstate(all="ignore"):
-        products = _sum(product, estimates, references)
+        products = sum_over_time(product, estimates, references)
         scale = (products / energy_r)[..., None]
-        target = _sum(target_energy, references)
-        noise = _sum(residual_energy, estimates, references)
+        target = sum_over_time(target_energy, references)
+        noise = sum_over_time(residual_energy, estimates, references)
         ratio = target / noise
     failed = broken | (energy_e == 0)
     return to_decibels(ratio, failed, energy_r == 0)
 
 
 def snr(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
 ) -> np.ndarray:
     """Signal-to-noise ratio of the signals as they are: sign, scale and mean count. The rest is as in `si_sdr`."""
     estimates, references, broken = _checked(estimates, references)
     # SNR = 10 log10 |s|^2 / |e - s|^2.
-    energy = _sum(lambda r: r**2, references)
-    noise = _sum(lambda e, r: (e - r) ** 2, estimates, references)
+    energy = sum_over_time(lambda r: r**2, references)
+    noise = sum_over_time(lambda e, r: (e - r) ** 2, estimates, references)
     with np.errstate(all="ignore"):
         return to_decibels(energy / noise, broken, energy == 0)
 
 
-def _checked(estimates, references):
-    """Both as arrays of one length, estimates that are not finite as zeros, and which these are: (..., source)."""
-    estimates = np.asarray(estimates)
-    references = np.asarray(references)
-    check_length(estimates, references)
-    n_broken = _sum(lambda e: ~np.isfinite(e), estimates)
-    broken = n_broken > 0
+def _checked(
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
+) -> tuple[Samples, Samples, np.ndarray]:
+    """Both as signals of one length, estimates that are not finite as zeros, and which these are: (..., source)."""
+    estimates, references = as_signals(estimates, references)
+    broken = ~all_finite(estimates)
     if broken.any():
         # Every sample of theirs, since one that is not finite spoils all sums.
-        estimates = np.where(broken[..., None], 0.0, estimates)
+        estimates = silenced(estimates, broken)
     return estimates, references, broken
 
 
-def _sum(term: Callable, *signals: np.ndarray):
-    """Sum over time of `term(*signals)`, of long signals block by block, so that memory stays within bounds."""
-    length = signals[0].shape[-1]
-    total = 0.0
-    for start in range(0, length, _BLOCK):
-        parts = []
-        for signal in signals:
-            block = signal[..., start : start + _BLOCK]
-            parts.append(np.asarray(block, np.float64))
-        values = term(*parts)
-        total = total + np.sum(values, axis=-1)
-    return total
+def silenced(signals: Samples, which: np.ndarray) -> Samples:
+    """Signals (..., time) with zeros in the place of those that are chosen, (...) booleans."""
+
+    def change(index: tuple[int, ...], samples: np.ndarray) -> np.ndarray:
+        return np.zeros_like(samples) if which[index] else samples
+
+    return computed(signals, change)
 
 
-def _mean_and_energy(signals):
+def sum_over_time(term: Callable[..., np.ndarray], *signals: Samples) -> np.ndarray:
+    """Sum over time of `term(*signals)` in float64, block by block, so that memory stays within bounds."""
+    parts = []
+    for block in blocks(signals[0].shape[-1]):
+        samples = [np.asarray(signal[..., block], np.float64) for signal in signals]
+        values = term(*samples)
+        parts.append(np.sum(values, axis=-1))
+    return np.sum(parts, axis=0)
+
+
+def _mean_and_energy(signals: Samples) -> tuple[np.ndarray, np.ndarray]:
     """Means (..., 1), and energies without them: 0 where only rounding is left."""
-    raw = _sum(lambda x: x**2, signals)
-    total = _sum(lambda x: x, signals)
     length = signals.shape[-1]
-    mean = (total / length)[..., None]
-    energy = _sum(lambda x: (x - mean) ** 2, signals)
+    raw = sum_over_time(lambda x: x**2, signals)
+    total = sum_over_time(lambda x: x, signals)
+    average = total / length
+    mean = average[..., None]
+    energy = sum_over_time(lambda x: (x - mean) ** 2, signals)
     # A constant signal leaves rounding when its mean is removed.
     only_rounding = energy <= _SILENCE * raw
     return mean, np.where(only_rounding, 0.0, energy)
 
 
 def match(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
 ) -> np.ndarray:
     """The order of the estimates with the best mean SI-SDR; silent references take what is left.
 
@@ -129,9 +137,9 @@ def match(
         `np.take_along_axis(estimates, order[..., None], axis=-2)`.
     """
     # Every estimate with every reference: (..., reference, estimate).
-    estimates = np.asarray(estimates)[..., None, :, :]
-    references = np.asarray(references)[..., :, None, :]
-    scores = si_sdr(estimates, references)
+    every_estimate = as_samples(estimates)[..., None, :, :]
+    every_reference = as_samples(references)[..., :, None, :]
+    scores = si_sdr(every_estimate, every_reference)
     # Silent references have no score, so it does not matter to them which estimate they get.
     scores = np.nan_to_num(scores)
     *examples, n_src, _ = scores.shape
@@ -143,37 +151,23 @@ def match(
 
 
 def inverted(
-    estimates: np.ndarray,
-    references: np.ndarray,
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
 ) -> np.ndarray:
     """Which estimates have the wrong sign: (..., source, time) twice to (..., source) booleans.
 
     True where the correlation with the reference is negative; SI-SDR does not see it.
     """
-    estimates = np.asarray(estimates)
-    references = np.asarray(references)
-    check_length(estimates, references)
+    estimates, references = as_signals(estimates, references)
     with np.errstate(invalid="ignore"):  # an estimate with NaN has no sign
         mean_e, _ = _mean_and_energy(estimates)
         mean_r, _ = _mean_and_energy(references)
 
-        def product(e, r):
+        def product(e: np.ndarray, r: np.ndarray) -> np.ndarray:
             return (e - mean_e) * (r - mean_r)
 
-        correlation = _sum(product, estimates, references)
+        correlation = sum_over_time(product, estimates, references)
         return correlation < 0
-
-
-def check_length(
-    estimates: np.ndarray,
-    references: np.ndarray,
-) -> None:
-    """ValueError unless both have one length, of at least one sample."""
-    length = references.shape[-1]
-    if estimates.shape[-1] != length or not length:
-        raise ValueError(
-            f"estimates {estimates.shape} and references {references.shape} must have one length, at least 1"
-        )
 
 
 def check_not_transposed(name: str, shape: tuple[int, ...], axis: int) -> None:
@@ -188,24 +182,25 @@ def check_not_transposed(name: str, shape: tuple[int, ...], axis: int) -> None:
 
 
 def as_signals(
-    estimates: np.ndarray,
-    references: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float64; ValueError unless they have one length, of at least one sample."""
-    estimates = np.asarray(estimates, dtype=np.float64)
-    references = np.asarray(references, dtype=np.float64)
-    check_length(estimates, references)
+    estimates: Samples | ArrayLike,
+    references: Samples | ArrayLike,
+) -> tuple[Samples, Samples]:
+    """Both as what can be indexed; ValueError unless they have one length, of at least one sample."""
+    estimates = as_samples(estimates)
+    references = as_samples(references)
+    length = references.shape[-1]
+    if estimates.shape[-1] != length or not length:
+        raise ValueError(
+            f"estimates {estimates.shape} and references {references.shape} must have one length, at least 1"
+        )
     return estimates, references
 
 
-def centred(signals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Signals without their means, and their energies: 0 where only rounding is left."""
-    raw = np.sum(signals**2, axis=-1)
-    mean = signals.mean(axis=-1, keepdims=True)
-    without_mean = signals - mean
-    energy = np.sum(without_mean**2, axis=-1)
-    only_rounding = energy <= _SILENCE * raw
-    return without_mean, np.where(only_rounding, 0.0, energy)
+def is_constant(signal: np.ndarray) -> bool:
+    """Whether rounding is all that is left of a signal (time,), in float64, when its mean is removed."""
+    raw = np.sum(signal**2)
+    energy = np.sum((signal - signal.mean()) ** 2)
+    return bool(energy <= _SILENCE * raw)
 
 
 def to_decibels(

@@ -6,39 +6,53 @@ distance. Calibrated by oracle masks: a binary mask has many holes, a ratio mask
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import ArrayLike
+
+from utils.evaluation.signals import Samples, as_samples, between, blocks
 
 DEPTHS = (20, 30, 40)  # dB below the reference at which a bin is a hole
 RANGE = 60.0  # dB below the loudest bin of the reference: what counts as there
 LEAK = 40.0  # dB below the loudest bin of the estimate: what is heard where nothing should be
 NAMES = (*(f"hole_rate_{depth}" for depth in DEPTHS), "leak_rate", "log_spectral_distance")
 FLOOR = 120.0  # dB below the loudest bin of the reference: no level is taken as lower
+_WINDOW = 512  # samples
+_HOP = 128
+_FRAMES = 2048  # that are looked at together, so that memory does not grow with the length
 
 
-def spectrogram(
-    signal: np.ndarray,
-    window: int = 512,
-    hop: int = 128,
-) -> np.ndarray:
-    """Magnitudes (frames, window // 2 + 1) of (time,) by a square root of a Hann window, padded so that all is seen."""
-    signal = np.asarray(signal, dtype=np.float64)
+def spectrogram(signal: Samples | ArrayLike) -> np.ndarray:
+    """Magnitudes (frame, frequency) of (time,) by a square root of a Hann window, padded so that all is seen."""
+    return np.concatenate(list(_spectra(as_samples(signal))))
+
+
+def _spectra(signal: Samples) -> Iterator[np.ndarray]:
+    """The spectrogram in parts (frame, frequency)."""
     # Frames begin before the signal and end after it, so that every sample is in window / hop of them.
-    before = window - hop
-    n_frames = math.ceil((len(signal) + before) / hop)
-    after = n_frames * hop - len(signal)
-    padded = np.pad(signal, (before, after))
-    frames = sliding_window_view(padded, window)[::hop]
+    before = _WINDOW - _HOP
+    length = signal.shape[-1]
+    n_frames = math.ceil((length + before) / _HOP)
     # The square root of a periodic Hann window, sin^2(pi n / N).
-    phase = np.pi * np.arange(window) / window
-    spectra = np.fft.rfft(frames * np.sin(phase))
-    return np.abs(spectra)
+    phase = np.pi * np.arange(_WINDOW) / _WINDOW
+    window = np.sin(phase)
+    for first in range(0, n_frames, _FRAMES):
+        n_here = min(_FRAMES, n_frames - first)
+        last = first + n_here - 1
+        # Samples from the begin of the first frame to the end of the last one.
+        begin = first * _HOP - before
+        end = last * _HOP - before + _WINDOW
+        samples = between(signal, begin, end)
+        frames = sliding_window_view(samples, _WINDOW)[::_HOP]
+        spectra = np.fft.rfft(frames * window)
+        yield np.abs(spectra)
 
 
 def spectral_holes(
-    estimate: np.ndarray,
-    reference: np.ndarray,
+    estimate: Samples | ArrayLike,
+    reference: Samples | ArrayLike,
 ) -> dict[str, float]:
     """Holes and leaks of an estimate, at the gain that fits it best to its reference.
 
@@ -54,37 +68,55 @@ def spectral_holes(
     Raises:
         ValueError: different lengths, or no samples.
     """
-    estimate = np.asarray(estimate, dtype=np.float64)
-    reference = np.asarray(reference, dtype=np.float64)
+    estimate = as_samples(estimate)
+    reference = as_samples(reference)
     same_shape = estimate.shape == reference.shape
-    if not same_shape or estimate.ndim != 1 or not len(reference):
+    if not same_shape or len(estimate.shape) != 1 or not len(reference):
         raise ValueError(
             f"one signal each of the same length is needed, not {estimate.shape} and {reference.shape}"
         )
-    true_levels = spectrogram(reference)
-    loudest = true_levels.max()
+    loudest = max(float(levels.max()) for levels in _spectra(reference))
     if not loudest > 0:
         return dict.fromkeys(NAMES, math.nan)
-    levels = spectrogram(estimate)
-    # Least squares |gain e - s|^2 up to the sign, which magnitudes do not see: gain = |<e, s>| / |e|^2.
-    energy = estimate @ estimate
-    gain = 0.0
-    if energy > 0:
-        gain = abs(estimate @ reference) / energy
-    # Level of the estimate over that of the reference, in dB, in the bins where the reference is heard.
-    heard = true_levels > loudest * _amplitude(-RANGE)
+    loudest_of_estimate = max(float(levels.max()) for levels in _spectra(estimate))
+    gain = _gain(estimate, reference)
     floor = loudest * _amplitude(-FLOOR)
-    fitted = np.maximum(gain * levels, floor)
-    deviation = 20 * np.log10(fitted[heard] / true_levels[heard])
-    scores = []
-    for depth in DEPTHS:
-        scores.append(np.mean(deviation < -depth))
-    # In the other bins the estimate should be silent.
-    threshold = levels.max() * _amplitude(-LEAK)
-    leaks = levels[~heard] > threshold
-    scores.append(leaks.mean() if leaks.size else math.nan)
-    scores.append(np.sqrt(np.mean(deviation**2)))
-    return dict(zip(NAMES, map(float, scores), strict=True))
+    threshold = loudest_of_estimate * _amplitude(-LEAK)
+    n_bins = 0  # where the reference is heard
+    n_holes = np.zeros(len(DEPTHS))
+    squares = 0.0
+    n_others = 0
+    n_leaks = 0
+    for levels, true_levels in zip(_spectra(estimate), _spectra(reference), strict=True):
+        # Level of the estimate over that of the reference, in dB, in the bins where the reference is heard.
+        heard = true_levels > loudest * _amplitude(-RANGE)
+        fitted = np.maximum(gain * levels, floor)
+        deviation = 20 * np.log10(fitted[heard] / true_levels[heard])
+        n_bins += deviation.size
+        for k, depth in enumerate(DEPTHS):
+            n_holes[k] += np.sum(deviation < -depth)
+        squares += float(np.sum(deviation**2))
+        # In the other bins the estimate should be silent.
+        others = levels[~heard]
+        n_others += others.size
+        n_leaks += int(np.sum(others > threshold))
+    leak_rate = n_leaks / n_others if n_others else math.nan
+    distance = math.sqrt(squares / n_bins)
+    scores = [*(n_holes / n_bins).tolist(), leak_rate, distance]
+    return dict(zip(NAMES, scores, strict=True))
+
+
+def _gain(estimate: Samples, reference: Samples) -> float:
+    """Of the estimate, by least squares |gain e - s|^2 up to the sign, which magnitudes do not see."""
+    energy = 0.0
+    product = 0.0
+    for block in blocks(estimate.shape[-1]):
+        samples = estimate[..., block].astype(np.float64)
+        true = reference[..., block].astype(np.float64)
+        energy += float(samples @ samples)
+        product += float(samples @ true)
+    # gain = |<e, s>| / |e|^2.
+    return abs(product) / energy if energy > 0 else 0.0
 
 
 def _amplitude(decibels: float) -> float:

@@ -1,0 +1,277 @@
+"""An experiment is trained: its steps one after another, each from where it was if it was interrupted."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from local_models.system import System
+from utils.data.datasets import Batches, EpochSampler, loaders
+from utils.errors import UserError
+from utils.files import sha256, write_text
+from utils.training import config as configuration
+from utils.training import starting
+from utils.training.callbacks import Bookkeeping
+from utils.training.checkpoints import Checkpoints
+from utils.training.config import Experiment
+from utils.training.folder import claim_folder, is_begun, is_finished, tidy
+from utils.training.lock import is_first_process, only_training
+from utils.training.model_files import export
+from utils.training.selftest import self_test
+from utils.training.trainer import explained, make_trainer
+from utils.training.trust import NOBODY, Trust
+
+LIGHTNING_CHATTER = (
+    "num_workers",
+    "in eval mode at the start",
+    "recommended to use .self.log",
+    "srun",
+    "Checkpoint directory",
+    "logging interval",
+    "resuming from a checkpoint that ended before",  # our sampler goes on within an epoch
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """An experiment, the data that it sees, and the folder where it is trained."""
+
+    experiment: Experiment
+    manifests: Path
+    exp: Path
+    trust: Trust = NOBODY
+    """Whose networks a file to start from may name."""
+
+    def folder(self, step: str) -> Path:
+        return self.exp / step
+
+    def before(self, step: str) -> Path | None:
+        """The folder of the step before; None: there is none."""
+        names = list(self.experiment.steps)
+        index = names.index(step)
+        return self.folder(names[index - 1]) if index else None
+
+    def loaders(self, system: System, batches: Batches) -> tuple[DataLoader, DataLoader]:
+        """Of training and of validation."""
+        experiment = self.experiment
+        splits = experiment.data.splits(
+            self.manifests, system.n_src, system.sample_rate, experiment.seed
+        )
+        return loaders(experiment.data, splits, batches)
+
+
+def run(
+    conf: str,
+    overrides: Sequence[str],
+    manifests: Path,
+    exp: Path,
+    which: str,
+    trust: Sequence[str] = (),
+) -> None:
+    """Train the steps of a YAML, and export the model after the last one.
+
+    Args:
+        conf: the YAML.
+        overrides: KEY=VALUE, of keys of the YAML.
+        manifests: folder of train.csv and valid.csv.
+        exp: folder of the experiment.
+        which: of the steps: `first`, `rest` or `all`.
+        trust: packages whose networks a model file may name from which a step starts.
+
+    Raises:
+        UserError: the YAML, the data or the folder are not as they must be, or the training was ended.
+    """
+    try:
+        str(exp).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--exp {exp}: a name that is not UTF-8, which TensorBoard cannot write to; choose another"
+        ) from None
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in LIGHTNING_CHATTER:
+        warnings.filterwarnings("ignore", f".*{message}")
+    torch.set_float32_matmul_precision("high")
+    values = configuration.override(configuration.read_yaml(conf), list(overrides))
+    experiment = configuration.parse(values, conf)
+    training = Training(experiment, manifests, exp, Trust(tuple(trust)))
+    names = list(experiment.steps)
+    chosen = {"first": names[:1], "rest": names[1:], "all": names}[which]
+    if is_complete(exp, names, chosen):
+        claim_folder(exp, experiment, manifests, chosen)
+        print(f"{exp}: already trained")
+        return
+    starting.check_starts(experiment.steps, chosen, exp)
+    with only_training(exp):
+        claim_folder(exp, experiment, manifests, chosen)
+        tidy(exp, names)
+        check_ahead(training, chosen)
+        for name in chosen:
+            train_step(training, name)
+        if names[-1] in chosen and is_first_process():
+            export(exp / names[-1] / "best.ckpt", exp / "model.pth")
+
+
+def is_complete(exp: Path, names: list[str], chosen: list[str]) -> bool:
+    """Whether a folder that can only be read holds all that is to be made there."""
+    if os.access(exp, os.W_OK) or not exp.is_dir():
+        return False
+    has_model = names[-1] not in chosen or (exp / "model.pth").is_file()
+    return has_model and all(is_finished(exp / name) for name in chosen)
+
+
+def check_ahead(training: Training, chosen: Sequence[str]) -> None:
+    """Before the first update of a new experiment, rehearse its later steps: what is wrong with them is told now.
+
+    They begin with fresh weights where a step of this experiment is still to make those that they are to have.
+
+    Raises:
+        UserError: a later step could not be trained.
+    """
+    exp = training.exp
+    experiment = training.experiment
+    if not chosen or is_begun(exp) or not is_first_process():
+        return
+    first = chosen[0]
+    # It is rehearsed when it begins, if it can.
+    starting.origin_of(first, experiment.steps[first], training.before(first))
+    for name, step in experiment.steps.items():
+        if name == first:
+            continue
+        pl.seed_everything(experiment.seed, workers=True, verbose=False)
+        system = experiment.build_system()
+        origin = starting.origin_in_advance(name, step, exp)
+        if origin is not None:
+            starting.take(system, name, step, origin, training.trust.packages)
+        begin_step(system, experiment, name)
+        try:
+            rehearse(training, system)
+        except SystemExit:  # as Lightning ends at a signal
+            raise UserError("interrupted; nothing is trained yet") from None
+    if torch.cuda.is_initialized():
+        # The memory that the first step will report is its own.
+        torch.cuda.reset_peak_memory_stats()
+
+
+def train_step(training: Training, name: str) -> None:
+    """Train one step to its end, from where it was if it was interrupted."""
+    folder = training.folder(name)
+    if is_finished(folder):
+        print(f"{folder}: already trained")
+        return
+    experiment = training.experiment
+    step = experiment.steps[name]
+    pl.seed_everything(experiment.seed, workers=True, verbose=False)
+    system = experiment.build_system()
+    starting.start(system, name, step, training.before(name), folder, training.trust.packages)
+    begin_step(system, experiment, name)
+    frozen = fingerprint(system)
+    bookkeeping = Bookkeeping(folder, experiment.system, experiment.data.segment)
+    mode = "min" if "loss" in step.monitor else "max"
+    checkpoints = Checkpoints(folder, step.monitor, mode, experiment.runtime.checkpoint_minutes)
+    trainer = make_trainer(system, step, experiment.runtime, bookkeeping, checkpoints)
+    workers = experiment.runtime.workers
+    batches = Batches(step.batch_size, workers, trainer.global_rank, trainer.world_size)
+    train, valid = training.loaders(system, batches)
+    checkpoints.sampler = cast(EpochSampler, train.sampler)
+    last = folder / "last.ckpt"
+    with explained(trainer, checkpoints):
+        if not last.exists() and trainer.is_global_zero:
+            rehearse(training, system)
+        if step.compile:
+            for part in system.step.compiled_parts():
+                part.compile(dynamic=False)
+        begin = last if last.exists() else None
+        trainer.fit(system, train, valid, ckpt_path=begin, weights_only=True)
+    if fingerprint(system) != frozen:
+        raise UserError(
+            f"step `{name}` changed parameters that it must leave alone: {last} is of another training; "
+            f"delete {folder} to train this step anew"
+        )
+    if trainer.is_global_zero:
+        finish(trainer, bookkeeping, checkpoints, system, frozen, experiment.seed)
+    # The next step reads in all processes what the first one has written.
+    trainer.strategy.barrier("step is finished")
+
+
+def begin_step(system: System, experiment: Experiment, name: str) -> None:
+    """Prepare a system for a step: its losses, and which parameters it leaves alone."""
+    step = experiment.steps[name]
+    try:
+        system.begin_step(name, step.optim)
+    except ValueError as error:
+        raise UserError(f"steps.{name}: {error}") from None
+    starting.freeze(system, step.freeze, name)
+
+
+def fingerprint(system: torch.nn.Module) -> str:
+    """Hash of the parameters that the present step must not change."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(system.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def rehearse(training: Training, system: System) -> None:
+    """Test the present step of a system in a few updates, and say how long it will take."""
+    name = system.step.name
+    step = training.experiment.steps[name]
+    # In this process, on one device.
+    train, valid = training.loaders(system, Batches(step.batch_size))
+    # The last update of an epoch may be of fewer batches.
+    accumulate = step.accumulate if system.automatic_optimization else 1
+    updates = step.epochs * math.ceil(len(train) / accumulate)
+    try:
+        system.step.check_updates(updates)
+    except ValueError as error:
+        raise UserError(f"steps.{name}: {error}") from None
+    estimate = self_test(system, training.experiment, train, valid)
+    epoch = estimate["epoch_seconds"]
+    print(
+        f"step `{name}`: self-test passed; an epoch takes about {timedelta(seconds=round(epoch))} (h:mm:ss), "
+        f"{step.epochs} epochs {timedelta(seconds=round(epoch * step.epochs))}, on one device; "
+        f"{estimate['memory_mib']:.0f} MiB at the peak",
+        flush=True,
+    )
+
+
+def finish(
+    trainer: pl.Trainer,
+    bookkeeping: Bookkeeping,
+    checkpoints: Checkpoints,
+    system: System,
+    frozen: str,
+    seed: int,
+) -> None:
+    """Write done.json, which makes the step a finished one."""
+    folder = checkpoints.folder
+    best = folder / "best.ckpt"
+    if checkpoints.best_score is None:
+        raise UserError(f"{best} is gone: put it back, or delete {folder} to train it anew")
+    if system.device.type == "cuda":
+        device = torch.cuda.get_device_name(system.device)
+    else:
+        device = f"{torch.get_num_threads()} CPU threads"
+    done = {
+        "hours": round(bookkeeping.seconds / 3600, 4),
+        "epochs": len(bookkeeping.rows),
+        "updates": trainer.global_step,
+        "device": device if trainer.world_size == 1 else f"{trainer.world_size} x {device}",
+        "seed": seed,
+        "best": {checkpoints.monitor: round(checkpoints.best_score, 4)},
+        "peak_memory_mib": round(bookkeeping.peak_memory),
+        "best_sha256": sha256(best),
+        "frozen_sha256": frozen,
+    }
+    write_text(folder / "done.json", json.dumps(done, indent=1))
