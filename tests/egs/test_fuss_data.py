@@ -230,7 +230,7 @@ def test_pools_without_backgrounds_or_classes_are_messages(run, local, clips, tm
     for split in SPLITS:
         local.prepare_corpus._synthesise(poor / split / "rain" / "0.wav", "rain", (0,))
         local.prepare_corpus._synthesise(poor / split / "dog" / "0.wav", "dog", (0,))
-    assert "come from 1 classes (dog); 4 are needed" in run(poor, "--seconds", "4")
+    assert "come from 1 classes (dog), but 4 are needed" in run(poor, "--seconds", "4")
 
 
 # ---- lists and manifests
@@ -344,10 +344,10 @@ def test_silent_sources_are_slots_that_are_not_there_and_silent_mixtures_are_lef
             ["40 problems", "line 1 has 1 fields", "separated by tabs", "30 more"],
         ),
         (lambda text: text + "a\tb\tc\td\te\tf\n", ["1 problem", "line 41 has 6 fields"]),
-        (lambda text: text + text.splitlines()[0] + "\n", ["line 41", "comes twice"]),
+        (lambda text: text + text.splitlines()[0] + "\n", ["line 41", "is listed twice"]),
         (
             lambda text: text + "x.wav\ty.wav\tz.wav\n",
-            ["3 problems", "line 41: x.wav is not there", "z.wav"],
+            ["3 problems", "line 41: x.wav does not exist", "z.wav"],
         ),
         (lambda text: "\n\n", ["is empty"]),
         (lambda text: None, ["lacks train_example_list.txt"]),

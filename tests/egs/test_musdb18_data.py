@@ -232,7 +232,7 @@ def test_songs_that_training_needs_are_messages(tree, run):
         vocals.unlink()
     assert "no song in train/ has vocals" in run(tree)[1]
     shutil.rmtree(tree / "test")
-    assert "there are 4 in train/ and 0 in test/" in run(tree)[1]
+    assert "has 4 in train/ and 0 in test/" in run(tree)[1]
 
 
 # ---- stems, download

@@ -71,4 +71,4 @@ def test_without_a_system_or_examples_it_says_what_to_do(plot_holes, tmp_path, c
         path.unlink()
     with pytest.raises(SystemExit):
         plot_holes.main(["--exp", str(tmp_path)])
-    assert "keeps no examples" in capsys.readouterr().err
+    assert "has no examples" in capsys.readouterr().err

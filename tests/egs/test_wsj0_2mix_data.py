@@ -250,7 +250,7 @@ def test_a_finished_tree_is_taken_as_it_is(run, tiny, tmp_path):
     assert set(sources["speaker"]) <= {"00f", "01m", "02f", "03m"} and sources["path"].is_unique
     next((tree / "wav8k/min/tr/s2").glob("*.wav")).unlink()
     shutil.rmtree(tmp_path / "data")
-    assert "s2: 1 of 12 mixtures are not there" in run(tree)
+    assert "s2: lacks 1 of 12 mixtures" in run(tree)
 
 
 def make_csvs(folder, names):

@@ -1,4 +1,4 @@
-"""Reading and writing audio files: every fault of a file is one `UserError`, and no half-written file is ever seen."""
+"""Reading and writing audio files: every fault of a file is a `UserError`; files are written whole or not at all."""
 
 import contextlib
 import functools
@@ -46,8 +46,8 @@ def read(
         float32 array `(time,)`, or `(channels, time)` if `channels`; full scale is 1.
 
     Raises:
-        UserError: missing, SPHERE, not audio, empty, cut off, of another length than its header says, shorter than
-            asked for, wrong rate, not mono, NaN or infinity.
+        UserError: the file is missing, compressed SPHERE, not audio, empty, cut off, of another length than its header
+            says, shorter than asked for, of another rate, not mono, or contains NaN or infinity.
     """
     with Reader(path) as reader:
         if sample_rate is not None:
@@ -87,7 +87,11 @@ def check_finite(path: str | Path, samples: np.ndarray) -> None:
 
 
 def info(path: str | Path) -> tuple[int, int, int]:
-    """Return `(frames, sample_rate, channels)`, the true ones; errors as in `read`."""
+    """Return `(frames, sample_rate, channels)`. The number of frames is the true one, whatever the header says.
+
+    Raises:
+        UserError: as of `read`.
+    """
     with Reader(path) as reader:
         if reader.format == "FLAC":
             # The header of a FLAC file that is cut off cannot be told from a whole one's, but its end is not found.
@@ -101,14 +105,14 @@ class Reader:
 
     Args:
         path: any file that libsndfile opens.
-        salvage: read what there is of a file that is cut off or damaged, or whose header tells another length than
-            that, and say so in `fault`. Otherwise such a file is refused.
+        salvage: read what is left of a file that is cut off or damaged, or whose header gives a wrong length, and say
+            so in `fault`. Otherwise such a file is refused.
 
     Attributes:
         format, sample_rate, channels: libsndfile's name of the format; Hz; their number.
-        frames: samples of a channel. Of a salvaged file there may prove to be fewer.
-        fault: what is wrong with the length, as the end of "x.wav: ..."; None of a whole file.
-        unsaid: the file does not say how long it is, so nobody can tell whether it is whole.
+        frames: samples of a channel. A salvaged file may turn out to have fewer.
+        fault: what is wrong with the length, as the end of "x.wav: ..."; None if nothing is.
+        unsaid: whether the file does not say how long it is, so that nobody can tell whether it is whole.
 
     Raises:
         UserError: as of `read`.
@@ -149,7 +153,7 @@ class Reader:
             )
 
     def _note(self, fault):
-        """Remember what is wrong, or refuse the file because of it."""
+        """Remember what is wrong with the file, or refuse it for that."""
         if fault and not self.salvage:
             raise UserError(f"{self.path}: {fault}. Restore it from its source, or leave it out")
         self.fault = fault
@@ -168,7 +172,7 @@ class Reader:
             ) from None
 
     def _count(self, length):
-        """Find the number of samples by decoding them, since no header tells it reliably."""
+        """Count the samples by decoding them, since no header gives their number reliably."""
         status = os.fstat(self._descriptor)
         # Decoded once as long as the file does not change.
         key = (os.path.abspath(self.path), status.st_size, status.st_mtime_ns)
@@ -208,7 +212,7 @@ class Reader:
                 break
 
     def read(self, frames: int) -> np.ndarray:
-        """The next samples, (time, channel) in float32: as many as asked for, fewer at the end only."""
+        """The next samples, float32 (time, channel): as many as asked for, or fewer at the end."""
         frames = min(frames, self.frames - self.position)
         end = self.position + frames
         reason = ""
@@ -268,7 +272,7 @@ def _undisturbed():
 
 
 class _Stream(sf.SoundFile):
-    """Never asked where it stands: soundfile seeks after each read, which fails at the end of a stream."""
+    """A file that soundfile does not seek in: it would do so after each read, which fails at the end of a stream."""
 
     def read(self, *args, **kwargs):
         with _undisturbed():
@@ -354,7 +358,11 @@ def _decodable(path, _size, _time, *view):
 
 
 def _open_regular_file(path):
-    """A descriptor: libsndfile opens names of UTF-8 only, and tells less of what is wrong with others."""
+    """A descriptor, since libsndfile opens names in UTF-8 only, and says less about what is wrong.
+
+    Raises:
+        UserError: the file is missing, empty, no regular file, or may not be read.
+    """
     name = os.fsencode(path)
     try:
         status = os.stat(name)
@@ -368,7 +376,9 @@ def _open_regular_file(path):
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except PermissionError:
-        raise UserError(f"{path}: may not be read. Change its permissions") from None
+        raise UserError(
+            f"{path}: you have no permission to read it. Change its permissions"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -392,7 +402,8 @@ def encoded(
 
     Args:
         audio: `(time,)` or `(time, channels)`.
-        container, subtype: as libsndfile calls them; None: the usual subtype of the container.
+        sample_rate: in Hz.
+        container, subtype: by libsndfile's names; None: the usual subtype of the container.
     """
     file = io.BytesIO()
     with _undisturbed():
@@ -401,7 +412,7 @@ def encoded(
 
 
 def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = "PCM_16") -> None:
-    """Write a WAV file atomically; folders are made.
+    """Write a WAV file atomically, and the folders that lead to it.
 
     Args:
         path: the file; it appears complete or not at all.
@@ -410,7 +421,7 @@ def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = 
 
     Raises:
         ValueError: samples that are not finite, or beyond [-1, 1] in PCM_16, which would clip.
-        OSError: as of the operating system, ENOSPC on a full disk.
+        OSError: as raised by the operating system, e.g. ENOSPC on a full disk.
     """
     audio = np.asarray(audio).T
     if not np.isfinite(audio).all():

@@ -84,16 +84,17 @@ class Event(NamedTuple):
 
 
 def find_clips(folder: Path, splits: tuple[str, str, str]) -> dict[str, list[Clip]]:
-    """Clips by split: of the folders that are called so if there are, else 8 : 1 : 1 by the hash of their names.
+    """The clips below a folder, by split.
 
-    The class is the next folder's name; a file that lies in none is a class of its own.
+    If there is a folder for each split, these decide, else the hash of a clip's name does, in the proportion 8 : 1 : 1.
+    The class of a clip is the name of the next folder; a file that lies in none is a class of its own.
 
     Args:
-        folder: what is below it.
+        folder: where the clips are.
         splits: names of the parts for training, validation and test.
 
     Raises:
-        UserError: files that are no audio, all in one.
+        UserError: lists all files that cannot be read.
     """
     clips: dict[str, list[Clip]] = {split: [] for split in splits}
     problems = []
@@ -125,14 +126,14 @@ def find_clips(folder: Path, splits: tuple[str, str, str]) -> dict[str, list[Cli
 
 
 def check_pools(pools: dict[str, list[Clip]], folder: Path, rules: Rules) -> None:
-    """Stop where a split has no background or foregrounds to draw from."""
+    """Raise a `UserError` if a split has no background, or too few foregrounds, to draw from."""
     for split, pool in pools.items():
         longest = max((clip.seconds for clip in pool), default=0.0)
         # A background sounds all the time.
         if rules.background and longest <= rules.seconds:
             raise UserError(
                 f"{folder}, {split}: no clip is longer than the mixtures ({rules.seconds:g} s), as a background must "
-                f"be; of {len(pool)} clips the longest has {longest:.1f} s. Choose shorter mixtures by --seconds"
+                f"be; the longest of {len(pool)} clips has {longest:.1f} s. Choose shorter mixtures with --seconds"
             )
         kinds = {clip.kind for clip in pool if rules.is_foreground(clip)}
         if len(kinds) < rules.most_sources:
@@ -141,8 +142,8 @@ def check_pools(pools: dict[str, list[Clip]], folder: Path, rules: Rules) -> Non
                 condition = f" of at most {rules.seconds:g} s, as foregrounds must be,"
             raise UserError(
                 f"{folder}, {split}: clips{condition} come from {len(kinds)} classes "
-                f"({', '.join(sorted(kinds)) or 'none'}); {rules.most_sources} are needed, for no class comes twice in "
-                "a mixture. A class is a folder"
+                f"({', '.join(sorted(kinds)) or 'none'}), but {rules.most_sources} are needed, since no class comes "
+                "twice in a mixture. A class is a folder"
             )
 
 
@@ -182,10 +183,10 @@ def draw_events(pool: list[Clip], rules: Rules, rng: np.random.Generator) -> lis
 
 
 def place(event: Event, rules: Rules, rng: np.random.Generator) -> np.ndarray:
-    """(time,) with the clip, or a random stretch of one longer than the mixture, at its place and level.
+    """(time,) with the clip at its place and level; of a clip longer than the mixture, a random stretch.
 
     Raises:
-        UserError: it is silent.
+        UserError: the clip is silent.
     """
     path = event.clip.path
     total, own_rate, _ = audio.info(path)
@@ -204,7 +205,7 @@ def place(event: Event, rules: Rules, rng: np.random.Generator) -> np.ndarray:
             break
     else:
         raise UserError(
-            f"{path}: silent, at least where it was tried. Leave it out, or cut its silence"
+            f"{path}: silent wherever a stretch of it was drawn. Leave it out, or cut its silence"
         )
     start = round(event.start * rules.sample_rate)
     part = signal[: rules.frames - start]
@@ -253,7 +254,7 @@ def write_mixture(paths: tuple[Path, ...], sources: np.ndarray, sample_rate: int
     """Write a mixture and its sources.
 
     Args:
-        paths: of the mixture, and of the most sources that there may be; those that there are not are removed.
+        paths: of the mixture, and of as many sources as there may be; files of sources that it lacks are removed.
         sources: (source, time).
         sample_rate: in Hz.
     """
@@ -272,21 +273,21 @@ def write_mixture(paths: tuple[Path, ...], sources: np.ndarray, sample_rate: int
 def make_mixtures(
     pool: list[Clip], folder: Path, number: int, rules: Rules, seed: int, n_jobs: int
 ) -> pd.DataFrame:
-    """Write mixtures as `folder/<number>_{mix,s1,s2,...}.wav`; those that are as they would be made are kept.
+    """Write mixtures as `folder/<number>_{mix,s1,s2,...}.wav`; those that would become the same are kept.
 
     Args:
         pool: the clips of the set.
-        folder: where to; its name is part of the names of the mixtures.
-        number: of mixtures.
-        rules: of each.
-        seed: another one for each set.
+        folder: where the files go; its name is part of the names of the mixtures.
+        number: how many mixtures.
+        rules: of each mixture.
+        seed: a different one for each set.
         n_jobs: processes.
 
     Returns:
         a manifest. The cell of a source that a mixture does not have is empty.
 
     Raises:
-        UserError: all faults of the clips in one.
+        UserError: lists all clips that cannot be used.
     """
     parts = ["mix"] + [f"s{k + 1}" for k in range(rules.most_sources)]
     settings = [digest_of(pool, folder), seed, dataclasses.asdict(rules)]

@@ -1,9 +1,9 @@
 """What `--corpus` of a recipe names, and where its data go: the protocol of stages 0 and 1 of all recipes.
 
 A corpus lives in `data/NAME`: `corpus` is the corpus itself (a link, two links `train` and `test`, or what stage 0
-made or fetched), `corpus.json` says what it is, and the stages put theirs beside it. All that is made names the audio
-through `data/NAME/corpus`, so neither the data's own place nor that of the corpus is part of what anything was made
-from. A recipe brings the forms that it accepts and finds out which one it got:
+made or downloaded), `corpus.json` says what it is, and the stages put their files beside it. Manifests and stamps refer
+to the audio through `data/NAME/corpus`, so they depend neither on where the data are nor on where the corpus is. A
+recipe knows the forms of corpus that it accepts, and finds out which one it was given:
 
     corpus = locate(args, ACCEPTED, downloaded="fuss")
     root = detect(corpus.origins)     # of the recipe; names what is wrong by the user's own paths
@@ -15,14 +15,13 @@ from. A recipe brings the forms that it accepts and finds out which one it got:
 """
 
 import argparse
-import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.data.names import plain
 from utils.data.walking import fingerprint, is_litter
 from utils.errors import UserError, command
 from utils.files import read_json, remove_leftovers, temporary_name, write_json
@@ -98,46 +97,12 @@ def contents(folder: Path) -> str:
     return ", ".join(names[:12]) or "nothing"
 
 
-# ---- names
-
-
-def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> list[str]:
-    """File names that differ wherever the keys do, and are labels where these are short enough and differ.
-
-    Args:
-        labels: wanted names; what cannot stand in a name (separators, control characters, bytes that are not UTF-8)
-            becomes `_`.
-        keys: what is named, for instance paths.
-        longest: bytes of a name.
-    """
-    plain_labels = [_plain(label) for label in labels]
-    pairs = list(zip(plain_labels, keys, strict=True))
-    keys_of: dict[str, set[str]] = {}
-    for name, key in pairs:
-        keys_of.setdefault(name, set()).add(key)
-    names = []
-    for name, key in pairs:
-        encoded = name.encode()
-        is_shared = len(keys_of[name]) > 1
-        # A hash of the key tells apart names that are shared, and names that are cut.
-        if is_shared or len(encoded) > longest:
-            digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:10]
-            # A letter of several bytes that is cut is left out.
-            start = encoded[: longest - 11].decode(errors="ignore")
-            name = f"{start}-{digest}"
-        names.append(name)
-    return names
-
-
-def _plain(text: str) -> str:
-    """Text that can stand in the name of a file, with `_` for what cannot."""
-    text = os.fsencode(text).decode(errors="replace").replace("\ufffd", "_")
-    return re.sub(r"[\x00-\x1f\x7f/]", "_", text)
+# ---- a corpus and its folder
 
 
 def _check_name(name: str, option: str) -> str:
-    """Raises a `UserError` unless `name` can be that of a folder and a part of the names of experiments."""
-    if name in ("", ".", "..") or "/" in name or _plain(name) != name:
+    """Return a name that can be that of a folder and part of the names of experiments, or raise a `UserError`."""
+    if name in ("", ".", "..") or "/" in name or plain(name) != name:
         raise UserError(
             f"{option}: {name!r} cannot be the name of a folder of data. Choose one with --name"
         )
@@ -147,9 +112,6 @@ def _check_name(name: str, option: str) -> str:
             "possible. Choose a shorter one with --name"
         )
     return name
-
-
-# ---- a corpus and its folder
 
 
 @dataclass(frozen=True)
@@ -167,7 +129,7 @@ class Corpus:
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """The same as `origins`, through `data/NAME/corpus`: what manifests and stamps refer to."""
+        """The same as `origins`, by way of `data/NAME/corpus`: what manifests and stamps refer to."""
         # One name for all corpora, so that what is made does not depend on where they are.
         place = self.folder / "corpus"
         if len(self.origins) == 2:
@@ -185,14 +147,14 @@ class Corpus:
         """Make the mini corpus, if it is this one (stage 0).
 
         Args:
-            mini: what is asked of it, plain data: with other settings it is another corpus.
-            make_mini: called with the place where it goes.
+            mini: its settings, plain data: with other settings it is another corpus.
+            make_mini: called with the folder where it goes.
 
         Returns:
             the details for `claim`: `mini`, or nothing.
 
         Raises:
-            UserError: the folder is of another corpus, or of other details.
+            UserError: the folder belongs to another corpus, or was made with other details.
         """
         details = mini if self.kind == "mini" else {}
         self.check(details)
@@ -203,13 +165,13 @@ class Corpus:
     def claim(self, details: dict | None = None) -> None:
         """Take data/NAME for this corpus (stage 0): links to the directories, and corpus.json.
 
-        Nothing is written where all is there already.
+        If everything is as it should be, nothing is written.
 
         Args:
             details: what else data/NAME depends on, plain data.
 
         Raises:
-            UserError: the folder is of another corpus, or of other details.
+            UserError: the folder belongs to another corpus, or was made with other details.
         """
         # Before anything is written.
         self.check(details)
@@ -225,19 +187,19 @@ class Corpus:
             write_json(path, note)
 
     def require(self) -> dict:
-        """corpus.json, for stage 1.
+        """The content of corpus.json, for stage 1.
 
         Raises:
-            UserError: stage 0 has not been here, or for another corpus.
+            UserError: stage 0 has not been run, or for another corpus.
         """
         if not (self.folder / NOTE).is_file():
-            raise UserError(f"{self.folder / NOTE} is not there: run stage 0 first")
+            raise UserError(f"{self.folder / NOTE} does not exist: run stage 0 first")
         self.check()
         self._tidy()
         return self._read_note()
 
     def _tidy(self) -> None:
-        """Remove what killed runs left beside the corpus; folders of audio are looked through by who fills them."""
+        """Remove what killed runs left beside the corpus; folders of audio are tidied by the code that fills them."""
         remove_leftovers(self.folder, nested=False)
         if len(self.roots) == 2:
             remove_leftovers(self.folder / "corpus", nested=False)
@@ -245,16 +207,17 @@ class Corpus:
             remove_leftovers(self.folder / name)
 
     def check(self, details: dict | None = None) -> None:
-        """Compare data/NAME, if it is there, with the corpus, and renew the links to one that has moved.
+        """Compare data/NAME, if it exists, with the corpus, and renew the links to one that has moved.
 
-        As long as the links lead to the directories given, nothing is read. Else their contents decide, so a corpus
-        may be moved, copied or mounted elsewhere, and two with one name are told apart.
+        As long as the links lead to the directories given, nothing is read. Otherwise their contents decide, so a
+        corpus may be moved, copied or mounted elsewhere, and two of one name are told apart.
 
         Args:
             details: as of `claim`; None: any.
 
         Raises:
-            UserError: it is of another corpus, or of other details; or the directory given is not there.
+            UserError: data/NAME belongs to another corpus, or was made with other details; or the directory given does
+                not exist.
         """
         known = (self.folder / NOTE).is_file()
         if known and details:
@@ -296,7 +259,7 @@ class Corpus:
             )
 
     def through(self, path: str | Path) -> Path:
-        """A path below `origins` as one below `roots`; any other as it is."""
+        """A path below `origins` as one below `roots`; any other is left as it is."""
         # What lies elsewhere, such as a file that a CSV names, has no shorter name.
         for root, origin in zip(self.roots, self.origins, strict=True):
             if Path(path).is_relative_to(origin):
@@ -349,7 +312,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """A type for argparse: a whole number of 1 or more."""
+    """A type for argparse: a whole number, 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
@@ -369,14 +332,14 @@ def locate(
     Args:
         args: of `add_arguments`: corpus, name, out.
         accepted: the forms of a directory, a line each, for messages.
-        downloaded: name of the folder for `--corpus download`; none: nothing can be downloaded.
+        downloaded: name of the folder for `--corpus download`; "": nothing can be downloaded.
         pair: whether TRAIN_DIR,TEST_DIR is a form.
         base: folder that relative paths are relative to; None: the current one.
-        mini: whether the recipe can make a corpus of its own.
+        mini: whether the recipe can make a mini corpus.
 
     Raises:
-        UserError: the recipe has no such corpus; the directory is not there and was not before, or cannot give a name
-            to the data.
+        UserError: the recipe has no such corpus; the directory does not exist and was never used, or its name cannot be
+            that of the data.
     """
     # Words that are no directories, and the names of their data.
     words = {}
@@ -393,7 +356,7 @@ def locate(
     if not args.corpus:
         raise UserError("--corpus is empty: give mini, or a directory")
     origins = _directories(args.corpus, base or Path.cwd(), pair)
-    name = args.name or "-".join(_plain(origin.name) for origin in origins)
+    name = args.name or "-".join(plain(origin.name) for origin in origins)
     name = _check_name(name, "--name" if args.name else f"--corpus {args.corpus}")
     corpus = Corpus("directory", name, origins, (args.out / name).resolve())
     known = (corpus.folder / NOTE).is_file() and corpus._is_linked()

@@ -1,4 +1,4 @@
-"""Downloads with checksum, progress and resumption: pooch, and what it lacks, going on where a broken one ended."""
+"""Downloads with checksum, progress and resumption: pooch, and what it lacks, to go on where a broken one ended."""
 
 from pathlib import Path
 
@@ -34,18 +34,20 @@ def fetch(url: str, folder: str | Path, sha256: str) -> Path:
         part.unlink(missing_ok=True)  # if the server sent the whole file anew
         return path
     except requests.RequestException as error:
-        kept = part.stat().st_size if part.exists() else 0
-        raise UserError(f"{url}: {error}. The same command goes on after {kept} bytes") from None
+        n_bytes = part.stat().st_size if part.exists() else 0
+        raise UserError(
+            f"{url}: {error}. Run the same command again: it goes on after {n_bytes} bytes"
+        ) from None
     except ValueError as error:  # pooch's, about a checksum
         if "SHA256" not in str(error):
             raise
         raise UserError(
-            f"{folder / name}: what came from {url} has another checksum; get it again"
+            f"{folder / name}: what {url} sent has another checksum, and was deleted. Try again later"
         ) from None
 
 
 class _Resuming:
-    """A downloader for pooch. What has come is given up only for a whole file: pooch then compares the checksums."""
+    """A downloader for pooch, which compares checksums. Only a whole file replaces what was received before."""
 
     def __init__(self, part: Path):
         self.part = part
@@ -68,21 +70,23 @@ class _Resuming:
         size = response.headers.get("Content-Range", "").rpartition("/")[2]
         if not size.isdecimal():
             raise requests.ConnectionError(
-                f"the server sends nothing after {start} bytes, and not how long the file is"
+                f"the server sends nothing after {start} bytes, and does not say how long the file is"
             )
         if int(size) != start:
             self.part.unlink(missing_ok=True)
-            raise requests.ConnectionError(f"the {start} bytes that are here are not of this file")
+            raise requests.ConnectionError(
+                f"the {start} bytes received so far are not of this file"
+            )
 
     def _receive(self, response, start):
-        """Write what comes, and return the file, which is whole then."""
+        """Write what the server sends, and return the file, which is then whole."""
         length = response.headers.get("Content-Length")
         length = None if length is None else int(length)
         if response.status_code == requests.codes.partial_content and start:
             # "bytes BEGIN-END/SIZE"
             begin = response.headers.get("Content-Range", f"bytes {start}-").split("-")[0]
             if begin.split()[-1] != str(start):
-                raise requests.ConnectionError(f"the server does not go on after {start} bytes")
+                raise requests.ConnectionError(f"the server does not resume after {start} bytes")
             self._write(response, self.part, start, length)
             return self.part
         if start == 0:
@@ -91,8 +95,8 @@ class _Resuming:
         # The server, or something before it such as a log-in page, sends a whole file from its beginning.
         if length is not None and length < start:
             raise requests.ConnectionError(
-                f"{length} bytes came where more than the {start} that are here were to come; "
-                "is there a log-in page before the network?"
+                f"the server sent a file of {length} bytes, fewer than the {start} received so far; does the network "
+                "have a log-in page?"
             )
         other = self.part.with_name(f"{self.part.name}.anew")
         try:

@@ -37,7 +37,7 @@ def read_manifest(csv: str | Path, n_src: int | None = None, absent: bool = Fals
     Args:
         csv: the file.
         n_src: number of sources needed; None accepts any.
-        absent: allow empty cells of sources; a row needs one source at least.
+        absent: allow empty cells of sources; a row needs at least one source.
 
     Returns:
         a `pandas.DataFrame` with absolute paths ("" for a source that is not there) and an integer `length`, from the
@@ -48,7 +48,7 @@ def read_manifest(csv: str | Path, n_src: int | None = None, absent: bool = Fals
     """
     csv = Path(csv)
     if not csv.is_file():
-        raise UserError(f"{csv}: no such manifest. Stage 1 makes it")
+        raise UserError(f"{csv}: no such manifest. Run stage 1, which writes it")
     # What must be a text stays one: an ID may be 007.
     frame = read_numbers(read_table(csv))
     needed = ["mixture_ID", "mixture_path", *(f"source_{i + 1}_path" for i in range(n_src or 1))]
@@ -113,18 +113,18 @@ def write_manifest(frame: pd.DataFrame, csv: str | Path) -> None:
 def checked(
     manifests: dict[str, Path], folder: Path, check: Callable[[Path], dict]
 ) -> tuple[dict[str, dict], bool]:
-    """Check manifests that have not been checked, or are not what they were then.
+    """Check manifests that have not been checked, or have changed since.
 
     Args:
         manifests: CSVs by the names of their sets.
-        folder: where the reports are kept, as data_report.json, and, in checked.json, the state of the manifests and
-            of all files that they name.
+        folder: where the reports are stored, as data_report.json, and, in checked.json, the state of the manifests and
+            of all files that they list.
         check: makes a report (plain data) of a manifest, or raises a `UserError`.
 
     Returns:
-        the reports by name, and whether nothing was to be done.
+        the reports by name, and whether there was nothing to do.
     """
-    # Apart, since the report is for people.
+    # In two files, since the report is for people.
     report_path = folder / "data_report.json"
     state_path = folder / CHECKED
     old_reports = _read_note(report_path)
@@ -132,7 +132,7 @@ def checked(
     reports = {}
     states = {}
     for name, csv in manifests.items():
-        # Of text and audio: a file that was exchanged is looked at again.
+        # Of text and audio: a file that was replaced is checked again.
         states[name] = state_of_manifest(csv)
         if name in old_reports and old_states.get(name) == states[name]:
             reports[name] = old_reports[name]
@@ -146,7 +146,7 @@ def checked(
 
 
 def _read_note(path):
-    """A note that can be made again; {} if it is not there or damaged."""
+    """A note that can be made again; {} if it does not exist or is damaged."""
     try:
         return files.read_json(path, "")
     except UserError:
@@ -163,16 +163,24 @@ def check_manifest(
 ) -> dict:
     """Check every file of a manifest.
 
-    Checked: it is a readable file of `sample_rate` Hz, finite, of 2 samples or more, as long as the manifest says, of
-    `channels` channels (the sources may be mono); mixture and sources are equally long; no source is silent, unless
-    its cell is empty and `absent`; if `additive`, mixture = sum of sources to 16 bits.
+    Each file must be readable, finite, of at least 2 samples, and not silent. Mixture and sources must be as long as
+    the manifest says. The mixture should be the sum of its sources to 16 bits.
+
+    Args:
+        csv: the manifest.
+        sample_rate: that all files must have, in Hz.
+        n_jobs: processes.
+        additive: whether a mixture must be the sum of its sources. In up to half of the rows that it is not is a
+            warning.
+        absent: whether cells of sources may be empty.
+        channels: that the mixtures must have; their sources may be mono.
 
     Returns:
         a dict: rows, n_src, hours; seconds (min, median, max) of the mixtures; mixture_db and source_db (min, mean,
         max), RMS in dB of full scale; input_si_sdr (mean over all sources, dB); not_additive (rows); warnings (texts).
 
     Raises:
-        UserError: one that lists the first 10 problems and counts them.
+        UserError: lists the first 10 problems and how many there are.
     """
     frame = read_manifest(csv, absent=absent)
     sources = source_columns(frame)
@@ -222,7 +230,7 @@ def _read_row(paths, sample_rate, channels):
     problems = []
     for number, path in enumerate(paths):
         try:
-            # Only sources may be mono.
+            # Sources may be mono, a mixture may not.
             signal = _read_channels(path, sample_rate, channels, number > 0)
         except UserError as error:
             problems.append(str(error))

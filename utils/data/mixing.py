@@ -1,7 +1,6 @@
 """Mixtures of utterances by a list, as MERL's `create_wav_2speakers.m` makes them (wsj0-2mix, Hershey et al. 2016)."""
 
 import dataclasses
-import functools
 import math
 import os
 import random
@@ -10,115 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import maximum_filter1d
-from scipy.signal import cheby2, lfilter, resample_poly, sosfilt
+from scipy.signal import resample_poly
 
 from utils.data import audio
-from utils.data.corpus import distinct
+from utils.data.names import distinct
 from utils.data.products import Product, make, problems_error
+from utils.data.speech_level import active_speech_level
 from utils.errors import UserError
 
 LEVEL_RATE = 8000  # the levels are measured on the 8 kHz signals, also for mixtures at 16 kHz
 PEAK = 0.9
-
-_MARGIN_DB = 15.9
-_N_THRESHOLDS = 20
-
-
-def active_speech_level(signal: np.ndarray, sample_rate: int) -> tuple[float, float]:
-    """Active speech level by ITU-T P.56 (12/2011), method B, as the voicebox function `activlev` measures it.
-
-    The signal is extended by 0.35 s of zeros and limited to 200-5500 Hz (-0.25 dB; below 12.1 kHz the upper limit is
-    left out); its rectified value is smoothed twice with a time constant of 0.03 s; thresholds lie 3.01 dB apart with
-    a hangover of 0.2 s; the level is where it exceeds the threshold by 15.9 dB, interpolated in decibels.
-
-    Args:
-        signal: `(time,)`.
-        sample_rate: in Hz.
-
-    Returns:
-        `(level, activity)`: power of the active speech, and the part of the time that is active.
-
-    Raises:
-        UserError: a silent signal has no level.
-    """
-    # Zeros at the end, in which the envelope decays.
-    padding = math.ceil(0.35 * sample_rate)
-    signal = np.asarray(signal, dtype=np.float64)
-    signal = np.pad(signal, (0, padding))
-    # Band limits, so that hum and offset are no speech.
-    for sections in _band_limits(sample_rate):
-        signal = sosfilt(sections, signal)
-    energy = np.sum(signal**2)
-    if not energy > 0:
-        raise UserError("the signal is silent, so it has no speech level; remove it from the list")
-    # Thresholds are powers of two of the squared envelope, so its exponent says which it exceeds.
-    envelope = _envelope(signal, sample_rate)
-    mantissa, exponent = np.frexp(envelope**2)
-    lowest = np.iinfo(np.int32).min // 2
-    exponent = np.where(mantissa > 0, exponent, lowest)
-    # A sample is active as long as the threshold was exceeded within the hangover.
-    hangover = math.ceil(0.2 * sample_rate) + 1
-    backwards = (hangover - 1) // 2
-    exponent = maximum_filter1d(exponent, hangover, origin=backwards, mode="nearest")
-    # Class k (from 1) counts the samples whose envelope lies k - 1 to k thresholds below the greatest.
-    top = exponent.max() + 1
-    classes = np.minimum(top - exponent, _N_THRESHOLDS)
-    counts = np.bincount(classes, minlength=_N_THRESHOLDS + 1)
-    active = np.cumsum(counts[1:])
-    # Level over the active time of each threshold, and how far it lies above it.
-    levels = 10 * np.log10(energy / active)
-    numbers = np.arange(1, _N_THRESHOLDS + 1)
-    thresholds = 10 * np.log10(2) * (top - numbers - 1)
-    margins = levels - thresholds - _MARGIN_DB
-    level_db = _level_of_no_margin(levels, margins)
-    level = 10 ** (level_db / 10)
-    return level, energy / (len(signal) * level)
-
-
-def _envelope(signal: np.ndarray, sample_rate: int) -> np.ndarray:
-    """(time,): two exponential averages of the rectified signal in series, of 0.03 s each."""
-    # y[t] = (1 - p)^2 |x[t]| + 2 p y[t - 1] - p^2 y[t - 2].
-    pole = math.exp(-1 / (0.03 * sample_rate))
-    numerator = [(1 - pole) ** 2]
-    denominator = [1, -2 * pole, pole**2]
-    return lfilter(numerator, denominator, np.abs(signal))
-
-
-def _level_of_no_margin(levels: np.ndarray, margins: np.ndarray) -> float:
-    """The level where the margin first rises through zero; at the edge where it never does."""
-    is_below = margins[:-1] < 0
-    is_reached = margins[1:] >= 0
-    rising = np.flatnonzero(is_below & is_reached)
-    if len(rising) == 0:
-        return levels[-1] if margins[-1] <= 0 else levels[0]
-    # A straight line between the two thresholds.
-    place = rising[0]
-    margin, next_margin = margins[place : place + 2]
-    level, next_level = levels[place : place + 2]
-    share = margin / (margin - next_margin)
-    return level + share * (next_level - level)
-
-
-@functools.cache
-def _band_limits(sample_rate: int) -> list[np.ndarray]:
-    """Second-order sections of Chebyshev filters, type 2, order 5, -50 dB, 0.25 dB down at the limits."""
-    # |H|^2 = 1 / (1 + 1 / (eps T5(x))^2) is -0.25 dB where the pass band is `ratio` times as far out as the stop band.
-    eps = 1 / math.sqrt(10**5.0 - 1)
-    chebyshev = 1 / (eps * math.sqrt(10**0.025 - 1))
-    ratio = math.cosh(math.acosh(chebyshev) / 5)
-    limits = [(200, 1 / ratio, "highpass")]
-    if sample_rate >= 2.2 * 5500:
-        limits.append((5500, ratio, "lowpass"))
-    filters = []
-    for frequency, factor, kind in limits:
-        # The bilinear transform warps frequencies: the factor holds between their tangents.
-        tangent = math.tan(math.pi * frequency / sample_rate)
-        angle = math.atan(factor * tangent)
-        stop = angle / math.pi * sample_rate
-        sections = cheby2(5, 50, stop, kind, fs=sample_rate, output="sos")
-        filters.append(sections)
-    return filters
 
 
 def resample(signal: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
@@ -190,7 +90,7 @@ def parse_list(path: str | Path, root: str | Path, n_src: int) -> list[Entry]:
         `A/1.wav` and `B/1.wav`, are told apart by as much of their folders as is needed.
 
     Raises:
-        UserError: no such list, malformed lines, repeated mixtures, missing files; with line numbers.
+        UserError: no such list, malformed lines, repeated mixtures or missing files; with line numbers.
     """
     path = Path(path)
     root = Path(root)
@@ -359,8 +259,8 @@ def mix_list(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Make the mixtures of a list as 16-bit files `folder/{mix,s1,s2,...}/<name>.wav`.
 
-    Those that are there, whole and of the same recordings, are kept. A mixture in which a source would be silent, for
-    "min" cuts it before it begins, is left out.
+    Files that exist, are whole and were made from the same recordings are kept. A mixture in which a source would be
+    silent, since "min" ends before its speech begins, is left out.
 
     Args:
         entries: from `parse_list`, all of the same number of sources.
@@ -372,7 +272,7 @@ def mix_list(
         one for each mixture that is left out.
 
     Raises:
-        UserError: faults of the recordings, all in one; no mixture is left.
+        UserError: lists all recordings that cannot be used; or no mixture is left.
     """
     folder = Path(folder).resolve()
     parts = _parts(len(entries[0].paths))
@@ -453,7 +353,10 @@ def _utterance(path: str, sample_rate: int) -> tuple[np.ndarray, float]:
     """The recording at `sample_rate`, and its active speech level (power)."""
     rate = audio.info(path)[1]
     if rate < sample_rate:
-        raise UserError(f"{path}: sampled at {rate} Hz, too low for mixtures at {sample_rate} Hz")
+        raise UserError(
+            f"{path}: sampled at {rate} Hz, too low for mixtures at {sample_rate} Hz. Leave it out, or lower "
+            "--sample_rate"
+        )
     signal = audio.read(path).astype(np.float64)
     # At one rate for all, so that the mixtures at 8 and at 16 kHz have the same levels.
     at_level_rate = resample(signal, rate, LEVEL_RATE)

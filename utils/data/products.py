@@ -1,7 +1,8 @@
-"""Files that are made of others: each is made once, and again where it, or what it was made of, is not what it was.
+"""Files made from other files: each is made once, and again if it, or what it was made from, has changed.
 
-Beside the files lies a journal, `.made.jsonl`: a line for each product with its settings, the state of the files that
-it was made of, and of its own. It is written as the work goes on, so a killed run loses no more than it was making.
+Beside the files lies a journal, `.made.jsonl`. It has a line for each product, with its settings, the state of the
+files that it was made from, and the state of its own files. It is written as the work goes on, so a run that is killed
+loses only what it was working on.
 """
 
 import json
@@ -25,14 +26,14 @@ SHOWN = 10  # problems listed in one message
 
 @dataclass(frozen=True)
 class Product:
-    """Something to be made."""
+    """Files to be made, or a result to be computed, from other files."""
 
     name: str
     """Unique in its folder."""
     settings: Any
-    """Plain data that decides, with the content of the files that it is made of, what it becomes."""
+    """Plain data that decides, together with the content of the files that it is made from, what it becomes."""
     paths: tuple[Path, ...]
-    """The files that it consists of; none where only the result counts."""
+    """The files that it consists of; none if only the result counts."""
     arguments: tuple
     """Of the function that makes it."""
 
@@ -54,12 +55,12 @@ def make(
     n_jobs: int,
     description: str,
 ) -> list:
-    """Make what is not there, whole and unchanged.
+    """Make the products that are missing, damaged or out of date.
 
     Args:
         function: called with the arguments of a product; writes its files and returns a result (plain data) and the
-            paths of the files that it has read. A file that it does not write is no part of this product.
-        products: what is wanted.
+            paths of the files that it has read. A file that it does not write is not part of this product.
+        products: all that shall be there in the end.
         folder: where the journal is; names in it are relative to this folder.
         n_jobs: processes.
         description: of the work, for the progress bar and for messages.
@@ -68,37 +69,40 @@ def make(
         the result of each product, in order.
 
     Raises:
-        UserError: all the `UserError` of the function in one. What could be made is made.
+        UserError: lists all that the function raised. Everything that can be made has been made by then.
     """
     folder = Path(folder)
     files.remove_leftovers(folder)
     products = list(products)
     records = _read_journal(folder)
-    wanted = [p for p in products if not _is_current(records.get(p.name), p, folder)]
-    # All at once in the end: to mend a corpus takes a person's time.
+    outdated_products = _outdated(products, records, folder)
+    n_again = sum(product.name in records for product in outdated_products)
+    if n_again:
+        print(
+            f"{description}: {n_again} of {len(products)} are made again: changed, damaged or lost"
+        )
+    # All are reported at once at the end, since mending a corpus takes a person's time.
     problems = []
-    lost = sum(product.name in records for product in wanted)
-    if lost:
-        print(f"{description}: {lost} of {len(products)} are made again: changed, damaged or lost")
-    if wanted:
+    if outdated_products:
         folder.mkdir(parents=True, exist_ok=True)
-        jobs = (joblib.delayed(_make_one)(function, product, folder) for product in wanted)
-        generator = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
-        progress = tqdm(generator, total=len(wanted), desc=description, disable=None)
+        make_one = joblib.delayed(_make_one)
+        jobs = (make_one(function, product, folder) for product in outdated_products)
+        outcomes = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+        progress = tqdm(outcomes, total=len(outdated_products), desc=description, disable=None)
         with open(folder / JOURNAL, "a") as journal:
-            for product, (record, problem) in zip(wanted, progress, strict=True):
+            for product, (record, problem) in zip(outdated_products, progress, strict=True):
                 if problem is not None:
                     problems.append(problem)
                     continue
-                # At once, so that a kill loses no more than is being made.
+                # At once, so that a run that is killed loses only what it was working on.
                 _keep_times(records.get(product.name), record, folder)
                 records[product.name] = record
                 journal.write(json.dumps(record) + "\n")
                 journal.flush()
     if problems:
-        # A recording that many products need is told once.
+        # A recording that many products need is listed once.
         raise problems_error(description, dict.fromkeys(problems))
-    if wanted:
+    if outdated_products:
         # One line for each product again.
         lines = [json.dumps(records[product.name]) + "\n" for product in products]
         files.write_text(folder / JOURNAL, "".join(lines))
@@ -106,14 +110,24 @@ def make(
 
 
 def outdated(products: Iterable[Product], folder: str | Path) -> list[Product]:
-    """Those that `make` would make."""
+    """The products that `make` would make."""
     folder = Path(folder)
-    records = _read_journal(folder)
-    return [p for p in products if not _is_current(records.get(p.name), p, folder)]
+    return _outdated(products, _read_journal(folder), folder)
 
 
-def _make_one(function, product, folder):
-    """The record of a product, or the text of what is wrong."""
+def _outdated(products: Iterable[Product], records: dict[str, dict], folder: Path) -> list[Product]:
+    stale = []
+    for product in products:
+        record = records.get(product.name)
+        if record is None or not _is_current(record, product, folder):
+            stale.append(product)
+    return stale
+
+
+def _make_one(
+    function: Callable[..., tuple[Any, list]], product: Product, folder: Path
+) -> tuple[Any, str | None]:
+    """Make a product; returns its record, or the text of what is wrong."""
     try:
         result, inputs = function(*product.arguments)
     except UserError as error:
@@ -133,8 +147,8 @@ def _make_one(function, product, folder):
     return _plain(record), None
 
 
-def _read_journal(folder):
-    """The last record of each product; a line that is not whole was cut by a kill, and its product is made again."""
+def _read_journal(folder: Path) -> dict[str, dict]:
+    """The last record of each product. Where a run was killed a line may be cut off: its product is made again."""
     try:
         lines = (folder / JOURNAL).read_bytes().decode(errors="replace").splitlines()
     except FileNotFoundError:
@@ -151,10 +165,10 @@ def _read_journal(folder):
     return records
 
 
-def _is_current(record, product, folder):
-    """Whether a product is there as the journal says, made of what is there now."""
+def _is_current(record: dict, product: Product, folder: Path) -> bool:
+    """Whether the files of a product are those of its record, and would be made from the same files again."""
     # Cheap questions first: reading a file for its checksum comes last.
-    if record is None or record["settings"] != _plain(product.settings):
+    if record["settings"] != _plain(product.settings):
         return False
     for name, state in record["inputs"].items():
         if _state(folder / name) != state:
@@ -170,7 +184,7 @@ def _is_current(record, product, folder):
 
 
 def _keep_times(old, new, folder):
-    """Give files that were made again, to the same bytes, their old times: whatever used them may go on."""
+    """Give files that have become the same again their old times, so that what was made from them stays current."""
     if old is None:
         return
     for name, (size, time, checksum) in new["files"].items():
@@ -184,7 +198,7 @@ def _keep_times(old, new, folder):
 
 
 def _state(path):
-    """Size, and time in ns, of a file; None if it is not there."""
+    """Size, and time in ns, of a file; None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:

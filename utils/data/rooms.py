@@ -6,12 +6,21 @@ ICASSP 2021. The simulation is pyroomacoustics', with frequency-independent wall
 """
 
 import contextlib
+import io
+import zipfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyroomacoustics as pra
 
+from utils import files
+from utils.data.datasets import rng_of
+from utils.data.products import Product, make
 from utils.errors import UserError
+from utils.stamps import claim
 
 VERSION = 1  # of the responses: raise it when the same room gives other ones
 TRIES = 1000  # draws of a room, or of one position, before the rules count as impossible
@@ -76,7 +85,7 @@ class Responses:
     arrival: np.ndarray
 
     def early(self, sample_rate: int, milliseconds: float = 50.0) -> np.ndarray:
-        """`full` up to so long after the direct sound, cut to (mic, source, taps that are needed)."""
+        """The responses up to so long after the direct sound, (mic, source, as many taps as that takes)."""
         # The last sample that counts, for each microphone and source.
         last = self.arrival + round(milliseconds * sample_rate / 1000)
         taps = min(int(last.max()) + 1, self.full.shape[-1])
@@ -88,7 +97,7 @@ def draw_room(rules: RoomRules, n_src: int, rng: np.random.Generator) -> Room:
     """A random room by the rules, with `n_src` sources.
 
     Raises:
-        UserError: no such room was found in `TRIES` draws.
+        UserError: none of `TRIES` rooms that were drawn kept the rules.
     """
     for _ in range(TRIES):
         sides = (rules.length, rules.width, rules.height)
@@ -109,8 +118,8 @@ def draw_room(rules: RoomRules, n_src: int, rng: np.random.Generator) -> Room:
         if _absorption(size, t60) is not None:
             return Room(size, t60, mics, sources)
     raise UserError(
-        f"no room with {rules.n_mics} microphones and {n_src} sources was found in {TRIES} draws by these rules: "
-        f"{asdict(rules)}. Is t60 too short for rooms so large, or are the distances too great?"
+        f"no room with {rules.n_mics} microphones and {n_src} sources kept these rules in {TRIES} draws: "
+        f"{asdict(rules)}. Is t60 too short for such large rooms, or are the distances too great?"
     )
 
 
@@ -174,7 +183,7 @@ def _draw_sources(rules, n_src, rng, centre, size):
 
 
 def _absorption(size, t60):
-    """Energy absorption of the walls and greatest order of the images, by Sabine's formula; None if there is none."""
+    """Energy absorption of the walls and greatest order of the images, by Sabine's formula; None if no walls do it."""
     if t60 == 0:
         return 1.0, 0
     try:
@@ -187,7 +196,7 @@ def simulate(room: Room, sample_rate: int) -> Responses:
     """The responses of a room, a function of its numbers alone; they end with the reverberation time.
 
     Raises:
-        UserError: walls that absorb everything would still reverberate longer than `room.t60`.
+        UserError: the room reverberates longer than `room.t60` even if its walls absorb everything.
     """
     # Again, since a room may have been drawn elsewhere.
     walls = _absorption(room.size, room.t60)
@@ -237,7 +246,7 @@ def _image_method(
 
 @contextlib.contextmanager
 def _constants(**values):
-    """pyroomacoustics' global settings, for a while."""
+    """Global settings of pyroomacoustics, for the time of a `with` block."""
     before = {name: pra.constants.get(name) for name in values}
     for name, value in values.items():
         pra.constants.set(name, value)
@@ -246,3 +255,91 @@ def _constants(**values):
     finally:
         for name, value in before.items():
             pra.constants.set(name, value)
+
+
+# ---- stored rooms
+
+
+def make_rooms(
+    folder: Path,
+    rules: RoomRules,
+    n_rooms: int,
+    n_src: int,
+    sample_rate: int,
+    seed: int,
+    n_jobs: int,
+) -> pd.DataFrame:
+    """Draw and simulate rooms, and store them below `folder`; rooms that exist are kept.
+
+    Args:
+        folder: of these rooms and no others.
+        rules: of the rooms.
+        n_rooms: how many. More of them are the same ones and further ones.
+        n_src: sources in each.
+        sample_rate: of the responses, in Hz.
+        seed: of all that is random.
+        n_jobs: processes.
+
+    Returns:
+        a table of path, t60 (s) and size (m), a row a room.
+
+    Raises:
+        UserError: the folder holds rooms of other rules, or of another seed or version; or no room keeps the rules.
+    """
+    settings: dict[str, Any] = {
+        "version": VERSION,
+        "seed": seed,
+        "n_src": n_src,
+        "sample_rate": sample_rate,
+    }
+    # As JSON gives them back.
+    for key, value in asdict(rules).items():
+        settings[key] = list(value) if isinstance(value, tuple) else value
+    claim(folder, settings)
+    products = []
+    for index in range(n_rooms):
+        path = folder / f"{index:05d}.npz"
+        arguments = (path, rules, n_src, sample_rate, (seed, index))
+        products.append(Product(path.stem, None, (path,), arguments))
+    results = make(_make_room, products, folder, n_jobs, f"rooms {folder.name}")
+    rows = []
+    for product, result in zip(products, results, strict=True):
+        rows.append({"path": str(product.paths[0]), **result})
+    return pd.DataFrame(rows)
+
+
+def _make_room(
+    path: Path,
+    rules: RoomRules,
+    n_src: int,
+    sample_rate: int,
+    key: tuple[int, ...],
+) -> tuple[dict, list]:
+    """Store a room; returns its columns of the table, and that no file was read."""
+    room = draw_room(rules, n_src, rng_of(*key))
+    responses = simulate(room, sample_rate)
+    arrays = {**vars(room), **vars(responses)}
+    # In memory first: a file is whole or not there.
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    files.write_bytes(path, buffer.getbuffer())
+    sides = [f"{side:.3f}" for side in room.size]
+    columns = {
+        "t60": round(float(room.t60), 4),
+        "size": " ".join(sides),
+    }
+    return columns, []
+
+
+def load_room(path: str | Path) -> tuple[Room, Responses]:
+    """A room that `make_rooms` stored."""
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: is not a stored room ({error}). Delete its folder and run stage 1 again"
+        ) from None
+    t60 = float(arrays["t60"])
+    room = Room(arrays["size"], t60, arrays["mics"], arrays["sources"])
+    return room, Responses(arrays["full"], arrays["anechoic"], arrays["arrival"])

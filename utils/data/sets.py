@@ -1,4 +1,4 @@
-"""The end of stage 1 of all recipes: manifests are written and checked, and what is in them is told."""
+"""The end of stage 1 of all recipes: manifests are written and checked, and a table of what they hold is printed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +16,19 @@ def write_sets(
     check: Callable[[Path], dict],
     content: dict | None = None,
 ) -> dict[str, dict]:
-    """Write the manifests of a folder and check all files that they name; what has not changed is not checked again.
+    """Write the manifests of a folder and check all files that they list; what has not changed is not checked again.
 
     Args:
         frames: manifests by the names of their sets.
         folder: where `<set>.csv` and `data_report.json` go.
         check: makes a report of a CSV, or raises a `UserError`: mostly `utils.data.manifest.check_manifest`.
-        content: what the folder was made of, for `utils.data.corpus.refuse_changes`; None: nobody asks.
+        content: what the folder was made from, for `utils.data.corpus.refuse_changes`; None: nothing is recorded.
 
     Returns:
         the reports by set.
 
     Raises:
-        UserError: all that is wrong with a set.
+        UserError: lists what is wrong with a set.
     """
     csvs = {name: folder / f"{name}.csv" for name in frames}
     for name, frame in frames.items():
@@ -43,7 +43,7 @@ def write_sets(
 
 
 def print_reports(reports: dict[str, dict]) -> None:
-    """A table of the reports of `check_manifest`, and their warnings.
+    """Print a table of the reports of `check_manifest`, and their warnings.
 
     Args:
         reports: by the names of their sets.

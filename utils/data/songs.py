@@ -20,8 +20,8 @@ class Songs(Dataset):
 
     Args:
         split: which manifest, and what examples are made of it; shorter songs are followed by zeros.
-        channels: 1: examples are mono, the mean of the channels; 2: stereo, a mono file being heard on both.
-        segments: training examples a song and epoch.
+        channels: 1: examples are mono, the mean of the channels; 2: stereo, with a mono file on both channels.
+        segments: training examples per song and epoch.
         remix: share of training examples whose voice and stems come from different songs.
         gain: lowest and highest factor, drawn for the voice and each stem of a training example; null: 1.
         swap: exchange the channels of half of the voices and stems of training examples.
@@ -94,7 +94,7 @@ class Songs(Dataset):
     def _example(
         self, parts: list[np.ndarray], name: str, mixture: np.ndarray | None = None
     ) -> dict:
-        """Of the voice and the stems of its accompaniment, (2, frames) each; without a mixture it is their sum."""
+        """An example of a voice and stems, (2, frames) each; without a mixture it is their sum."""
         voice, *stems = parts
         sources = np.stack([voice, sum(stems)])
         if mixture is None:
@@ -140,7 +140,7 @@ class Songs(Dataset):
         signal = audio.read(path, start, n_read, self.split.sample_rate, channels=True)
         if len(signal) > 2:
             raise UserError(f"{path}: has {len(signal)} channels; songs are mono or stereo")
-        # A mono file is heard on both channels.
+        # A mono file goes to both channels.
         segment[:, :n_read] = signal
         return segment
 

@@ -1,17 +1,15 @@
 """Single-speaker recordings in simulated rooms: responses stored once, mixtures convolved on the fly.
 
 The rules of mixing are those of wsj1_2345_db (github.com/fakufaku/create_wsj1_2345_db): all but the longest recording
-start at a random time, the levels of the reverberant images differ by -5 to 5 dB from the first one's, noise is 10 to
-30 dB below their sum. There the noise is CHiME-3's; here it is white and different at each microphone, as in SMS-WSJ.
+start at a random time, the reverberant images are -5 to 5 dB above the first one, and the noise is 10 to 30 dB below
+their sum. The noise of wsj1_2345_db is CHiME-3's; here it is white and independent at each microphone, as in SMS-WSJ.
 """
 
 import hashlib
-import io
 import os
-import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,17 +17,15 @@ import soxr
 from scipy.signal import fftconvolve
 from torch.utils.data import Dataset
 
-from utils import files
 from utils.data import audio
 from utils.data.datasets import TRIES, Mixtures, rng_of, segment_bounds, segment_of
 from utils.data.manifest import write_manifest
 from utils.data.mixing import PEAK, peak_of
 from utils.data.products import Product, make
-from utils.data.rooms import VERSION, Responses, Room, RoomRules, draw_room, simulate
+from utils.data.rooms import Responses, load_room
 from utils.data.split import Split
 from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError
-from utils.stamps import claim
 
 Reference = Literal["reverberant", "early", "anechoic"]
 REFERENCES: tuple[Reference, ...] = ("reverberant", "early", "anechoic")
@@ -45,85 +41,6 @@ class MixingRules:
     """Power of all images over that of the noise, at the first microphone."""
 
 
-# ---- rooms
-
-
-def make_rooms(
-    folder: Path,
-    rules: RoomRules,
-    n_rooms: int,
-    n_src: int,
-    sample_rate: int,
-    seed: int,
-    n_jobs: int,
-) -> pd.DataFrame:
-    """Draw and simulate rooms 0 ... n_rooms - 1 of a seed, and store them below `folder`; what is there is kept.
-
-    Returns:
-        a table of path, t60 and size, a row a room.
-
-    Raises:
-        UserError: the folder holds rooms of other rules, another seed or version; no room keeps the rules.
-    """
-    settings: dict[str, Any] = {
-        "version": VERSION,
-        "seed": seed,
-        "n_src": n_src,
-        "sample_rate": sample_rate,
-    }
-    # As JSON gives them back.
-    for key, value in asdict(rules).items():
-        settings[key] = list(value) if isinstance(value, tuple) else value
-    claim(folder, settings)
-    products = []
-    for index in range(n_rooms):
-        path = folder / f"{index:05d}.npz"
-        arguments = (path, rules, n_src, sample_rate, (seed, index))
-        products.append(Product(path.stem, None, (path,), arguments))
-    results = make(_make_room, products, folder, n_jobs, f"rooms {folder.name}")
-    rows = []
-    for product, result in zip(products, results, strict=True):
-        rows.append({"path": str(product.paths[0]), **result})
-    return pd.DataFrame(rows)
-
-
-def _make_room(
-    path: Path,
-    rules: RoomRules,
-    n_src: int,
-    sample_rate: int,
-    key: tuple[int, ...],
-) -> tuple[dict, list]:
-    """Store a room; returns its columns of the table, and that no file was read."""
-    room = draw_room(rules, n_src, rng_of(*key))
-    responses = simulate(room, sample_rate)
-    arrays = {**vars(room), **vars(responses)}
-    # In memory first: a file is whole or not there.
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    files.write_bytes(path, buffer.getbuffer())
-    sides = [f"{side:.3f}" for side in room.size]
-    columns = {
-        "t60": round(float(room.t60), 4),
-        "size": " ".join(sides),
-    }
-    return columns, []
-
-
-def load_room(path: str | Path) -> tuple[Room, Responses]:
-    """A room that `make_rooms` stored."""
-    try:
-        with np.load(path) as stored:
-            arrays = dict(stored)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: is not a stored room ({error}). Delete its folder and run stage 1 again"
-        ) from None
-    t60 = float(arrays["t60"])
-    room = Room(arrays["size"], t60, arrays["mics"], arrays["sources"])
-    return room, Responses(arrays["full"], arrays["anechoic"], arrays["arrival"])
-
-
 # ---- mixtures
 
 
@@ -135,15 +52,19 @@ def mix_in_room(
     rules: MixingRules,
     references: tuple[Reference, ...] = ("reverberant",),
 ) -> tuple[np.ndarray, dict[Reference, np.ndarray], dict]:
-    """Put recordings at the sources of a room.
+    """Place recordings at the sources of a room, and record them with its microphones.
 
     Args:
         dry: (time,) for each source, not silent.
-        references: which images are wanted.
+        responses: of the room.
+        sample_rate: of recordings and responses, in Hz.
+        rng: decides all that is random.
+        rules: of the levels.
+        references: which images of the sources to return.
 
     Returns:
-        the mixture (mic, time), as long as the longest recording; the images at the first microphone (source, time) by
-        name; the levels in dB that were drawn. All have one gain, which puts the largest sample at 0.9.
+        the mixture (mic, time), as long as the longest recording; the images at the first microphone (source, time), by
+        name; and the levels in dB that were drawn. All signals have one gain, which puts the largest sample at 0.9.
     """
     placed = _place(dry, rng)
     # x_ms = h_ms * s_s: the image of source s at microphone m.
@@ -193,7 +114,7 @@ def _place(dry: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
 
 
 def _convolve(signals: np.ndarray, responses: np.ndarray) -> np.ndarray:
-    """As long as the signals: what rings on behind their end is cut."""
+    """Convolve along time, and cut what rings on after the end of the signals."""
     frames = signals.shape[-1]
     return fftconvolve(signals, responses, axes=-1)[..., :frames]
 
@@ -232,9 +153,9 @@ class SpatialMixtures(Dataset):
             its sample rate), and what examples are made of them. Without a number of sources there are as many as in
             the rooms, without a size as many mixtures an epoch as recordings.
         reference: what the sources are at the first microphone: `reverberant`, `early` (50 ms), or `anechoic`.
-        level: least and greatest level of a source over the first one's, in dB.
-        noise: least and greatest level of the speech over that of the noise, in dB.
-        shuffle_mics: order the microphones anew each time, so that any is the first.
+        level: lowest and highest level of a source re the first one, in dB.
+        noise: lowest and highest level of the speech re the noise, in dB.
+        shuffle_mics: put the microphones into a new order each time, so that any may be the first.
     """
 
     # Any index is an example, see `utils.data.datasets.epoch_size`.
@@ -327,11 +248,11 @@ class SpatialMixtures(Dataset):
 
 
 class ArrayMixtures(Mixtures):
-    """Segments of recordings of an array, as files with the sources at the first microphone, by key (epoch, index).
+    """Segments of finished recordings of an array, with the sources at the first microphone, by key (epoch, index).
 
     Args:
         split: as of `utils.data.datasets.Mixtures`.
-        n_mics: channels of the mixtures that are kept, from the first; None: as many as sources.
+        n_mics: how many of the channels of the mixtures are used; None: as many as there are sources.
     """
 
     def __init__(self, split: Split, n_mics: int | None = None):
@@ -345,7 +266,7 @@ class ArrayMixtures(Mixtures):
         # One position for all files, so that they stay together.
         position = rng_of(split.seed, epoch, index).random()
         place = (int(row["length"]), split.frames, position, split.sample_rate)
-        # There may be more microphones than are wanted.
+        # There may be more microphones than are used.
         path = row["mixture_path"]
         _, _, n_channels = audio.info(path)
         if n_channels < self.n_mics:
@@ -360,10 +281,10 @@ class ArrayMixtures(Mixtures):
 
 
 def read_listed(csv: Path) -> pd.DataFrame:
-    """A list of recordings or rooms, with absolute paths in the column path.
+    """Read a list of recordings or rooms; the column path becomes absolute.
 
     Raises:
-        UserError: stage 1 has not made it; it is no CSV.
+        UserError: there is no such list, or it is not a CSV.
     """
     # Of a finished set there are mixtures only, and no list of what they were made of.
     if not csv.is_file() and (csv.parent / "train.csv").is_file():
@@ -391,7 +312,7 @@ def write_test_set(
     seed: int,
     n_jobs: int,
 ) -> None:
-    """Write mixtures of whole recordings, one a room, and manifests of them; what is there is kept.
+    """Write mixtures of whole recordings, one for each room, and manifests of them; files that exist are kept.
 
     `folder` gets mix/ID.wav with all channels, and, at the first microphone, <reference>/ID_s<k>.wav; `manifests` gets
     test_<n>spk.csv, with the reverberant images as sources, and test_<n>spk_early.csv and test_<n>spk_anechoic.csv.
@@ -401,7 +322,7 @@ def write_test_set(
     by_speaker = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
     if len(by_speaker) < n_src:
         raise UserError(
-            f"the test set has {len(by_speaker)} speakers; mixtures of {n_src} need as many"
+            f"the test set has {len(by_speaker)} speakers, but a mixture needs {n_src} different ones"
         )
     # Everything that decides what is drawn, without the place.
     names = [os.path.relpath(path, folder) for path in recordings["path"]]

@@ -1,4 +1,4 @@
-"""Tables in CSV files, read so that texts stay texts."""
+"""Tables in CSV files, read so that what looks like a number, or like nothing, can be a text."""
 
 import csv
 import re
@@ -14,7 +14,7 @@ _TEXT = re.compile(r"mixture_ID|path|.*_path|(speaker|text)(_\d+)?|size|set|name
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a CSV as texts: `NA`, `null`, `007` are what they are, and an empty cell is "".
+    """Read a CSV as texts: `NA`, `null` and `007` stay as they are, and an empty cell is "".
 
     Args:
         path: the file; UTF-8, with or without a byte order mark. Other bytes (in names of files) survive.
@@ -46,7 +46,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
                 continue
             if len(cells) != len(header):
                 raise UserError(
-                    f"{path}, line {reader.line_num}: has {len(cells)} cells, but the header {len(header)}"
+                    f"{path}, line {reader.line_num}: has {len(cells)} cells, but the header has {len(header)}"
                 )
             rows.append(cells)
     except csv.Error as error:
@@ -54,18 +54,18 @@ def read_table(path: str | Path) -> pd.DataFrame:
     # A file of another kind has a first line, too.
     first = "".join(header)
     if not first or "\0" in first or any("\udc80" <= letter <= "\udcff" for letter in first):
-        reason = "not a text" if first else "no header"
+        reason = "it is not a text file" if first else "it has no header"
         raise UserError(f"{path}: is not a CSV file that can be read ({reason})")
     if len(set(header)) < len(header):
         repeated = sorted({name for name in header if header.count(name) > 1})
-        raise UserError(f"{path}: has several columns {', '.join(map(repr, repeated))}")
+        raise UserError(f"{path}: has several columns called {', '.join(map(repr, repeated))}")
     table = pd.DataFrame(rows, columns=header, dtype=str)
     unnamed = [name for name in header if not name or name.startswith("Unnamed:")]
     return table.drop(columns=unnamed)
 
 
 def read_numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """Make numbers of the columns of a table of texts that hold nothing else; an empty cell is NaN.
+    """Convert the columns of a table of texts that hold nothing but numbers; an empty cell becomes NaN.
 
     Columns of names, texts and paths stay as they are.
     """

@@ -22,27 +22,27 @@ LITTER = frozenset({"__MACOSX", "@eaDir"})
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or left behind by a program, and no part of a corpus."""
+    """Whether a file or folder of this name is hidden or left behind by a program, and so not part of a corpus."""
     return name.startswith(".") or name in LITTER
 
 
 def is_audio(path: str | Path) -> bool:
-    """Whether the suffix, in any case, is one of audio."""
+    """Whether the suffix is one of audio files, in upper or lower case."""
     return Path(path).suffix.lower() in AUDIO
 
 
 def walk(folder: str | Path, audio_only: bool = True) -> list[Path]:
-    """The files below a folder, sorted: through links to folders, without what is hidden.
+    """The files below a folder, sorted; links to folders are followed, hidden files are left out.
 
-    A link to a folder above itself is not followed. A link to nothing is listed where its suffix is one of audio (who
-    reads it says so), and else told on stderr, for it may have been the folder of a speaker.
+    A link to a folder above itself is not followed. A broken link with the suffix of an audio file is listed, so that
+    reading it is an error; any other is a warning on stderr, since it may have been the folder of a speaker.
 
     Args:
         folder: where to start; its own name may be hidden.
-        audio_only: list audio only, by suffix (see `AUDIO`).
+        audio_only: list only audio files, by their suffix (see `AUDIO`).
 
     Raises:
-        UserError: a folder may not be read.
+        UserError: there is no permission to read a folder.
     """
     paths = sorted(_files_below(Path(folder), frozenset()))
     if not audio_only:
@@ -69,14 +69,14 @@ def _files_below(folder: Path, above: frozenset) -> Iterator[Path]:
         elif path.is_file() or (entry.is_symlink() and is_audio(path)):
             yield path
         elif entry.is_symlink():
-            print(f"warning: {path}: a link to nothing, left out", file=sys.stderr)
+            print(f"warning: {path}: a broken link, left out", file=sys.stderr)
 
 
 def fingerprint(folders: Iterable[Path]) -> str:
     """A hash that tells corpora apart, whatever their folders are called and wherever they are.
 
-    Of the names and sizes of all files, and the content of some, since clean and noisy copies of one corpus may
-    differ in nothing else. Times are left out: a copy of a corpus is the same corpus.
+    It covers the names and sizes of all files, and the content of some, since clean and noisy versions of a corpus may
+    differ in nothing else. It does not cover times: a copy of a corpus is the same corpus.
     """
     digest = hashlib.sha256()
     for folder in folders:

@@ -52,11 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(
             f"{args.exp} holds no evaluation of the set '{args.data_set}': evaluate an experiment first (stage 4)"
         )
-    # A baseline that is not there would leave out all differences.
+    # An unknown baseline would leave out all differences.
     names = sorted({entry.name for entry in entries})
     if args.baseline not in (None, *names):
         raise UserError(
-            f"--baseline {args.baseline}: no such experiment on '{args.data_set}'; {', '.join(names)}"
+            f"--baseline {args.baseline}: no such experiment on '{args.data_set}'. There are {', '.join(names)}"
         )
     # Everything is read before anything is written.
     text = markdown(entries, args.data_set)

@@ -1,4 +1,4 @@
-"""Examples of the report to listen to: players, spectrograms and scores of the utterances whose audio was kept."""
+"""Examples of the report to listen to: players, spectrograms and scores of the utterances whose audio was stored."""
 
 import base64
 import io
@@ -43,6 +43,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class Example:
+    """One utterance, as the systems that are shown separate it."""
+
     rank: str
     """best, median, worst."""
     mixture_id: str
@@ -60,7 +62,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Plan:
-    """What makes a page small enough."""
+    """What is left of the audio, so that the page is small enough."""
 
     seconds: float
     channels: int
@@ -72,9 +74,9 @@ class Plan:
 class Gallery:
     """The examples of one set of data."""
 
-    chosen: Entry
+    leader: Entry
     """Whose scores say which is the best, the median and the worst."""
-    kept: int
+    n_stored: int
     """Number of examples to choose from."""
     shown: list[Entry]
     left_out: list[Entry]
@@ -102,26 +104,26 @@ def gallery(entries: list[Entry], budget: float) -> Gallery | None:
 
     Args:
         entries: of one set of data, in the order of their table.
-        budget: bytes that the audio may take in the page, about.
+        budget: about how many bytes the audio may take in the page.
 
     Returns:
-        None where no audio was kept.
+        None if no audio was stored.
     """
-    kept = {}
+    stored = {}
     for entry in entries:
         if entry.kind != "mixture":
-            kept[entry.folder] = _kept(entry)
-    with_examples = [entry for entry in entries if kept.get(entry.folder)]
-    chosen = best(with_examples)
-    if chosen is None:
+            stored[entry.folder] = _stored_examples(entry)
+    with_examples = [entry for entry in entries if stored.get(entry.folder)]
+    leader = best(with_examples)
+    if leader is None:
         return None
-    ranked = _ranked(kept[chosen.folder], chosen.suite.primary)
+    ranked = _ranked(stored[leader.folder], leader.suite.primary)
     # The best oracle, the best method without training, and all systems.
     columns = []
     for kind, number in (("oracle", 1), ("classic", 1), ("system", None)):
         of_kind = [entry for entry in with_examples if entry.kind == kind]
         columns += of_kind[:number]
-    folders = [chosen.evaluation / "examples" / name for _, name in ranked]
+    folders = [leader.evaluation / "examples" / name for _, name in ranked]
     try:
         headers = [_header(folder) for folder in folders]
         n_src = max(header.n_src for header in headers)
@@ -129,19 +131,19 @@ def gallery(entries: list[Entry], budget: float) -> Gallery | None:
         channels = headers[0].channels
         lengths = [header.frames / rate for header in headers]
         plan = make_plan(lengths, n_src, rate, channels, len(columns), budget)
-        shown = _first(columns, chosen, plan.systems)
-        examples = [_example(rank, name, chosen, shown, kept, plan) for rank, name in ranked]
+        shown = _first(columns, leader, plan.systems)
+        examples = [_example(rank, name, leader, shown, stored, plan) for rank, name in ranked]
     except UserError as error:
-        chosen.problems.append(f"examples of {chosen.name}: {error}")
+        leader.problems.append(f"examples of {leader.name}: {error}")
         return None
     left_out = [entry for entry in columns if all(entry is not other for other in shown)]
-    number = len(kept[chosen.folder])
-    return Gallery(chosen, number, shown, left_out, plan, rate, channels, examples)
+    number = len(stored[leader.folder])
+    return Gallery(leader, number, shown, left_out, plan, rate, channels, examples)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is known of an utterance whose audio was kept."""
+class StoredExample:
+    """An utterance whose audio evaluation stored."""
 
     mixture_id: str
     scores: Scores
@@ -154,42 +156,40 @@ class Kept:
         return value if math.isfinite(value) else None
 
 
-def _kept(entry: Entry) -> dict[str, Kept]:
+def _stored_examples(entry: Entry) -> dict[str, StoredExample]:
     """The examples of an experiment by the names of their folders."""
-    kept = {}
+    stored = {}
     for path in sorted((entry.evaluation / "examples").glob("ex_*/metrics.json")):
         name = path.parent.name
         try:
-            kept[name] = Kept(*read_example_scores(path.parent))
+            stored[name] = StoredExample(*read_example_scores(path.parent))
         except UserError as error:
             entry.problems.append(f"{entry.name}: example {name} cannot be used ({error})")
-    return kept
+    return stored
 
 
-def _ranked(kept: dict[str, Kept], primary: Measure) -> list[tuple[str, str]]:
+def _ranked(stored: dict[str, StoredExample], primary: Measure) -> list[tuple[str, str]]:
     """(rank, name) of the best, the median and the worst; fewer if there are fewer."""
     scores = {}
-    for name, example in kept.items():
+    for name, example in stored.items():
         value = example.value(primary)
         if value is not None:
             scores[name] = value
     names = sorted(scores, key=lambda name: -scores[name])
     # Without any score, all are alike.
     if not names:
-        names = sorted(kept)
-    best, *others = names
-    if not others:
-        return [("only", best)]
-    *middle, worst = others
-    ranks = [("best", best)]
-    if middle:
+        names = sorted(stored)
+    if len(names) == 1:
+        return [("only", names[0])]
+    ranks = [("best", names[0])]
+    if len(names) > 2:
         ranks.append(("median", names[len(names) // 2]))
-    return [*ranks, ("worst", worst)]
+    return [*ranks, ("worst", names[-1])]
 
 
 @dataclass(frozen=True)
 class Header:
-    """Of the files of an example."""
+    """What the files of an example have in common."""
 
     frames: int
     n_src: int
@@ -210,13 +210,13 @@ def _header(folder: Path) -> Header:
     return Header(frames, n_src, rate, 2 if played == 2 else 1)
 
 
-def _first(columns: list[Entry], chosen: Entry, number: int) -> list[Entry]:
-    """The first columns, with `chosen` among them."""
+def _first(columns: list[Entry], leader: Entry, number: int) -> list[Entry]:
+    """The first columns, with `leader` among them."""
     shown = columns[:number]
-    if any(entry is chosen for entry in shown):
+    if any(entry is leader for entry in shown):
         return shown
     # It takes the place of the last one.
-    return [*shown[:-1], chosen]
+    return [*shown[:-1], leader]
 
 
 # ---- size
@@ -271,13 +271,13 @@ def make_plan(
 def _example(
     rank: str,
     name: str,
-    chosen: Entry,
+    leader: Entry,
     shown: list[Entry],
-    kept: dict[Path, dict[str, Kept]],
+    stored: dict[Path, dict[str, StoredExample]],
     plan: Plan,
 ) -> Example:
     """Clips of one example."""
-    folder = chosen.evaluation / "examples" / name
+    folder = leader.evaluation / "examples" / name
     header = _header(folder)
     rate = header.rate
     # Sources are numbered from 1, as in the names of their files.
@@ -304,7 +304,7 @@ def _example(
     estimates = {}
     scores: dict[Path, float | None] = {}
     for entry in shown:
-        example = kept[entry.folder].get(name)
+        example = stored[entry.folder].get(name)
         scores[entry.folder] = None
         if example is None:
             continue
@@ -323,7 +323,7 @@ def _example(
         estimates[entry.folder] = clips
     return Example(
         rank=rank,
-        mixture_id=kept[chosen.folder][name].mixture_id,
+        mixture_id=stored[leader.folder][name].mixture_id,
         seconds=header.frames / rate,
         start=start / rate,
         played=length / rate,
@@ -335,7 +335,7 @@ def _example(
 
 
 def loudest(signals: list[np.ndarray], length: int) -> int:
-    """First sample of the stretch of `length` samples with the most energy of all signals (channel, time)."""
+    """Where the stretch of `length` samples begins in which all signals (channel, time) together have most energy."""
     energy = np.zeros(signals[0].shape[-1])
     for signal in signals:
         squares = signal.astype(np.float64) ** 2
@@ -348,7 +348,7 @@ def loudest(signals: list[np.ndarray], length: int) -> int:
 
 
 def _playable(signal: np.ndarray, rate: int, plan: Plan) -> np.ndarray:
-    """(time, channel) at the rate of the plan. Stereo becomes mono by its mean; of microphones the first is taken."""
+    """(time, channel) at the rate of the plan. Mono is the mean of stereo channels, or the first of microphones."""
     if plan.channels == 1 and len(signal) == 2:
         signal = signal.mean(axis=0, keepdims=True)
     signal = signal[: plan.channels]
@@ -363,7 +363,7 @@ def _playable(signal: np.ndarray, rate: int, plan: Plan) -> np.ndarray:
 
 
 def levelled(estimate: np.ndarray, reference: np.ndarray, gain: float) -> np.ndarray:
-    """An estimate at the level of its reference, to which `gain` is applied; at its own if either is silent."""
+    """An estimate at the level of its reference, or at its own if either is silent; times `gain`."""
     level = np.sqrt(np.mean(estimate**2))
     wanted_level = np.sqrt(np.mean(reference**2))
     factor = gain

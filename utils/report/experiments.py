@@ -30,7 +30,7 @@ REQUIRED = ("kind", "corpus", "set", "manifest", "manifest_sha256", "n")
 
 @dataclass
 class Training:
-    """An experiment as far as training wrote it."""
+    """What training wrote about an experiment."""
 
     folder: Path
     config: dict
@@ -45,13 +45,13 @@ class Training:
         return self.folder.name
 
     def sum(self, key: str) -> float | None:
-        """Over the steps; None where no step says."""
+        """The sum over the training steps; None if no step noted the key."""
         values = [step[key] for step in self.done if key in step]
-        # Zero would say that training took no time.
+        # Zero would mean that training took no time.
         return sum(values) if values else None
 
     def names(self, key: str) -> str | None:
-        """What the steps and the run say, each once."""
+        """The different values that the steps and the run noted."""
         values = []
         for note in (*self.done, self.run):
             if note.get(key) is not None:
@@ -130,7 +130,7 @@ class Entry(Training):
 
     @cached_property
     def all_scores(self) -> Scores | None:
-        """Those of the mixtures; None, with a problem noted, unless they are what final_metrics.json sums up."""
+        """The scores of all mixtures; None, with a problem noted, if they are not those of final_metrics.json."""
         try:
             scores = read_scores(self.evaluation)
             value = self._statistic_of(scores)
@@ -145,7 +145,7 @@ class Entry(Training):
         # Rows of another run would give intervals that do not belong to the score.
         if not _alike(value, self.score) or len(scores) != self.final["n"]:
             self.problems.append(
-                f"{self.name}: {TABLE} holds other rows than those that {SUMMARY} sums up: evaluate again"
+                f"{self.name}: the rows of {TABLE} are not those that {SUMMARY} was computed from: evaluate again"
             )
             return None
         return scores
@@ -183,7 +183,7 @@ class Entry(Training):
     @property
     def same_but_seed(self) -> str:
         """Equal for experiments whose configurations differ in their seed only."""
-        # What was not trained is a group of its own.
+        # A method without training is a group of its own.
         if not self.config:
             return self.name
         learnt = {}
@@ -194,12 +194,12 @@ class Entry(Training):
 
 
 def known(values: pd.Series) -> pd.Series:
-    """Without what is no number."""
+    """The finite values."""
     return values[np.isfinite(values)]
 
 
 def _alike(value: float | None, expected: float | None) -> bool:
-    """Whether a score of the rows is that of the summary."""
+    """Whether a score that the rows give agrees with that of the summary."""
     if value is None or expected is None:
         return value is expected
     return abs(value - expected) < TOLERANCE
@@ -212,7 +212,7 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
     """The experiments below `exp` evaluated on the set, and those that are not.
 
     Raises:
-        UserError: a file that is damaged, or a suite of metrics that is not known.
+        UserError: a damaged file, or an unknown suite of metrics.
     """
     entries = []
     for path in sorted(exp.rglob(summaries(data_set))):
@@ -225,12 +225,13 @@ def read_experiments(exp: Path, data_set: str) -> tuple[list[Entry], list[Traini
         suite = SUITES.get(final.get("suite", "speech"))
         if suite is None:
             raise UserError(
-                f"{path}: scored with the suite '{final['suite']}', but there are {', '.join(SUITES)}: evaluate again"
+                f"{path}: scored with the suite '{final['suite']}', which does not exist (there are "
+                f"{', '.join(SUITES)}): evaluate again"
             )
         # The experiment's folder, above eval/<corpus>/<set>/.
         trained = _trained(path.parents[3])
         entries.append(Entry(*trained, final=final, suite=suite, evaluation=path.parent))
-    # Their training curves are shown all the same.
+    # Experiments without an evaluation still have training curves.
     evaluated = {entry.folder for entry in entries}
     others = []
     for path in sorted(exp.rglob("config.yml")):
@@ -271,7 +272,7 @@ def _in_order(paths, config: dict) -> list[Path]:
 
 
 def by_data(entries: list[Entry]) -> list[list[Entry]]:
-    """Groups of the same data and metrics, since no others can be compared; each in the order of its table."""
+    """Groups of experiments that can be compared, on the same data and metrics; each in the order of its table."""
     groups: dict[tuple, list[Entry]] = {}
     for entry in entries:
         # The same names and text may list other audio, e.g. a noisy copy.
@@ -293,7 +294,10 @@ def by_data(entries: list[Entry]) -> list[list[Entry]]:
 
 
 def families(entries: list[Entry]) -> list[list[Entry]]:
-    """The unprocessed mixture, oracles, what needs no training, systems, each from best to worst, seeds together."""
+    """Groups that differ in nothing but the seed, in the order of a table.
+
+    First the unprocessed mixture, then oracles, methods without training and systems, each from best to worst.
+    """
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         key = (entry.kind, entry.same_but_seed)

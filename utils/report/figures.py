@@ -42,7 +42,7 @@ LOOK: Any = {
 
 @dataclass(frozen=True)
 class Style:
-    """Of one experiment in all figures."""
+    """How one experiment is drawn in all figures."""
 
     colour: str = GREY
     dash: str = "-"
@@ -51,6 +51,8 @@ class Style:
 
 @dataclass(frozen=True)
 class Picture:
+    """A figure, and what stands beside it."""
+
     svg: str
     alt: str
     shown: tuple[Path, ...]
@@ -58,7 +60,7 @@ class Picture:
 
 
 def styles(experiments: Sequence[Training]) -> dict[Path, Style]:
-    """Colours by folder; what is no trained system is grey."""
+    """Styles by folder. Only trained systems have colours."""
     # All colours solid, then all dashed; markers change with each.
     lines = itertools.cycle(itertools.product(DASHES, COLOURS))
     markers = itertools.cycle(MARKERS)
@@ -74,7 +76,7 @@ def styles(experiments: Sequence[Training]) -> dict[Path, Style]:
 
 
 def short(name: str, length: int = 40) -> str:
-    """A name that fits beside an axis, without its middle if need be."""
+    """A name that fits beside an axis; the middle of a long one is left out."""
     if len(name) <= length:
         return name
     head = (length - 1) // 2
@@ -112,7 +114,10 @@ def _render(name: str, size: tuple[float, float], draw: Callable[[Figure], None]
 
 
 def box_plots(name: str, entries: list[Entry], look: dict[Path, Style]) -> Picture | None:
-    """Primary score over the utterances: all systems, the mixture, the best untrained ones. None without scores."""
+    """Primary score over the utterances: of all systems, the mixture and the best methods without training.
+
+    None if there are no scores.
+    """
     shown = [entry for entry in entries if entry.kind in ("mixture", "system")]
     for kind in ("oracle", "classic"):
         shown += [entry for entry in entries if entry.kind == kind][:BOXED]
@@ -189,7 +194,12 @@ def _dress(boxes: dict, k: int, colour: str) -> None:
 
 
 def by_input(entry: Entry) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Input and primary scores, and whether a point is a source: the mean input of two sources says little."""
+    """The points of a figure of one experiment.
+
+    Returns:
+        the scores of the unprocessed mixtures, the primary scores, and whether a point is a source rather than a
+        mixture: the mean over two sources of the former says little.
+    """
     scores = entry.all_scores
     x = entry.suite.input
     y = entry.suite.primary
@@ -231,11 +241,11 @@ def binned(x: np.ndarray, y: np.ndarray, kind: str = "mean") -> tuple[np.ndarray
 
 
 def score_by_input(
-    name: str, entries: list[Entry], look: dict[Path, Style], chosen: list[Entry | None]
+    name: str, entries: list[Entry], look: dict[Path, Style], highlighted: list[Entry | None]
 ) -> Picture | None:
-    """Primary score against that of the unprocessed mixture; of many systems only `chosen` as points.
+    """Primary score against that of the unprocessed mixture; of many systems, only `highlighted` as points.
 
-    None where nothing is known, or all inputs are alike.
+    None if nothing is known, or all inputs are alike.
     """
     points = {}
     for entry in entries:
@@ -253,7 +263,7 @@ def score_by_input(
     dotted = set(points)
     crowd = ""
     if len(points) > CROWD:
-        dotted &= {entry.folder for entry in chosen if entry is not None}
+        dotted &= {entry.folder for entry in highlighted if entry is not None}
         crowd = "; points of the best system and the baseline only"
 
     def draw(figure):
@@ -357,7 +367,7 @@ def _curves(
 
 
 def _curve(axes: Axes, table: pd.DataFrame, quantity: str, style: Style) -> None:
-    """Validation strong, training thin and pale."""
+    """One quantity over the updates: validation strong, training thin and pale."""
     x = table.index + 1
     if "updates" in table:
         x = table["updates"]

@@ -19,7 +19,7 @@ class Label:
 
 @dataclass(frozen=True)
 class SuiteLabels:
-    """The words of one suite."""
+    """The words for one suite of metrics."""
 
     primary: str
     """Of the score that ranks systems."""

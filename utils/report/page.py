@@ -22,6 +22,8 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Row:
+    """A line of the table of experiments."""
+
     kind: str
     """mixture, oracle, system, seeds."""
     name: str
@@ -53,13 +55,13 @@ class Section:
 def page(
     entries: list[Entry], others: list[Training], data_set: str, baseline: str | None = None
 ) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
         entries: experiments evaluated on the set.
-        others: those that are not, for their training curves.
+        others: experiments without an evaluation, for their training curves.
         data_set: name of the set.
-        baseline: name of the experiment that the others are compared with; None chooses.
+        baseline: name of the experiment that the others are compared with; None: see `experiments.baseline`.
     """
     groups = experiments.by_data(entries)
     look = _styles([entry for group in groups for entry in group] + others)
@@ -115,7 +117,7 @@ def _section(
     """What is shown of experiments on the same data; `key` names the section, `budget` is in bytes of audio."""
     final = entries[0].final
     reference = experiments.baseline(entries, baseline)
-    dotted = [experiments.best(entries), reference]
+    highlighted = [experiments.best(entries), reference]
     trained = [entry for entry in entries if entry.curves]
     legend = table.legend(entries[0])
     section = Section(
@@ -125,7 +127,7 @@ def _section(
         columns=_columns(entries),
         rows=_rows(entries, reference, look),
         boxes=figures.box_plots(key, entries, look),
-        by_input=figures.score_by_input(key, entries, look, dotted),
+        by_input=figures.score_by_input(key, entries, look, highlighted),
         curves=figures.training_curves(key, trained, look),
         gallery=gallery(entries, budget),
         legend=_code(legend.replace("+-", "±")),
@@ -140,7 +142,7 @@ def _section(
 
 
 def _columns(entries: list[Entry]) -> list[str]:
-    """Those of RESULTS.md, the comparison after the first scores; other facts stand below a number, in small."""
+    """The columns of RESULTS.md, with the comparison after the first scores; some facts go in small below others."""
     names = [*table.main_scores(entries[0]), "difference", "p"]
     names += table.further_scores(entries)
     for name in table.FACTS:
@@ -151,7 +153,7 @@ def _columns(entries: list[Entry]) -> list[str]:
 
 
 def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]) -> list[Row]:
-    """The trained systems first."""
+    """The rows of the table, the trained systems first."""
     primary = entries[0].labels.primary
     names = _columns(entries)
     lines = []
@@ -187,7 +189,7 @@ def _rows(entries: list[Entry], reference: Entry | None, look: dict[Path, Style]
 
 
 def _printed(cell: Cell) -> Cell:
-    """With the signs of print."""
+    """With typographic signs."""
     return replace(cell, text=_minus(cell.text), note=_minus(cell.note))
 
 
@@ -196,7 +198,7 @@ def _updates(cell: Cell) -> str:
 
 
 def _minus(text: str) -> str:
-    """With the signs of print."""
+    """With typographic minus and plus-minus signs."""
     return re.sub(r"-(?=\d+\.)", "\N{MINUS SIGN}", text.replace("+-", "±"))
 
 
@@ -253,13 +255,13 @@ def _commands(entries: list[Entry]) -> list[tuple[str, list[tuple[str, str, str]
     for entry in entries:
         if entry.kind != "system":
             continue
-        done = []
+        commands = []
         # Older runs did not note their command.
         if entry.run.get("command"):
-            done.append(("trained", entry.run["command"], entry.run.get("started", "")))
+            commands.append(("trained", entry.run["command"], entry.run.get("started", "")))
         if entry.final.get("command"):
-            done.append(("evaluated", entry.final["command"], entry.final.get("date", "")))
-        lines.append((entry.name, done))
+            commands.append(("evaluated", entry.final["command"], entry.final.get("date", "")))
+        lines.append((entry.name, commands))
     return lines
 
 
@@ -275,12 +277,12 @@ def _decibel(value: float | None) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """With places for a line to end at."""
+    """Escaped, with places where a line may break."""
     return Markup(re.sub(r"([-_./])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def _swatch(style: Style) -> Markup:
-    """A short line as in the figures."""
+    """A short line in the style of the figures."""
     return Markup(
         '<svg class="swatch" viewBox="0 0 26 10" aria-hidden="true"><line x1="1" x2="25" y1="5" y2="5" stroke="{}" '
         'stroke-width="3" stroke-dasharray="{}"/></svg>'

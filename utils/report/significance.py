@@ -16,7 +16,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the ends of its interval; nan where too few values say so."""
+    """A value with the ends of its interval; nan where there are too few values to tell."""
 
     value: float
     low: float
@@ -69,7 +69,7 @@ def interval(
 
     Args:
         values: (utterance,); nan is left out.
-        weights: (utterance,) or None, as in `statistic`; what weighs nothing is left out.
+        weights: (utterance,) or None, as in `statistic`; utterances of weight 0 are left out.
         kind: mean or median.
     """
 
@@ -90,7 +90,7 @@ def compare(
 ) -> Comparison:
     """Difference of a statistic of two systems over the utterances that both have a score for.
 
-    Utterances are resampled in pairs; the probability is of Wilcoxon's signed-rank test, two-sided, which knows no
+    Utterances are resampled in pairs. The probability is that of Wilcoxon's two-sided signed-rank test, which takes no
     weights.
 
     Args:
@@ -117,7 +117,7 @@ def compare(
 
 
 def _known(values, weights) -> list[np.ndarray]:
-    """Values and weights by utterance, without utterances of nan or of no weight."""
+    """Values and weights by utterance, without utterances that have a nan or no weight."""
     columns = [np.asarray(column, np.float64) for column in (*values, *weights)]
     # An utterance counts for both systems or for none.
     keep = ~np.isnan(columns).any(axis=0)
@@ -152,7 +152,7 @@ def _bootstrap(data: list[np.ndarray], function) -> tuple[float, float, float]:
 
 
 def _signed_rank(differences: np.ndarray) -> float:
-    """Probability of Wilcoxon's signed-rank test, two-sided; nan of nothing."""
+    """Probability of Wilcoxon's two-sided signed-rank test; nan without utterances."""
     if not len(differences):
         return np.nan
     # Wilcoxon's test leaves out differences of zero; nothing else would be left.

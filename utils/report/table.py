@@ -17,6 +17,8 @@ FACTS = ("parameters (M)", "GMAC/s", "training (h)", "updates", "device", "seed"
 
 @dataclass(frozen=True)
 class Cell:
+    """What stands in one place of a table."""
+
     text: str = "-"
     number: float | None = None
     """What sorts it."""
@@ -30,13 +32,13 @@ def columns(entries: list[Entry]) -> list[str]:
 
 
 def main_scores(entry: Entry) -> list[str]:
-    """Titles of the scores that are always shown, of the suite of an experiment."""
+    """Titles of the scores of the suite that are always shown."""
     others = [label.text for label in _main_labels(entry)]
     return [entry.labels.primary, *others]
 
 
 def further_scores(entries: list[Entry]) -> list[str]:
-    """Titles of the other scores, without those that none of the experiments has."""
+    """Titles of the other scores that at least one of the experiments has."""
     # Metrics on demand are seldom computed.
     titles = []
     for label in entries[0].labels.columns:
@@ -56,7 +58,7 @@ def _main_labels(entry: Entry) -> list[Label]:
 
 
 def other_statistic(statistic: str) -> str:
-    """The one that does not rank systems."""
+    """Mean or median, whichever does not rank the systems."""
     if statistic == "mean":
         return "median"
     return "mean"
@@ -86,7 +88,7 @@ def row(entry: Entry) -> dict[str, Cell]:
 
 
 def _scores(entries: list[Entry]) -> dict[str, Cell]:
-    """The scores but the primary one; their means over several experiments."""
+    """All scores but the primary one; of several experiments, their means."""
     first = entries[0]
     labels = (*_main_labels(first), *first.labels.columns)
     cells = {}
@@ -141,7 +143,7 @@ def rows(entries: list[Entry]) -> list[tuple[Entry | None, dict[str, Cell]]]:
 
 
 def _text(value) -> Cell:
-    """A cell of words; what is a number sorts as one."""
+    """A cell of words; a number among them sorts as one."""
     if value in (None, ""):
         return Cell()
     number = value if isinstance(value, int | float) else None

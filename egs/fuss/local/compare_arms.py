@@ -1,4 +1,4 @@
-"""Differences between two kinds of training, paired by mixture, each the mean over experiments with other seeds.
+"""The difference between two kinds of training, each run with several seeds, paired by mixture.
 
 python local/compare_arms.py --control exp/A-seed0 exp/A-seed1 --arm exp/B-seed0 exp/B-seed1 --data-set test
 """
@@ -26,7 +26,7 @@ FACTORS = {
 def scores_of(
     exps: list[Path], data_set: str, corpus: str | None
 ) -> tuple[list[pd.DataFrame], set[tuple]]:
-    """The scores of each experiment by mixture, and the sets of data that they are of.
+    """The scores of each experiment by mixture, and what data they are of.
 
     Raises:
         UserError: an experiment was not evaluated on the set, or with another suite.
@@ -58,7 +58,7 @@ def in_units(scores: Scores) -> pd.DataFrame:
 
 
 def mean_over_seeds(tables: list[pd.DataFrame], metric: str) -> pd.Series:
-    """By mixture."""
+    """The scores of each mixture, averaged over the experiments."""
     # A mixture without a score for one seed has the mean of the others.
     of_seeds = [table[metric] for table in tables]
     return pd.concat(of_seeds, axis=1).mean(axis=1)
@@ -86,11 +86,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     control, control_data = scores_of(args.control, args.data_set, args.corpus)
     arm, arm_data = scores_of(args.arm, args.data_set, args.corpus)
-    # Sets of one name may be of other corpora, or other audio under the same names.
+    # Sets of one name may come from different corpora, or have other audio under the same names.
     if len(control_data | arm_data) > 1:
         raise UserError(
-            f"these experiments were evaluated on different data of the name '{args.data_set}', which cannot be "
-            "compared: evaluate them on the same set (stage 4)"
+            f"these experiments were evaluated on different sets called '{args.data_set}', which cannot be compared: "
+            "evaluate them on the same one (stage 4)"
         )
     print(
         f"{args.arm[0].name} less {args.control[0].name}, {len(arm)} and {len(control)} experiments"
@@ -99,10 +99,11 @@ def main(argv: list[str] | None = None) -> None:
         of_arm = mean_over_seeds(arm, metric)
         of_control = mean_over_seeds(control, metric)
         result = compare(of_arm, of_control)
-        # Experiments of the same place in both lists are a pair, e.g. of one seed.
+        # The k-th experiments of both lists are a pair, e.g. of one seed.
         each = []
         for one, other in zip(arm, control, strict=False):
-            each.append(f"{(one[metric] - other[metric]).mean():+z.2f}")
+            difference = (one[metric] - other[metric]).mean()
+            each.append(f"{difference:+z.2f}")
         print(
             f"  {metric:22s} {result.value:+z.2f} [{result.low:+z.2f}, {result.high:+z.2f}]  p {result.p:.3f}  "
             f"{result.n} mixtures  each: {', '.join(each)}"

@@ -1,4 +1,4 @@
-"""Stage 1: mixtures of clips where there are none yet, manifests of the lists, and a check of every file."""
+"""Stage 1: mixtures of clips, if the corpus has none yet, manifests, and a check of every file."""
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,9 @@ from scenes import SPLITS, fuss_rules, make_tree
 from utils import files
 from utils.data import audio
 from utils.data.clips import check_pools, find_clips
-from utils.data.corpus import Corpus, compare_names, distinct
+from utils.data.corpus import Corpus, compare_names
 from utils.data.manifest import check_manifest
+from utils.data.names import distinct
 from utils.data.products import Product, make, problems_error
 from utils.data.sets import print_reports, write_sets
 from utils.errors import UserError, command
@@ -25,11 +26,11 @@ SILENCE = 1e-8  # RMS of an inactive source, as in the official evaluation
 
 
 def read_list(path: Path) -> list[list[Path]]:
-    """Mixture and sources of each line: fields separated by tabs, relative to the list.
+    """The mixture and the sources of each line: fields separated by tabs, relative to the list.
 
     Raises:
-        UserError: no such list, not text, nothing in it, or lines with too few or too many fields, twice the same
-            mixture or files that are not there: the first ten, and how many.
+        UserError: there is no such list, or it is not a text or empty; or it lists the first ten lines, and how many,
+            with too few or too many fields, a mixture for the second time or a missing file.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -49,10 +50,10 @@ def read_list(path: Path) -> list[list[Path]]:
             text = f"has {len(fields)} fields; a mixture and 1 to {N_SLOTS} sources, separated by tabs, are needed"
             problems.append(f"line {number} {text}: {line[:80]!r}")
         elif fields[0] in seen:
-            problems.append(f"line {number}: {fields[0]} comes twice")
+            problems.append(f"line {number}: {fields[0]} is listed twice")
         else:
             missing = [field for field in fields if not (path.parent / field).is_file()]
-            problems += [f"line {number}: {field} is not there" for field in missing]
+            problems += [f"line {number}: {field} does not exist" for field in missing]
         seen.add(fields[0])
         rows.append([path.parent / field for field in fields])
     if problems:
@@ -63,7 +64,7 @@ def read_list(path: Path) -> list[list[Path]]:
 
 
 def levels(mixture: Path, sources: list[Path]) -> tuple[dict, list[Path]]:
-    """Length of a mixture, and RMS of its sources, full scale 1; and the files that were read."""
+    """The length of a mixture and the RMS of its sources, full scale 1; and the files that were read."""
     rms = []
     for path in sources:
         signal = audio.read(path, sample_rate=RATE).astype(np.float64)
@@ -75,9 +76,16 @@ def levels(mixture: Path, sources: list[Path]) -> tuple[dict, list[Path]]:
 def manifest_of(
     rows: list[list[Path]], folder: Path, n_jobs: int, name: str
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The manifest, slots of silent sources left empty, and the names of mixtures in which nothing sounds.
+    """The manifest of a set, with empty cells for silent sources.
 
-    What was measured is kept in `folder`.
+    Args:
+        rows: of `read_list`.
+        folder: where measured levels are stored.
+        n_jobs: processes.
+        name: of the set, for the progress bar.
+
+    Returns:
+        the manifest, and the names of the mixtures that are left out because nothing sounds in them.
     """
     mixtures = [mixture for mixture, *_ in rows]
     # Mixtures of several folders may have one name.
@@ -113,24 +121,23 @@ def manifest_of(
     return pd.DataFrame(records), skipped
 
 
-def tree_of(found: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
-    """The tree of a corpus; of clips, one that is made here."""
-    root = found["root"]
-    if found["form"] == "tree":
+def tree_of(layout: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
+    """The folder of lists and mixtures: that of the corpus, or one that is made here from its clips."""
+    root = layout["root"]
+    if layout["form"] == "tree":
         return root
-    # Of clips, one is made.
     pools = find_clips(root, SPLITS)
     rules = fuss_rules(args.seconds, RATE)
     tree = corpus.folder / TREES[args.room]
     manifests = corpus.folder / "manifests" / args.room
     check_pools(pools, root, rules)
-    # Added or lost clips change all that is drawn.
+    # A clip more or less changes everything that is drawn.
     names = []
     for pool in pools.values():
         names += [str(clip.path.relative_to(root)) for clip in pool]
     settings = {"mixtures": args.mixtures, "seconds": args.seconds}
     stamp = tree / STAMP
-    # As long as nothing is finished, a corpus mended after an error may be another one.
+    # Until something is finished, the corpus may be mended after an error, and so become another one.
     if stamp.is_file() and (manifests / STAMP).is_file():
         old = files.read_json(stamp, f"delete {manifests} and it to make them anew")
         before = {key: old.get(key) for key in settings}
@@ -151,7 +158,7 @@ def tree_of(found: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
 
 
 def print_figures(reports: dict[str, dict]) -> None:
-    """How many sources the mixtures of each set have, and which are left out."""
+    """Print how many sources the mixtures of each set have, and which are left out."""
     for name, report in reports.items():
         counts = report["by_number_of_sources"].items()
         print(f"{name}: {', '.join(f'{n} of {k}' for k, n in counts)} sources")
@@ -170,9 +177,9 @@ def main(argv: list[str] | None = None) -> None:
     corpus = find_corpus(args)
     corpus.require()
     # Through the link, so that nothing depends on where the corpus is.
-    found = detect(corpus.roots[0], args.room)
+    layout = detect(corpus.roots[0], args.room)
     manifests = corpus.folder / "manifests" / args.room
-    tree = tree_of(found, corpus, args)
+    tree = tree_of(layout, corpus, args)
     lists = {split: tree / f"{split}_example_list.txt" for split in SPLITS}
     rows = {}
     hashes = {}

@@ -1,7 +1,7 @@
-"""A figure of spectral holes: one source as the reference, oracle masks and systems have it, and both rates of each.
+"""A figure of spectral holes: spectrograms of one source as each method estimates it, and the hole rates of all.
 
-It takes the examples that evaluation kept, and the rates of final_metrics.json; the oracle masks calibrate the measure.
-Where systems have been evaluated on several sets of that name, it is about the last one.
+It uses the examples that evaluation stored, and the rates of final_metrics.json; oracle masks calibrate the measure. If
+systems have been evaluated on several sets of that name, it shows the last one.
 """
 
 import argparse
@@ -25,7 +25,7 @@ STEP = 4  # one frame in so many is drawn
 
 
 def find_results(exp: Path, name: str) -> dict[Path, dict]:
-    """final_metrics.json of what has been evaluated with hole rates, the best first."""
+    """final_metrics.json of all methods evaluated with hole rates, by folder, the best first."""
     # Experiments, and references in folders of their corpora.
     pattern = f"eval/*/{name}/final_metrics.json"
     paths = [*exp.glob(f"*/{pattern}"), *exp.glob(f"*/*/{pattern}")]
@@ -69,18 +69,18 @@ def score_of(result: dict) -> float:
 
 
 def choose_source(folder: Path) -> tuple[str, int]:
-    """The example and source with most holes in the estimate of `folder`, as a case that shows them."""
+    """The example and the source with most holes in the estimates of `folder`."""
     rates = {}
     for path in sorted(folder.glob("examples/*/s*_estimate.wav")):
         number = int(path.stem.removeprefix("s").removesuffix("_estimate"))
         source = audio.read(path.with_name(f"s{number}.wav"))
         rate = spectral_holes(audio.read(path), source)["hole_rate_30"]
-        # A source that is not there, or an estimate that is nothing but holes, shows nothing.
+        # A silent source shows nothing, nor does an estimate that is nothing but holes.
         if np.isfinite(rate) and rate < 1:
             rates[path.parent.name, number] = rate
     if not rates:
         raise UserError(
-            f"{folder}: keeps no examples of active sources; evaluate again with --n_examples 5"
+            f"{folder}: has no examples of active sources; evaluate again with --n_examples 5"
         )
     return max(rates, key=lambda example: rates[example])
 

@@ -74,11 +74,15 @@ def find_corpus(args: argparse.Namespace) -> Corpus:
 
 
 def detect(folder: Path, room: str) -> dict:
-    """`{"form": "tree" or "clips", "root": Path}` of a directory."""
+    """The form of a corpus, `tree` (with lists) or `clips`, as `form`, and where it lies, as `root`.
+
+    Raises:
+        UserError: it has neither form.
+    """
     lists = [f"{split}_example_list.txt" for split in SPLITS]
     places = [base / TREES[room] for base in (folder, folder / "fuss_dev")]
     for place in [folder, *places]:
-        # A tree that lacks a list is broken, and no folder of clips.
+        # A tree that lacks a list is a broken one, not a folder of clips.
         present = [name for name in lists if (place / name).is_file()]
         if len(present) == len(lists):
             return {"form": "tree", "root": place}
@@ -86,11 +90,11 @@ def detect(folder: Path, room: str) -> dict:
             raise UserError(
                 f"{place}: has {', '.join(present)}, but lacks {', '.join({*lists} - {*present})}"
             )
-    # Of the other kind of rooms, or deeper.
+    # Lists may lie deeper, or belong to the other choice of --room.
     others = [path.parent for path in walk(folder, audio_only=False) if path.name == lists[0]]
     if others:
         raise UserError(
-            f"{folder}: its lists are in {others[0]}; with --room {room} they are looked for in {places[0]}"
+            f"{folder}: its lists are in {others[0]}, but --room {room} needs them in {places[0]}"
         )
     if any(find_clips(folder, SPLITS).values()):
         return {"form": "clips", "root": folder}
@@ -127,7 +131,7 @@ def _synthesise(path: Path, kind: str, key: tuple[int, ...]) -> tuple[None, list
 
 
 def download(folder: Path, room: str) -> None:
-    """The archive of FUSS, unpacked into `folder`; a finished one is left alone."""
+    """Download the archive of FUSS and unpack it into `folder`, unless that has been done."""
     name, sha256 = ARCHIVES[room]
     # Written last: without it the unpacking was cut off.
     note = folder / f"{name}.unpacked"
@@ -149,9 +153,9 @@ def main(argv: list[str] | None = None) -> None:
     details = corpus.prepare({"sizes": MINI}, partial(make_mini, n_jobs=args.nj))
     if corpus.kind == "download":
         download(corpus.roots[0], args.room)
-    found = detect(corpus.origins[0], args.room)
+    layout = detect(corpus.origins[0], args.room)
     corpus.claim(details)
-    print(f"corpus {corpus.name}: {found['form']}, {found['root']}")
+    print(f"corpus {corpus.name}: {layout['form']}, {layout['root']}")
 
 
 if __name__ == "__main__":

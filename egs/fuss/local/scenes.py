@@ -31,7 +31,7 @@ MIXTURE_KEY = 2
 
 
 def fuss_rules(seconds: float, sample_rate: int) -> Rules:
-    """Foregrounds -5 to 25 dB re the background, before the room."""
+    """FUSS's rules: foregrounds are -5 to 25 dB above the background, before the room."""
     return Rules(
         seconds,
         sample_rate,
@@ -50,14 +50,14 @@ def make_tree(
     reverb: bool,
     n_jobs: int,
 ) -> None:
-    """Write the examples of all splits and their lists; examples that are as they would be made are kept."""
+    """Write the examples of all splits and their lists; examples that would become the same are kept."""
     for split, number in numbers.items():
         products, room_of = plan_examples(pools[split], tree, split, number, rules, reverb)
         responses = {}
         # A room is simulated once for all its mixtures, and only if one of them is to be made.
         if reverb:
-            wanted = outdated(products.values(), tree / split)
-            needed = sorted({room_of[product.name] for product in wanted})
+            to_make = outdated(products.values(), tree / split)
+            needed = sorted({room_of[product.name] for product in to_make})
             number_of_split = SPLITS.index(split)
             jobs = [(number_of_split, room, rules.sample_rate) for room in needed]
             simulated = files.parallel(simulate, jobs, n_jobs, f"{split}: rooms")
@@ -77,7 +77,7 @@ def make_tree(
 def plan_examples(
     pool: list[Clip], tree: Path, split: str, number: int, rules: Rules, reverb: bool
 ) -> tuple[dict[str, Product], dict[str, int]]:
-    """The examples of a split by name, without arguments yet, and the number of the room of each."""
+    """The examples of a split by name, still without arguments, and the number of the room of each."""
     # What is drawn depends on which clips there are and how long they are; what becomes of it, on their content, too.
     digest = clips.digest_of(pool, tree)
     n_rooms = math.ceil(number / MIXTURES_PER_ROOM)
@@ -93,8 +93,9 @@ def plan_examples(
             order = rng.permutation(n_rooms)
         room = int(order[position])
         name = f"{split}/example{index:0{digits}d}"
-        heard_room = room if reverb else None
-        settings = [digest, rules.seconds, rules.sample_rate, heard_room]
+        # Dry examples do not depend on rooms.
+        used_room = room if reverb else None
+        settings = [digest, rules.seconds, rules.sample_rate, used_room]
         mixture = tree / f"{name}.wav"
         paths = (mixture, mixture.with_suffix(".txt"), *source_paths(tree, name))
         products[name] = Product(name, settings, paths, ())
@@ -103,7 +104,7 @@ def plan_examples(
 
 
 def source_paths(tree: Path, name: str) -> list[Path]:
-    """All files that the sources of an example may be."""
+    """The files of as many sources as an example may have."""
     # As FUSS calls them.
     sources = ["background0"]
     sources += [f"foreground{k}" for k in range(MAX_FOREGROUNDS)]
@@ -112,7 +113,7 @@ def source_paths(tree: Path, name: str) -> list[Path]:
 
 
 def simulate(split: int, index: int, rate: int) -> np.ndarray:
-    """Responses (source, taps) of a room."""
+    """Responses (source, taps) of a room to its one microphone."""
     # For as many sources as there may be: fewer take the first of its places.
     rng = rng_of(split, ROOM_KEY, index)
     room = rooms.draw_room(ROOM, MAX_FOREGROUNDS + 1, rng)
@@ -127,7 +128,7 @@ def make_example(
     responses: np.ndarray | None,
     rules: Rules,
 ) -> tuple[str, list[Path]]:
-    """Write one mixture, its sources and its events; returns its line of the list and the clips it is made of."""
+    """Write one mixture, its sources and its events; returns its line of the list, and the clips it is made from."""
     events, sources = clips.mix(pool, rules, rng_of(*key), responses)
     paths = (tree / f"{name}.wav", *source_paths(tree, name))
     clips.write_mixture(paths, sources, rules.sample_rate)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from utils.data import audio
-from utils.data.corpus import distinct
 from utils.data.manifest import write_manifest
+from utils.data.names import distinct
 from utils.data.products import Product, make
 from utils.errors import UserError
 

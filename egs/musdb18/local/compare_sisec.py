@@ -39,7 +39,7 @@ VOCALS_SDR = Measure("sdr", 1)
 
 
 def scores_of(exp: Path) -> dict[str, Scores]:
-    """Scores on the MUSDB18 test set by the name of the experiment or reference, of all below a folder."""
+    """Scores on the MUSDB18 test set of all experiments and references below a folder, by name."""
     # Other corpora have a set of that name too: it is known by its songs.
     tables = {}
     for path in sorted(exp.glob(f"**/eval/*/test/{SUMMARY}")):
@@ -52,7 +52,7 @@ def scores_of(exp: Path) -> dict[str, Scores]:
 
 
 def labelled(name: str) -> str:
-    """The name with what a reader must know to compare."""
+    """The name, with what one must know to compare it."""
     if name not in REMARKS:
         return name
     return f"{name} ({REMARKS[name]})"
@@ -128,7 +128,7 @@ def box_plot(tables: dict[str, Scores]) -> bytes:
                 axes.plot([medians[name]] * 2, ends, color="tab:blue", linewidth=2)
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("SDR of the vocals (dB): boxes are songs, blue lines medians of SiSEC 2018")
-        # Songs beyond are few, and would make the rest small.
+        # The few songs beyond would make everything else small.
         axes.set_xlim(-10, 15)
         axes.set_ylim(-1, len(names))
         axes.grid(axis="x", alpha=0.3)

@@ -41,7 +41,7 @@ LOOSE = 4096
 
 
 def split_songs(names: list[str]) -> dict[str, list[str]]:
-    """Names for train and valid, by exact names; where none is of MUSDB18, every seventh is for validation."""
+    """Training and validation songs: as for MUSDB18 if its songs are there, else every seventh is for validation."""
     valid = {name for name in names if name in VALIDATION}
     if not valid:
         n_at_most = max(1, len(names) // 2)
@@ -54,7 +54,7 @@ def find_songs(corpus: Corpus, form: str, root: Path, n_jobs: int) -> tuple[Path
     """The folder in the layout of MUSDB18-HQ, and {train, valid, test: names of songs}.
 
     Raises:
-        UserError: too few songs; or stems cannot be decoded.
+        UserError: there are too few songs, or stems that cannot be decoded.
     """
     decoded = corpus.folder / "decoded"
     if form == "stems" and root.is_dir():
@@ -75,8 +75,8 @@ def find_songs(corpus: Corpus, form: str, root: Path, n_jobs: int) -> tuple[Path
     n_test = len(songs["test"])
     if n_train < 2 or n_test < 1:
         raise UserError(
-            f"{root}: needs two songs at least in train/ and one in test/; there are {n_train} in train/ and {n_test} "
-            "in test/"
+            f"{root}: needs at least two songs in train/ and one in test/, but has {n_train} in train/ and {n_test} in "
+            "test/"
         )
     return root, {**split_songs(songs["train"]), "test": songs["test"]}
 
@@ -90,7 +90,7 @@ def make_songs(
         rows of the manifests, {set: [row]}, and remarks.
 
     Raises:
-        UserError: one that lists all songs that cannot be used.
+        UserError: lists all songs that cannot be used.
     """
     root, names = find_songs(corpus, form, root, n_jobs)
     songs = []
@@ -117,15 +117,15 @@ def make_songs(
         if not rows[part]:
             raise UserError(show(remarks, f"{root}: no song for {part} can be used:"))
     if not any(row["source_1_path"] for row in rows["train"]):
-        raise UserError(f"{root}: no song in train/ has vocals: they are in <song>/vocals.wav")
+        raise UserError(f"{root}: no song in train/ has vocals; they belong in <song>/vocals.wav")
     return rows, remarks
 
 
 def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]]:
     """Write the accompaniment of a song, and, if its files differ a little in length, copies that do not.
 
-    A difference beyond `LOOSE` is an error, but leaves out a song whose files stage 0 has decoded, as nobody can mend
-    them. That a song is cut to its shortest file is also what stempeg, the usual reader of such stems, does.
+    A difference beyond `LOOSE` is an error, except in songs that stage 0 has decoded: these are left out, since nobody
+    can mend them. stempeg, the usual reader of such stems, also cuts a song to its shortest file.
 
     Args:
         song: folder of its files.
@@ -136,7 +136,7 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
         what `song_row` needs, with `remarks` (texts) and whether it is `left_out`; and the files that it depends on.
 
     Raises:
-        UserError: with all that is wrong with it.
+        UserError: lists what is wrong with the song.
     """
     inputs = [song / f"{name}.wav" for name in FILES]
     signals = read_song(song)
@@ -192,10 +192,10 @@ def make_song(song: Path, target: Path, decoded: bool) -> tuple[dict, list[Path]
 
 
 def read_song(song: Path) -> dict[str, np.ndarray]:
-    """The files of a song that are there, (channel, time).
+    """The files of a song that exist, (channel, time), by name.
 
     Raises:
-        UserError: with all that is wrong with them.
+        UserError: lists what is wrong with them.
     """
     signals = {}
     problems = []
@@ -226,7 +226,7 @@ def read_song(song: Path) -> dict[str, np.ndarray]:
 
 
 def level_difference(voice: np.ndarray | None, accompaniment: np.ndarray) -> float:
-    """Level of a voice less that of its accompaniment in dB; infinite or NaN where one, or both, are silent."""
+    """Level of a voice re its accompaniment, in dB; infinite or NaN if one, or both, are silent."""
     voice_power = _power(voice) if voice is not None else np.float64(0)
     accompaniment_power = _power(accompaniment)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -242,7 +242,7 @@ def _power(signal: np.ndarray) -> np.floating:
 def remarks_on(
     mixture: np.ndarray, voice: np.ndarray | None, accompaniment: np.ndarray, stems: list[str]
 ) -> list[str]:
-    """What is unusual about a song, (channel, time) each."""
+    """What is unusual about a song, in words; signals are (channel, time)."""
     texts = [f"lacks {name}.wav" for name in STEMS if name not in stems]
     if voice is None:
         texts.append("no vocals (silent or no file): kept as an instrumental")
@@ -269,7 +269,7 @@ def remarks_on(
 
 
 def song_row(song: Path, target: Path, result: dict) -> dict:
-    """The row of a manifest: of what `make_song` gave, with paths."""
+    """The row of a manifest: what `make_song` returned, with paths."""
     place = target if result["cut"] else song
     row = {
         "mixture_ID": song.name,
@@ -291,7 +291,7 @@ def split_clips(root: Path) -> dict[str, list[str]]:
     """{set: names of clips} by the lists beside Wavfile/, or by the usual division of the singers.
 
     Raises:
-        UserError: with all that is wrong with the lists.
+        UserError: lists what is wrong with the lists.
     """
     paths = children(root / "Wavfile")
     names = [path.stem for path in paths if path.suffix == ".wav"]
@@ -313,9 +313,9 @@ def split_clips(root: Path) -> dict[str, list[str]]:
     for part, listed in sets.items():
         if not listed:
             problems.append(
-                f"there are no clips for {part}. The clips of {' and '.join(SINGERS)} train, but for "
-                f"{', '.join(DEVELOPMENT)}, which validate; those of other singers test. "
-                "{train,valid,test}.txt beside Wavfile/ may say otherwise"
+                f"there are no clips for {part}. The clips of {' and '.join(SINGERS)} are for training, except "
+                f"{', '.join(DEVELOPMENT)}, which are for validation; those of other singers are for the test. To "
+                "divide them otherwise, put {train,valid,test}.txt beside Wavfile/"
             )
         absent = sorted({*listed} - {*names})
         if absent:
@@ -335,7 +335,7 @@ def split_clips(root: Path) -> dict[str, list[str]]:
 def make_clips(
     corpus: Corpus, form: str, root: Path, n_jobs: int
 ) -> tuple[dict[str, list[dict]], list[str]]:
-    """Mix all clips; as `make_songs`."""
+    """Mix all clips; returns the same as `make_songs`."""
     folder = corpus.folder / "clips"
     settings = {"rate": RATES[form], "peak": PEAK}
     parts = []
@@ -367,7 +367,7 @@ def make_clips(
 def make_clip(
     path: Path, mixture_path: Path, voice_path: Path, accompaniment_path: Path
 ) -> tuple[int, list[Path]]:
-    """Mix a clip of MIR-1K at 0 dB: voice and accompaniment of equal power; mono files.
+    """Mix a clip of MIR-1K at 0 dB, i.e. voice and accompaniment of equal power, and write mono files.
 
     Returns:
         its number of samples, and the files that it depends on.
@@ -401,7 +401,7 @@ def _in_16_bits(signal: np.ndarray) -> np.ndarray:
 
 
 def show(texts: list[str], title: str) -> str:
-    """A title and the first ten texts, for a terminal: names of files may hold bytes that are not UTF-8."""
+    """A title and the first ten texts, for a terminal: file names may hold bytes that are not UTF-8."""
     lines = [title]
     lines += [f"  {text}" for text in texts[:SHOWN]]
     if len(texts) > SHOWN:
@@ -410,14 +410,14 @@ def show(texts: list[str], title: str) -> str:
 
 
 def write_remarks(remarks: list[str], path: Path) -> None:
-    """One remark a line; a file that holds the same already is left alone, as finished data may be read-only."""
+    """Write one remark a line; a file that already holds the same is left alone, as finished data may be read-only."""
     files.write_changed(path, "".join(f"{text}\n" for text in remarks))
     if remarks:
         print(show(remarks, f"{len(remarks)} remarks, all in {path}:"))
 
 
 def write_manifests(rows: dict[str, list[dict]], folder: Path, rate: int) -> None:
-    """A CSV for each set, and a table of them on the terminal."""
+    """Write a CSV for each set, and print a table of them."""
     print("set     songs   hours   voice / accompaniment dB (median)")
     for part, part_rows in rows.items():
         table = pd.DataFrame(part_rows)

@@ -57,7 +57,7 @@ def make_mini(
     train: list[str] = TRAIN,
     test: list[str] = TEST,
 ) -> None:
-    """Write the songs that are not there, whole and unchanged; the same each time."""
+    """Write the songs that are missing or damaged; they are the same each time."""
     products = []
     songs = [("train", name) for name in train]
     songs += [("test", name) for name in test]
@@ -252,7 +252,7 @@ def _chords(rng, n, chords, root, beat):
 
 
 def _phase(frequency):
-    """Of a sine of a frequency given for each sample, in Hz: its integral."""
+    """The phase of a sine whose frequency is given for each sample, in Hz: the integral of it."""
     return 2 * np.pi * np.cumsum(frequency) / RATE
 
 

@@ -44,14 +44,14 @@ def find_corpus(args: argparse.Namespace) -> Corpus:
 
 
 def children(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without hidden files and what programs leave behind; nothing if it is not there."""
+    """The content of a folder, sorted, without hidden files and what programs leave behind; [] if it does not exist."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not is_litter(path.name))
 
 
 def detect(folder: Path) -> tuple[str, Path]:
-    """The form of a corpus, `hq`, `stems` or `mir1k`, and the directory it lies in: `folder`, or one in it.
+    """The form of a corpus, `hq`, `stems` or `mir1k`, and the directory that has it: `folder`, or one in it.
 
     Raises:
         UserError: it has none of the forms.
@@ -75,10 +75,10 @@ def detect(folder: Path) -> tuple[str, Path]:
 
 
 def download(folder: Path, url: str = URL, sha256: str = SHA256) -> None:
-    """Fetch and unpack MUSDB18-HQ to `folder/corpus`, unless all of its files are there, whole.
+    """Download and unpack MUSDB18-HQ to `folder/corpus`, unless all of its files are there and whole.
 
     Raises:
-        UserError: it cannot be fetched, or has another checksum; such a file is not kept.
+        UserError: it cannot be downloaded, or has another checksum, in which case it is deleted.
     """
     place = folder / "corpus"
     record = folder / "unpacked.json"
@@ -88,7 +88,7 @@ def download(folder: Path, url: str = URL, sha256: str = SHA256) -> None:
         absent = [name for name, size in sizes.items() if not _has_size(place / name, size)]
         if not absent:
             return
-        print(f"{len(absent)} files are gone or damaged ({absent[0]}, ...): fetched again")
+        print(f"{len(absent)} files are missing or damaged ({absent[0]}, ...): downloading again")
     print(
         "MUSDB18-HQ is for academic use only, see https://sigsep.github.io/datasets/musdb.html",
         flush=True,
@@ -123,7 +123,7 @@ def decode(root: Path, target: Path, n_jobs: int) -> None:
     """Decode MUSDB18's stems into the layout of MUSDB18-HQ; those that are there, and of the same files, are kept.
 
     Raises:
-        UserError: there is no ffmpeg, or it cannot decode some; the others are decoded nevertheless.
+        UserError: there is no ffmpeg, or it cannot decode some of them; the others are decoded nevertheless.
     """
     # The order of the streams says which file is which.
     settings = {"streams": STREAMS}
@@ -138,13 +138,13 @@ def decode(root: Path, target: Path, n_jobs: int) -> None:
 
 
 def _decode(path, wavs):
-    # Asked here, for what is decoded already needs none.
+    # Asked only here, since stems that are decoded already need no ffmpeg.
     if shutil.which("ffmpeg") is None:
         raise UserError(NO_FFMPEG)
     for number, wav in enumerate(wavs):
         wav.parent.mkdir(parents=True, exist_ok=True)
         temporary = wav.with_name(f".{wav.name}.{os.getpid()}.tmp")
-        # It would else wait for keys, and tell its progress.
+        # Otherwise ffmpeg would wait for keys and print its progress.
         call = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", path]
         call += ["-map", f"0:a:{number}", "-f", "wav", temporary]
         try:

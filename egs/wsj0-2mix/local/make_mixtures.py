@@ -15,8 +15,9 @@ from prepare_corpus import PARTS, detect, find_corpus, parse_arguments
 
 from utils import files
 from utils.data import audio, mixing
-from utils.data.corpus import Corpus, distinct, refuse_changes
+from utils.data.corpus import Corpus, refuse_changes
 from utils.data.manifest import check_manifest, read_manifest, source_columns, write_manifest
+from utils.data.names import distinct
 from utils.data.products import Product, make
 from utils.data.sets import print_reports, write_sets
 from utils.data.walking import is_audio, is_litter, walk
@@ -24,11 +25,11 @@ from utils.errors import UserError, command
 
 
 class Recording(NamedTuple):
-    """Of one speaker."""
+    """A recording of one speaker."""
 
     speaker: str
     name: str
-    """Unique for the speaker."""
+    """Unique among the recordings of the speaker."""
     path: str
 
 
@@ -47,7 +48,7 @@ class Stage:
 
     @property
     def mixtures(self) -> Path:
-        """As in the tree of wsj0-2mix."""
+        """Folder of the mixtures, called as in wsj0-2mix."""
         speakers = f"{self.args.n_src}speakers"
         return self.corpus.folder / speakers / f"wav{self.rate_name}" / self.args.mode
 
@@ -62,7 +63,7 @@ class Stage:
 
 
 class Tables(NamedTuple):
-    """What a corpus becomes: every function `from_<form>` makes them of one form."""
+    """What a corpus becomes: every function `from_<form>` makes these of one form."""
 
     manifests: dict[str, pd.DataFrame]
     """By set."""
@@ -72,7 +73,7 @@ class Tables(NamedTuple):
 
 
 def from_lists(stage: Stage) -> Tables:
-    """WSJ0 and mixing lists: mix all three sets; training sources are the utterances of the training list."""
+    """WSJ0 and mixing lists: all three sets are mixed; training sources are the utterances of the training list."""
     root = stage.layout["root"]
     lists = stage.layout["lists"]
     entries = of_all_parts(
@@ -93,12 +94,12 @@ def from_lists(stage: Stage) -> Tables:
 
 
 def from_pair(stage: Stage) -> Tables:
-    """Directories of recordings: training mixes on the fly; fixed lists for validation (every tenth) and test."""
-    everything = find_recordings(stage.layout["train"])
+    """Directories of recordings: validation (every tenth recording) and test are mixed here, training on the fly."""
+    given = find_recordings(stage.layout["train"])
     # Speakers of validation are those of training, as in WSJ0.
     parts = {
-        "tr": [recording for i, recording in enumerate(everything) if i % 10],
-        "cv": everything[::10],
+        "tr": [recording for i, recording in enumerate(given) if i % 10],
+        "cv": given[::10],
         "tt": find_recordings(stage.layout["test"]),
     }
     for part, recordings in parts.items():
@@ -106,12 +107,12 @@ def from_pair(stage: Stage) -> Tables:
         if n_speakers < stage.args.n_src:
             origin = stage.layout["test" if part == "tt" else "train"]
             raise UserError(
-                f"{origin}: {n_speakers} speakers for the part {part}, at least {stage.args.n_src} are needed. A "
+                f"{origin}: {n_speakers} speakers for the part {part}, but at least {stage.args.n_src} are needed. A "
                 "speaker is a folder (or a file that lies directly in the directory); every tenth recording of the "
                 "training directory goes to validation (cv)"
             )
     warnings = []
-    shared = speakers_of(everything) & speakers_of(parts["tt"])
+    shared = speakers_of(given) & speakers_of(parts["tt"])
     if shared:
         warnings.append(f"{len(shared)} speakers are in training and test, e.g. {min(shared)}")
     sources = of_all_parts(lambda part: write_sources(parts[part], part, stage), parts)
@@ -129,7 +130,7 @@ def speakers_of(recordings: list[Recording]) -> set[str]:
 
 
 def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.Entry]:
-    """Draw a mixing list of recordings, keep it in mix_lists/, and read it."""
+    """Draw a mixing list of recordings, write it to mix_lists/, and read it."""
     folder = stage.corpus.folder
     n_src = stage.args.n_src
     # By names relative to the data, on which alone the draw depends: the list is the same each time.
@@ -147,7 +148,7 @@ def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.
 
 
 def from_tree(stage: Stage) -> Tables:
-    """A finished tree: manifests only; training sources are s1, s2, ..., speaker = first three letters as in WSJ0."""
+    """A finished tree gets manifests; training sources are s1, s2, ...; a speaker is three letters, as in WSJ0."""
     n_src = stage.args.n_src
     frames = {}
     products = []
@@ -184,7 +185,7 @@ def list_part(root: Path, n_src: int) -> pd.DataFrame:
         absent = [stem for stem in mixtures if stem not in paths]
         if absent:
             raise UserError(
-                f"{place}: {len(absent)} of {len(mixtures)} mixtures are not there, {absent[:3]}"
+                f"{place}: lacks {len(absent)} of {len(mixtures)} mixtures, e.g. {', '.join(absent[:3])}"
             )
         columns[column] = [str(paths[stem]) for stem in mixtures]
     return pd.DataFrame(columns)
@@ -193,7 +194,7 @@ def list_part(root: Path, n_src: int) -> pd.DataFrame:
 def audio_in(folder: Path) -> dict[str, Path]:
     """{stem: path} of the audio files in a folder, not below it."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: is not there")
+        raise UserError(f"{folder}: no such folder. Is the corpus complete?")
     # Other files may lie beside them, such as lists and notes.
     paths = {}
     for path in folder.iterdir():
@@ -208,7 +209,7 @@ def length_of(path: str) -> tuple[int, list[str]]:
 
 
 def from_csv(stage: Stage) -> Tables:
-    """CSV files: taken over; speakers of the training sources from LibriMix's IDs, speaker-chapter-utterance."""
+    """CSV files become manifests; the speaker of a source is in LibriMix's IDs, speaker-chapter-utterance."""
     n_src = stage.args.n_src
     columns = ["mixture_path"]
     columns += [f"source_{i + 1}_path" for i in range(n_src)]
@@ -230,12 +231,12 @@ def from_csv(stage: Stage) -> Tables:
 def sources_of(
     frame: pd.DataFrame, pattern: str, speaker_of: Callable[[str], str]
 ) -> pd.DataFrame | None:
-    """The longest version of every utterance in the sources of a manifest; None where an ID does not tell them.
+    """The longest version of every utterance among the sources of a manifest; None if the IDs do not name utterances.
 
     Args:
         frame: the manifest.
-        pattern: of an ID of a mixture, with a group for the name of each utterance.
-        speaker_of: the speaker by the name of an utterance.
+        pattern: of the ID of a mixture, with a group for the name of each utterance.
+        speaker_of: gives the speaker of an utterance by its name.
     """
     # All of them or none: a part of the recordings would make another training set.
     matches = []
@@ -263,7 +264,7 @@ def sources_of(
 
 
 def mix(entries: dict, stage: Stage) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Manifests and warnings of lists by set."""
+    """Mix the lists of all sets; returns manifests by set, and warnings."""
     args = stage.args
 
     def mix_set(name: str) -> tuple[pd.DataFrame, list[str]]:
@@ -299,8 +300,8 @@ def of_all_parts(work: Callable[[str], Any], parts: Iterable[str]) -> dict[str, 
 def find_recordings(root: Path) -> list[Recording]:
     """The audio files below a directory, sorted by path.
 
-    Speakers and names hold no white space, so that they can stand in mixing lists, and differ where folders and files
-    do: `a b`, `a_b` and `a/b` are three.
+    Names of speakers and recordings have no white space, so that they can stand in mixing lists. They differ where the
+    folders and files do: `a b`, `a_b` and `a/b` are three.
     """
     groups: dict[str, list[Path]] = {}
     for path in walk(root):
@@ -356,7 +357,7 @@ def write_sources(recordings: list[Recording], part: str, stage: Stage) -> pd.Da
 
 
 def write_source(path: str, target: Path, sample_rate: int) -> tuple[int, list[str]]:
-    """Write a recording; returns its length, and the file that was read."""
+    """Write one recording; returns its length, and the file that was read."""
     rate = audio.info(path)[1]
     if rate < sample_rate:
         raise UserError(
@@ -373,10 +374,10 @@ def write_source(path: str, target: Path, sample_rate: int) -> tuple[int, list[s
 
 
 def consists_of(layout: dict) -> dict:
-    """What a corpus consists of: lists and CSV files by content, directories by the names of their files."""
+    """What a corpus consists of: the hashes of lists and CSV files, or the names of the files in directories."""
     tables = []
     if layout["form"] == "lists":
-        # A list that is not there is told when it is read.
+        # A missing list is an error when it is read.
         tables = [path for path in layout["lists"].values() if path.is_file()]
     if layout["form"] == "csv":
         tables = list(itertools.chain(*layout["csvs"].values()))
@@ -419,7 +420,9 @@ def main(argv: list[str] | None = None) -> None:
 
     reports = write_sets(tables.manifests, stage.manifests, check, content)
     if tables.recordings is None:
-        print("the mixture IDs name no speakers: no train_sources.csv, hence no dynamic mixing")
+        print(
+            "the mixture IDs name no speakers, so there is no train_sources.csv for dynamic mixing"
+        )
     print_reports(reports)
     for warning in tables.warnings:
         print(f"warning: {warning}")

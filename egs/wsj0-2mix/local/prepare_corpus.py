@@ -49,7 +49,7 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
 
 def find_corpus(args: argparse.Namespace) -> Corpus:
     """The corpus that the options name."""
-    # Asked for in the other recipes, so that people try.
+    # Other recipes have this word.
     if args.corpus == "download":
         raise UserError(
             "WSJ0 is licensed (LDC93S6A) and cannot be downloaded here. Give the directory that holds it, or use "
@@ -85,7 +85,7 @@ def detect(folders: tuple[Path, ...], args: argparse.Namespace) -> dict:
         csvs = _csvs(place)
         if all(csvs.values()):
             return {"form": "csv", "csvs": csvs}
-    # What it is not may be plain from what is in it.
+    # What is in the directory may show what is wrong with it.
     message = (
         f"{folder}: no corpus of {args.n_src} speakers at {args.sample_rate} Hz, {args.mode}, was found there. "
         f"Accepted are\n{ACCEPTED}\nThe directory holds: {contents(folder)}"
@@ -107,7 +107,7 @@ def _csvs(place):
 
 
 def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
-    """Synthesise WSJ0 and MERL's lists in small, in their layout, the same each time; what exists is kept.
+    """Synthesise a small WSJ0 and MERL's lists, in their layout, the same each time; what exists is kept.
 
     Returns:
         the number of sentences.
@@ -134,7 +134,7 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
             recordings[part].setdefault(name, []).append(path)
             jobs.append((path, speech.make_sentence(draw), speaker))
     speech.write_sentences(jobs, folder, MINI_RATE, n_jobs)
-    # A third speaker needs lists of its own.
+    # Mixtures of three speakers have lists of their own.
     for n_src in (2, 3):
         for part, paths in recordings.items():
             text = mixing.draw_list(paths, n_src, size[part], seed=f"{n_src}{part}")
@@ -150,9 +150,9 @@ def main(argv: list[str] | None = None) -> None:
     # A mini corpus of another size is another one.
     details = corpus.prepare({"size": MINI}, partial(make_mini, n_jobs=args.nj))
     # By the user's own paths, before anything is written.
-    found = detect(corpus.origins, args)
+    layout = detect(corpus.origins, args)
     corpus.claim(details)
-    print(f"corpus {corpus.name}: {found['form']}, {corpus.given}")
+    print(f"corpus {corpus.name}: {layout['form']}, {corpus.given}")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,6 @@ def test_mixtures_are_kept_unless_their_clips_or_the_rules_change(pool, tmp_path
 def test_a_split_of_too_few_classes_is_a_message(pool, tmp_path):
     folder = tmp_path / "clips"
     check_pools({"train": pool}, folder, Rules(1.0, RATE, (2, 3)))
-    message = "train: clips come from 3 classes .a, b, c.; 4 are needed"
+    message = "train: clips come from 3 classes .a, b, c., but 4 are needed"
     with pytest.raises(UserError, match=message):
         check_pools({"train": pool}, folder, Rules(1.0, RATE, (2, 4)))

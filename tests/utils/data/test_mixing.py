@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 from scipy.signal import cheby2, freqs_zpk
 
 from utils.data import audio, mixing
+from utils.data.speech_level import active_speech_level
 from utils.errors import UserError
 
 
@@ -90,7 +91,7 @@ def naive_level(signal, rate):
 
 
 def decibels(signal, rate=8000):
-    return 10 * math.log10(mixing.active_speech_level(signal, rate)[0])
+    return 10 * math.log10(active_speech_level(signal, rate)[0])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -115,7 +116,7 @@ def test_level_of_a_tone_counts_only_the_time_it_sounds(rate):
     tone = math.sqrt(2) * np.sin(2 * np.pi * 1000 * time)
     assert decibels(tone, rate) == pytest.approx(0, abs=0.1)
     gated = tone * (time % 4 < 2)
-    level, activity = mixing.active_speech_level(gated, rate)
+    level, activity = active_speech_level(gated, rate)
     # The hangover and the decay of the envelope lengthen each burst of 2 s by some 0.3 s.
     assert activity == pytest.approx(2.3 / 4, abs=0.02)
     assert 10 * math.log10(level) == pytest.approx(-10 * math.log10(2.3 / 2), abs=0.15)
@@ -129,14 +130,14 @@ def test_level_ignores_hum_and_offset_and_at_16_khz_what_lies_above_the_band():
 
 
 def test_one_sample_has_a_level_and_silence_has_none():
-    assert np.isfinite(mixing.active_speech_level(np.ones(1), 8000)[0])
+    assert np.isfinite(active_speech_level(np.ones(1), 8000)[0])
     with pytest.raises(UserError, match="silent"):
-        mixing.active_speech_level(np.zeros(800), 8000)
+        active_speech_level(np.zeros(800), 8000)
 
 
 def test_level_differences_in_the_mixture_are_the_gains():
     signals = [speechlike(2, 8000, seed) for seed in (0, 1, 2)]
-    levels = [mixing.active_speech_level(signal, 8000)[0] for signal in signals]
+    levels = [active_speech_level(signal, 8000)[0] for signal in signals]
     mixture, sources = mixing.mix_utterances(signals, levels, (2.0, -2.0, 0.5), "max")
     mixed = [decibels(source) for source in sources]
     assert mixed[0] - mixed[1] == pytest.approx(4.0, abs=0.05)
@@ -249,7 +250,7 @@ def test_gains_at_16_khz_are_those_measured_at_8_khz(corpus):
     ratio = []
     for path, key in zip(entries[0].paths, ("source_1_path", "source_2_path"), strict=True):
         recording = audio.read(path).astype(float)
-        level = mixing.active_speech_level(mixing.resample(recording, 16000, 8000), 8000)[0]
+        level = active_speech_level(mixing.resample(recording, 16000, 8000), 8000)[0]
         ratio.append(
             np.std(audio.read(row[key])) / np.std(recording[: row["length"]]) * math.sqrt(level)
         )

@@ -5,13 +5,11 @@ import pytest
 from utils.data import audio, spatial
 from utils.data.datasets import Batches, loaders
 from utils.data.manifest import read_manifest
-from utils.data.rooms import RoomRules
+from utils.data.rooms import RoomRules, load_room, make_rooms
 from utils.data.spatial import (
     ArrayMixtures,
     MixingRules,
     SpatialMixtures,
-    load_room,
-    make_rooms,
     mix_in_room,
     write_test_set,
 )

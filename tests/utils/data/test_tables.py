@@ -45,10 +45,10 @@ def test_odd_forms_of_one_table_are_the_same(tmp_path, text):
     [
         (b"", "no header"),
         (b"\n\n", "no header"),
-        (b"\xff\xfe\x00\x01", "not a text"),
-        (b"a,b\n1,2,3\n", "line 2: has 3 cells, but the header 2"),
+        (b"\xff\xfe\x00\x01", "it is not a text file"),
+        (b"a,b\n1,2,3\n", "line 2: has 3 cells, but the header has 2"),
         (b"a,b\n1\n", "line 2: has 1 cells"),
-        (b"a,a\n1,2\n", "several columns 'a'"),
+        (b"a,a\n1,2\n", "several columns called 'a'"),
         (b'a,b\n"1,2\n', "is not a CSV"),
     ],
 )

@@ -26,7 +26,7 @@ def test_links_to_folders_are_walked_loops_are_cut_and_litter_is_left_out(tmp_pa
     expected = sorted([*kept, root / "c" / "3.wav", root / "lost.wav"])
     assert walk(root) == expected
     told = capsys.readouterr().err
-    assert "lost: a link to nothing" in told and "self: a link to nothing" in told
+    assert "lost: a broken link" in told and "self: a broken link" in told
     assert root / "a" / "notes.txt" in walk(root, audio_only=False)
 
 

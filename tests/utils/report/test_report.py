@@ -178,7 +178,7 @@ def test_an_unknown_baseline_or_suite_ends_with_a_message(exp, capsys):
     add(exp, "one", 3.0)
     with pytest.raises(SystemExit, match="2"):
         report(exp, "--baseline", "two")
-    assert "no such experiment on 'test'; one" in capsys.readouterr().err
+    assert "no such experiment on 'test'. There are one" in capsys.readouterr().err
     add(exp, "strange", 3.0, suite="strange")
     with pytest.raises(SystemExit, match="2"):
         report(exp)

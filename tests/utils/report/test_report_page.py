@@ -465,7 +465,7 @@ DAMAGE = {
         ("no curves", "mine"),
         ("damaged curves", "mine: joint/metrics.csv cannot be read"),
         ("no rows", "scores.csv cannot be used"),
-        ("rows of another manifest", "mine: scores.csv holds other rows than those"),
+        ("rows of another manifest", "mine: the rows of scores.csv are not those"),
         ("damaged rows", "scores.csv cannot be used"),
         ("damaged example", "mine: example ex_m0 cannot be used"),
         ("no estimate", "mine: example ex_m10 cannot be used"),
@@ -498,7 +498,10 @@ def test_rows_are_those_of_the_summary_and_names_of_utterances_are_texts(tmp_pat
     path = tmp_path / "exp/mine/eval/mini/test/scores.csv"
     path.write_text(path.read_text().replace("m0,", "NA,").replace("m1,", "007,"))
     (fewer, mine), _ = read_experiments(tmp_path / "exp", "test")
-    assert fewer.all_scores is None and "fewer: scores.csv holds other rows" in fewer.problems[0]
+    assert (
+        fewer.all_scores is None
+        and "fewer: the rows of scores.csv are not those" in fewer.problems[0]
+    )
     assert list(mine.scores.index[:3]) == ["NA", "007", "m2"]
 
 
