@@ -4,11 +4,12 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import numba
 
 
-def jit(**options) -> Callable:
+def jit(**options: Any) -> Callable:
     """A decorator as `numba.njit(**options)` makes one, that keeps the compiled function on disk if it can.
 
     numba keeps it in `NUMBA_CACHE_DIR`, beside the source, or in the home folder, and raises a RuntimeError if it may

@@ -40,15 +40,18 @@ def accelerate(model: Model) -> Model:
     """
     module: Any  # its class is exchanged
     for module in model.modules():
-        if type(module) in _NORMS:
-            module.__class__ = _NORMS[type(module)]
-        elif type(module) is nn.PReLU and module.num_parameters == 1:
+        kind = type(module)
+        if kind in _NORMS:
+            module.__class__ = _NORMS[kind]
+        elif kind is nn.PReLU and module.num_parameters == 1:
             module.__class__ = FastPReLU
-        elif type(module) is nn.Conv2d and _is_basis_convolution(module):
+        elif kind is nn.Conv2d and _is_basis_convolution(module):
             module.__class__ = BasisConv2d
-        elif type(module) is TDConvNet and module.skip_chan:
-            module.TCN[-1].res_conv.requires_grad_(False)
-    for module in model.modules():  # once its norms have been exchanged
+        elif kind is TDConvNet and module.skip_chan:
+            last = module.TCN[-1]
+            last.res_conv.requires_grad_(False)
+    # Blocks come once their norms have been exchanged.
+    for module in model.modules():
         if type(module) is Conv1DBlock and _is_standard(module):
             module.__class__ = FastConv1DBlock
     return model
@@ -56,11 +59,15 @@ def accelerate(model: Model) -> Model:
 
 def _is_standard(block: Conv1DBlock) -> bool:
     """Whether a block is what `FastConv1DBlock` computes: global norms, a centred odd kernel, not causal."""
-    norms_fit = all(isinstance(block.shared_block[i], GlobLN) for i in (2, 5))
-    conv = block.shared_block[3]
-    if not norms_fit or not isinstance(conv, nn.Conv1d) or conv.kernel_size[0] % 2 == 0:
+    # Asteroid's order of the layers.
+    _, _, norm1, conv, _, norm2 = block.shared_block
+    are_global = isinstance(norm1, GlobLN) and isinstance(norm2, GlobLN)
+    if not are_global or not isinstance(conv, nn.Conv1d):
         return False
-    return conv.padding[0] == conv.dilation[0] * (conv.kernel_size[0] // 2)
+    (taps,) = conv.kernel_size
+    is_odd = taps % 2 == 1
+    is_centred = conv.padding[0] == conv.dilation[0] * (taps // 2)
+    return is_odd and is_centred
 
 
 def _is_basis_convolution(conv: nn.Conv2d) -> bool:
@@ -83,16 +90,21 @@ class BasisConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 1, rows, frames) to (batch, out, rows + 2 p - taps + 1, frames)."""
-        matrix = self.toeplitz(x.shape[2])  # (out, rows of the output, rows)
-        product = torch.matmul(matrix.flatten(0, 1), x.squeeze(1))
-        return product.unflatten(1, matrix.shape[:2]) + self.bias[:, None, None]
+        # (out, rows of the output, rows), and the images without their one channel.
+        matrix = self.toeplitz(x.shape[2])
+        images = x.squeeze(1)
+        product = torch.matmul(matrix.flatten(0, 1), images)
+        product = product.unflatten(1, matrix.shape[:2])
+        return product + self.bias[:, None, None]
 
     def toeplitz(self, rows: int) -> Tensor:
         """The filters as matrices (out, rows + 2 p - taps + 1, rows): line i holds the taps that output row i reads."""
         # Each line of a Toeplitz matrix is a window on the taps, one sample further than that of the line below.
+        taps = self.weight[:, 0, :, 0]
         zeros = rows + self.padding[0] - self.kernel_size[0]
-        padded = F.pad(self.weight[:, 0, :, 0], (zeros, zeros))
-        return padded.unfold(1, rows, 1).flip(1)
+        padded = F.pad(taps, (zeros, zeros))
+        windows = padded.unfold(1, rows, 1)
+        return windows.flip(1)
 
 
 class FastGlobLN(GlobLN):
@@ -194,6 +206,7 @@ class _PReLUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, slope = ctx.saved_tensors
+        # Sums of half precision are taken in float32.
         grad_x, grad_slope = _prelu_backward(wide(grad), wide(x), slope)
         return grad_x.to(x.dtype), grad_slope
 
@@ -210,7 +223,14 @@ class BlockFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, dilation, groups, eps, *tensors):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dilation: int,
+        groups: int,
+        eps: float,
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
         """x (batch, in, frames) to a tuple of (batch, out, frames).
 
         `tensors` are `BlockParameters`, then weight (out, hidden, 1) and bias of each head.
@@ -223,11 +243,13 @@ class BlockFunction(torch.autograd.Function):
             x_low = x.to(dtype)
             hidden = _pointwise(x_low, block.in_weight, block.in_bias)
             active = F.prelu(wide(hidden), block.slope1)
-            normed = _norm(active, block.gamma1, block.beta1, groups, eps)[0]
-            deep = _depthwise(normed, block.weight, dilation, block.bias).to(dtype)
+            normed, _, _ = _norm(active, block.gamma1, block.beta1, groups, eps)
+            deep = _depthwise(normed, block.weight, dilation, block.bias)
+            deep = deep.to(dtype)
             # PReLU, norm, heads.
             active = F.prelu(wide(deep), block.slope2)
-            normed = _norm(active, block.gamma2, block.beta2, groups, eps)[0].to(dtype)
+            normed, _, _ = _norm(active, block.gamma2, block.beta2, groups, eps)
+            normed = normed.to(dtype)
             outputs = []
             for weight, bias in zip(heads[::2], heads[1::2], strict=True):
                 outputs.append(_pointwise(normed, weight, bias))
@@ -242,34 +264,54 @@ class BlockFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Gradients in the order of the arguments of `forward`; what it did not keep is computed again."""
         x, hidden, deep, *tensors = ctx.saved_tensors
+        groups = ctx.groups
+        eps = ctx.eps
         if all(grad is None for grad in grads):
             return (None,) * (4 + len(tensors))
         block = BlockParameters(*tensors[:N_PARAMETERS])
         heads = tensors[N_PARAMETERS:]
         with torch.autocast(x.device.type, enabled=False):
-            # Second half of the block, from the heads to the depthwise convolution.
+            # Second half of the block: what the depthwise convolution gave goes through PReLU and norm once more, ...
             deep = wide(deep)
             active = F.prelu(deep, block.slope2)
-            normed, *stats = _norm(active, block.gamma2, block.beta2, ctx.groups, ctx.eps)
-            grad, *head_grads = _heads_backward(grads, normed.to(x.dtype), heads[::2], heads[1::2])
-            grad, *norm2_grads = _norm_backward(grad, active, *stats, block.gamma2, ctx.groups)
+            normed, mean, deviation = _norm(active, block.gamma2, block.beta2, groups, eps)
+            normed = normed.to(x.dtype)
+            # ... and the gradients come back from the heads to it.
+            grad, *head_grads = _heads_backward(grads, normed, heads[::2], heads[1::2])
+            grad, gamma2_grad, beta2_grad = _norm_backward(
+                grad, active, mean, deviation, block.gamma2, groups
+            )
             grad, slope2_grad = _prelu_backward(grad, deep, block.slope2)
 
-            # First half, from the depthwise convolution to the input.
+            # First half, the same from the depthwise convolution to the input.
             hidden = wide(hidden)
             active = F.prelu(hidden, block.slope1)
-            normed, *stats = _norm(active, block.gamma1, block.beta1, ctx.groups, ctx.eps)
-            grad, *depth_grads = _depthwise_backward(grad, normed, block.weight, ctx.dilation)
-            grad, *norm1_grads = _norm_backward(grad, active, *stats, block.gamma1, ctx.groups)
+            normed, mean, deviation = _norm(active, block.gamma1, block.beta1, groups, eps)
+            grad, weight_grad, bias_grad = _depthwise_backward(
+                grad, normed, block.weight, ctx.dilation
+            )
+            grad, gamma1_grad, beta1_grad = _norm_backward(
+                grad, active, mean, deviation, block.gamma1, groups
+            )
             grad, slope1_grad = _prelu_backward(grad, hidden, block.slope1)
-            grad, *in_grads = _heads_backward(
-                [grad.to(x.dtype)], x, [block.in_weight], [block.in_bias]
+            grad = grad.to(x.dtype)
+            grad, in_weight_grad, in_bias_grad = _heads_backward(
+                [grad], x, [block.in_weight], [block.in_bias]
             )
         block_grads = BlockParameters(
-            *in_grads, slope1_grad, *norm1_grads, *depth_grads, slope2_grad, *norm2_grads
+            in_weight=in_weight_grad,
+            in_bias=in_bias_grad,
+            slope1=slope1_grad,
+            gamma1=gamma1_grad,
+            beta1=beta1_grad,
+            weight=weight_grad,
+            bias=bias_grad,
+            slope2=slope2_grad,
+            gamma2=gamma2_grad,
+            beta2=beta2_grad,
         )
         # None for dilation, groups and eps.
         return (grad.to(ctx.x_dtype), None, None, None, *block_grads, *head_grads)
@@ -293,27 +335,33 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1x1 convolution: (batch, in, frames), (out, in, 1), (out,) to (batch, out, frames) in the type of `x`."""
     # One matrix product for each example, without a copy of the weight.
-    matrix = weight.to(x.dtype).squeeze(2).expand(x.shape[0], -1, -1)
+    matrix = weight.to(x.dtype).squeeze(2)
+    matrices = matrix.expand(x.shape[0], -1, -1)
     if bias is None:
-        return torch.bmm(matrix, x)
-    return torch.baddbmm(bias.to(x.dtype)[:, None], matrix, x)
+        return torch.bmm(matrices, x)
+    column = bias.to(x.dtype)[:, None]
+    return torch.baddbmm(column, matrices, x)
 
 
-def _heads_backward(grads, x: Tensor, weights, biases) -> list[Tensor | None]:
+def _heads_backward(grads, x: Tensor, weights, biases) -> list[Any]:
     """Gradients of 1x1 convolutions of one input `x`: of `x`, float32 at least, then weight and bias of each."""
     x_grad: Any = None
-    parameter_grads: list[Tensor | None] = []
+    parameter_grads: list[Any] = []
     for grad, weight, bias in zip(grads, weights, biases, strict=True):
         # Nothing depends on this head.
         if grad is None:
             parameter_grads += [None, None]
             continue
-        matrix = weight.to(x.dtype).squeeze(2).t().expand(x.shape[0], -1, -1)
+        # Of y = W x + b: W^T dy for the input, added up over the heads.
+        matrix = weight.to(x.dtype).squeeze(2)
+        transposed = matrix.t().expand(x.shape[0], -1, -1)
         if x_grad is None:
-            x_grad = torch.bmm(matrix, grad)
+            x_grad = torch.bmm(transposed, grad)
         else:
-            x_grad = torch.baddbmm(x_grad, matrix, grad)
-        weight_grad = wide(torch.bmm(grad, x.transpose(1, 2))).sum(0).unsqueeze(2)
+            x_grad = torch.baddbmm(x_grad, transposed, grad)
+        # dy x^T for the weight, and dy for the bias, summed over frames and examples.
+        by_example = torch.bmm(grad, x.transpose(1, 2))
+        weight_grad = wide(by_example).sum(0).unsqueeze(2)
         bias_grad = None
         if bias is not None:
             bias_grad = wide(grad).sum((0, 2))
@@ -343,8 +391,10 @@ def _prelu_backward(grad: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Ten
     # The gradient where x > 0, and where it is not.
     positive = torch.ops.aten.threshold_backward(grad, x, 0)
     negative = grad - positive
+    # dx = dy where x > 0 and slope dy elsewhere; dslope = sum of dy x over the latter.
     grad_x = positive.addcmul_(negative, slope.to(x.dtype))
-    return grad_x, negative.mul_(x).sum().to(slope.dtype).reshape(1)
+    grad_slope = negative.mul_(x).sum()
+    return grad_x, grad_slope.to(slope.dtype).reshape(1)
 
 
 def _overlaps(kernel_size: int, dilation: int, frames: int):
@@ -376,7 +426,8 @@ def _depthwise(x: Tensor, weight: Tensor, dilation: int, bias: Tensor | None = N
         out = torch.addcmul(bias[:, None], x, centre)
     for tap, write, read in _overlaps(taps, dilation, x.shape[2]):
         if tap != middle:
-            out[..., write].addcmul_(x[..., read], weight[:, :, tap])
+            part = out[..., write]
+            part.addcmul_(x[..., read], weight[:, :, tap])
     return out
 
 
@@ -386,10 +437,14 @@ def _depthwise_backward(
     """Gradients of the input, the weight and the bias of `_depthwise`."""
     # A tap that reads nothing within the signal has no gradient.
     taps = weight.shape[2]
-    by_tap = [torch.zeros_like(weight[:, 0, 0])] * taps
+    nothing = torch.zeros_like(weight[:, 0, 0])
+    by_tap = [nothing] * taps
     for tap, write, read in _overlaps(taps, dilation, x.shape[2]):
+        # Of y(t) = ... + w x(t + shift): the sum of dy(t) x(t + shift).
         by_tap[tap] = (grad[..., write] * x[..., read]).sum((0, 2))
     weight_grad = torch.stack(by_tap, 1).unsqueeze(1)
+    bias_grad = grad.sum((0, 2))
     # The gradient of a correlation is the correlation with the reversed kernel.
-    x_grad = _depthwise(grad, weight.flip(2), dilation)
-    return x_grad, weight_grad, grad.sum((0, 2))
+    reversed_kernel = weight.flip(2)
+    x_grad = _depthwise(grad, reversed_kernel, dilation)
+    return x_grad, weight_grad, bias_grad

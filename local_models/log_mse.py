@@ -84,7 +84,8 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
     cross = torch.bmm(estimates, sources.transpose(1, 2))
     energy_of_estimates = estimates.square().sum(-1)
     energy_of_sources = sources.square().sum(-1)
-    error = energy_of_sources[:, None] + energy_of_estimates[..., None] - 2 * cross
+    energies = energy_of_sources[:, None] + energy_of_estimates[..., None]
+    error = energies - 2 * cross
     # Rounding may bring an error of nothing below zero.
     pairwise = decibels(error.clamp(min=0))
     # Up to 6 sources all orders are tried at once; Asteroid's assignment, example by example, is for more.

@@ -57,6 +57,7 @@ def _unit(signals: Tensor) -> Tensor:
 def sdr_of_batch(estimates: Tensor, sources: Tensor) -> Tensor:
     """SDR in dB of all signals of a batch together, as a silent one has no ratio of its own."""
     energy = sources.square().sum()
-    error = (estimates - sources).square().sum()
+    difference = estimates - sources
+    error = difference.square().sum()
     ratio = (energy + ENERGY_FLOOR) / (error + ENERGY_FLOOR)
     return 10 * torch.log10(ratio)

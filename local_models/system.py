@@ -5,7 +5,7 @@ A `System` separates. A `TrainingStep` says which parts of one are trained, and 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import pytorch_lightning as pl
 import torch
@@ -157,8 +157,9 @@ class System(pl.LightningModule):
         """
         return self.separate_centred(without_offset(mixture))
 
-    def on_after_batch_transfer(self, batch, dataloader_idx):
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         """Training and validation see mixtures as `separate` does; sources too, so that they still add up."""
+        # The offset of a sum is the sum of the offsets.
         signals = {}
         for key in ("mixture", "sources"):
             if key in batch:
@@ -172,6 +173,7 @@ class System(pl.LightningModule):
     def noise(self, seconds: float, n_mics: int | None = None) -> Tensor:
         """White noise of the shape that `separate` takes: (1, [mic,] time), the same at every call."""
         length = round(seconds * self.sample_rate)
+        # Of its own, so that a training draws the same numbers whether or not noise was asked for.
         generator = torch.Generator().manual_seed(0)
         if self.n_mics == 1:
             return torch.randn(1, length, generator=generator)
@@ -184,8 +186,11 @@ class System(pl.LightningModule):
 
     def weights_to_export(self) -> dict[str, Tensor]:
         """What `separate` needs: parameters and buffers, without those of parts that only training needs."""
-        weights = self.state_dict()
-        return {name: weights[name] for name in weights if not self.is_training_only(name)}
+        weights = {}
+        for name, value in self.state_dict().items():
+            if not self.is_training_only(name):
+                weights[name] = value
+        return weights
 
     def load_exported(self, weights: dict[str, Tensor]) -> None:
         """Load weights that may lack the parts that only training needs, which then keep their own.
@@ -193,9 +198,12 @@ class System(pl.LightningModule):
         Raises:
             RuntimeError: others are missing, or some do not fit.
         """
-        own = self.state_dict()
-        kept = {name: own[name] for name in own if self.is_training_only(name)}
-        self.load_state_dict(kept | weights)
+        # What is there goes before what this system has.
+        complete = dict(weights)
+        for name, value in self.state_dict().items():
+            if self.is_training_only(name):
+                complete.setdefault(name, value)
+        self.load_state_dict(complete)
 
     def full_precision(self) -> torch.autocast:
         """Context for encoder, decoder and losses under mixed precision: bfloat16 rounds an SI-SDR to 0.1 dB."""
@@ -207,38 +215,42 @@ class System(pl.LightningModule):
         Raises:
             ValueError: the system, as it is configured, has no such step.
         """
-        self.step = self.training_steps()[name](name, self)
+        kind = self.training_steps()[name]
+        self.step = kind(name, self)
         self.optimisation = optimisation
+        # What the first step finds frozen was built so.
         if self._never_trained is None:
             self._never_trained = [p for p in self.parameters() if not p.requires_grad]
+        # Freeze all, and then let go what this step trains.
         self.requires_grad_(False)
         for part in self.step.parts():
             part.requires_grad_(True)
         for parameter in self._never_trained:
             parameter.requires_grad_(False)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.step.optimizer(self.optimisation)
 
-    def training_step(self, batch, index):
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         loss, values = self.step.training_loss(batch)
         self._log("train", values, batch)
         return loss
 
-    def on_before_optimizer_step(self, optimizer):
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.step.before_update()
 
-    def on_fit_end(self):
+    def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:
             self.step.after_training(self.trainer.callback_metrics)
 
-    def validation_step(self, batch, index):
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._log("val", self.step.losses(batch), batch)
 
-    def _log(self, phase, values, batch):
+    def _log(self, phase: str, values: Mapping[str, Tensor | None], batch: dict) -> None:
         # Devices average in the order in which names come up, so a value that this batch lacks, None, is logged too,
         # with no weight. Weights are floats: Lightning's mean over devices cuts whole numbers off.
         n_examples = batch.get("weight", 1.0) * len(batch["mixture"])
+        weight: Any
         for name, value in values.items():
             if value is None:
                 scalar = torch.zeros((), device=self.device)
@@ -259,4 +271,5 @@ class System(pl.LightningModule):
 
 def without_offset(signals: Tensor) -> Tensor:
     """(..., time) less the mean over time, which is taken in double precision: a constant becomes exactly zero."""
-    return signals - signals.mean(-1, keepdim=True, dtype=torch.float64).to(signals.dtype)
+    mean = signals.mean(-1, keepdim=True, dtype=torch.float64)
+    return signals - mean.to(signals.dtype)

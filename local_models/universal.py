@@ -23,7 +23,10 @@ class Universal:
     loss_of: LogMSE
     # Of the `System` that it is mixed into.
     full_precision: Any
+    log: Any
     training: bool
+    # Of the validation under way: those of each batch, by name.
+    _scores: dict[str, list[Tensor]]
 
     def pit_losses(self, estimates: Tensor, batch: dict) -> dict[str, Tensor]:
         """The loss of (batch, n_src, time); in validation the scores are taken down too."""
@@ -61,10 +64,10 @@ class Universal:
         self._scores["msi"].append(improvement[is_among_others & is_audible])
         self._scores["si_sdr_single"].append(score[is_alone])
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         self._scores = {"si_sdri": [], "msi": [], "si_sdr_single": []}
 
-    def on_validation_epoch_end(self):
+    def on_validation_epoch_end(self) -> None:
         for name, batches in self._scores.items():
             values = torch.cat(batches)
             mean = torch.zeros((), device=values.device)

@@ -44,8 +44,8 @@ def command(main: Callable) -> Callable:
             _end("error: the program that was to read the output has ended")
         except MemoryError:
             _end(f"error: {NO_MEMORY}")
-        except RuntimeError as error:  # torch has no class of its own for the memory of the CPU
-            if not re.search("can't allocate memory|out of memory", str(error)):
+        except RuntimeError as error:
+            if not lacks_memory(error):
                 raise
             _end(f"error: {NO_MEMORY}")
         except OSError as error:
@@ -86,6 +86,12 @@ def _end_at_once(number, frame):
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; torch has no class of its own for that of the CPU."""
+    said = re.search("can't allocate memory|out of memory", str(error))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(said))
 
 
 def explain(error: OSError) -> str:

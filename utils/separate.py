@@ -1,258 +1,15 @@
-"""Separate audio files of any length, rate and channel count: `python -m utils.separate MODEL FILE... [--out DIR]`.
-
-A file is read, separated (utils/evaluation/apply.py) and written in blocks: memory does not grow with its length.
-"""
+"""Separate audio files of any length, rate and channel count: `python -m utils.separate MODEL FILE... [--out DIR]`."""
 
 import argparse
-import contextlib
-import errno
-import os
-import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import soundfile as sf
-import soxr
-import torch
-from tqdm import tqdm
-
-from local_models.system import System
-from utils import files
 from utils.arguments import add_trust
-from utils.data import audio
-from utils.errors import UserError, command, explain
-from utils.evaluation.apply import Separation
-from utils.evaluation.overlap_add import Blocks
-from utils.evaluation.wav import WavWriter, write_samples
-from utils.training.model_files import load_system
+from utils.errors import command, importing
+from utils.evaluation.options import Blocks, chosen_device
 
 
-def separate_file(
-    system: System,
-    path: str | Path,
-    out_dir: str | Path,
-    blocks: Blocks | None = None,
-    subtype: str = "FLOAT",
-) -> list[Path]:
-    """Separate an audio file into `<out_dir>/<stem>_s1.wav`, ...: same rate, length and channels as the file.
-
-    Each channel is separated by itself, the order of the sources being matched. Only a system whose `n_mics` is not 1
-    hears all channels together, and gives one for each source, or all if it makes images. Outputs appear once they are
-    complete.
-
-    Args:
-        system: in evaluation mode.
-        subtype: of the wav files, FLOAT, PCM_16 or PCM_24. Integers cannot hold samples beyond 1: if there are any, all
-            sources get the same gain, so that the largest is at 0.99.
-
-    Returns:
-        The files written, in the order of the sources.
-
-    Raises:
-        UserError: if the file is missing, empty, not audio or not finite, or an output cannot be written. A file that
-            is cut off, or whose header lies, is separated as far as it goes, with a warning on stderr.
-    """
-    path = Path(path)
-    out_dir = Path(out_dir)
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(audio.Reader(path, salvage=True))
-        targets = _targets(system, path, out_dir, reader.channels)
-        if os.path.realpath(path) in map(os.path.realpath, targets):
-            raise UserError(f"{path} would be overwritten by its own estimate: give another --out")
-        stack.enter_context(_explained(path, out_dir))
-        out_dir.mkdir(parents=True, exist_ok=True)
-        files.remove_leftovers(out_dir, nested=False)
-        for target in targets:
-            with contextlib.suppress(FileNotFoundError):
-                target.lstat()  # raises an OSError if there can be no such name
-        # Estimates get their names once all are complete; whatever happens before, nothing is left.
-        temporary = [files.temporary_name(out_dir) for _ in targets]
-        for name in temporary:
-            stack.callback(name.unlink, missing_ok=True)
-        peak = _stream(system, reader, temporary, blocks or Blocks())
-        if subtype != "FLOAT":
-            # One gain for all, so that the estimates still add up to the mixture, if quieter.
-            gain = 0.99 / peak if peak > 1 else 1.0
-            for name in temporary:
-                _to_integers(name, subtype, gain)
-        for name, target in zip(temporary, targets, strict=True):
-            os.replace(name, target)
-    return targets
-
-
-def _targets(system: System, path: Path, out_dir: Path, channels: int) -> list[Path]:
-    return [out_dir / f"{path.stem}_s{i + 1}.wav" for i in range(system.n_src or channels)]
-
-
-@contextlib.contextmanager
-def _explained(path: Path, out_dir: Path):
-    """Turn errors of writing, and of memory, into messages."""
-    try:
-        yield
-    except sf.LibsndfileError as error:  # reading has its own messages
-        raise UserError(f"cannot write in {out_dir}: {error} Is the disk full?") from None
-    except torch.OutOfMemoryError:
-        raise UserError(
-            "not enough memory on the device: lower --segment or --batch, or use --device cpu"
-        ) from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:  # it has its own message
-            raise
-        reason = error.strerror or error
-        if error.errno == errno.ENAMETOOLONG:
-            raise UserError(
-                f"{path}: no room for _s1.wav after its name in {out_dir} ({reason}). Rename the file"
-            ) from None
-        raise UserError(f"cannot write in {out_dir}: {reason}") from None
-
-
-def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: Blocks) -> float:
-    """Take a file through resampling, system and resampling into float wav files; returns the largest sample."""
-    path = source.path
-    rate = source.sample_rate
-    try:
-        separation = Separation(system, source.channels, blocks)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    channels = separation.n_outputs
-    to_model = _resampler(rate, system.sample_rate, source.channels)
-    from_model = _resampler(system.sample_rate, rate, len(outputs) * channels)
-    alive = np.zeros(source.channels, bool)
-    frames = round(blocks.segment * rate)
-    offset = _offset(path, frames)
-    with WavWriter(outputs, rate, channels, source.frames) as writer:
-        for block, last in _read(source, frames):
-            block = block - offset
-            alive = alive | block.any(axis=0)
-            signal = torch.from_numpy(np.ascontiguousarray(to_model(block, last).T))
-            for estimates in separation.push(signal):
-                writer.write(from_model(_interleave(estimates), False))
-        # What was read, which of a damaged file is less than its header said.
-        length = source.position
-        if not separation.pending:
-            raise UserError(
-                f"{path}: too short, {length} samples at {rate} Hz are not one at {system.sample_rate} Hz"
-            )
-        for estimates in separation.finish():
-            writer.write(from_model(_interleave(estimates), False))
-        writer.write(from_model(np.zeros((0, len(outputs) * channels), np.float32), True))
-        writer.end(length)
-        peak = writer.peak
-    if not separation.one_by_one and alive.any() and not alive.all():
-        dead = ", ".join(map(str, np.flatnonzero(~alive) + 1))
-        _warn(f"{path}: channel {dead} is silent throughout: a dead microphone?")
-    _warn_of_length(source)
-    return peak
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def _warn_of_length(source: audio.Reader) -> None:
-    """Say it if less, or more, was separated than the file announces, or if nobody can know."""
-    amount = f"{source.position:,} samples ({source.position / source.sample_rate:.3f} s)"
-    if source.fault:
-        _warn(f"{source.path}: {source.fault}. The {amount} that are there were separated")
-    elif source.unsaid:
-        _warn(f"{source.path}: does not say how long it is. {amount} were separated")
-
-
-def _offset(path: str | Path, frames: int) -> np.ndarray:
-    """The mean of each channel over the whole file, (channel,), which no block of it tells; read by itself."""
-    with audio.Reader(path, salvage=True) as source:
-        total = np.zeros(source.channels)
-        for block, _ in _read(source, frames):
-            total += block.sum(axis=0, dtype=np.float64)
-        return (total / source.position).astype(np.float32)
-
-
-def _interleave(estimates: torch.Tensor) -> np.ndarray:
-    """(source, channel, time) to (time, source * channel), as audio files are."""
-    if not estimates.isfinite().all():
-        raise UserError("the model's estimates are not finite numbers: its training has gone wrong")
-    return estimates.flatten(0, 1).T.contiguous().numpy()
-
-
-def _resampler(rate: int, new_rate: int, channels: int):
-    """A function that resamples a stream; called with a block (time, channel) and whether it is the last one."""
-    if rate == new_rate:
-        return lambda block, last: block
-    return soxr.ResampleStream(rate, new_rate, channels, dtype="float32").resample_chunk
-
-
-def _read(source: audio.Reader, frames: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Blocks (time, channel) of a file, and at the end an empty one that is marked as the last."""
-    name = Path(source.path).name
-    with tqdm(
-        total=source.frames, desc=name, unit_scale=True, leave=False, disable=None
-    ) as progress:
-        while True:
-            begin = source.position
-            block = source.read(frames)
-            wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
-            if len(wrong):
-                place = (begin + wrong[0]) / source.sample_rate
-                raise UserError(
-                    f"{source.path}: contains NaN or infinite samples, the first at {place:.3f} s. Repair it first"
-                )
-            yield block, not len(block)
-            if not len(block):
-                break
-            progress.update(len(block))
-    if source.position == 0:
-        raise UserError(f"{source.path}: {source.fault}. Restore it from its source")
-
-
-def _to_integers(name: Path, subtype: str, gain: float) -> None:
-    """Replace a float wav file by one of integer samples."""
-    other = files.temporary_name(name.parent)
-    try:
-        with sf.SoundFile(os.fsencode(name)) as source:
-            shape = source.samplerate, source.channels, subtype
-            with sf.SoundFile(os.fsencode(other), "w", *shape, format=source.format) as target:
-                for block in source.blocks(2**16, dtype="float32"):
-                    write_samples(target, block * np.float32(gain))
-        os.replace(other, name)
-    finally:
-        other.unlink(missing_ok=True)
-
-
-def _device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda: this machine, or its torch, has no usable GPU; use --device cpu"
-        )
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def _check_names(system: System, paths: list[Path], out_dir: Path) -> None:
-    """No estimate may overwrite an input or another file's estimate."""
-    inputs = set(map(os.path.realpath, paths))
-    outputs: Counter[str] = Counter()
-    for path in paths:
-        channels = 1
-        if system.n_src is None:
-            # As many sources as channels; a file that cannot be read has its message later, in its turn.
-            with contextlib.suppress(UserError), audio.Reader(path, salvage=True) as reader:
-                channels = reader.channels
-        outputs.update(map(os.path.realpath, _targets(system, path, out_dir, channels)))
-    for target, times in outputs.items():
-        if times > 1:
-            raise UserError(
-                f"{target} would be written for two files of the same name: separate them in two runs"
-            )
-        if target in inputs:
-            raise UserError(
-                f"{target} is an input and would be overwritten by an estimate: give another --out"
-            )
-
-
-@command
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="utils.separate", description=__doc__.split("\n")[0])
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="utils.separate", description=__doc__)
     parser.add_argument(
         "model", help="exp/<name>, a model.pth, a checkpoint, or a model packed by Asteroid"
     )
@@ -282,25 +39,21 @@ def main(arguments: list[str] | None = None) -> None:
         "--batch", type=int, default=Blocks.batch, help="segments in a forward pass (%(default)s)"
     )
     add_trust(parser)
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    # torch takes seconds to import: a wrong option is told before.
+    args = _arguments(arguments)
     blocks = Blocks(args.segment, args.overlap, args.batch)
-    device = _device(args.device)
+    with importing():
+        from utils.evaluation.separate_files import separate_files
+        from utils.training.model_files import load_system
+
+    device = chosen_device(args.device)
     system = load_system(args.model, args.trust).to(device)
-    _check_names(system, args.files, args.out)
-    failed = 0
-    for path in args.files:  # one bad file does not cost the others
-        try:
-            estimates = separate_file(system, path, args.out, blocks, args.subtype)
-        except (UserError, OSError) as error:
-            if len(args.files) == 1 or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
-                raise
-            failed += 1
-            reason = explain(error) if isinstance(error, OSError) else error
-            print(f"error: {reason}", file=sys.stderr)
-        else:
-            print(path, "->", *estimates)
-    if failed:
-        raise UserError(f"{failed} of {len(args.files)} files could not be separated, see above")
+    separate_files(system, args.files, args.out, blocks, args.subtype)
 
 
 if __name__ == "__main__":

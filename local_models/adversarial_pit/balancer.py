@@ -29,6 +29,8 @@ class GradientBalancer(nn.Module):
         share: s; norm of the balanced gradient as a part of that of the PIT loss's.
     """
 
+    log_ratio: Tensor
+
     def __init__(self, share: float):
         super().__init__()
         self.share = share

@@ -93,6 +93,9 @@ class Discriminator(nn.Module):
         ValueError: options out of their range.
     """
 
+    updates: Tensor
+    accuracy: Tensor
+
     def __init__(self, options: DiscriminatorOptions, n_src: int):
         super().__init__()
         options.check(n_src)
@@ -101,7 +104,12 @@ class Discriminator(nn.Module):
         # An instance-based one sees a tuple of one.
         n_signals = n_src if options.family == "context" else 1
         network = DOMAINS[options.domain]
-        self.network = network(n_signals, options.with_mixture, options.filters, options.windows)
+        self.network = network(
+            n_signals,
+            options.with_mixture,
+            options.filters,
+            options.windows,
+        )
         # Batches that it has judged; those that show it nothing do not count.
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("accuracy", torch.tensor(0.5))
@@ -126,8 +134,8 @@ class Discriminator(nn.Module):
         if not len(pairs.real):
             # Zero, but of all weights and estimates, so that every device has a gradient for each of them.
             nothing = sum(p.sum() for p in self.parameters()) * 0 + pairs.fake.sum() * 0
-            is_trained = torch.zeros((), device=pairs.fake.device)
-            return Judgement(nothing, nothing, {"trained": is_trained})
+            log = {"trained": torch.zeros((), device=pairs.fake.device)}
+            return Judgement(nothing, nothing, log)
 
         # One tensor of scores for each scale of the network.
         real_scores = self.network(pairs.real, pairs.mixture)

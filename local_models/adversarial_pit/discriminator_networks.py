@@ -80,8 +80,9 @@ class Spectrum(nn.Module):
             signals = torch.cat([signals, mixture[:, None]], 1)
         scores = []
         for layers, window in zip(self.scales, self.windows, strict=True):
-            spectrum = compress(magnitude(signals, window))
-            scores.append(_through(layers, spectrum))
+            magnitudes = magnitude(signals, window)
+            inputs = compress(magnitudes)
+            scores.append(_through(layers, inputs))
         return scores
 
 

@@ -41,12 +41,12 @@ def draw_real_slots(
         raise ValueError(f"{n_real} of {n_src} slots cannot be replaced: from 0 to {n_src - 1}")
 
     # All subsets of n_real slots: (subset, n_src) of bool.
-    subsets = []
+    rows = []
     for slots in itertools.combinations(range(n_src), n_real):
-        subset = torch.zeros(n_src, dtype=torch.bool)
-        subset[list(slots)] = True
-        subsets.append(subset)
-    subsets = torch.stack(subsets)
+        row = torch.zeros(n_src, dtype=torch.bool)
+        row[list(slots)] = True
+        rows.append(row)
+    subsets = torch.stack(rows)
 
     # Those that leave an active slot to estimate: (batch, subset). Where nothing is active any will do, since the
     # example is left out.

@@ -6,7 +6,7 @@ consistency}.py; mixture consistency: Wisdom et al., ICASSP 2019 (arXiv 1811.085
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,9 @@ class StftMasking(nn.Module):
         # Zeros before the signal: as many as a frame reaches before the first sample that it shares with the next.
         self.left = window - hop if edges == "padded" else 0
         self.register_buffer("window", torch.hann_window(window).sqrt(), persistent=False)
-        self.weights = nn.Linear(self.network.summary_chan, n_src, bias=False)
+        # Any network that says how wide its summary is.
+        summary_chan: Any = self.network.summary_chan
+        self.weights = nn.Linear(summary_chan, n_src, bias=False)
 
     def forward(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
         """Mixture (batch, time) to estimates (batch, n_src, time) and masks (batch, n_src, freq, frames)."""
@@ -115,8 +117,14 @@ class StftMasking(nn.Module):
         # `fold` adds them at their places, and makes images of one channel and height one.
         n_frames = frames.shape[-1]
         total = (n_frames - 1) * self.hop + size
-        images = F.fold(frames, (1, total), (1, size), stride=(1, self.hop))
+        images = F.fold(
+            frames,
+            output_size=(1, total),
+            kernel_size=(1, size),
+            stride=(1, self.hop),
+        )
         signals = images[:, 0, 0]
         # Without the zeros at both ends, (batch, n_src, length).
-        signals = signals[:, self.left : self.left + length]
+        end = self.left + length
+        signals = signals[:, self.left : end]
         return signals.unflatten(0, spectra.shape[:2])

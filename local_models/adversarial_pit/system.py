@@ -6,9 +6,9 @@ statement, and the abstract of the patent application: discriminators, constants
 discriminator.py has a discriminator and its losses, balancer.py the weight of its gradient.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Game:
 class Gradients(NamedTuple):
     """What the losses of `AdversarialStep` make of a batch."""
 
-    values: dict[str, Tensor | None]
+    values: Mapping[str, Tensor | None]
     """To log; None: not known of this batch."""
     of_estimates: Tensor
     """Gradient at the estimates, (batch, n_src, time), of the PIT loss and all discriminators."""
@@ -97,25 +97,33 @@ class AdversarialPIT(Universal, System):
         return {"pit": PITStep, "adversarial": AdversarialStep, "continued": PITStep}
 
     # The discriminators see tuples of ever other sizes, which would be compiled anew.
-    def compiled_parts(self):
+    def compiled_parts(self) -> list[nn.Module]:
         return [self.masking.network]
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         return self.masking(mixture)[0]
 
-    def losses(self, batch):
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         return self.pit_losses(self.separate(batch["mixture"]), batch)
 
     def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ):
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """Clip separator and each discriminator by themselves: joint clipping would let one starve the others."""
         # Lightning's 0 and None are no limit.
         if not gradient_clip_val or gradient_clip_val < 0:
             return
         for part in [self.masking, *self.discriminators.values()]:
             nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+
+    def each_discriminator(self) -> Iterator[tuple[str, Discriminator]]:
+        """Name and discriminator, of all of them."""
+        for name, discriminator in self.discriminators.items():
+            yield name, cast(Discriminator, discriminator)
 
 
 class PITStep(TrainingStep):
@@ -150,7 +158,7 @@ class AdversarialStep(TrainingStep):
         system = self.system
         optimizer = optimisation.of(system.masking.parameters())
         of_discriminators = system.discriminators.parameters()
-        group = {
+        group: dict[str, Any] = {
             "params": [p for p in of_discriminators if p.requires_grad],
             "lr": system.game.lr,
         }
@@ -181,11 +189,11 @@ class AdversarialStep(TrainingStep):
             loss, order = system.loss_of(leaf, sources, mixture)
             pit_gradient = torch.autograd.grad(loss, leaf)[0]
         total = pit_gradient
-        values = {"loss": loss}
+        values: dict[str, Tensor | None] = {"loss": loss}
         discriminator_loss = torch.zeros((), device=leaf.device)
         # Discriminators count batches; several may make one update.
         warm_up = system.game.warm_up * system.trainer.accumulate_grad_batches
-        for name, discriminator in system.discriminators.items():
+        for name, discriminator in system.each_discriminator():
             aligned = align(leaf, order)
             pairs = discriminator.draw_pairs(sources, aligned, mixture)
             judgement = discriminator.judge(pairs)
@@ -204,7 +212,7 @@ class AdversarialStep(TrainingStep):
 
     def before_update(self) -> None:
         """Let discriminators rest that are too good at present."""
-        for discriminator in self.system.discriminators.values():
+        for _, discriminator in self.system.each_discriminator():
             # Devices have met different tuples; if one alone let a discriminator rest, its weights would differ there.
             strategy = self.system.trainer.strategy
             mean_accuracy = strategy.reduce(discriminator.accuracy, reduce_op="mean")

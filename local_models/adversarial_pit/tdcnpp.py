@@ -62,7 +62,8 @@ class TDCNpp(nn.Module):
             # Later blocks begin with weaker residuals.
             scale = 0.9**index
             self.blocks.append(TDCNppBlock(bn_chan, hid_chan, kernel_size, dilation, scale))
-        self.starts = range(0, n_blocks * n_repeats, n_blocks)  # the first block of each repeat
+        # Long skips between the first blocks of the repeats, from each to all later ones.
+        self.starts = range(0, n_blocks * n_repeats, n_blocks)
         self.long_skips = nn.ModuleDict()
         for target in self.starts:
             for source in self.starts:
@@ -78,7 +79,7 @@ class TDCNpp(nn.Module):
         # Inputs of the repeats so far, by their first block.
         inputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            # The first block of a repeat also sees what all repeats before it began with.
+            # The first block of a repeat also takes what all repeats before it began with.
             if index in self.starts:
                 for source, earlier in inputs.items():
                     skip = self.long_skips[f"{source}_{index}"]

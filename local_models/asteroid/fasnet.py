@@ -5,7 +5,7 @@ Source: Luo et al., ICASSP 2020 (arXiv 1910.14104); asteroid 0.7.0, `asteroid.mo
 
 from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from asteroid.models.fasnet import FasNetTAC
-from torch import nn
+from torch import Tensor, nn
 
 from local_models.scores import validation_scores
 from local_models.silence import SMALLEST_LEVEL
@@ -47,7 +47,7 @@ class FasNet(System):
             hop_size=hop_size,
         )
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, mic, time) to (batch, n_src, time)."""
         # The network cannot take less than one window with its context.
         shortest = self.model.window + self.model.context
@@ -57,7 +57,7 @@ class FasNet(System):
         level = padded.square().mean((1, 2), keepdim=True).sqrt().clamp(min=SMALLEST_LEVEL)
         return (self.model(padded / level) * level)[..., : mixture.shape[-1]]
 
-    def losses(self, batch):
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture = batch["mixture"]
         sources = batch["sources"]
         estimates = self.separate(mixture)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from asteroid.losses import multisrc_neg_snr
-from torch import nn
+from torch import Tensor, nn
 
 from local_models.asteroid.system import AsteroidSystem
 from local_models.scores import sdr_of_batch
@@ -27,14 +27,14 @@ class NamedSources(System):
         # Held, not inherited: of it only the network is wanted, not the loss.
         self.asteroid = AsteroidSystem(model, n_src, sample_rate)
 
-    def compiled_parts(self):
+    def compiled_parts(self) -> list[nn.Module]:
         return self.asteroid.compiled_parts()
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         return self.asteroid.separate_centred(mixture)
 
-    def losses(self, batch):
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture = batch["mixture"]
         sources = batch["sources"]
         if mixture.ndim == 3:

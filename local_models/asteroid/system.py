@@ -7,6 +7,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import asteroid
 import asteroid.models
@@ -17,7 +18,7 @@ from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
 from asteroid.models.base_models import BaseEncoderMaskerDecoder
 from asteroid.utils.torch_utils import pad_x_to_y
 from asteroid_filterbanks import Filterbank
-from torch import nn
+from torch import Tensor, nn
 
 from local_models.fast_asteroid import accelerate
 from local_models.scores import validation_scores
@@ -47,11 +48,12 @@ class AsteroidSystem(System):
         self.model = accelerate(_make(model, self.model_args, n_src, sample_rate))
         self.pit_loss = PITLossWrapper(pairwise_neg_sisdr, pit_from="pw_mtx")
 
-    def compiled_parts(self):
+    def compiled_parts(self) -> list[nn.Module]:
         return [self.model.masker]
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time), as the plain Asteroid network, but also for less than a window."""
+        # Zeros fill the first window.
         shortest = self.model.encoder.filterbank.kernel_size
         missing = max(shortest - mixture.shape[-1], 0)
         padded = nn.functional.pad(mixture, (0, missing))[:, None]
@@ -64,7 +66,7 @@ class AsteroidSystem(System):
             estimates = self.model.forward_decoder(masked)
             return pad_x_to_y(estimates, mixture)
 
-    def losses(self, batch):
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture = batch["mixture"]
         sources = batch["sources"]
         estimates = self.separate(mixture)
@@ -108,7 +110,7 @@ class AsteroidSystem(System):
         name = packed["model_name"]
         args = dict(packed["model_args"])
         # Names of functions and modules are looked up there, too.
-        model = getattr(asteroid.models, str(name), None)
+        model: Any = getattr(asteroid.models, str(name), None)
         is_network = inspect.isclass(model) and issubclass(model, BaseEncoderMaskerDecoder)
         if not is_network or "n_src" not in args:
             raise ValueError(f"`{name}` is not a separation network of asteroid.models")

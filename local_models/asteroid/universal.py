@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from local_models.asteroid.system import AsteroidSystem
 from local_models.log_mse import LogMSE
@@ -32,5 +32,5 @@ class UniversalAsteroid(Universal, AsteroidSystem):
         # In the place of the SI-SDR.
         self.loss_of = LogMSE(snr_max, silent_weight)
 
-    def losses(self, batch):
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         return self.pit_losses(self.separate(batch["mixture"]), batch)

@@ -7,6 +7,7 @@ its weights are Asteroid's.
 
 import itertools
 
+import torch
 from asteroid.models.x_umx import BrokenXUMX
 from torch import Tensor
 
@@ -86,9 +87,10 @@ class XUMX(System):
         with self.full_precision():
             masked = masks.float() * spectrum[:, None]
             estimates = self.stft.inverse(masked, mixture.shape[-1])
-            values = {"loss_magnitude": 0.0, "loss_time": 0.0}
+            in_frequency = torch.zeros((), device=mixture.device)
+            in_time = torch.zeros((), device=mixture.device)
             # The combination loss of the paper: of each group of sources, the sum against the sum of the estimates.
-            groups = []
+            groups: list[tuple[int, ...]] = []
             for size in range(1, self.n_src):
                 groups += itertools.combinations(range(self.n_src), size)
             for group in groups:
@@ -96,12 +98,16 @@ class XUMX(System):
                 magnitude = masked[:, group].sum(1).abs()
                 target_magnitude = targets[:, group].sum(1).abs()
                 error = magnitude - target_magnitude
-                values["loss_magnitude"] += error.square().mean() / len(groups)
+                in_frequency = in_frequency + error.square().mean() / len(groups)
                 # In time: a signal-to-distortion ratio.
                 estimate = estimates[:, group].sum(1)
                 source = sources[:, group].sum(1)
-                values["loss_time"] += _distortion(estimate, source) / len(groups)
-            values["loss"] = values["loss_magnitude"] + TIME_WEIGHT * values["loss_time"]
+                in_time = in_time + _distortion(estimate, source) / len(groups)
+            values = {
+                "loss_magnitude": in_frequency,
+                "loss_time": in_time,
+                "loss": in_frequency + TIME_WEIGHT * in_time,
+            }
             if not self.training:
                 values["sdr"] = sdr_of_batch(estimates[:, 0], sources[:, 0])
         return values

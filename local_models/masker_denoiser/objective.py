@@ -78,7 +78,7 @@ class Objective:
         masked = divergence(target, estimate.masked)
         denoised = divergence(target, estimate.denoised)
         # The gate carries no gradient: it switches the masked divergence off once both are small.
-        gate = 1.0
+        gate = torch.ones_like(masked)
         if self.gated:
             gate = ((masked >= 1.5) & (denoised >= 0.25)).to(masked.dtype).detach()
         values = {

@@ -35,7 +35,8 @@ class GRU(nn.GRU):
             (step, batch, hidden).
         """
         if inputs.is_cuda and residual is None:
-            return super().forward(inputs)[0]
+            states, _ = nn.GRU.forward(self, inputs)
+            return states
         # The part of all gates that does not depend on the states, of all steps at once.
         projected = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
         product_dtype = _product_dtype(inputs)
@@ -163,7 +164,8 @@ class _Product:
         self.weight = weight.contiguous()
         self.packed = None
         # oneDNN has no products in float64.
-        is_served = weight.device.type == "cpu" and weight.dtype != torch.float64
+        is_on_cpu = weight.device.type == "cpu"
+        is_served = is_on_cpu and weight.dtype != torch.float64
         if is_served and torch.backends.mkldnn.is_available():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, batch)
 

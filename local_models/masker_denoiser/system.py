@@ -49,6 +49,7 @@ class MaD(System):
         ValueError: options that do not fit together, or are out of their range.
     """
 
+    n_mics: int
     images = True
     ordered = True
 

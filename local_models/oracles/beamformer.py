@@ -31,30 +31,84 @@ class OracleBeamformer:
 
     def __call__(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         """(batch, mic, time) and (batch, source, time) to estimates (batch, source, time)."""
+        spectra = self.stft(mixture)
         # (batch, frequency, mic, frame) and (batch, source, frequency, frame), in double precision.
-        observed = self.stft(mixture).to(torch.complex128).transpose(1, 2)
-        truth = self.stft(sources).to(torch.complex128)
-        # Covariance of the microphones, (batch, frequency, mic, mic), and a little of its trace to make it regular.
+        observed = spectra.to(torch.complex128)
+        observed = observed.transpose(1, 2)
+        truth = self.stft(sources)
+        truth = truth.to(torch.complex128)
+        # Phi_x = E[x x^H], the covariance of the microphones, (batch, frequency, mic, mic).
         covariance = observed @ observed.mH
-        power = covariance.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
-        identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=mixture.device)
-        load = identity * torch.where(power > 0, 1e-10 * power, 1.0)
-        masks = _masks(observed, truth)
+        if self.kind == "mwf":
+            estimates = self._wiener(observed, truth, covariance)
+        else:
+            estimates = self._mvdr(observed, truth, covariance)
+        # Back to the precision of the signals.
+        separated = torch.stack(estimates, 1)
+        separated = separated.to(torch.complex64)
+        length = mixture.shape[-1]
+        return self.stft.inverse(separated, length)
+
+    def _wiener(
+        self,
+        observed: torch.Tensor,
+        truth: torch.Tensor,
+        covariance: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """Estimates (batch, frequency, frame) of each source by w = Phi_x^-1 E[x s^*]."""
+        loaded = covariance + _load(covariance)
         estimates = []
-        for source, mask in zip(truth.unbind(1), masks.unbind(1), strict=True):
-            if self.kind == "mwf":
-                # Phi_x^-1 E[x s^*]
-                correlation = observed @ source[:, :, None].mH
-                filters = torch.linalg.solve(covariance + load, correlation)
-            else:
-                # Phi_n^-1 Phi_s u / trace(Phi_n^-1 Phi_s), where u takes the first microphone.
-                own = (mask[:, :, None] * observed) @ observed.mH
-                filters = torch.linalg.solve(covariance - own + load, own)
-                size = filters.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-                filters = (filters / torch.where(size.abs() > 0, size, 1.0))[..., :1]
-            estimates.append((filters.mH @ observed)[:, :, 0])
-        spectra = torch.stack(estimates, 1).to(torch.complex64)
-        return self.stft.inverse(spectra, mixture.shape[-1])
+        for source in truth.unbind(1):
+            # E[x s^*], (batch, frequency, mic, 1)
+            correlation = observed @ source[:, :, None].mH
+            filters = torch.linalg.solve(loaded, correlation)
+            estimates.append(_filtered(observed, filters))
+        return estimates
+
+    def _mvdr(
+        self,
+        observed: torch.Tensor,
+        truth: torch.Tensor,
+        covariance: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """Estimates (batch, frequency, frame) of each source by w = Phi_n^-1 Phi_s u / trace(Phi_n^-1 Phi_s).
+
+        Phi_s is the covariance of what the source's mask lets through, Phi_n that of the rest; u takes the first
+        microphone.
+        """
+        load = _load(covariance)
+        estimates = []
+        for mask in _masks(observed, truth).unbind(1):
+            # Phi_s and Phi_n, (batch, frequency, mic, mic).
+            masked = mask[:, :, None] * observed
+            own = masked @ observed.mH
+            interference = covariance - own + load
+            filters = torch.linalg.solve(interference, own)
+            diagonal = filters.diagonal(dim1=-2, dim2=-1)
+            trace = diagonal.sum(-1)
+            size = trace[..., None, None]
+            # Nothing is filtered where there is nothing.
+            divisor = torch.where(size.abs() > 0, size, 1.0)
+            of_first_mic = filters[..., :1]
+            estimates.append(_filtered(observed, of_first_mic / divisor))
+        return estimates
+
+
+def _load(covariance: torch.Tensor) -> torch.Tensor:
+    """A little of the mean power on the diagonal, so that (batch, frequency, mic, mic) can be inverted."""
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    power = diagonal.real.mean(-1)
+    # Where there is no power at all, any number will do.
+    size = torch.where(power > 0, 1e-10 * power, 1.0)
+    ones = torch.ones_like(diagonal)
+    identity = torch.diag_embed(ones)
+    return identity * size[..., None, None]
+
+
+def _filtered(observed: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """w^H x: (batch, frequency, mic, frame) by (batch, frequency, mic, 1) to (batch, frequency, frame)."""
+    outputs = filters.mH @ observed
+    return outputs[:, :, 0]
 
 
 def _masks(observed: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -67,10 +121,17 @@ def _masks(observed: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     Returns:
         (batch, source, frequency, frame).
     """
-    noise = observed[:, :, 0] - truth.sum(1)
-    powers = torch.cat([truth, noise[:, None]], 1).abs().square()
+    # Noise is what the sources leave of the first microphone.
+    reference = observed[:, :, 0]
+    noise = reference - truth.sum(1)
+    signals = [*truth.unbind(1), noise]
+    powers = torch.stack(signals, 1).abs()
+    powers = powers.square()
     total = powers.sum(1, keepdim=True)
-    shares = powers / torch.where(total > 0, total, 1.0)
+    is_heard = total > 0
+    divisor = torch.where(is_heard, total, 1.0)
+    shares = powers / divisor
     # Where all are silent, they share the bin equally.
-    shares = torch.where(total > 0, shares, 1 / powers.shape[1])
+    equal_share = 1 / len(signals)
+    shares = torch.where(is_heard, shares, equal_share)
     return shares[:, :-1]

@@ -39,10 +39,12 @@ class StftOracle:
 
     def __call__(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         """(batch, time) and (batch, source, time) to estimates (batch, source, time), of any length from one sample."""
+        length = mixture.shape[-1]
+        # The same mixture for each source.
         spectrum = self.stft(mixture)[:, None]
-        mask = masks(self.kind, spectrum, self.stft(sources))
-        estimates = mask * spectrum
-        return self.stft.inverse(estimates, mixture.shape[-1])
+        truth = self.stft(sources)
+        mask = masks(self.kind, spectrum, truth)
+        return self.stft.inverse(mask * spectrum, length)
 
 
 def masks(kind: Kind, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
@@ -59,17 +61,25 @@ def masks(kind: Kind, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Ten
     """
     if kind == "ibm":
         # One for the loudest source, zero for the others.
-        loudest = sources.abs().argmax(dim=1, keepdim=True)
-        return torch.zeros_like(sources.real).scatter_(1, loudest, 1.0)
+        magnitudes = sources.abs()
+        loudest = magnitudes.argmax(dim=1, keepdim=True)
+        nothing = torch.zeros_like(sources.real)
+        return nothing.scatter_(1, loudest, 1.0)
     if kind == "psm":
         # |s| / |x| cos(phase of s less that of x) = Re(s x*) / |x|^2
         power = mixture.abs().square()
-        ratio = (sources * mixture.conj()).real / power
-        return torch.where(power > 0, ratio, 0.0).clamp(0, 1)
+        product = sources * mixture.conj()
+        ratio = product.real / power
+        ratio = torch.where(power > 0, ratio, 0.0)
+        return ratio.clamp(0, 1)
     if kind not in MASKS:
-        raise ValueError(f"there is no oracle mask '{kind}'; choose one of {', '.join(MASKS)}")
+        names = ", ".join(MASKS)
+        raise ValueError(f"there is no oracle mask '{kind}'; choose one of {names}")
     weights = sources.abs()
     if kind == "wiener":
         weights = weights.square()
+    # |s| or |s|^2 over the sum of all of them.
     total = weights.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, weights / total, 1 / sources.shape[1])
+    shares = weights / total
+    n_src = sources.shape[1]
+    return torch.where(total > 0, shares, 1 / n_src)

@@ -24,6 +24,7 @@ class Shares(System):
         super().__init__(len(shares), sample_rate)
         self.shares = shares
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: torch.Tensor) -> torch.Tensor:
         """(batch, time) to (batch, source, time)."""
-        return torch.stack([share * mixture for share in self.shares], dim=1)
+        estimates = [share * mixture for share in self.shares]
+        return torch.stack(estimates, dim=1)

@@ -111,12 +111,12 @@ class TwoStep(System):
 
     # ---- inference
 
-    def separate_centred(self, mixture):
+    def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         mixture, level = normalise(mixture)
         return self._calibrate(self.estimate(mixture), level)
 
-    def oracle(self, mixture, sources):
+    def oracle(self, mixture: Tensor, sources: Tensor) -> Tensor:
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
         mixture, level = normalise(without_offset(mixture))
         sources = without_offset(sources) / level[:, None].clamp(min=SMALLEST_LEVEL)
@@ -150,10 +150,18 @@ class TwoStep(System):
         sources = batch["sources"] / level[:, None].clamp(min=SMALLEST_LEVEL)
         return mixture, sources
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         # The gains are those of the present weights.
         self.gain_cross.zero_()
         self.gain_power.zero_()
+
+    @torch.no_grad()
+    def on_validation_batch_end(self, outputs, batch, batch_idx, dataloader_idx=0):
+        """Add the sums of all devices, which train the same decoders; a batch that is there for the number is none."""
+        counted = self._gain_sums * batch.get("weight", 1.0)
+        cross, power = self.trainer.strategy.reduce(counted, reduce_op="sum")
+        self.gain_cross += cross
+        self.gain_power += power
 
     @torch.no_grad()
     def validation_scores(
@@ -166,19 +174,21 @@ class TwoStep(System):
             mixture: (batch, time).
             order: (batch, n_src), the estimate that belongs to each source; None: the best order by SI-SDR.
         """
+        # Estimates are the rows of the matrix, sources its columns.
         pairwise = pairwise_neg_sisdr(estimates, sources)
         if order is None:
             _, order = PITLossWrapper.find_best_perm(pairwise)
-        si_sdr = -pairwise.gather(1, order[:, None]).mean()
+        own = pairwise.gather(1, order[:, None])
+        si_sdr = -own.mean()
         # The source that belongs to each estimate.
         matched = torch.empty_like(sources)
         index = order[..., None].expand_as(sources)
         matched.scatter_(1, index, sources)
         # The gain that brings estimate e nearest to source s is e.s / |e|^2: both parts, summed over the examples.
         estimates = estimates - estimates.mean(-1, keepdim=True)
-        cross = estimates * matched
-        self.gain_cross += cross.sum(dim=(0, 2))
-        self.gain_power += estimates.square().sum(dim=(0, 2))
+        cross = (estimates * matched).sum(dim=(0, 2))
+        power = estimates.square().sum(dim=(0, 2))
+        self._gain_sums = torch.stack([cross, power])
         return validation_scores(si_sdr, mixture, sources)
 
 
@@ -257,9 +267,11 @@ class SeparatorStep(TrainingStep):
         """A latent loss, (batch, n_src, n_src), of latents against targets (batch, n_src, channel, frame)."""
         frontend = self.system.frontend
         if loss == "decoder_metric":
+            # SI-SDR in time of what the decoders make of both.
             length = latents.shape[-1] * frontend.hop
             estimates = frontend.decode(latents, length)
-            return pairwise_neg_sisdr(estimates, frontend.decode(targets, length))
+            references = frontend.decode(targets, length)
+            return pairwise_neg_sisdr(estimates, references)
         if loss == "heard":
             latents = frontend.heard(latents)
             targets = frontend.heard(targets)

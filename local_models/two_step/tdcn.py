@@ -4,7 +4,7 @@ A mask network maps the latent mixture (batch, in_chan, frames) to masks (batch,
 `asteroid.masknn` do, so that one takes the place of another in a YAML.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,8 @@ class TDCN(nn.Module):
             self.TCN.append(block)
         if skip_chan:
             # Nothing reads the last residual: without weights, DDP waits for no gradient.
-            self.TCN[-1].res_conv = None
+            last: Any = self.TCN[-1]
+            last.res_conv = None
         # Masks come from the sum of the skips, or from the last residual.
         self.mask_net = BasisHead(skip_chan or bn_chan, in_chan, n_src)
 
@@ -90,7 +91,7 @@ class TDCN(nn.Module):
         x = self.bottleneck(latent)
         # Sum of the skip outputs, if the blocks have one, and what long skips start from.
         skips = None
-        sources = {}
+        sources: dict[int, Tensor] = {}
         for index, block in enumerate(self.TCN):
             x = self._with_long_skips(index, x, sources)
             update = block(x)
@@ -124,7 +125,7 @@ class RTDCN(TDCN):
         **options: as of `TDCN`.
     """
 
-    def __init__(self, in_chan: int, n_src: int, bn_chan: int = 256, **options) -> None:
+    def __init__(self, in_chan: int, n_src: int, bn_chan: int = 256, **options: Any) -> None:
         super().__init__(in_chan, n_src, bn_chan=bn_chan, **options)
         self.table = long_skip_table(self.n_blocks, self.n_repeats)
         # A norm for each tensor that skips start from.

@@ -21,8 +21,8 @@ from utils.evaluation.apply import apply
 from utils.evaluation.methods import Method
 from utils.evaluation.metrics.si_sdr import match, si_sdr
 from utils.evaluation.scoring import How, estimate, read_example
+from utils.evaluation.separate_files import separate_file
 from utils.separate import main as separate
-from utils.separate import separate_file
 from utils.training import config
 from utils.training.model_files import load_system
 

@@ -132,7 +132,7 @@ def short(song):
     [
         (instrumental, ["no vocals"]),
         (silent_vocals, ["no vocals"]),
-        (not_the_sum, ["do not sum to its mixture", " dB of it"]),
+        (not_the_sum, ["do not sum to its mixture", " dB re the mixture"]),
         (mono, ["is mono"]),
         (without_accompaniment, ["the accompaniment is silent", "do not sum"]),
         (silent_song, ["the mixture is silent"]),

@@ -234,7 +234,7 @@ def test_a_changed_list_stops_and_says_what_to_delete(run, tiny, tmp_path):
     path = corpus / "mix_lists" / "mix_2_spk_tr.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
     message = run(corpus)
-    assert "mix_2_spk_tr.txt is another file" in message and "or delete" in message
+    assert "the content of mix_2_spk_tr.txt" in message and "or delete" in message
 
 
 def test_a_finished_tree_is_taken_as_it_is(run, tiny, tmp_path):

@@ -15,8 +15,8 @@ from tests.support import ROOT
 from utils import separate
 from utils.errors import UserError
 from utils.evaluation.apply import apply
-from utils.evaluation.overlap_add import Blocks
-from utils.separate import separate_file
+from utils.evaluation.options import Blocks
+from utils.evaluation.separate_files import separate_file
 
 RATE = 8000
 
@@ -204,7 +204,7 @@ from pathlib import Path
 
 sys.path[:0] = ["tests/utils", "."]
 from test_separate import Parts
-from utils.separate import separate_file
+from utils.evaluation.separate_files import separate_file
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -1,5 +1,6 @@
 """Separation of files that are not as long as they say, of names of all kinds, and what is left when it is killed."""
 
+import errno
 import os
 import re
 import struct
@@ -8,12 +9,15 @@ import time
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
 from tests.utils.test_separate import RATE, Parts, model_file, noise, save  # noqa: F401 (a fixture)
 from utils import separate
 from utils.data import audio
-from utils.evaluation.overlap_add import Blocks
-from utils.separate import separate_file
+from utils.errors import UserError
+from utils.evaluation import separate_files
+from utils.evaluation.options import Blocks
+from utils.evaluation.separate_files import separate_file
 
 
 def unknown_length(content):
@@ -110,7 +114,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(
         assert len(os.listdir(tmp_path / "out")) == 2  # the beginnings of both estimates
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(separate.Separation, "push", interrupted)
+    monkeypatch.setattr(separate_files.Separation, "push", interrupted)
     path = save(tmp_path / "a.wav", noise(1))
     with pytest.raises(SystemExit) as stop:
         separate.main([str(model_file), str(path), "--out", str(tmp_path / "out")])
@@ -118,3 +122,62 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(
     message = capsys.readouterr().err
     assert message.startswith("interrupted") and message.count("\n") == 1
     assert os.listdir(tmp_path / "out") == []
+
+
+# ---- files on which the model fails
+
+
+class Picky(Parts):
+    """Fails on loud recordings, as it is told."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def separate_centred(self, mixture):
+        if mixture.abs().max() > 5:
+            raise self.error
+        return super().separate_centred(mixture)
+
+
+FAILURES = {
+    "ValueError: no voice": ValueError("no\nvoice"),
+    "RuntimeError: sizes differ": RuntimeError("sizes differ"),
+    "lower --segment": MemoryError(),
+    "segment or --batch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+    "or use --device cpu": RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory"
+    ),
+    "KeyError: 'x'": KeyError("x"),
+}
+
+
+@pytest.mark.parametrize("words", FAILURES)
+def test_a_file_on_which_the_model_fails_does_not_cost_the_others(words, tmp_path, capsys):
+    paths = [
+        save(tmp_path / f"{name}.wav", gain * noise(0.5))
+        for name, gain in (("a", 1), ("b", 100), ("c", 1))
+    ]
+    system = Picky(FAILURES[words])
+    with pytest.raises(UserError, match="1 of 3 files could not be separated"):
+        separate_files.separate_files(system, paths, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a_s1.wav", "a_s2.wav", "c_s1.wav", "c_s2.wav"]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {paths[1]}: ") and words in line
+    with pytest.raises(UserError, match=words) as error:
+        separate_files.separate_files(system, paths[1:2], tmp_path / "out")
+    assert str(paths[1]) in str(error.value)
+
+
+def test_the_message_says_where_a_network_failed(tmp_path):
+    path = save(tmp_path / "loud.wav", 100 * noise(0.5))
+    with pytest.raises(UserError, match=r"test_separate_odd_files.py:\d+\)$"):
+        separate_files.separate_files(Picky(ValueError("no voice")), [path], tmp_path / "out")
+
+
+def test_a_full_disk_ends_the_separation_of_all(tmp_path):
+    paths = [save(tmp_path / f"{name}.wav", 100 * noise(0.5)) for name in "ab"]
+    with pytest.raises(OSError, match="No space"):
+        separate_files.separate_files(
+            Picky(OSError(errno.ENOSPC, "No space")), paths, tmp_path / "out"
+        )

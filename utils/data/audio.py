@@ -171,12 +171,10 @@ class Reader:
         """Find the number of samples by decoding them, since no header tells it reliably."""
         status = os.fstat(self._descriptor)
         # Decoded once as long as the file does not change.
-        key = os.path.abspath(self.path), status.st_size, status.st_mtime_ns
+        key = (os.path.abspath(self.path), status.st_size, status.st_mtime_ns)
         patches = length.patches
-        stretch = 1
-        if self.format == "MP3":
-            stretch = MP3_STRETCH
-        view = tuple(patches.items()), stretch, length.tail
+        stretch = MP3_STRETCH if self.format == "MP3" else 1
+        view = (tuple(patches.items()), stretch, length.tail)
         frames, whole = _decodable(*key, *view)
         if patches and frames < self.frames + 5 * 1152:
             # The index is true, and a tag follows: what is more are the delays that the index takes away.
@@ -308,18 +306,26 @@ class _View(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer):
-        wanted = min(len(buffer), max(self.true_size - self.position, 0))
-        data = bytearray(os.pread(self.descriptor, wanted, self.position))
-        if self.size > self.true_size and self.position >= self.size - 128:
+        n_left = max(self.true_size - self.position, 0)
+        n_wanted = min(len(buffer), n_left)
+        data = bytearray(os.pread(self.descriptor, n_wanted, self.position))
+        is_stretched = self.size > self.true_size
+        if is_stretched and self.position >= self.size - 128:
             # The decoder looks for an ID3 tag in the last 128 bytes, and gives up if they cannot be read.
-            data = bytearray(min(len(buffer), self.size - self.position))
-        for offset, patch in self.patches:
-            for place, byte in enumerate(patch, offset - self.position):
-                if 0 <= place < len(data):
-                    data[place] = byte
+            n_seeming = self.size - self.position
+            data = bytearray(min(len(buffer), n_seeming))
+        self._patch(data)
         buffer[: len(data)] = bytes(data)
         self.position += len(data)
         return len(data)
+
+    def _patch(self, data: bytearray) -> None:
+        """Put the other bytes into a piece that begins at the present position."""
+        for offset, patch in self.patches:
+            for place, byte in enumerate(patch, offset - self.position):
+                # A patch may begin or end outside of the piece.
+                if 0 <= place < len(data):
+                    data[place] = byte
 
 
 def _decoder(descriptor, patches=(), stretch=1, tail=0):
@@ -410,11 +416,14 @@ def write(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str = 
     if not np.isfinite(audio).all():
         raise ValueError(f"{path}: refusing to write NaN or infinite samples")
     if subtype == "PCM_16":
-        if np.max(np.abs(audio), initial=0.0) > 1.0:
-            raise ValueError(
-                f"{path}: refusing to clip: peak {np.max(np.abs(audio)):.3f} is beyond 1"
-            )
-        audio = np.minimum(np.rint(audio.astype(np.float64) / LSB), 32767).astype(np.int16)
+        peak = np.max(np.abs(audio), initial=0.0)
+        if peak > 1.0:
+            raise ValueError(f"{path}: refusing to clip: peak {peak:.3f} is beyond 1")
+        # In double precision, so that what was read from 16 bits is written as it was.
+        audio = audio.astype(np.float64)
+        steps = np.rint(audio / LSB)
+        # Full scale itself is one step beyond the largest number of 16 bits.
+        audio = np.minimum(steps, 32767).astype(np.int16)
     # libsndfile hides a full disk behind "System error", so it encodes in memory and Python writes.
     content = encoded(audio, sample_rate, "WAV", subtype)
     # Thousands of files are written, each of which can be made again: waiting for the disk would take too long.

@@ -14,9 +14,8 @@ from typing import NamedTuple
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _TAGS = (b"TAG", b"ID3", b"APETAGEX")  # which players append to any file
 _MAX_CHUNKS = 10_000  # a real file has some ten before its samples
-_LITTLE = (
-    64 * 1024
-)  # bytes: a tail of zeros that is padding, not sound; also what holds the last page of an OGG
+# Bytes: a tail of zeros that is padding, not sound; also what holds the last page of an OGG.
+_LITTLE = 64 * 1024
 
 
 @dataclass
@@ -190,16 +189,16 @@ def _examine_ogg(descriptor: int, size: int) -> Length:
     tail = os.pread(descriptor, 2 * _LITTLE, start)
     page = tail.rfind(b"OggS")
     header = tail[page : page + 27]
-    whole = False
-    if page >= 0 and len(header) == 27:
-        segments = tail[page + 27 : page + 27 + header[26]]
-        complete = len(segments) == header[26] and len(tail) - page >= 27 + header[26] + sum(
-            segments
-        )
-        whole = complete and bool(header[5] & 4)
-    if whole:
-        return Length()
-    return Length("is cut off, or was recorded from a stream: its last page is not the end of one")
+    fault = "is cut off, or was recorded from a stream: its last page is not the end of one"
+    if page < 0 or len(header) < 27:
+        return Length(fault)
+    # A table of the sizes of its segments, then these.
+    n_segments = header[26]
+    sizes = tail[page + 27 : page + 27 + n_segments]
+    page_size = 27 + n_segments + sum(sizes)
+    is_whole = len(sizes) == n_segments and len(tail) - page >= page_size
+    is_last = bool(header[5] & 4)
+    return Length() if is_whole and is_last else Length(fault)
 
 
 def _examine_mp3(descriptor: int, head: bytes, size: int) -> Length:
@@ -246,9 +245,15 @@ def _mp3_index(frame: bytes) -> tuple[int | None, int | None]:
     if frame[36:40] == b"VBRI":
         return 36, int.from_bytes(frame[46:50])
     offset = max(frame.find(b"Xing"), frame.find(b"Info"))
-    flags = int.from_bytes(frame[offset + 4 : offset + 8])
-    if offset < 0 or not flags & 1:  # bit 0: the number of frames follows
+    if offset < 0:
         return None, None
-    if not flags & 2:  # bit 1: then the number of bytes
+    flags = int.from_bytes(frame[offset + 4 : offset + 8])
+    # Bit 0: the number of frames follows. Bit 1: then the number of bytes.
+    counts_frames = bool(flags & 1)
+    counts_bytes = bool(flags & 2)
+    if not counts_frames:
+        return None, None
+    if not counts_bytes:
         return offset, None
-    return offset, int.from_bytes(frame[offset + 12 : offset + 16])
+    n_bytes = int.from_bytes(frame[offset + 12 : offset + 16])
+    return offset, n_bytes

@@ -31,6 +31,8 @@ TRIES = 20  # of stretches of a long clip, until one sounds
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
+    """A recording of one sound."""
+
     path: Path
     kind: str
     """Its class."""
@@ -158,21 +160,24 @@ def draw_events(pool: list[Clip], rules: Rules, rng: np.random.Generator) -> lis
     """The clips of a mixture, the background first."""
     events = []
     if rules.background:
-        long = [clip for clip in pool if clip.seconds > rules.seconds]
-        clip = long[rng.integers(len(long))]
+        backgrounds = [clip for clip in pool if clip.seconds > rules.seconds]
+        clip = backgrounds[rng.integers(len(backgrounds))]
         events.append(Event(clip, 0.0, rules.level))
     foregrounds = [clip for clip in pool if rules.is_foreground(clip)]
-    least, most = rules.n_foregrounds
-    for _ in range(rng.integers(least, most + 1)):
+    fewest, most = rules.n_foregrounds
+    n_foregrounds = rng.integers(fewest, most + 1)
+    used = {event.clip.kind for event in events}
+    for _ in range(n_foregrounds):
         # No class twice: its sounds could not be told apart.
-        kinds = {event.clip.kind for event in events}
-        rest = [clip for clip in foregrounds if clip.kind not in kinds]
-        clip = rest[rng.integers(len(rest))]
-        # What would begin too late to fit ends with the mixture.
+        candidates = [clip for clip in foregrounds if clip.kind not in used]
+        clip = candidates[rng.integers(len(candidates))]
+        used.add(clip.kind)
+        start = rng.uniform(0, rules.seconds)
+        # A clip that would begin too late to fit ends with the mixture.
         latest = max(0.0, rules.seconds - clip.seconds)
-        start = min(rng.uniform(0, rules.seconds), latest)
-        level = rules.level + rng.uniform(*rules.relative_levels)
-        events.append(Event(clip, start, level))
+        start = min(start, latest)
+        relative_level = rng.uniform(*rules.relative_levels)
+        events.append(Event(clip, start, rules.level + relative_level))
     return events
 
 
@@ -232,13 +237,16 @@ def mix(
     signals = [place(event, rules, rng) for event in events]
     # Each at its own place in the room; what rings on behind the end is cut.
     if responses is not None:
+        # There are responses for the most sources that a mixture may have.
         pairs = zip(signals, responses, strict=False)
-        signals = [fftconvolve(signal, response)[: rules.frames] for signal, response in pairs]
+        convolved = [fftconvolve(signal, response) for signal, response in pairs]
+        signals = [signal[: rules.frames] for signal in convolved]
     sources = np.stack(signals)
     # Only what would be clipped is made softer, so that the levels stay those of the rules.
     peak = mixing.peak_of(sources, sources.sum(0))
     sources *= min(1.0, mixing.PEAK / peak)
-    return events, np.rint(sources / audio.LSB) * audio.LSB
+    steps = np.rint(sources / audio.LSB)
+    return events, steps * audio.LSB
 
 
 def write_mixture(paths: tuple[Path, ...], sources: np.ndarray, sample_rate: int) -> None:
@@ -301,7 +309,12 @@ def make_mixtures(
     return pd.DataFrame(rows)
 
 
-def _make_mixture(pool, paths, rules, key):
+def _make_mixture(
+    pool: list[Clip],
+    paths: tuple[Path, ...],
+    rules: Rules,
+    key: tuple[int, ...],
+) -> tuple[int, list[Path]]:
     """Make one; returns its number of sources, and the clips that were read."""
     events, sources = mix(pool, rules, rng_of(*key))
     write_mixture(paths, sources, rules.sample_rate)

@@ -38,21 +38,28 @@ LONGEST_NAME = 100  # bytes: names of experiments are made of it and must fit in
 
 def compare_names(old: Iterable[str], new: Iterable[str]) -> str:
     """How two lists of files differ, for a message; "" if they do not."""
-    old, new = set(old), set(new)
+    old_names = set(old)
+    new_names = set(new)
+    changes = {
+        "added": sorted(new_names - old_names),
+        "gone": sorted(old_names - new_names),
+    }
     parts = []
-    for names, verb in ((new - old, "added"), (old - new, "gone")):
-        if names:
-            more = ", ..." if len(names) > 3 else ""
-            parts.append(f"{len(names)} {verb} ({', '.join(sorted(names)[:3])}{more})")
+    for verb, names in changes.items():
+        if not names:
+            continue
+        shown = ", ".join(names[:3])
+        more = ", ..." if len(names) > 3 else ""
+        parts.append(f"{len(names)} {verb} ({shown}{more})")
     return " and ".join(parts)
 
 
 def refuse_changes(manifests: Path, now: dict) -> None:
-    """Stop if a folder was finished of other lists, or of more or fewer files, than there are now.
+    """Stop if a finished folder was made from other lists, or from more or fewer files, than there are now.
 
     Args:
         manifests: the folder; its stamp.json, if there is one, is what `now` was then.
-        now: lists of names of files, or hashes of files, by whatever they are to be called.
+        now: lists of file names, or hashes of files, each by the name that a message gives it.
 
     Raises:
         UserError: with the names of what has changed.
@@ -66,21 +73,27 @@ def refuse_changes(manifests: Path, now: dict) -> None:
     for key in sorted(before.keys() | now.keys()):
         old = before.get(key)
         new = now.get(key)
+        if old == new:
+            continue
         if isinstance(old, list) and isinstance(new, list):
             difference = compare_names(old, new)
-            changes += [f"files in {key}: {difference}"] if difference else []
-        elif old != new:
-            changes.append(f"{key} is another file" if old and new else f"{key} is new, or gone")
+            # Another order is no difference.
+            if difference:
+                changes.append(f"files in {key}: {difference}")
+        elif old and new:
+            changes.append(f"the content of {key}")
+        else:
+            changes.append(f"{key}, which is {'new' if new else 'gone'}")
     if changes:
         raise UserError(
-            f"the corpus is not what {manifests} was made of: {'; '.join(changes)}. Restore it, or delete {manifests} "
-            "to make it anew (what stays as it is is kept), or choose another name by --name"
+            f"the corpus has changed since {manifests} was made: {'; '.join(changes)}. Restore it, or delete "
+            f"{manifests} to make it anew (unchanged audio is kept), or choose another name with --name"
         )
 
 
 def contents(folder: Path) -> str:
-    """The first names in a folder, for a message about what it is not."""
-    # What hides is not what a person has put there.
+    """The first names in a folder, for a message that says what was not found there."""
+    # Hidden files are not what a person has put there.
     names = sorted(entry.name for entry in os.scandir(folder) if not is_litter(entry.name))
     return ", ".join(names[:12]) or "nothing"
 
@@ -97,22 +110,27 @@ def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> 
         keys: what is named, for instance paths.
         longest: bytes of a name.
     """
-    pairs = [(_plain(label), key) for label, key in zip(labels, keys, strict=True)]
-    keys_of: dict[str, set] = {}
+    plain_labels = [_plain(label) for label in labels]
+    pairs = list(zip(plain_labels, keys, strict=True))
+    keys_of: dict[str, set[str]] = {}
     for name, key in pairs:
         keys_of.setdefault(name, set()).add(key)
     names = []
     for name, key in pairs:
         encoded = name.encode()
-        # A hash of the key tells apart what has one label, and what is cut.
-        if len(encoded) > longest or len(keys_of[name]) > 1:
+        is_shared = len(keys_of[name]) > 1
+        # A hash of the key tells apart names that are shared, and names that are cut.
+        if is_shared or len(encoded) > longest:
             digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:10]
-            name = f"{encoded[: longest - 11].decode(errors='ignore')}-{digest}"
+            # A letter of several bytes that is cut is left out.
+            start = encoded[: longest - 11].decode(errors="ignore")
+            name = f"{start}-{digest}"
         names.append(name)
     return names
 
 
 def _plain(text: str) -> str:
+    """Text that can stand in the name of a file, with `_` for what cannot."""
     text = os.fsencode(text).decode(errors="replace").replace("\ufffd", "_")
     return re.sub(r"[\x00-\x1f\x7f/]", "_", text)
 
@@ -121,12 +139,12 @@ def _check_name(name: str, option: str) -> str:
     """Raises a `UserError` unless `name` can be that of a folder and a part of the names of experiments."""
     if name in ("", ".", "..") or "/" in name or _plain(name) != name:
         raise UserError(
-            f"{option}: {name!r} cannot be the name of a folder of data. Choose one by --name"
+            f"{option}: {name!r} cannot be the name of a folder of data. Choose one with --name"
         )
     if len(name.encode()) > LONGEST_NAME:
         raise UserError(
-            f"{option}: the name {name[:20]}... has {len(name.encode())} bytes; at most {LONGEST_NAME} are possible. "
-            "Choose a shorter one by --name"
+            f"{option}: the name {name[:20]}... has {len(name.encode())} bytes, but at most {LONGEST_NAME} are "
+            "possible. Choose a shorter one with --name"
         )
     return name
 
@@ -152,12 +170,16 @@ class Corpus:
         """The same as `origins`, through `data/NAME/corpus`: what manifests and stamps refer to."""
         # One name for all corpora, so that what is made does not depend on where they are.
         place = self.folder / "corpus"
-        return (place / "train", place / "test") if len(self.origins) == 2 else (place,)
+        if len(self.origins) == 2:
+            return (place / "train", place / "test")
+        return (place,)
 
     @property
     def given(self) -> str:
         """What to write after `--corpus` to get this corpus from anywhere."""
-        return self.kind if self.kind != "directory" else ",".join(map(str, self.origins))
+        if self.kind != "directory":
+            return self.kind
+        return ",".join(map(str, self.origins))
 
     def prepare(self, mini: dict, make_mini: Callable[[Path], object]) -> dict:
         """Make the mini corpus, if it is this one (stage 0).
@@ -245,7 +267,7 @@ class Corpus:
             raise UserError(f"--corpus: {absent[0]} is not a directory")
         place = self.folder / "corpus"
         if not known:
-            # Of a stage 0 that was killed. What is made must not go through a link into another's corpus.
+            # A link left by a stage 0 that was killed: what is made must not go through it into somebody's corpus.
             if place.is_symlink() and self.kind != "directory":
                 place.unlink()
             return
@@ -257,7 +279,7 @@ class Corpus:
         if not same:
             raise UserError(
                 f"{self.folder} belongs to another corpus ({self._owner(note)}), not to {self.given}. Choose another "
-                f"name for this one by --name, or delete {self.folder}"
+                f"name for this one with --name, or delete {self.folder}"
             )
         if self.kind == "directory":
             self._link()
@@ -270,7 +292,7 @@ class Corpus:
         if changes:
             raise UserError(
                 f"{self.folder} was made with other settings ({'; '.join(changes)}). Delete it to make it anew, or "
-                "keep it and choose another name by --name"
+                "keep it and choose another name with --name"
             )
 
     def through(self, path: str | Path) -> Path:
@@ -294,10 +316,10 @@ class Corpus:
         return str(note.get("corpus"))
 
     def _is_linked(self) -> bool:
-        pairs = zip(self.roots, self.origins, strict=True)
-        return all(
-            root.is_symlink() and Path(os.readlink(root)) == origin for root, origin in pairs
-        )
+        for root, origin in zip(self.roots, self.origins, strict=True):
+            if not root.is_symlink() or Path(os.readlink(root)) != origin:
+                return False
+        return True
 
     def _link(self) -> None:
         if self._is_linked():
@@ -309,7 +331,7 @@ class Corpus:
             root.parent.mkdir(parents=True, exist_ok=True)
             if root.is_dir() and not root.is_symlink():
                 raise UserError(
-                    f"{root} is in the way of a link to {origin}. Delete {self.folder}, or choose another name by "
+                    f"{root} is in the way of a link to {origin}. Delete {self.folder}, or choose another name with "
                     "--name"
                 )
             # A link cannot be replaced in one step, but renamed over.
@@ -390,30 +412,48 @@ def _directories(text: str, base: Path, pair: bool) -> tuple[Path, ...]:
     """The directory, or the two, that a text names, without links; a comma may be part of a name, too."""
 
     def resolved(part: str) -> Path:
-        return (base / Path(part).expanduser()).resolve()
+        path = Path(part).expanduser()
+        return (base / path).resolve()
 
-    if resolved(text).is_dir() or not pair:
-        return (resolved(text),)
-    # Each comma may be the one between the two.
+    whole = resolved(text)
+    if whole.is_dir() or not pair:
+        return (whole,)
+    # Any of the commas may be the one between the two.
     fields = text.split(",")
     for cut in range(1, len(fields)):
-        parts = (",".join(fields[:cut]), ",".join(fields[cut:]))
-        if all(parts) and all(resolved(part).is_dir() for part in parts):
-            return tuple(map(resolved, parts))
-    # Of two names, at least one of which is wrong, the one that is wrong is to be told.
+        train = ",".join(fields[:cut])
+        test = ",".join(fields[cut:])
+        if not train or not test:
+            continue
+        folders = (resolved(train), resolved(test))
+        if all(folder.is_dir() for folder in folders):
+            return folders
+    # At least one of two names is wrong, and the message names that one alone.
     if len(fields) == 2 and all(fields):
         return tuple(map(resolved, fields))
-    return (resolved(text),)
+    return (whole,)
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """Print the name of a corpus and where it is, each with a NUL behind it; check data/NAME if it is there."""
+    """Print the name of a corpus and where it is, each followed by a NUL; check data/NAME if it exists."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     add_arguments(parser)
-    parser.add_argument("--base", type=Path, help="folder that relative paths are relative to")
-    parser.add_argument("--downloaded", default="", help="name of what --corpus download fetches")
-    parser.add_argument("--pair", action="store_true", help="TRAIN_DIR,TEST_DIR is a form")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="folder that relative paths are relative to",
+    )
+    parser.add_argument(
+        "--downloaded",
+        default="",
+        help="name of what --corpus download fetches",
+    )
+    parser.add_argument(
+        "--pair",
+        action="store_true",
+        help="TRAIN_DIR,TEST_DIR is a form",
+    )
     args = parser.parse_args(argv)
     corpus = locate(args, downloaded=args.downloaded, pair=args.pair, base=args.base)
     corpus.check()

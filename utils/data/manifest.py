@@ -75,7 +75,8 @@ def read_manifest(csv: str | Path, n_src: int | None = None, absent: bool = Fals
     return frame
 
 
-def _check_cells(csv, frame, paths, absent):
+def _check_cells(csv: Path, frame: pd.DataFrame, paths: list[str], absent: bool) -> None:
+    """Raise a `UserError`, with the line, for an empty cell or an ID that comes twice."""
     without = (frame[paths[1:]] == "").all(axis=1)
     # Line 1 is the header, and rows are counted from 0.
     if absent and without.any():
@@ -128,7 +129,8 @@ def checked(
     state_path = folder / CHECKED
     old_reports = _read_note(report_path)
     old_states = _read_note(state_path)
-    reports, states = {}, {}
+    reports = {}
+    states = {}
     for name, csv in manifests.items():
         # Of text and audio: a file that was exchanged is looked at again.
         states[name] = state_of_manifest(csv)
@@ -182,25 +184,34 @@ def check_manifest(
     )
     jobs = [(*row, sample_rate, channels) for row in rows]
     results = files.parallel(_check_row, jobs, n_jobs, f"checking {Path(csv).stem}")
-    problems = [problem for found, _ in results for problem in found]
+    problems = []
+    measured = []
+    for problems_of_row, numbers_of_row in results:
+        problems += problems_of_row
+        if numbers_of_row:
+            measured.append(numbers_of_row)
     warnings = []
-    numbers = pd.DataFrame([row for _, row in results if row])
-    wrong = numbers
+    numbers = pd.DataFrame(measured)
+    not_additive = numbers
     if len(numbers):
-        wrong = numbers[numbers["difference"] > numbers["tolerance"]]
-    if additive and len(wrong):
-        example = frame["mixture_path"][wrong.index[0]]
-        text = f"{csv}: in {len(wrong)} of {len(frame)} rows the mixture is not the sum of its sources (greatest "
-        text += f"difference {wrong['difference'].max():.2g} of full scale, {example})"
+        not_additive = numbers[numbers["difference"] > numbers["tolerance"]]
+    if additive and len(not_additive):
+        example = frame["mixture_path"][not_additive.index[0]]
+        difference = not_additive["difference"].max()
+        text = (
+            f"{csv}: in {len(not_additive)} of {len(frame)} rows the mixture is not the sum of its sources (greatest "
+            f"difference {difference:.2g} of full scale, {example})"
+        )
         # A few are faults of a corpus; most are another kind of corpus.
-        if len(wrong) > 0.5 * len(frame):
+        if len(not_additive) > 0.5 * len(frame):
             problems.append(f"{text}. Are they noisy mixtures, or do the sources belong to others?")
         else:
             warnings.append(text)
     if problems:
         raise problems_error(f"{csv}, {len(frame)} rows", problems)
-    return _report(numbers, len(sources), sample_rate) | {
-        "not_additive": len(wrong),
+    return {
+        **_report(numbers, len(sources), sample_rate),
+        "not_additive": len(not_additive),
         "warnings": warnings,
     }
 
@@ -243,22 +254,26 @@ def _check_row(mixture_path, source_paths, length, sample_rate, channels):
             )
     if problems:
         return problems, None
-    if sources[0].ndim < mixture.ndim:  # mono sources at the first microphone
+    # Mono sources are those at the first microphone.
+    if sources[0].ndim < mixture.ndim:
         mixture = mixture[0]
     difference = np.abs(mixture - sum(sources)).max()
     # Each file is off by half a step at most.
     tolerance = (len(sources) + 1.1) / 2 * audio.LSB
     # Files of 8 bits are looked for only now, for it takes another look at each.
     if difference > tolerance:
-        tolerance *= max(_step(path) for path in (mixture_path, *source_paths)) / audio.LSB
-    return [], {
+        coarsest = max(_step(path) for path in (mixture_path, *source_paths))
+        tolerance *= coarsest / audio.LSB
+    scores = [_si_sdr(mixture.ravel(), source.ravel()) for source in sources]
+    numbers = {
         "length": length,
         "difference": difference,
         "tolerance": tolerance,
         "mixture_db": _decibels(np.mean(mixture**2)),
         "source_db": [_decibels(np.mean(source**2)) for source in sources],
-        "si_sdr": np.mean([_si_sdr(mixture.ravel(), source.ravel()) for source in sources]),
+        "si_sdr": np.mean(scores),
     }
+    return [], numbers
 
 
 def _step(path):
@@ -281,35 +296,40 @@ def _decibels(power):
     return 10 * np.log10(power)
 
 
-def _si_sdr(estimate, source):
-    # SI-SDR: the part along the source against the rest.
-    projection = np.dot(estimate, source) / np.dot(source, source) * source
-    rest = estimate - projection
-    # A mixture of one source has no rest.
+def _si_sdr(estimate: np.ndarray, source: np.ndarray) -> float:
+    """SI-SDR in dB: the part of the estimate along the source, over what is left of it."""
+    # (e.s / s.s) s.
+    scale = np.dot(estimate, source) / np.dot(source, source)
+    target = scale * source
+    residual = estimate - target
+    # A mixture of one source leaves nothing.
     eps = np.finfo(np.float64).eps
-    signal_power = np.sum(projection**2) + eps
-    rest_power = np.sum(rest**2) + eps
-    return _decibels(signal_power / rest_power)
+    target_energy = np.sum(target**2) + eps
+    residual_energy = np.sum(residual**2) + eps
+    return _decibels(target_energy / residual_energy)
 
 
-def _report(numbers, n_src, sample_rate):
-    # Plain floats, which print as numbers.
+def _report(numbers: pd.DataFrame, n_src: int, sample_rate: int) -> dict:
+    """The numbers of all rows, summed up."""
     seconds = numbers["length"] / sample_rate
-    report = {
+    # A row has a level for each of its sources.
+    source_levels = numbers["source_db"].explode().astype(float)
+    return {
         "rows": len(numbers),
         "n_src": n_src,
         "sample_rate": sample_rate,
         "hours": round(float(seconds.sum()) / 3600, 4),
+        "seconds": _summary(seconds, ("min", "median", "max"), 3),
+        "mixture_db": _summary(numbers["mixture_db"], ("min", "mean", "max"), 2),
+        "source_db": _summary(source_levels, ("min", "mean", "max"), 2),
+        "input_si_sdr": round(float(numbers["si_sdr"].mean()), 2),
     }
-    report["seconds"] = {
-        name: round(float(getattr(seconds, name)()), 3) for name in ("min", "median", "max")
-    }
-    for name, values in (
-        ("mixture_db", numbers["mixture_db"]),
-        ("source_db", numbers["source_db"].explode().astype(float)),
-    ):
-        report[name] = {
-            kind: round(float(getattr(values, kind)()), 2) for kind in ("min", "mean", "max")
-        }
-    report["input_si_sdr"] = round(float(numbers["si_sdr"].mean()), 2)
-    return report
+
+
+def _summary(values: pd.Series, statistics: tuple[str, ...], digits: int) -> dict[str, float]:
+    """Statistics by name, as plain floats, which JSON can hold."""
+    summary = {}
+    for name in statistics:
+        value = values.agg(name)
+        summary[name] = round(float(value), digits)
+    return summary

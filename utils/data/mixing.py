@@ -5,7 +5,7 @@ import functools
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,21 +44,16 @@ def active_speech_level(signal: np.ndarray, sample_rate: int) -> tuple[float, fl
     """
     # Zeros at the end, in which the envelope decays.
     padding = math.ceil(0.35 * sample_rate)
-    signal = np.pad(np.asarray(signal, dtype=np.float64), (0, padding))
+    signal = np.asarray(signal, dtype=np.float64)
+    signal = np.pad(signal, (0, padding))
     # Band limits, so that hum and offset are no speech.
     for sections in _band_limits(sample_rate):
         signal = sosfilt(sections, signal)
     energy = np.sum(signal**2)
     if not energy > 0:
-        raise UserError(
-            "the signal is silent, so that it has no speech level; take it out of the list"
-        )
-    # The envelope: two exponential averages of the rectified signal in series.
-    pole = math.exp(-1 / (0.03 * sample_rate))
-    numerator = [(1 - pole) ** 2]
-    denominator = [1, -2 * pole, pole**2]
-    envelope = lfilter(numerator, denominator, np.abs(signal))
+        raise UserError("the signal is silent, so it has no speech level; remove it from the list")
     # Thresholds are powers of two of the squared envelope, so its exponent says which it exceeds.
+    envelope = _envelope(signal, sample_rate)
     mantissa, exponent = np.frexp(envelope**2)
     lowest = np.iinfo(np.int32).min // 2
     exponent = np.where(mantissa > 0, exponent, lowest)
@@ -76,11 +71,21 @@ def active_speech_level(signal: np.ndarray, sample_rate: int) -> tuple[float, fl
     numbers = np.arange(1, _N_THRESHOLDS + 1)
     thresholds = 10 * np.log10(2) * (top - numbers - 1)
     margins = levels - thresholds - _MARGIN_DB
-    level = 10 ** (_interpolate_level(levels, margins) / 10)
+    level_db = _level_of_no_margin(levels, margins)
+    level = 10 ** (level_db / 10)
     return level, energy / (len(signal) * level)
 
 
-def _interpolate_level(levels, margins):
+def _envelope(signal: np.ndarray, sample_rate: int) -> np.ndarray:
+    """(time,): two exponential averages of the rectified signal in series, of 0.03 s each."""
+    # y[t] = (1 - p)^2 |x[t]| + 2 p y[t - 1] - p^2 y[t - 2].
+    pole = math.exp(-1 / (0.03 * sample_rate))
+    numerator = [(1 - pole) ** 2]
+    denominator = [1, -2 * pole, pole**2]
+    return lfilter(numerator, denominator, np.abs(signal))
+
+
+def _level_of_no_margin(levels: np.ndarray, margins: np.ndarray) -> float:
     """The level where the margin first rises through zero; at the edge where it never does."""
     is_below = margins[:-1] < 0
     is_reached = margins[1:] >= 0
@@ -88,13 +93,15 @@ def _interpolate_level(levels, margins):
     if len(rising) == 0:
         return levels[-1] if margins[-1] <= 0 else levels[0]
     # A straight line between the two thresholds.
-    j = rising[0]
-    share = margins[j] / (margins[j] - margins[j + 1])
-    return levels[j] + share * (levels[j + 1] - levels[j])
+    place = rising[0]
+    margin, next_margin = margins[place : place + 2]
+    level, next_level = levels[place : place + 2]
+    share = margin / (margin - next_margin)
+    return level + share * (next_level - level)
 
 
 @functools.cache
-def _band_limits(sample_rate):
+def _band_limits(sample_rate: int) -> list[np.ndarray]:
     """Second-order sections of Chebyshev filters, type 2, order 5, -50 dB, 0.25 dB down at the limits."""
     # |H|^2 = 1 / (1 + 1 / (eps T5(x))^2) is -0.25 dB where the pass band is `ratio` times as far out as the stop band.
     eps = 1 / math.sqrt(10**5.0 - 1)
@@ -106,9 +113,11 @@ def _band_limits(sample_rate):
     filters = []
     for frequency, factor, kind in limits:
         # The bilinear transform warps frequencies: the factor holds between their tangents.
-        warped = factor * math.tan(math.pi * frequency / sample_rate)
-        stop = math.atan(warped) / math.pi * sample_rate
-        filters.append(cheby2(5, 50, stop, kind, fs=sample_rate, output="sos"))
+        tangent = math.tan(math.pi * frequency / sample_rate)
+        angle = math.atan(factor * tangent)
+        stop = angle / math.pi * sample_rate
+        sections = cheby2(5, 50, stop, kind, fs=sample_rate, output="sos")
+        filters.append(sections)
     return filters
 
 
@@ -139,18 +148,19 @@ def mix_utterances(
     length = {"min": min, "max": max}[mode](map(len, utterances))
     sources = np.zeros((len(utterances), length))
     rows = zip(sources, utterances, levels, gains_db, strict=True)
-    for source, utterance, level, gain in rows:
+    for source, utterance, level, gain_db in rows:
         part = utterance[:length]
-        factor = 10 ** (gain / 20) / math.sqrt(level)
+        factor = 10 ** (gain_db / 20) / math.sqrt(level)
         source[: len(part)] = part * factor
     mixture = sources.sum(axis=0)
     # One gain for mixture and sources, so that none is clipped.
     peak = peak_of(sources, mixture)
     if not peak > 0:
         raise UserError(
-            "all sources are silent over the length of the mixture; take it out of the list"
+            "all sources are silent over the length of the mixture; remove it from the list"
         )
-    return mixture * (PEAK / peak), sources * (PEAK / peak)
+    gain = PEAK / peak
+    return mixture * gain, sources * gain
 
 
 def peak_of(*signals: np.ndarray) -> float:
@@ -182,7 +192,8 @@ def parse_list(path: str | Path, root: str | Path, n_src: int) -> list[Entry]:
     Raises:
         UserError: no such list, malformed lines, repeated mixtures, missing files; with line numbers.
     """
-    path, root = Path(path), Path(root)
+    path = Path(path)
+    root = Path(root)
     if not path.is_file():
         raise UserError(f"{path}: no such mixing list")
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
@@ -218,26 +229,32 @@ def parse_list(path: str | Path, root: str | Path, n_src: int) -> list[Entry]:
     return _entries(rows, root)
 
 
-def _entries(rows, root):
-    everything = {path for paths, _ in rows for path in paths}
-    labels = _labels(everything, root)
+def _entries(rows: list[tuple[tuple, tuple]], root: Path) -> list[Entry]:
+    """Lines, each its paths and its gains, with names for the mixtures."""
+    all_paths = {path for paths, _ in rows for path in paths}
+    label_of = _labels(all_paths, root)
     names = []
     keys = []
     for paths, gains in rows:
-        names.append(mixture_name([labels[path] for path in paths], gains))
-        keys.append(" ".join(map(str, (*paths, *gains))))
+        labels = [label_of[path] for path in paths]
+        names.append(mixture_name(labels, gains))
+        key = map(str, (*paths, *gains))
+        keys.append(" ".join(key))
     # Long names are cut, and must still differ.
     names = distinct(names, keys)
-    return [Entry(name, *row) for name, row in zip(names, rows, strict=True)]
+    entries = []
+    for name, (paths, gains) in zip(names, rows, strict=True):
+        entries.append(Entry(name, paths, gains))
+    return entries
 
 
-def _labels(paths, root):
+def _labels(paths: Iterable[str], root: Path) -> dict[str, str]:
     """{path: label}: the stem, preceded by as many folders as tell it from others of the same stem."""
     parts = {}
     for path in paths:
         relative = Path(os.path.relpath(path, root))
         parts[path] = relative.with_suffix("").parts
-    labels = {}
+    labels: dict[str, str] = {}
     # Most are alone, or clash with few, from the first stem on.
     clashing = sorted(paths)
     depth = 0
@@ -258,7 +275,8 @@ def _labels(paths, root):
     return labels
 
 
-def _parse_line(line, n_src):
+def _parse_line(line: str, n_src: int) -> tuple[list[str], tuple[float, ...]]:
+    """The paths and the gains of a line."""
     fields = line.split()
     try:
         gains = tuple(float(gain) for gain in fields[1::2])
@@ -267,15 +285,16 @@ def _parse_line(line, n_src):
     if len(fields) != 2 * n_src or len(gains) != n_src or not np.isfinite(gains).all():
         raise UserError(
             f"expected {n_src} pairs of a path and a gain in dB (`path1 gain1 path2 gain2 ...`), "
-            f"found `{line.strip()}`"
+            f"but it is `{line.strip()}`"
         )
     return fields[0::2], gains
 
 
-def _find(root, name):
+def _find(root: Path, name: str | Path) -> str | None:
+    """The file of a list, wherever the root lies in relation to wsj0/; None if there is no such file."""
     candidates = (
         root / name,
-        root / name.removeprefix("wsj0/"),
+        root / str(name).removeprefix("wsj0/"),
         root / "wsj0" / name,
     )
     for candidate in candidates:
@@ -284,7 +303,7 @@ def _find(root, name):
     return None
 
 
-def _missing_message(path, root, missing):
+def _missing_message(path: Path, root: Path, missing: list[tuple[int, str]]) -> str:
     lines = [f"{path}: {len(missing)} of its files are not in {root}:"]
     lines += [f"  line {number}: {name}" for number, name in missing[:5]]
     if len(missing) > 5:
@@ -293,7 +312,7 @@ def _missing_message(path, root, missing):
     # As the discs of WSJ0 have them.
     names = [str(Path(name).with_suffix(".wv1")) for _, name in missing[:5]]
     if any(_find(root, name) for name in names):
-        message += "\nThere are .wv1 files instead (NIST SPHERE). Convert each with `sph2pipe -f wav in.wv1 out.wav`"
+        message += "\nThere are .wv1 files (NIST SPHERE) instead. Convert each with `sph2pipe -f wav in.wv1 out.wav`"
     return message
 
 
@@ -385,40 +404,53 @@ def mix_list(
     return pd.DataFrame(rows), warnings
 
 
-def _parts(n_src):
-    return ["mix"] + [f"s{i + 1}" for i in range(n_src)]
+def _parts(n_src: int) -> list[str]:
+    """The folders of the mixtures and of their sources."""
+    sources = [f"s{k}" for k in range(1, n_src + 1)]
+    return ["mix", *sources]
 
 
-def _mix_entry(entry, paths, sample_rate, mode):
+def _mix_entry(
+    entry: Entry, paths: tuple[Path, ...], sample_rate: int, mode: str
+) -> tuple[dict, list[str]]:
     """Make one mixture; returns its length in samples, or which source is silent, and the files that were read."""
+    inputs = list(entry.paths)
     utterances = []
     levels = []
-    for path in entry.paths:
+    for path in inputs:
         utterance, level = _utterance(path, sample_rate)
         utterances.append(utterance)
         levels.append(level)
     length = {"min": min, "max": max}[mode](map(len, utterances))
     # An utterance may begin behind the end of a shorter one.
-    audible = [utterance[:length].any() for utterance in utterances]
-    if all(audible):
+    silent = _first_silent([utterance[:length] for utterance in utterances])
+    if silent is None:
         mixture, sources = mix_utterances(utterances, levels, entry.gains, mode)
         # What counts is what is left of it in 16 bits.
-        audible = [np.rint(source / audio.LSB).any() for source in sources]
-    if not all(audible):
+        silent = _first_silent([np.rint(source / audio.LSB) for source in sources])
+    if silent is not None:
         for path in paths:
             path.unlink(missing_ok=True)
-        silent = entry.paths[audible.index(False)]
-        text = f"{silent} is silent in the {length / sample_rate:.2f} s of the mixture"
+        seconds = length / sample_rate
+        text = f"{inputs[silent]} is silent in the {seconds:.2f} s of the mixture"
         if mode == "min":
             text += "; --mode max keeps all of it"
-        return {"silent": text}, entry.paths
+        return {"silent": text}, inputs
     for path, signal in zip(paths, [mixture, *sources], strict=True):
         audio.write(path, signal, sample_rate)
-    return {"length": len(mixture)}, entry.paths
+    return {"length": len(mixture)}, inputs
 
 
-def _utterance(path, sample_rate):
-    """The recording at `sample_rate`, and its level at 8 kHz."""
+def _first_silent(signals: list[np.ndarray]) -> int | None:
+    """The place of the first signal that is all zeros; None if there is none."""
+    for place, signal in enumerate(signals):
+        if not signal.any():
+            return place
+    return None
+
+
+def _utterance(path: str, sample_rate: int) -> tuple[np.ndarray, float]:
+    """The recording at `sample_rate`, and its active speech level (power)."""
     rate = audio.info(path)[1]
     if rate < sample_rate:
         raise UserError(f"{path}: sampled at {rate} Hz, too low for mixtures at {sample_rate} Hz")

@@ -175,8 +175,11 @@ def _keep_times(old, new, folder):
         return
     for name, (size, time, checksum) in new["files"].items():
         before = old["files"].get(name)
-        if before is not None and before[0] == size and before[2] == checksum:
-            os.utime(folder / name, ns=(time, before[1]))
+        if before is None:
+            continue
+        old_size, old_time, old_checksum = before
+        if old_size == size and old_checksum == checksum:
+            os.utime(folder / name, ns=(time, old_time))
             new["files"][name] = before
 
 

@@ -77,9 +77,11 @@ class Responses:
 
     def early(self, sample_rate: int, milliseconds: float = 50.0) -> np.ndarray:
         """`full` up to so long after the direct sound, cut to (mic, source, taps that are needed)."""
+        # The last sample that counts, for each microphone and source.
         last = self.arrival + round(milliseconds * sample_rate / 1000)
         taps = min(int(last.max()) + 1, self.full.shape[-1])
-        return np.where(np.arange(taps) <= last[..., None], self.full[..., :taps], np.float32(0))
+        is_early = np.arange(taps) <= last[..., None]
+        return np.where(is_early, self.full[..., :taps], np.float32(0))
 
 
 def draw_room(rules: RoomRules, n_src: int, rng: np.random.Generator) -> Room:
@@ -209,12 +211,18 @@ def simulate(room: Room, sample_rate: int) -> Responses:
     return Responses(full, anechoic, arrival)
 
 
-def _image_method(room, sample_rate, absorption, order, taps):
+def _image_method(
+    room: Room, sample_rate: int, absorption: float, order: int, taps: int
+) -> np.ndarray:
     """float32 (mic, source, taps)."""
     # A fixed number of threads, for the sum is not associative; no high-pass filter, which would smear the onset.
     with _constants(rir_hpf_enable=False, num_threads=1):
-        walls = pra.Material(absorption)
-        box = pra.ShoeBox(room.size, fs=sample_rate, materials=walls, max_order=order)
+        box = pra.ShoeBox(
+            room.size,
+            fs=sample_rate,
+            materials=pra.Material(absorption),
+            max_order=order,
+        )
         box.add_microphone_array(room.mics.T)
         for position in room.sources:
             box.add_source(position)

@@ -79,8 +79,8 @@ class Songs(Dataset):
             parts = [self._augmented(row, column, position, rng) for column in self.parts]
             return self._example(parts, name)
         # As it is: the mixture is read, for it need not be the exact sum.
-        mixture, *parts = [self._read(row, column, position) for column in SONG]
-        return self._example(parts, name, mixture)
+        signals = [self._read(row, column, position) for column in SONG]
+        return self._example(signals[1:], name, mixture=signals[0])
 
     def _remixed(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Each part from another song, at another place."""

@@ -84,27 +84,39 @@ def synthesise(text: str, speaker: Speaker, sample_rate: int) -> np.ndarray:
     Returns:
         float32 `(time,)` at `sample_rate` Hz, peak 0.5, trimmed at both ends; a function of the arguments alone.
     """
-    with _espeak() as (espeak, espeak_rate, chunks):
-        if espeak.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
-            raise ValueError(f"espeak-ng has no voice {speaker.voice!r}")
-        parameters = (
-            (_RATE, speaker.rate),
-            (_PITCH, speaker.pitch),
-            (_RANGE, speaker.pitch_range),
-        )
-        # The last argument: as it is, and not relative to what was.
-        for parameter, value in parameters:
-            espeak.espeak_SetParameter(parameter, value, 0)
-        # With the zero at its end that C wants.
-        data = text.encode()
-        espeak.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _CHARS_UTF8, None, None)
-    signal = np.concatenate(chunks).astype(np.float64)
+    signal, espeak_rate = _speak(text, speaker)
     # Silence at both ends would only make mixtures longer.
-    audible = np.flatnonzero(np.abs(signal) > 0.01 * np.abs(signal).max())
+    level = np.abs(signal)
+    is_audible = level > 0.01 * level.max()
+    audible = np.flatnonzero(is_audible)
     signal = signal[audible[0] : audible[-1] + 1]
     # As if it had been at another rate, so that all frequencies are scaled.
-    signal = soxr.resample(signal, espeak_rate * speaker.tract, sample_rate)
-    return (0.5 * signal / np.abs(signal).max()).astype(np.float32)
+    rate = espeak_rate * speaker.tract
+    signal = soxr.resample(signal, rate, sample_rate)
+    peak = np.abs(signal).max()
+    signal = 0.5 * signal / peak
+    return signal.astype(np.float32)
+
+
+def _speak(text: str, speaker: Speaker) -> tuple[np.ndarray, int]:
+    """espeak-ng's speech, (time,) in steps of 16 bits, and its sample rate in Hz."""
+    with _espeak() as (espeak, espeak_rate, chunks):
+        voice = speaker.voice.encode()
+        if espeak.espeak_SetVoiceByName(voice) != 0:
+            raise ValueError(f"espeak-ng has no voice {speaker.voice!r}")
+        parameters = {
+            _RATE: speaker.rate,
+            _PITCH: speaker.pitch,
+            _RANGE: speaker.pitch_range,
+        }
+        # The last argument: as it is, and not relative to what was.
+        for parameter, value in parameters.items():
+            espeak.espeak_SetParameter(parameter, value, 0)
+        data = text.encode()
+        # With the zero at its end that C wants.
+        size = ctypes.c_size_t(len(data) + 1)
+        espeak.espeak_Synth(data, size, 0, 0, 0, _CHARS_UTF8, None, None)
+    return np.concatenate(chunks).astype(np.float64), espeak_rate
 
 
 def write_sentences(
@@ -125,8 +137,10 @@ def write_sentences(
     make(_write_sentence, products, folder, n_jobs, "synthesising speech")
 
 
-def _write_sentence(path, text, speaker, sample_rate):
-    audio.write(path, synthesise(text, speaker, sample_rate), sample_rate)
+def _write_sentence(path: Path, text: str, speaker: Speaker, sample_rate: int) -> tuple[None, list]:
+    """Speak one; there is no result but the file, and no file is read."""
+    signal = synthesise(text, speaker, sample_rate)
+    audio.write(path, signal, sample_rate)
     return None, []
 
 

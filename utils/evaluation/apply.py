@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from local_models.system import System
-from utils.evaluation.overlap_add import Blocks, Stitcher
+from utils.evaluation.options import Blocks
+from utils.evaluation.overlap_add import Stitcher
 from utils.evaluation.signals import Samples
 
 
@@ -43,13 +44,16 @@ def separated(
     blocks = blocks or Blocks()
     separation = Separation(system, len(mixture), blocks)
     offset = _offset(mixture, blocks, system.sample_rate)
-    for start, end in _pieces(mixture.shape[-1], blocks, system.sample_rate):
-        yield from separation.push(_piece(mixture, start, end) - offset)
+    length = mixture.shape[-1]
+    for start, end in _pieces(length, blocks, system.sample_rate):
+        piece = _piece(mixture, start, end)
+        yield from separation.push(piece - offset)
     yield from separation.finish()
 
 
 def _pieces(length: int, blocks: Blocks, sample_rate: int) -> Iterator[tuple[int, int]]:
     """Ends of pieces of about a segment: no copy of a whole recording is made."""
+    # At least a sample, or nothing would ever come.
     piece = max(round(blocks.segment * sample_rate), 1)
     for start in range(0, length, piece):
         yield start, min(start + piece, length)
@@ -70,6 +74,7 @@ def _offset(
     for start, end in _pieces(length, blocks, sample_rate):
         piece = _piece(signals, start, end)
         total += piece.sum(-1, dtype=torch.float64)
+    # Nothing has the mean zero.
     mean = total / max(length, 1)
     return mean.float()[..., None]
 
@@ -86,6 +91,7 @@ def joined(
         allocate: makes room for a signal of the shape that it is given.
     """
     signal = allocate((0,))
+    # Of the next piece.
     position = 0
     for index, part in enumerate(parts):
         if index == 0:
@@ -110,15 +116,14 @@ class Separation:
     def __init__(self, system: System, n_channels: int, blocks: Blocks | None = None):
         check_channels(system, n_channels)
         self.one_by_one = system.n_mics == 1
-        self.images = system.images
-        self.n_outputs = n_channels if self.one_by_one or self.images else 1
+        self.n_outputs = n_channels if self.one_by_one or system.images else 1
         # Streams are what is separated by itself: every channel, or all of them as one.
-        self.stitcher = Stitcher(system, blocks or Blocks(), related=True)
+        self.stitcher = Stitcher(_SystemOfChannels(system), blocks or Blocks(), related=True)
 
     @property
     def pending(self) -> bool:
         """Whether there is any signal to finish."""
-        return self.stitcher.signal is not None and self.stitcher.signal.shape[-1] > 0
+        return self.stitcher.pending > 0
 
     def push(self, signal: torch.Tensor) -> Iterator[torch.Tensor]:
         """Take the next piece (channel, time), less the offset of the whole; give what is final.
@@ -126,8 +131,9 @@ class Separation:
         Returns:
             (source, channel, time).
         """
-        streams = signal if self.one_by_one else signal[None]
-        for estimates in self.stitcher.push(streams):
+        # (channel, time) to (stream, channel, time): streams of one channel, or one of all.
+        stream_axis = 1 if self.one_by_one else 0
+        for estimates in self.stitcher.push(signal.unsqueeze(stream_axis)):
             yield self._by_source(estimates)
 
     def finish(self) -> Iterator[torch.Tensor]:
@@ -136,12 +142,28 @@ class Separation:
             yield self._by_source(estimates)
 
     def _by_source(self, estimates: torch.Tensor) -> torch.Tensor:
-        """(stream, source, [channel,] time) to (source, channel, time)."""
+        """(stream, source, channel, time) to (source, channel, time)."""
         if self.one_by_one:
-            return estimates.transpose(0, 1)
-        if self.images:
-            return estimates[0]
-        return estimates[0, :, None]
+            # Every stream is a channel.
+            return estimates[:, :, 0].transpose(0, 1)
+        return estimates[0]
+
+
+class _SystemOfChannels:
+    """A system whose signals always have channels, whatever it takes and gives itself."""
+
+    def __init__(self, system: System):
+        self.system = system
+        self.sample_rate = system.sample_rate
+        self.ordered = system.ordered
+        self.device = system.device
+
+    def separate_centred(self, mixture: torch.Tensor) -> torch.Tensor:
+        """(batch, channel, time) to (batch, source, channel, time)."""
+        if self.system.n_mics == 1:
+            mixture = mixture[:, 0]
+        estimates = self.system.separate_centred(mixture)
+        return estimates if self.system.images else estimates[:, :, None]
 
 
 def check_channels(system: System, n_channels: int) -> None:
@@ -151,6 +173,7 @@ def check_channels(system: System, n_channels: int) -> None:
     # What makes images of several channels also takes a mono recording.
     if system.images and n_channels == 1:
         return
+    # Several microphones, however many, are more than one.
     if system.n_mics is None and n_channels == 1:
         raise ValueError("it has one channel; the model separates by several microphones")
     if system.n_mics not in (None, n_channels):
@@ -203,33 +226,38 @@ def separated_by_oracle(
     blocks: Blocks | None = None,
 ) -> Iterator[torch.Tensor]:
     """`apply_oracle` in pieces (source, channel, time), for recordings that are longer than memory."""
-    if n_mics == 1:
-        system = _OracleSystem(lambda heard, truth: oracle(heard[:, 0], truth), 1, sample_rate)
-    elif sources.shape[1] == 1:
-        system = _OracleSystem(oracle, len(mixture), sample_rate)
-    else:
+    if n_mics != 1 and sources.shape[1] != 1:
         raise ValueError("it needs sources of one channel, at the reference microphone")
-    system.device = torch.device(device)
     blocks = blocks or Blocks()
+    system = _OracleSystem(oracle, n_mics, len(mixture), sample_rate, device)
     stitcher = Stitcher(system, blocks, related=False)
     # Sources too, so that they still add up to the mixture.
     mixture_offset = _offset(mixture, blocks, sample_rate)
     source_offset = _offset(sources, blocks, sample_rate)
 
     def streams(start: int, end: int) -> torch.Tensor:
-        """(stream, channel + source, time)."""
-        heard = _piece(mixture, start, end) - mixture_offset
-        truth = _piece(sources, start, end) - source_offset
+        """(stream, mixture's channels and sources, time): every channel by itself, or all as one stream."""
+        heard = _piece(mixture, start, end)
+        heard = heard - mixture_offset
+        truth = _piece(sources, start, end)
+        truth = truth - source_offset
         if n_mics == 1:
-            # Every channel is a stream by itself.
-            return torch.cat([heard[:, None], truth.transpose(0, 1)], dim=1)
-        return torch.cat([heard, truth[:, 0]])[None]
+            by_channel = truth.transpose(0, 1)
+            return torch.cat([heard[:, None], by_channel], dim=1)
+        at_reference = truth[:, 0]
+        together = torch.cat([heard, at_reference])
+        return together.unsqueeze(0)
 
-    for start, end in _pieces(mixture.shape[-1], blocks, sample_rate):
-        for part in stitcher.push(streams(start, end)):
-            yield part.transpose(0, 1)
-    for part in stitcher.finish():
-        yield part.transpose(0, 1)
+    def stitched() -> Iterator[torch.Tensor]:
+        """Estimates (stream, source, channel, time)."""
+        for start, end in _pieces(mixture.shape[-1], blocks, sample_rate):
+            yield from stitcher.push(streams(start, end))
+        yield from stitcher.finish()
+
+    # A stream has one channel of each source.
+    for estimates in stitched():
+        by_stream = estimates[:, :, 0]
+        yield by_stream.transpose(0, 1)
 
 
 class _OracleSystem:
@@ -237,14 +265,24 @@ class _OracleSystem:
 
     ordered = True  # it is told which source is which
 
-    def __init__(self, oracle: Oracle, n_channels: int, sample_rate: int):
+    def __init__(
+        self,
+        oracle: Oracle,
+        n_mics: int | None,
+        n_channels: int,
+        sample_rate: int,
+        device: torch.device | str,
+    ):
         self.oracle = oracle
+        self.n_mics = n_mics
+        self.n_channels = 1 if n_mics == 1 else n_channels
         self.sample_rate = sample_rate
-        self.device = torch.device("cpu")
-        self.n_channels = n_channels
+        self.device = torch.device(device)
 
     def separate_centred(self, signals: torch.Tensor) -> torch.Tensor:
-        """(batch, channel + source, time) to (batch, source, time)."""
+        """(batch, channel + source, time) to (batch, source, 1, time)."""
         mixture = signals[:, : self.n_channels]
         sources = signals[:, self.n_channels :]
-        return self.oracle(mixture, sources)
+        if self.n_mics == 1:
+            mixture = mixture[:, 0]
+        return self.oracle(mixture, sources)[:, :, None]

@@ -56,7 +56,7 @@ class Method:
             return _trained(self.model, self.model_sha256, self.trust).sample_rate
         return audio.info(mixture_path)[1]
 
-    def load(self, sample_rate: int | None = None, device: str = "cpu"):
+    def load(self, sample_rate: int | None = None, device: str = "cpu") -> Any:
         """What separates: a `System`, or the callable of an oracle. A process loads each once.
 
         Args:
@@ -67,11 +67,14 @@ class Method:
             UserError: the model file or the class cannot be used.
         """
         if self.kind == "system":
-            return _trained(self.model, self.model_sha256, self.trust).to(device)
+            system = _trained(self.model, self.model_sha256, self.trust)
+            return system.to(device)
+        init_args = json.dumps(self.init_args)
         try:
-            separator = _untrained(self.class_path, json.dumps(self.init_args), sample_rate)
+            separator = _untrained(self.class_path, init_args, sample_rate)
         except (TypeError, ValueError, pydoc.ErrorDuringImport) as error:
             raise UserError(f"{self.folder.name}: {self.class_path}: {error}") from None
+        # Oracles are functions of mixture and sources, all else separates like a trained system.
         if self.kind == "classic" and not isinstance(separator, System):
             raise UserError(f"{self.folder.name}: {self.class_path} is not a System")
         if isinstance(separator, torch.nn.Module):
@@ -87,8 +90,9 @@ def _trained(model: Path, model_sha256: str, trust: tuple[str, ...]) -> System:
 
 
 @functools.lru_cache(maxsize=1)
-def _untrained(class_path: str, init_args: str, sample_rate: int | None):
+def _untrained(class_path: str, init_args: str, sample_rate: int | None) -> Any:
     """An object of the class; `init_args` is JSON, since arguments of a cached function must be hashable."""
+    # Lists of references are files of the user's own, so any class may stand there.
     factory: Any = pydoc.locate(class_path)
     if factory is None:
         raise ValueError("there is no such class")
@@ -124,6 +128,7 @@ def trained_system(exp: Path, trust: tuple[str, ...] = ()) -> Method:
         if model.is_file():
             description = config.get("description") or _noted_description(exp)
             return Method(exp, description, model=model, model_sha256=sha256(model), trust=trust)
+    # Both places are named, since either would do.
     names = " or ".join(map(str, candidates))
     raise UserError(f"{exp} has no trained model ({names}): train it first (stages 2 and 3)")
 
@@ -151,6 +156,7 @@ def references(folder: Path, path: Path | None = None) -> list[Method]:
     methods = []
     for number, entry in enumerate(entries, 1):
         problem = _problem(entry) or _problem_of_grid(entry)
+        # The number, since an entry may lack a name.
         if problem:
             raise UserError(
                 f"{path}, entry {number}: {problem}; it needs name, kind ({', '.join(KINDS)}) and class_path, and may "
@@ -183,10 +189,12 @@ def _combinations(entry: dict) -> list[dict]:
     entries = []
     for values in itertools.product(*grid.values()):
         arguments = dict(zip(grid, values, strict=True))
+        # What the description calls each value: itself, unless the grid says otherwise.
         words = {}
         for argument, value in arguments.items():
             choices = grid[argument]
             words[argument] = choices[value] if isinstance(choices, dict) else value
+        # The grid itself is no argument.
         combination = {key: value for key, value in entry.items() if key != "grid"}
         combination["name"] = entry["name"].format(**arguments)
         combination["description"] = (entry.get("description") or "").format(**words)
@@ -206,7 +214,7 @@ def _read_list(path: Path) -> list:
     return entries
 
 
-def _problem(entry) -> str:
+def _problem(entry: Any) -> str:
     """What is wrong with an entry of a list of references, or nothing."""
     if not isinstance(entry, dict):
         return f"{entry} has no keys"
@@ -231,6 +239,7 @@ def _problem_of_grid(entry: dict) -> str:
     grid = entry.get("grid")
     if grid is None:
         return ""
+    # Each argument has choices, and no value besides.
     if not isinstance(grid, dict) or not grid:
         return f"grid: {grid} does not give arguments their values"
     for argument, choices in grid.items():
@@ -238,6 +247,7 @@ def _problem_of_grid(entry: dict) -> str:
             return f"grid: {argument}: {choices} is not a list of values"
         if argument in (entry.get("init_args") or {}):
             return f"{argument} stands in init_args and in grid"
+    # Names of arguments stand in braces, as in "iva_{update}".
     try:
         combinations = _combinations(entry)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:

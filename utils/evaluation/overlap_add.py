@@ -5,35 +5,12 @@ In an overlap the sources of a segment are matched with those of the one before,
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from utils.errors import UserError
-
-
-@dataclass
-class Blocks:
-    """How a long signal is cut."""
-
-    segment: float = 20.0
-    """Seconds that the system hears at once; shorter signals are separated whole."""
-    overlap: float = 4.0
-    """Seconds shared by neighbouring segments, at most half of one."""
-    batch: int = 2
-    """Segments (of one channel) in a forward pass."""
-
-    def __post_init__(self):
-        if not 0 < self.segment < float("inf"):
-            raise UserError(f"--segment {self.segment}: give a length in seconds")
-        if not 0 <= self.overlap <= self.segment / 2:
-            raise UserError(
-                f"--overlap {self.overlap}: at least 0 and at most half of --segment, {self.segment / 2}"
-            )
-        if self.batch < 1:
-            raise UserError(f"--batch {self.batch}: at least 1")
+from utils.evaluation.options import Blocks
 
 
 class Separator(Protocol):
@@ -45,24 +22,20 @@ class Separator(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def separate_centred(self, mixture: torch.Tensor, /) -> torch.Tensor: ...
+    def separate_centred(self, mixture: torch.Tensor, /) -> torch.Tensor:
+        """(batch, channel, time) to (batch, source, channel, time); the channels may be others."""
 
 
 class Stitcher:
     """Separates a stream: input goes in by `push`, estimates come out as soon as they are final.
 
-    Their shape is (stream, source, time), or (stream, source, channel, time) of a system that makes images.
-
     Args:
+        system: that separates segments.
+        blocks: how the stream is cut.
         related: the streams are channels of one recording, whose sources shall have the same order.
     """
 
-    def __init__(
-        self,
-        system: Separator,
-        blocks: Blocks,
-        related: bool,
-    ):
+    def __init__(self, system: Separator, blocks: Blocks, related: bool):
         self.system = system
         self.batch = blocks.batch
         self.related = related
@@ -79,18 +52,24 @@ class Stitcher:
         rise = position * 2 - 0.5
         self.fade = rise.clamp(0, 1)
         # Input from (at most) one step before the next segment, which begins there at `begin`.
-        self.signal = None
+        self.signal = torch.empty(0)
         self.begin = 0
         # What the segment before says about the first `overlap` samples of the next one.
-        self.tail = None
+        self.tail: torch.Tensor | None = None
+
+    @property
+    def pending(self) -> int:
+        """Samples of the input that are still here."""
+        return self.signal.shape[-1]
 
     def push(self, signal: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Take (stream, time) or (stream, mic, time)."""
-        if self.signal is not None:
+        """Take (stream, channel, time), give (stream, source, channel, time)."""
+        if self.pending:
             signal = torch.cat([self.signal, signal], dim=-1)
         self.signal = signal
         # Only full batches, while there may be more to come.
-        at_once = max(1, self.batch // len(signal))
+        n_streams = len(signal)
+        at_once = max(1, self.batch // n_streams)
         n_batches = self._waiting() // at_once
         yield from self._segments(n_batches * at_once, at_once)
 
@@ -98,35 +77,30 @@ class Stitcher:
         """The rest. The last segment is as long as the others: it begins earlier. Nothing if there was no input."""
         waiting = self._waiting()
         yield from self._segments(waiting, max(1, waiting))
-        total = self._total()
-        if not total:
+        if not self.pending:
             return
-        start = max(total - self.length, 0)
-        last = self.signal[None, ..., start:]
-        [estimates] = self._estimate(last)
+        start = max(self.pending - self.length, 0)
+        last = self.signal[..., start:]
+        [estimates] = self._estimate([last])
         # What the segments before have given is left out.
-        yield self._join(estimates[..., self.begin - start :])
-
-    def _total(self) -> int:
-        """Samples of the input that are still here."""
-        if self.signal is None:
-            return 0
-        return self.signal.shape[-1]
+        n_given = self.begin - start
+        yield self._join(estimates[..., n_given:])
 
     def _waiting(self) -> int:
         """Segments that can be separated, the last one of the stream not being among them."""
-        rest = self._total() - self.begin - self.length
+        rest = self.pending - self.begin - self.length
         return max(0, math.ceil(rest / self.step))
 
     def _segments(self, count: int, at_once: int) -> Iterator[torch.Tensor]:
         """Estimates of the next `count` segments, without their overlaps with the one after the last."""
         for first in range(0, count, at_once):
             segments = []
-            for _ in range(min(at_once, count - first)):
+            n_here = min(at_once, count - first)
+            for _ in range(n_here):
                 end = self.begin + self.length
                 segments.append(self.signal[..., self.begin : end])
                 self.begin += self.step
-            for estimates in self._estimate(torch.stack(segments)):
+            for estimates in self._estimate(segments):
                 joined = self._join(estimates)
                 self.tail = joined[..., self.step :]
                 yield joined[..., : self.step]
@@ -137,44 +111,52 @@ class Stitcher:
             self.begin -= past
 
     @torch.inference_mode()
-    def _estimate(self, segments: torch.Tensor) -> torch.Tensor:
-        """(segment, stream, [mic,] time) to (segment, stream, source, [channel,] time)."""
+    def _estimate(self, segments: list[torch.Tensor]) -> torch.Tensor:
+        """Segments (stream, channel, time) to (segment, stream, source, channel, time)."""
+        # Streams of all segments are one batch, which is cut to what fits into memory.
         parts = []
-        for rows in segments.flatten(0, 1).split(self.batch):
-            rows = rows.to(self.system.device)
-            estimates = self.system.separate_centred(rows)
+        inputs = torch.cat(segments)
+        for rows in inputs.split(self.batch):
+            on_device = rows.to(self.system.device)
+            estimates = self.system.separate_centred(on_device)
             parts.append(estimates.float().cpu())
         joined = torch.cat(parts)
-        return joined.unflatten(0, segments.shape[:2])
+        return joined.unflatten(0, (len(segments), -1))
 
     def _join(self, estimates: torch.Tensor) -> torch.Tensor:
         """Order the sources of a segment as before, and fade from the tail of the segment before."""
         if self.tail is None:
-            # Channels of one recording take the order of the first one.
-            if self.related and len(estimates) > 1 and not self.system.ordered:
-                envelopes = _envelopes(estimates)
-                ordered = []
-                for stream, envelope in zip(estimates, envelopes, strict=True):
-                    order = _order(envelopes[0], envelope)
-                    ordered.append(stream[order])
-                estimates = torch.stack(ordered)
-            return estimates
+            return self._as_first_stream(estimates)
         # The order that agrees best with the segment before, where both know the signal.
-        if not self.system.ordered:
-            ordered = []
-            for old, new in zip(self.tail, estimates, strict=True):
-                order = _order(old, new[..., : self.overlap])
-                ordered.append(new[order])
-            estimates = torch.stack(ordered)
         shared = estimates[..., : self.overlap]
+        if not self.system.ordered:
+            orders = [_order(old, new) for old, new in zip(self.tail, shared, strict=True)]
+            estimates = _ordered(estimates, orders)
+            shared = estimates[..., : self.overlap]
         # (1 - fade) old + fade new.
         faded = torch.lerp(self.tail, shared, self.fade)
         rest = estimates[..., self.overlap :]
         return torch.cat([faded, rest], dim=-1)
 
+    def _as_first_stream(self, estimates: torch.Tensor) -> torch.Tensor:
+        """Channels of one recording take the order of the first one."""
+        if self.system.ordered or not self.related or len(estimates) == 1:
+            return estimates
+        # Such streams have one channel each.
+        envelopes = _envelopes(estimates[:, :, 0])
+        orders = [_order(envelopes[0], envelope) for envelope in envelopes]
+        return _ordered(estimates, orders)
+
+
+def _ordered(estimates: torch.Tensor, orders: list[torch.Tensor]) -> torch.Tensor:
+    """The sources of each stream in its order."""
+    streams = [stream[order] for stream, order in zip(estimates, orders, strict=True)]
+    return torch.stack(streams)
+
 
 def _order(wanted: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """The order of the rows of `given` (source, ...) that fits `wanted` best, by the sum of their inner products."""
+    # Inner products of all pairs, (wanted, given).
     rows = wanted.flatten(1)
     columns = given.flatten(1)
     products = rows @ columns.T

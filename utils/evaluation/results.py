@@ -80,6 +80,7 @@ class Row:
             scores = [Score(*parts) for parts in lists]
         except (ValueError, TypeError, RecursionError):
             return None
+        # JSON of another kind is no row either.
         if not isinstance(number, int) or not 0 <= number < n_rows:
             return None
         if not isinstance(mixture_id, str) or not isinstance(files, dict):
@@ -88,6 +89,13 @@ class Row:
 
 
 # ---- rows.jsonl
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of an evaluation; a `UserError` if something else has its name."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: remove it, results come there")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def open_folder(folder: Path, stamp: dict, n_rows: int) -> dict[int, Row]:
@@ -104,10 +112,8 @@ def open_folder(folder: Path, stamp: dict, n_rows: int) -> dict[int, Row]:
     Returns:
         The rows of an earlier run with the same stamp, by number, whose files are there and unchanged.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: remove it, results come there")
-    if folder.is_dir():
-        remove_leftovers(folder)
+    make_folder(folder)
+    remove_leftovers(folder)
     path = folder / ROWS
     header = json.dumps(stamp)
     old = path.read_bytes() if path.is_file() else b""
@@ -131,8 +137,10 @@ def open_folder(folder: Path, stamp: dict, n_rows: int) -> dict[int, Row]:
             rows[parsed[0]] = parsed[1]
     if damaged:
         print(f"{path}: {damaged} damaged lines are left out, what they said is scored again")
+    # Rows whose files were lost or changed are scored again.
     rows = {number: row for number, row in rows.items() if row.is_whole(folder)}
-    mended = header + "\n" + "".join(row.to_line(number) for number, row in rows.items())
+    lines_of_rows = [row.to_line(number) for number, row in rows.items()]
+    mended = header + "\n" + "".join(lines_of_rows)
     # Usually nothing has changed, and the file keeps its time.
     if mended.encode() != old:
         write_text(path, mended)
@@ -161,6 +169,7 @@ def _why_not_usable(folder: Path, first: bytes, stamp: dict) -> str:
 
 def _remove_results(folder: Path) -> None:
     """Remove what an evaluation wrote, and nothing else."""
+    # The summary first: a folder with it counts as finished.
     for name in (SUMMARY, TABLE, WIDE_TABLE, ROWS):
         (folder / name).unlink(missing_ok=True)
     for name in ("examples", "museval"):
@@ -187,7 +196,8 @@ def file_name(mixture_id: str, forbidden: str = r"[^\w.-]") -> str:
         name = name.encode()[:LONGEST_NAME].decode(errors="ignore")
     if name == mixture_id:
         return name
-    return f"{name}-{hashlib.sha256(mixture_id.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(mixture_id.encode()).hexdigest()
+    return f"{name}-{digest[:8]}"
 
 
 def example_name(mixture_id: str) -> str:
@@ -293,9 +303,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def dumps(value: Any, **options) -> str:
+def dumps(value: Any, indent: int | None = None) -> str:
     """JSON with null for what has no value."""
-    return json.dumps(plain(value), allow_nan=False, **options)
+    return json.dumps(plain(value), allow_nan=False, indent=indent)
 
 
 def scores_of(rows: dict[int, Row]) -> pd.DataFrame:
@@ -328,6 +338,7 @@ def the_evaluation(exp: Path, data_set: str, corpus: str | None = None) -> Path:
     Raises:
         UserError: there is none, or there are those of several corpora and `corpus` says not which.
     """
+    # One for each corpus whose set has this name.
     folders = sorted(path.parent for path in exp.glob(summaries(data_set, corpus)))
     if not folders:
         raise UserError(
@@ -352,6 +363,7 @@ def read_scores(evaluation: Path) -> Scores:
         UserError: scores.csv is not there, or damaged.
     """
     path = evaluation / TABLE
+    # Else an ID such as 007 would become a number, and NA nothing.
     texts = {"mixture_ID": str, "metric": str}
     try:
         table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])

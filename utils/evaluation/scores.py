@@ -48,8 +48,7 @@ def of_sources(values: Mapping[str, np.ndarray]) -> list[Score]:
     """Scores of the sources, from arrays (source,) by metric."""
     scores = []
     for metric, array in values.items():
-        values = array.tolist()
-        for source, value in enumerate(values, 1):
+        for source, value in enumerate(array.tolist(), 1):
             scores.append(Score(source, metric, value))
     return scores
 

@@ -20,7 +20,7 @@ from utils.data import audio
 from utils.errors import UserError
 from utils.evaluation.apply import Oracle, joined, separated, separated_by_oracle
 from utils.evaluation.methods import Method
-from utils.evaluation.overlap_add import Blocks
+from utils.evaluation.options import Blocks
 from utils.evaluation.results import Row, example_name, whole_name, write_example
 from utils.evaluation.scores import Score
 from utils.evaluation.signals import Samples, blocks, broadcast, whole, zeros
@@ -123,6 +123,7 @@ def score(
     Raises:
         UserError: unreadable files, files of different lengths, or not enough memory on the device.
     """
+    # Files are never resampled: a score would depend on the resampler.
     rate = method.sample_rate(row["mixture_path"])
     mixture, sources = open_example(row["mixture_path"], source_paths, rate, folder)
     try:
@@ -151,6 +152,7 @@ def score(
     for name, text in scored.files.items():
         paths.append(folder / name / f"{whole_name(mixture_id)}.json")
         write_text(paths[-1], text)
+    # In the order in which they were scored, which is that of the sources.
     if keep:
         place = folder / example_name(mixture_id)
         paths += write_example(place, rate, mixture, sources, scored.estimates, result)
@@ -160,7 +162,7 @@ def score(
     return result
 
 
-def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:
+def numbered_score(parent: int, number: int, *job: Any) -> tuple[int, Row]:
     """`score` on one thread, with a number that says whose result it is: results of parallel jobs come in any order.
 
     One thread: numbers do not depend on how many processes there are, and threads of many do not wait for cores.
@@ -174,6 +176,7 @@ def numbered_score(parent: int, number: int, *job) -> tuple[int, Row]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     if os.getpid() != parent and os.getppid() == parent and in_main_thread:
         end_with_parent(parent)
+    # Threads are set for the process, which may have other work afterwards.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -229,6 +232,7 @@ def open_example(
             raise UserError(
                 f"{mixture_path} has {heard.channels} channels, but its sources {n_channels}"
             )
+        # Filled block by block.
         mixture = zeros((1, heard.channels, heard.frames), folder)
         _read_into(mixture, 0, heard)
         sources = zeros((len(source_paths), n_channels, heard.frames), folder)

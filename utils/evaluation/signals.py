@@ -16,6 +16,7 @@ import numpy as np
 
 BLOCK = 2**18  # samples of a signal that are worked on at once
 IN_MEMORY = 2**22  # samples, 16 MiB: signals with more of them, all together, are kept on disk
+_BYTES = 4  # of a sample in float32
 _CHECKED = 2**16  # samples that are looked at together, where this changes no sum
 
 ReadSamples = Callable[[int, int, int], np.ndarray]
@@ -57,14 +58,16 @@ class Signals:
         return chosen._samples(start, stop)
 
     def _chosen(self, index: tuple) -> "Signals":
+        # One number is an array too, of no dimension.
         numbers = np.asarray(self.numbers[index])
         return Signals(numbers, self.shape[-1], self.read)
 
     def _samples(self, start: int, stop: int) -> np.ndarray:
         signals = [self.read(int(number), start, stop) for number in self.numbers.flat]
-        return np.stack(signals).reshape(*self.numbers.shape, stop - start)
+        stacked = np.stack(signals)
+        return stacked.reshape(*self.numbers.shape, stop - start)
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All samples at once: for short signals, and for what cannot do with less."""
         return np.asarray(whole(self), dtype)
 
@@ -87,36 +90,49 @@ class StoredSignals(Signals):
         *leading, length = shape
         n_signals = math.prod(leading)
         numbers = np.arange(n_signals).reshape(leading)
-        super().__init__(numbers, length, self._read)
-        # Open as long as anyone has signals of it.
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        self._file.truncate(n_signals * length * 4)
-
-    def _place(self, number: int, start: int) -> int:
-        """Of a sample in the file, in bytes."""
-        return 4 * (number * self.shape[-1] + start)
-
-    def _read(self, number: int, start: int, stop: int) -> np.ndarray:
-        size = 4 * (stop - start)
-        data = os.pread(self._file.fileno(), size, self._place(number, start))
-        if len(data) < size:
-            raise OSError(errno.EIO, "a temporary file of signals has been cut off")
-        return np.frombuffer(data, np.float32)
+        self._file = _File(n_signals, length, folder)
+        super().__init__(numbers, length, self._file.read)
 
     def __setitem__(self, index: tuple, samples: Any) -> None:
         *leading, time = index
         numbers = self.numbers[tuple(leading)]
         start, stop, _ = time.indices(self.shape[-1])
-        shape = (*numbers.shape, stop - start)
-        flat = np.broadcast_to(samples, shape).reshape(-1, stop - start)
-        for number, signal in zip(numbers.flat, flat, strict=True):
-            data = np.ascontiguousarray(signal, np.float32).tobytes()
-            place = self._place(int(number), start)
-            # A disk that fills takes a part at first, then nothing, with an error.
-            while data:
-                n_written = os.pwrite(self._file.fileno(), data, place)
-                data = data[n_written:]
-                place += n_written
+        # One row for each signal that is written.
+        n_samples = stop - start
+        shape = (*numbers.shape, n_samples)
+        rows = np.broadcast_to(samples, shape).reshape(-1, n_samples)
+        for number, row in zip(numbers.flat, rows, strict=True):
+            self._file.write(int(number), start, row)
+
+
+class _File:
+    """Signals one after the other in a temporary file, which is open as long as anyone has signals of it."""
+
+    def __init__(self, n_signals: int, length: int, folder: Path | None):
+        self.length = length
+        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        # A hole as long as all signals, which reads as zeros.
+        self.file.truncate(n_signals * length * _BYTES)
+
+    def _place(self, number: int, start: int) -> int:
+        """Of a sample in the file, in bytes."""
+        return _BYTES * (number * self.length + start)
+
+    def read(self, number: int, start: int, stop: int) -> np.ndarray:
+        size = _BYTES * (stop - start)
+        data = os.pread(self.file.fileno(), size, self._place(number, start))
+        if len(data) < size:
+            raise OSError(errno.EIO, "a temporary file of signals has been cut off")
+        return np.frombuffer(data, np.float32)
+
+    def write(self, number: int, start: int, samples: np.ndarray) -> None:
+        data = np.ascontiguousarray(samples, np.float32).tobytes()
+        place = self._place(number, start)
+        # A disk that fills takes a part at first, then nothing, with an error.
+        while data:
+            n_written = os.pwrite(self.file.fileno(), data, place)
+            data = data[n_written:]
+            place += n_written
 
 
 def zeros(shape: tuple[int, ...], folder: Path | None = None) -> Any:
@@ -177,15 +193,17 @@ def computed(
         signals: (..., time).
         change: (index, samples) to samples, where index says which of the signals they are of.
     """
-    leading = signals.shape[:-1]
-    numbers = np.arange(math.prod(leading)).reshape(leading)
+    *leading, length = signals.shape
+    # The number of a signal stands for its index.
+    indices = list(np.ndindex(*leading))
+    numbers = np.arange(len(indices)).reshape(leading)
 
     def read(number: int, start: int, stop: int) -> np.ndarray:
-        position = np.unravel_index(number, leading)
-        index = tuple(int(k) for k in position)
-        return change(index, signals[index][..., start:stop])
+        index = indices[number]
+        samples = signals[index][..., start:stop]
+        return change(index, samples)
 
-    return Signals(numbers, signals.shape[-1], read)
+    return Signals(numbers, length, read)
 
 
 def all_finite(signals: Samples) -> np.ndarray:

@@ -31,6 +31,7 @@ class WavWriter:
         self.peak = 0.0
         self.files: list[sf.SoundFile] = []
         for output in outputs:
+            # Bytes, since names need not be UTF-8.
             name = os.fsencode(output)
             file = sf.SoundFile(name, "w", sample_rate, n_channels, "FLOAT", format=container)
             self.files.append(file)
@@ -48,6 +49,7 @@ class WavWriter:
         for file, part in zip(self.files, parts, strict=True):
             write_samples(file, part)
         self.written += len(samples)
+        # Integers cannot hold what is beyond 1, so somebody may ask for it.
         loudest = np.abs(samples).max(initial=0)
         self.peak = max(self.peak, float(loudest))
 
@@ -93,6 +95,7 @@ def write_wav(path: Path, signal: Samples, sample_rate: int) -> None:
 
 def _explained(error: OSError, temporary: Path, path: Path) -> OSError:
     """The error that the system gives: libsndfile does not tell a full disk from others."""
+    # More of the file meets the same obstacle, and the system names it.
     if error.errno == errno.EIO:
         try:
             with open(temporary, "ab") as file:

@@ -7,15 +7,10 @@ figures, training curves, and examples to listen to (HTML).
 import argparse
 from pathlib import Path
 
-from utils.errors import UserError, command
-from utils.files import remove_leftovers, write_text
-from utils.report.experiments import read_experiments
-from utils.report.page import page
-from utils.report.table import markdown
+from utils.errors import UserError, command, importing
 
 
-@command
-def main(arguments: list[str] | None = None) -> None:
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="utils.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -37,7 +32,19 @@ def main(arguments: list[str] | None = None) -> None:
         help="experiment that the others are compared with\n"
         "default: the best of Asteroid's networks, else the unprocessed mixture",
     )
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    # pandas and matplotlib take seconds to import: a wrong option is told before.
+    args = _arguments(arguments)
+    with importing():
+        from utils.files import remove_leftovers, write_text
+        from utils.report.experiments import read_experiments
+        from utils.report.page import page
+        from utils.report.table import markdown
+
     # The page stands beside the table.
     html = args.html or args.out.with_name("report.html")
     entries, others = read_experiments(args.exp, args.data_set)

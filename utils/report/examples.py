@@ -336,12 +336,13 @@ def _example(
 
 def loudest(signals: list[np.ndarray], length: int) -> int:
     """First sample of the stretch of `length` samples with the most energy of all signals (channel, time)."""
-    energy = 0.0
+    energy = np.zeros(signals[0].shape[-1])
     for signal in signals:
         squares = signal.astype(np.float64) ** 2
-        energy = energy + squares.sum(axis=0)
+        energy += squares.sum(axis=0)
     # The energy of a stretch is a difference of two running sums.
-    total = np.concatenate([[0.0], np.cumsum(energy)])
+    running = np.cumsum(energy)
+    total = np.concatenate([[0.0], running])
     of_stretch = total[length:] - total[:-length]
     return int(np.argmax(of_stretch))
 
@@ -353,11 +354,12 @@ def _playable(signal: np.ndarray, rate: int, plan: Plan) -> np.ndarray:
     signal = signal[: plan.channels]
     # A mono signal among stereo ones is played on both sides.
     shape = (plan.channels, signal.shape[1])
-    channels = np.broadcast_to(signal, shape)
-    frames = channels.T.astype(np.float64)
+    signal = np.broadcast_to(signal, shape)
+    # As FLAC has it, time first.
+    transposed = signal.T.astype(np.float64)
     if plan.rate == rate:
-        return frames
-    return soxr.resample(frames, rate, plan.rate)
+        return transposed
+    return soxr.resample(transposed, rate, plan.rate)
 
 
 def levelled(estimate: np.ndarray, reference: np.ndarray, gain: float) -> np.ndarray:
@@ -393,13 +395,18 @@ def _data_uri(kind: str, content: bytes) -> str:
 def _spectra(signal: np.ndarray, rate: int) -> np.ndarray:
     """Magnitudes (frequency, time), as many columns as pixels at most, of the mean channel."""
     mono = signal.mean(axis=1)
+    length = len(mono)
+    width, _ = PIXELS
     # Long enough that frames, one a pixel, overlap by half at least.
-    shortest = 2 * math.ceil(len(mono) / PIXELS[0])
-    window = max(round(0.032 * rate), shortest)
+    hop = math.ceil(length / width)
+    usual = round(0.032 * rate)
+    window = max(usual, 2 * hop)
+    # Frames at equal distances, centred, with zeros around the signal.
     padded = np.pad(mono, window // 2 + 1)
-    n_frames = min(PIXELS[0], len(mono))
-    starts = np.linspace(0, len(mono), n_frames, endpoint=False).astype(int)
-    frames = sliding_window_view(padded, window)[starts]
+    n_frames = min(width, length)
+    starts = np.linspace(0, length, n_frames, endpoint=False)
+    all_frames = sliding_window_view(padded, window)
+    frames = all_frames[starts.astype(int)]
     spectra = np.fft.rfft(frames * np.hanning(window))
     magnitudes = np.abs(spectra).T
     # Frequencies up to HIGHEST.
@@ -410,20 +417,26 @@ def _spectra(signal: np.ndarray, rate: int) -> np.ndarray:
 
 def spectrogram(signal: np.ndarray, rate: int, scale: float) -> str:
     """data: URI of an image of a signal (time, channel); `scale` is the magnitude that is brightest."""
-    spectra = _spectra(signal, rate)
-    relative = np.maximum(spectra / max(scale, 1e-9), 1e-9)
+    magnitudes = _spectra(signal, rate)
+    # In dB of the brightest, without the logarithm of zero.
+    relative = magnitudes / max(scale, 1e-9)
+    relative = np.maximum(relative, 1e-9)
     level = 20 * np.log10(relative)
     # From -RANGE dB, dark, to 0 dB.
     brightness = np.clip(level / RANGE + 1, 0, 1)
     shades = np.rint(brightness * (LEVELS - 1))
     # Low frequencies stand below.
-    rows = shades.astype(np.uint8)[::-1]
+    rows = shades.astype(np.uint8)
+    rows = rows[::-1]
     image = Image.fromarray(rows)
     image = image.resize(PIXELS, Image.Resampling.BOX)
     # The shades are numbers of colours.
     magma = matplotlib.colormaps["magma"]
-    colours = magma(np.linspace(0, 1, LEVELS), bytes=True)
-    image.putpalette(colours[:, :3].tobytes())
+    places = np.linspace(0, 1, LEVELS)
+    colours = magma(places, bytes=True)
+    # Three bytes a colour, without its opacity.
+    palette = colours[:, :3]
+    image.putpalette(palette.tobytes())
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     return _data_uri("image/png", file.getvalue())

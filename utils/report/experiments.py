@@ -294,30 +294,32 @@ def by_data(entries: list[Entry]) -> list[list[Entry]]:
 
 def families(entries: list[Entry]) -> list[list[Entry]]:
     """The unprocessed mixture, oracles, what needs no training, systems, each from best to worst, seeds together."""
-    groups: dict[tuple, list[Entry]] = {}
+    groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
-        groups.setdefault((entry.kind, entry.same_but_seed), []).append(entry)
+        key = (entry.kind, entry.same_but_seed)
+        groups.setdefault(key, []).append(entry)
 
-    def place(group):
-        scores = [entry.score for entry in group if entry.score is not None]
+    def place(family):
+        first = family[0]
+        scores = [entry.score for entry in family if entry.score is not None]
         # Families without any score come last.
-        quality = np.mean(scores) if scores else -np.inf
-        return ORDER[group[0].kind], -quality, group[0].name
+        quality = -np.inf
+        if scores:
+            quality = np.mean(scores)
+        return ORDER[first.kind], -quality, first.name
 
-    def number(entry):
+    def seed_and_name(entry):
         return str(entry.seed), entry.name
 
-    ordered = []
-    for group in sorted(groups.values(), key=place):
-        ordered.append(sorted(group, key=number))
-    return ordered
+    in_order = sorted(groups.values(), key=place)
+    return [sorted(family, key=seed_and_name) for family in in_order]
 
 
 def best(entries: list[Entry]) -> Entry | None:
     """The best system; the best of all if there is none."""
     ranked = [entry for entry in entries if entry.score is not None]
-    # A system before an oracle, whatever its score.
-    return max(ranked, key=lambda e: (e.kind == "system", e.score), default=None)
+    # A system comes before an oracle, whatever its score.
+    return max(ranked, key=lambda entry: (entry.kind == "system", entry.score), default=None)
 
 
 def baseline(entries: list[Entry], name: str | None = None) -> Entry | None:

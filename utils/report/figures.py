@@ -198,17 +198,19 @@ def by_input(entry: Entry) -> tuple[np.ndarray, np.ndarray, bool]:
     # Where both are means over sources, the sources themselves say more.
     sources = []
     if y.source is None:
-        inputs = scores.sources(x.metric)
-        sources = [source for source in scores.sources(y.metric) if source in inputs]
+        with_input = scores.sources(x.metric)
+        sources = [source for source in scores.sources(y.metric) if source in with_input]
     pairs = [(x, y)]
     if sources:
         pairs = [(Measure(x.metric, source), Measure(y.metric, source)) for source in sources]
-    points = []
+    # Of mixtures for which both are known.
+    tables = []
     for pair in pairs:
         columns = [known(scores[measure]) for measure in pair]
-        points.append(pd.concat(columns, axis=1, join="inner").to_numpy())
-    inputs, values = np.concatenate(points).T
-    return inputs, values, bool(sources)
+        table = pd.concat(columns, axis=1, join="inner")
+        tables.append(table.to_numpy())
+    points = np.concatenate(tables)
+    return points[:, 0], points[:, 1], bool(sources)
 
 
 def binned(x: np.ndarray, y: np.ndarray, kind: str = "mean") -> tuple[np.ndarray, np.ndarray]:
@@ -311,12 +313,14 @@ def training_curves(
 
 def _quantities(tables: list[pd.DataFrame]) -> list[str]:
     """What was logged in training or validation, losses first."""
+    # The keys of a dict are in order, and come once.
     quantities: dict[str, None] = {}
     for table in tables:
-        for column in table:
+        logged = table.columns[table.notna().any()]
+        for column in logged:
             # metrics.csv of a training has train_loss, val_loss and the like.
             phase, _, quantity = column.partition("_")
-            if phase in ("train", "val") and table[column].notna().any():
+            if phase in ("train", "val"):
                 quantities[quantity] = None
     return sorted(quantities, key=lambda quantity: "loss" not in quantity)
 

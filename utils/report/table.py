@@ -88,11 +88,12 @@ def row(entry: Entry) -> dict[str, Cell]:
 def _scores(entries: list[Entry]) -> dict[str, Cell]:
     """The scores but the primary one; their means over several experiments."""
     first = entries[0]
+    labels = (*_main_labels(first), *first.labels.columns)
     cells = {}
-    for label in (*_main_labels(first), *first.labels.columns):
+    for label in labels:
         values = [entry.summary(label.key, label.statistic) for entry in entries]
-        # A mean of some of the experiments would be compared with that of all.
         known = [value for value in values if value is not None]
+        # A mean of some of the experiments would be compared with that of all.
         value = None
         if len(known) == len(values):
             value = statistics.fmean(known)

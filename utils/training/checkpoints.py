@@ -71,6 +71,20 @@ def check_fits(checkpoint: dict, system: System, path: str | Path, remedy: str) 
         raise UserError(f"{path} is of another system ({problem}): {remedy}")
 
 
+def check_frozen(checkpoint: dict, system: System, path: str | Path, remedy: str) -> None:
+    """Stop at a checkpoint in which parameters differ that the step leaves alone.
+
+    Raises:
+        UserError: with the first parameter that differs.
+    """
+    for name, parameter in system.named_parameters():
+        value = checkpoint["state_dict"][name]
+        if not parameter.requires_grad and not torch.equal(parameter.detach().cpu(), value):
+            raise UserError(
+                f"{path} is of another training ({name} differs, which the step leaves alone): {remedy}"
+            )
+
+
 class StepCheckpoints(TorchCheckpointIO):
     """Checkpoints that are whole or not there, and are read with care.
 
@@ -93,6 +107,8 @@ class StepCheckpoints(TorchCheckpointIO):
                 f"{path} is of step `{step}`, not of `{self.system.step.name}`: {remedy}"
             )
         check_fits(checkpoint, self.system, path, remedy)
+        # Now, and not after days of training with them.
+        check_frozen(checkpoint, self.system, path, remedy)
         return checkpoint
 
 

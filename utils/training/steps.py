@@ -92,6 +92,12 @@ def run(
     Raises:
         UserError: the YAML, the data or the folder are not as they must be, or the training was ended.
     """
+    try:
+        str(exp).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--exp {exp}: a name that is not UTF-8, which TensorBoard cannot write to; choose another"
+        ) from None
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in LIGHTNING_CHATTER:
         warnings.filterwarnings("ignore", f".*{message}")

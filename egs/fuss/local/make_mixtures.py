@@ -141,7 +141,7 @@ def tree_of(found: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
         if changes:
             raise UserError(
                 f"{tree} was made with other settings ({'; '.join(changes)}). Restore them, or delete {manifests} to "
-                "make it anew (what stays as it is is kept), or choose another name by --name"
+                "make it anew (unchanged audio is kept), or choose another name with --name"
             )
     else:
         files.write_json(stamp, settings | {"clips": names})

@@ -86,6 +86,7 @@ def choose_source(folder: Path) -> tuple[str, int]:
 
 
 def draw_spectrogram(axes: Axes, signal: np.ndarray, title: str) -> None:
+    """The upper `RANGE` dB of a signal (time,)."""
     # In dB, without the logarithm of zero.
     magnitude = spectrogram(signal)[::STEP].T
     level = 20 * np.log10(magnitude + 1e-9)
@@ -103,12 +104,15 @@ def draw_spectrogram(axes: Axes, signal: np.ndarray, title: str) -> None:
 
 
 def draw_rates(axes: Axes, results: dict[Path, dict]) -> None:
+    """A point for each method, in per cent."""
     for result in results.values():
-        holes = 100 * result["hole_rate_30"]["mean"]
-        leaks = 100 * result["leak_rate"]["mean"]
+        holes = result["hole_rate_30"]["mean"]
+        leaks = result["leak_rate"]["mean"]
         # Circles are systems, squares the oracles that calibrate the measure.
-        marker = "o" if result["kind"] == "system" else "s"
-        axes.plot(holes, leaks, marker, label=result["name"])
+        marker = "s"
+        if result["kind"] == "system":
+            marker = "o"
+        axes.plot(100 * holes, 100 * leaks, marker, label=result["name"])
     axes.set_xlabel("hole rate (%): bins 30 dB below the source")
     axes.set_ylabel("leak rate (%)")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -105,9 +105,10 @@ def make_mini(folder: Path, n_jobs: int, numbers: dict[str, int] = MINI) -> int:
     Returns:
         the number of clips.
     """
+    kinds = (*sounds.LONG, *sounds.SHORT)
     products = []
     for split, number in numbers.items():
-        for place, kind in enumerate((*sounds.LONG, *sounds.SHORT)):
+        for place, kind in enumerate(kinds):
             for index in range(number):
                 # Each clip has random numbers of its own, whatever others there are.
                 key = (SPLITS.index(split), place, index)
@@ -118,8 +119,10 @@ def make_mini(folder: Path, n_jobs: int, numbers: dict[str, int] = MINI) -> int:
     return len(products)
 
 
-def _synthesise(path, kind, key):
-    audio.write(path, sounds.make_sound(kind, rng_of(*key), MINI_SECONDS), RATE)
+def _synthesise(path: Path, kind: str, key: tuple[int, ...]) -> tuple[None, list]:
+    """Write a clip; there is no result but the file, and no file is read."""
+    signal = sounds.make_sound(kind, rng_of(*key), MINI_SECONDS)
+    audio.write(path, signal, RATE)
     return None, []
 
 

@@ -1,8 +1,12 @@
-"""Synthetic sounds of several classes for the mini corpus, from nothing: float32 (time,), peak 0.5, 16 kHz."""
+"""Synthetic sounds of several classes for the mini corpus, at 16 kHz.
+
+Each class has a function of random numbers and a length in samples, which long sounds have and short ones ignore.
+"""
 
 import random
 
 import numpy as np
+from numpy.random import Generator
 from scipy.signal import lfilter
 
 from utils.data import speech
@@ -10,8 +14,14 @@ from utils.data import speech
 RATE = 16000
 
 
-def make_sound(kind: str, rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """A sound of a class of `LONG` or `SHORT`; the length holds for those of `LONG` only."""
+def make_sound(kind: str, rng: Generator, seconds: float) -> np.ndarray:
+    """A sound of a class, float32 (time,), peak 0.5.
+
+    Args:
+        kind: a class of `LONG` or `SHORT`.
+        rng: decides all that is random.
+        seconds: length of a sound of `LONG`.
+    """
     maker = LONG.get(kind) or SHORT[kind]
     signal = maker(rng, round(seconds * RATE))
     peak = np.abs(signal).max()
@@ -25,6 +35,7 @@ def _resonance(signal, frequency, bandwidth):
     """A pair of poles: at an angle of the frequency, and as near to the circle as the band is narrow."""
     radius = np.exp(-np.pi * bandwidth / RATE)
     angle = 2 * np.pi * frequency / RATE
+    # H(z) = (1 - r) / (1 - 2 r cos(a) z^-1 + r^2 z^-2).
     middle = -2 * radius * np.cos(angle)
     denominator = [1, middle, radius**2]
     return lfilter([1 - radius], denominator, signal)
@@ -66,7 +77,7 @@ def _spaced(rng, events, gap):
 # ---- long ones: backgrounds
 
 
-def rain(rng: np.random.Generator, frames: int) -> np.ndarray:
+def rain(rng: Generator, frames: int) -> np.ndarray:
     # Few samples are drops, which ring in a band of some kilohertz; the rest is a hiss.
     drops = rng.normal(size=frames)
     drops *= rng.random(frames) < 0.004
@@ -76,7 +87,7 @@ def rain(rng: np.random.Generator, frames: int) -> np.ndarray:
     return ringing + hiss
 
 
-def wind(rng: np.random.Generator, frames: int) -> np.ndarray:
+def wind(rng: Generator, frames: int) -> np.ndarray:
     # Noise through two resonances, as loud as the gusts.
     gusts = 0.2 + _slow(rng, frames, 1.0)
     noise = rng.normal(size=frames)
@@ -85,7 +96,7 @@ def wind(rng: np.random.Generator, frames: int) -> np.ndarray:
     return gusts * _resonance(howling, 300, 300)
 
 
-def engine(rng: np.random.Generator, frames: int) -> np.ndarray:
+def engine(rng: Generator, frames: int) -> np.ndarray:
     # Eleven harmonics of a pitch that wanders.
     lowest = rng.uniform(50, 90)
     pitch = lowest * (1 + 0.1 * _slow(rng, frames, 0.7))
@@ -97,22 +108,26 @@ def engine(rng: np.random.Generator, frames: int) -> np.ndarray:
     return signal
 
 
-def crickets(rng: np.random.Generator, frames: int) -> np.ndarray:
+def crickets(rng: Generator, frames: int) -> np.ndarray:
     # A high tone in short pulses, with longer rests.
     time = np.arange(frames) / RATE
     pulse_rate = rng.uniform(12, 25)
-    is_pulse = np.sin(2 * np.pi * pulse_rate * time) > 0.2
+    pulses = np.sin(2 * np.pi * pulse_rate * time)
+    is_pulse = pulses > 0.2
     frequency = rng.uniform(3800, 5200)
-    tone = _tone(np.full(frames, frequency))
-    is_awake = _slow(rng, frames, 1.5) > 0.25
+    frequencies = np.full(frames, frequency)
+    tone = _tone(frequencies)
+    wakefulness = _slow(rng, frames, 1.5)
+    is_awake = wakefulness > 0.25
     return tone * is_pulse * is_awake
 
 
 # ---- short ones: foregrounds of 0.5 to 2.5 s
 
 
-def bell(rng: np.random.Generator, _: int) -> np.ndarray:
-    time = _time(rng.uniform(1.0, 2.0))
+def bell(rng: Generator, _: int) -> np.ndarray:
+    seconds = rng.uniform(1.0, 2.0)
+    time = _time(seconds)
     pitch = rng.uniform(400, 900)
     # Partials of a bell as multiples of its pitch; the higher, the sooner they are gone.
     partials = (
@@ -130,11 +145,13 @@ def bell(rng: np.random.Generator, _: int) -> np.ndarray:
     return signal
 
 
-def bird(rng: np.random.Generator, _: int) -> np.ndarray:
+def bird(rng: Generator, _: int) -> np.ndarray:
     # Chirps that glide between two frequencies.
     events = []
-    for _ in range(rng.integers(3, 7)):
-        frames = round(rng.uniform(0.06, 0.15) * RATE)
+    n_chirps = rng.integers(3, 7)
+    for _ in range(n_chirps):
+        seconds = rng.uniform(0.06, 0.15)
+        frames = round(seconds * RATE)
         first, last = rng.uniform(1800, 4500, 2)
         glide = np.linspace(first, last, frames)
         chirp = _tone(glide)
@@ -142,14 +159,16 @@ def bird(rng: np.random.Generator, _: int) -> np.ndarray:
     return _spaced(rng, events, 0.08)
 
 
-def dog(rng: np.random.Generator, _: int) -> np.ndarray:
+def dog(rng: Generator, _: int) -> np.ndarray:
     # Barks: harmonics of a falling pitch, with some noise.
     pitch = rng.uniform(250, 450)
     events = []
-    for _ in range(rng.integers(2, 5)):
-        frames = round(rng.uniform(0.12, 0.2) * RATE)
-        falling = 1.3 - 0.6 * np.linspace(0, 1, frames)
-        glide = pitch * falling
+    n_barks = rng.integers(2, 5)
+    for _ in range(n_barks):
+        seconds = rng.uniform(0.12, 0.2)
+        frames = round(seconds * RATE)
+        fall = np.linspace(0, 1, frames)
+        glide = pitch * (1.3 - 0.6 * fall)
         bark = np.zeros(frames)
         for k in range(1, 9):
             bark = bark + _tone(glide * k) / k
@@ -159,12 +178,13 @@ def dog(rng: np.random.Generator, _: int) -> np.ndarray:
     return _spaced(rng, events, 0.2)
 
 
-def drum(rng: np.random.Generator, _: int) -> np.ndarray:
+def drum(rng: Generator, _: int) -> np.ndarray:
     time = _time(0.25)
     n_frames = len(time)
     pitch = rng.uniform(60, 150)
     events = []
-    for _ in range(rng.integers(3, 7)):
+    n_strikes = rng.integers(3, 7)
+    for _ in range(n_strikes):
         # A skin whose pitch falls, and the noise of the stick, which is shorter.
         bend = 1 + 0.5 * np.exp(-30 * time)
         skin = np.sin(2 * np.pi * pitch * time * bend)
@@ -175,20 +195,24 @@ def drum(rng: np.random.Generator, _: int) -> np.ndarray:
     return _spaced(rng, events, 0.15)
 
 
-def siren(rng: np.random.Generator, _: int) -> np.ndarray:
-    time = _time(rng.uniform(1.2, 2.5))
+def siren(rng: Generator, _: int) -> np.ndarray:
+    seconds = rng.uniform(1.2, 2.5)
+    time = _time(seconds)
     # Two harmonics of a pitch that goes up and down.
     middle = rng.uniform(600, 1000)
     swing_rate = rng.uniform(1, 3)
     swing = np.sin(2 * np.pi * swing_rate * time)
     pitch = middle * (1 + 0.3 * swing)
-    signal = _tone(pitch) + 0.4 * _tone(2 * pitch)
+    fundamental = _tone(pitch)
+    octave = _tone(2 * pitch)
+    signal = fundamental + 0.4 * octave
     # A tenth of a second to fade in, and out.
-    edge = np.minimum(time, time[::-1])
-    return signal * np.minimum(1, 10 * edge)
+    to_edge = np.minimum(time, time[::-1])
+    fade = np.minimum(1, 10 * to_edge)
+    return signal * fade
 
 
-def talk(rng: np.random.Generator, _: int) -> np.ndarray:
+def talk(rng: Generator, _: int) -> np.ndarray:
     # A voice of eight, of one of four sets of them.
     seed = int(rng.integers(4))
     speakers = speech.make_speakers(8, seed)

@@ -16,6 +16,7 @@ from utils import files
 from utils.data import audio
 from utils.data.corpus import NOTE, Corpus
 from utils.data.manifest import write_manifest
+from utils.data.mixing import PEAK, peak_of
 from utils.data.products import SHOWN, Product, make, problems_error
 from utils.errors import UserError, command
 
@@ -30,8 +31,7 @@ RATES = {"hq": 44100, "stems": 44100, "mir1k": 16000}
 FILES = ("mixture", "vocals", *STEMS)  # of a song
 SINGERS = ("abjones", "amy")  # of MIR-1K, whose clips train; the other 17 singers test
 DEVELOPMENT = ("abjones_5_08", "abjones_5_09", "amy_9_08", "amy_9_09")
-ADDITIVE = -60.0  # dB: of a difference from the mixture that is worth a word
-PEAK = 0.9  # of a clip of MIR-1K
+ADDITIVE = -60.0  # dB: of a difference from the mixture that is worth a remark
 # Samples by which the files of a song may differ in length. Coders of stems work in frames of 1024 samples, and
 # programs differ by one or two of them in what they leave out at either end.
 LOOSE = 4096
@@ -197,7 +197,8 @@ def read_song(song: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: with all that is wrong with them.
     """
-    signals, problems = {}, []
+    signals = {}
+    problems = []
     for name in FILES:
         path = song / f"{name}.wav"
         # A link to nothing is not an instrumental.
@@ -226,13 +227,16 @@ def read_song(song: Path) -> dict[str, np.ndarray]:
 
 def level_difference(voice: np.ndarray | None, accompaniment: np.ndarray) -> float:
     """Level of a voice less that of its accompaniment in dB; infinite or NaN where one, or both, are silent."""
-    power = np.mean(accompaniment.astype(np.float64) ** 2)
-    power_of_voice: np.floating = np.float64(0)
-    if voice is not None:
-        power_of_voice = np.mean(voice.astype(np.float64) ** 2)
+    voice_power = _power(voice) if voice is not None else np.float64(0)
+    accompaniment_power = _power(accompaniment)
     with np.errstate(divide="ignore", invalid="ignore"):
-        level = 10 * np.log10(power_of_voice / power)
+        ratio = voice_power / accompaniment_power
+        level = 10 * np.log10(ratio)
     return round(float(level), 2)
+
+
+def _power(signal: np.ndarray) -> np.floating:
+    return np.mean(signal.astype(np.float64) ** 2)
 
 
 def remarks_on(
@@ -245,20 +249,20 @@ def remarks_on(
     if not np.any(accompaniment):
         texts.append("the accompaniment is silent")
     # What is left of the mixture without its stems, relative to it.
-    rest = mixture - accompaniment
+    residual = mixture - accompaniment
     if voice is not None:
-        rest = rest - voice
-    rest_power = np.mean(rest**2) + 1e-20
+        residual = residual - voice
+    residual_power = np.mean(residual**2) + 1e-20
     mixture_power = np.mean(mixture**2) + 1e-20
-    ratio = 10 * np.log10(rest_power / mixture_power)
+    level = 10 * np.log10(residual_power / mixture_power)
     if not np.any(mixture):
         texts.append("the mixture is silent")
-    elif ratio > ADDITIVE:
+    elif level > ADDITIVE:
         texts.append(
-            f"its stems do not sum to its mixture: what is left over has {ratio:.1f} dB of it"
+            f"its stems do not sum to its mixture: what is left over is at {level:.1f} dB re the mixture"
         )
     if len(mixture) == 1:
-        texts.append("is mono; heard on both channels")
+        texts.append("is mono: both channels are the same")
     if mixture.shape[1] < RATES["hq"]:
         texts.append(f"is shorter than a second ({mixture.shape[1]} samples)")
     return texts
@@ -377,15 +381,20 @@ def make_clip(
     # Equal power: the mixture has 0 dB.
     power = np.mean(signal**2, axis=1, keepdims=True)
     accompaniment, voice = signal / np.sqrt(power)
-    parts = (accompaniment, voice, accompaniment + voice)
-    peak = max(np.abs(part).max() for part in parts) / PEAK
+    scale = peak_of(accompaniment, voice, accompaniment + voice) / PEAK
     # The mixture is the sum of what 16 bits make of its parts.
-    voice = np.rint(voice / peak / audio.LSB) * audio.LSB
-    accompaniment = np.rint(accompaniment / peak / audio.LSB) * audio.LSB
+    voice = _in_16_bits(voice / scale)
+    accompaniment = _in_16_bits(accompaniment / scale)
     audio.write(mixture_path, voice + accompaniment, rate)
     audio.write(voice_path, voice, rate)
     audio.write(accompaniment_path, accompaniment, rate)
     return signal.shape[1], [path]
+
+
+def _in_16_bits(signal: np.ndarray) -> np.ndarray:
+    """As a file of 16 bits has it."""
+    steps = np.rint(signal / audio.LSB)
+    return steps * audio.LSB
 
 
 # ---- the stage
@@ -411,18 +420,19 @@ def write_manifests(rows: dict[str, list[dict]], folder: Path, rate: int) -> Non
     """A CSV for each set, and a table of them on the terminal."""
     print("set     songs   hours   voice / accompaniment dB (median)")
     for part, part_rows in rows.items():
-        frame = pd.DataFrame(part_rows)
+        table = pd.DataFrame(part_rows)
         first = ["mixture_ID", "mixture_path", "source_1_path", "source_2_path"]
-        others = [column for column in frame if column not in first]
-        frame = frame[first + others]
+        others = [column for column in table if column not in first]
+        table = table[first + others]
         # Silent parts have no ratio.
-        ratios = frame["voice_to_accompaniment_db"]
+        ratios = table["voice_to_accompaniment_db"]
         ratios = ratios.replace([-np.inf, np.inf], np.nan)
-        hours = frame["length"].sum() / rate / 3600
-        # Of songs that lack a stem the cell is empty.
-        frame = frame.astype(object).where(frame.notna(), "")
-        write_manifest(frame, folder / f"{part}.csv")
-        print(f"{part:7s} {len(frame):5d} {hours:7.3f}   {ratios.median():.1f}")
+        hours = table["length"].sum() / rate / 3600
+        # A song that lacks a stem has an empty cell.
+        table = table.astype(object)
+        table = table.where(table.notna(), "")
+        write_manifest(table, folder / f"{part}.csv")
+        print(f"{part:7s} {len(table):5d} {hours:7.3f}   {ratios.median():.1f}")
 
 
 @command

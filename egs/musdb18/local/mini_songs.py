@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.data import audio
+from utils.data.mixing import PEAK, peak_of
 from utils.data.products import Product, make
 
 RATE = 44100
@@ -89,31 +90,32 @@ def synthesise(seed: int, seconds: float, silent: bool = False) -> dict[str, np.
     scale = (MAJOR, MINOR)[seed % 2]
     root = rng.integers(40, 52)  # MIDI number of the tonic
     beat = 60 / rng.uniform(85, 130)  # seconds
-    # Triads on the degrees I, IV, V, VI.
+    # Triads on the degrees I, IV, V, VI: every other step of the scale.
     degrees = rng.choice([0, 3, 4, 5], 4)
+    triad = np.array([0, 2, 4])
     chords = []
     for degree in degrees:
-        # Every other step of the scale.
-        steps = degree + np.array([0, 2, 4])
-        chords.append(scale[steps % 7])
+        steps = (degree + triad) % 7
+        chords.append(scale[steps])
     octave = rng.choice([12, 24])
     voice = _voice(rng, n, scale, root + octave, beat)
     if silent:
         voice[n // 3 : 2 * n // 3] = 0
     drums = _drums(rng, n, beat)
     bass = _bass(n, chords, root - 12, beat)
+    strings = _chords(rng, n, chords, root + 12, beat)
     stems = {
         "vocals": _pan(voice, 0.5) * 0.9,
         "drums": drums,
         "bass": _pan(bass, 0.5),
-        "other": _chords(rng, n, chords, root + 12, beat),
+        "other": strings,
     }
     for name, level in LEVELS.items():
-        rms = np.sqrt(np.mean(stems[name] ** 2))
-        stems[name] *= level / rms
+        power = np.mean(stems[name] ** 2)
+        stems[name] *= level / np.sqrt(power)
     # One gain for all, so that they keep their levels.
     mixture = sum(stems.values())
-    gain = 0.9 / np.abs(mixture).max()
+    gain = PEAK / peak_of(mixture)
     return {name: gain * stem for name, stem in stems.items()}
 
 
@@ -182,12 +184,15 @@ def _drums(rng, n, beat):
     length = round(0.25 * RATE)
     time = np.arange(length) / RATE
     # A sine whose frequency falls to 45 Hz: its phase, in periods, is the integral.
-    periods = 45 * time + 6 * (1 - np.exp(-time * 30))
-    kick = np.sin(2 * np.pi * periods) * np.exp(-time * 14)
+    fall = 1 - np.exp(-time * 30)
+    periods = 45 * time + 6 * fall
+    kick = np.sin(2 * np.pi * periods)
+    kick *= np.exp(-time * 14)
     n_eighths = int(n / RATE / beat * 2)
     for eighth in range(n_eighths):
         # A hat on every eighth, the kick on the first and the snare on the third of four.
         noise = rng.normal(size=length)
+        # A difference of neighbours is bright: it raises high frequencies.
         bright = np.diff(noise, prepend=0)
         hat = bright * np.exp(-time * 70) * 0.25
         drum = np.zeros(length)
@@ -230,7 +235,7 @@ def _chords(rng, n, chords, root, beat):
         delay = rng.choice([0, 0.5])
         start = round((index + delay) * beat * RATE)
         end = min(start + length, n)
-        n_heard = max(end - start, 0)
+        n_played = max(end - start, 0)
         bar = index // 4
         notes = chords[bar % len(chords)]
         for note, place in zip(notes, PLACES, strict=True):
@@ -242,7 +247,7 @@ def _chords(rng, n, chords, root, beat):
                 phase = 2 * np.pi * h * frequency * time + h
                 string = string + np.sin(phase) * decay / h
             pluck = _pan(string, place)
-            out[:, start:end] += pluck[:, :n_heard]
+            out[:, start:end] += pluck[:, :n_played]
     return out
 
 
@@ -271,8 +276,9 @@ def _smooth(signal, seconds):
     padding = (half + 1, width - half - 1)
     padded = np.pad(signal, padding, mode="edge")
     # The sum over a window is a difference of running sums.
-    total = np.cumsum(padded)
-    after = total[width - 1 :]
-    before = np.concatenate([[0], total[:-width]])
-    sums = after - before[: len(after)]
+    running = np.cumsum(padded)
+    after = running[width - 1 :]
+    before = np.concatenate([[0], running[:-width]])
+    before = before[: len(after)]
+    sums = after - before
     return sums[: len(signal)] / width

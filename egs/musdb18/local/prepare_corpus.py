@@ -120,19 +120,20 @@ def stem_songs(root: Path) -> dict[str, dict[str, Path]]:
 
 
 def decode(root: Path, target: Path, n_jobs: int) -> None:
-    """Decode MUSDB18's stems to the layout of MUSDB18-HQ: those that are not there, or were made of other files.
+    """Decode MUSDB18's stems into the layout of MUSDB18-HQ; those that are there, and of the same files, are kept.
 
     Raises:
         UserError: there is no ffmpeg, or it cannot decode some; the others are decoded nevertheless.
     """
+    # The order of the streams says which file is which.
+    settings = {"streams": STREAMS}
     products = []
     for part, songs in stem_songs(root).items():
         for name, path in songs.items():
-            song = target / part / name
-            wavs = tuple(song / f"{stream}.wav" for stream in STREAMS)
-            # The order of the streams says which file is which.
-            settings = {"streams": STREAMS}
-            products.append(Product(f"{part}/{name}", settings, wavs, (path, wavs)))
+            song = f"{part}/{name}"
+            wavs = tuple(target / song / f"{stream}.wav" for stream in STREAMS)
+            arguments = (path, wavs)
+            products.append(Product(song, settings, wavs, arguments))
     make(_decode, products, target, n_jobs, "decoding stems")
 
 

@@ -132,14 +132,14 @@ def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.
     """Draw a mixing list of recordings, keep it in mix_lists/, and read it."""
     folder = stage.corpus.folder
     n_src = stage.args.n_src
+    # By names relative to the data, on which alone the draw depends: the list is the same each time.
     names: dict[str, list[str]] = {}
     for speaker, recordings in sources.groupby("speaker"):
         paths = [Path(path).relative_to(folder) for path in recordings["path"]]
         names[speaker] = list(map(str, paths))
     # Each recording comes about four times.
-    n_mixtures = 2 * len(sources)
-    n_mixtures = min(3000, max(20, n_mixtures))
-    # The draw depends on the names alone, so the list is the same each time.
+    n_mixtures = max(20, 2 * len(sources))
+    n_mixtures = min(3000, n_mixtures)
     text = mixing.draw_list(names, n_src, n_mixtures, seed=part)
     mixing_list = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
     files.write_changed(mixing_list, text)
@@ -194,6 +194,7 @@ def audio_in(folder: Path) -> dict[str, Path]:
     """{stem: path} of the audio files in a folder, not below it."""
     if not folder.is_dir():
         raise UserError(f"{folder}: is not there")
+    # Other files may lie beside them, such as lists and notes.
     paths = {}
     for path in folder.iterdir():
         if is_audio(path) and not is_litter(path.name):
@@ -236,6 +237,7 @@ def sources_of(
         pattern: of an ID of a mixture, with a group for the name of each utterance.
         speaker_of: the speaker by the name of an utterance.
     """
+    # All of them or none: a part of the recordings would make another training set.
     matches = []
     for name in frame["mixture_ID"]:
         match = re.fullmatch(pattern, name)
@@ -246,7 +248,11 @@ def sources_of(
     tables = []
     for number, column in enumerate(source_columns(frame), 1):
         names = [match[number] for match in matches]
-        columns = {"utterance": names, "path": frame[column], "length": frame["length"]}
+        columns = {
+            "utterance": names,
+            "path": frame[column],
+            "length": frame["length"],
+        }
         tables.append(pd.DataFrame(columns))
     table = pd.concat(tables)
     # Where mixtures are cut, each holds another part of an utterance.
@@ -308,9 +314,9 @@ def find_recordings(root: Path) -> list[Recording]:
         # Of the folders below that of the speaker, and the stem.
         labels = []
         for path in paths:
-            _, *rest = parts_below(root, path)
+            _, *inner = parts_below(root, path)
             # A file that lies directly in the directory is a speaker, and its own recording.
-            label = "-".join(rest) or folder
+            label = "-".join(inner) or folder
             labels.append(_dense(label))
         # Names need to differ within a speaker only.
         names = distinct(labels, map(str, paths))
@@ -376,12 +382,13 @@ def consists_of(layout: dict) -> dict:
         tables = list(itertools.chain(*layout["csvs"].values()))
     if tables:
         return {path.name: files.sha256(path) for path in tables}
-    # Reading all of it would take hours; who changes a file without its name is found out by its time.
+    # Reading all of it would take hours; a file that has changed under its name is noticed by its time.
     content = {}
     for key in ("root", "train", "test"):
         if key in layout and layout["form"] != "lists":
             folder = layout[key]
-            content[key] = [str(path.relative_to(folder)) for path in walk(folder)]
+            names = [path.relative_to(folder) for path in walk(folder)]
+            content[key] = list(map(str, names))
     return content
 
 
@@ -392,6 +399,7 @@ def main(argv: list[str] | None = None) -> None:
     corpus.require()
     layout = detect(corpus.roots, args)
     stage = Stage(corpus, layout, args)
+    # Manifests of another corpus, or of this one before it changed, are not mixed with new ones.
     content = consists_of(layout)
     refuse_changes(stage.manifests, content)
     # What is there and whole is kept by each of them.

@@ -82,8 +82,8 @@ def test_a_pair_is_named_by_both_and_a_comma_may_be_part_of_a_name(find, tmp_pat
         ("/", "", "cannot be the name"),
         ("X", "../Y", "--name: '../Y' cannot be the name"),
         ("X", "..", "cannot be the name"),
-        ("X", "y" * 101, "has 101 bytes; at most 100"),
-        ("z" * 101, "", "has 101 bytes; at most 100.*--name"),
+        ("X", "y" * 101, "has 101 bytes, but at most 100"),
+        ("z" * 101, "", "has 101 bytes, but at most 100.*--name"),
     ],
 )
 def test_what_gives_no_folder_is_told(find, tmp_path, text, name, told):

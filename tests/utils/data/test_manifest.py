@@ -16,7 +16,6 @@ from utils.data.manifest import (
     write_manifest,
 )
 from utils.errors import UserError
-from utils.stamps import claim
 
 RATE = 8000
 
@@ -190,10 +189,3 @@ def test_only_what_has_changed_is_checked_again(csv):
     assert asked[3:] == ["a.csv", "b.csv"]
     (folder / "data_report.json").write_text("{")
     assert not checked(csvs, folder, check)[1] and len(asked) == 7
-
-
-def test_a_claimed_folder_accepts_only_the_same_settings(tmp_path):
-    claim(tmp_path / "x", {"rate": 8000})
-    claim(tmp_path / "x", {"rate": 8000})
-    with pytest.raises(UserError, match="rate: 8000 -> 16000"):
-        claim(tmp_path / "x", {"rate": 16000})

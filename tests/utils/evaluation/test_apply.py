@@ -8,13 +8,14 @@ import torch
 from local_models.oracles import OracleBeamformer, StftOracle
 from local_models.system import System, without_offset
 from tests.support import RATE, evaluation_of, two_step_model, write_set
-from utils.evaluate import evaluate
 from utils.evaluation import methods
 from utils.evaluation.apply import apply, apply_oracle
 from utils.evaluation.methods import Method, trained_system
-from utils.evaluation.overlap_add import Blocks, Stitcher
+from utils.evaluation.options import Blocks
+from utils.evaluation.overlap_add import Stitcher
+from utils.evaluation.run import evaluate
 from utils.evaluation.scoring import How, estimate
-from utils.separate import separate_file
+from utils.evaluation.separate_files import separate_file
 from utils.training.model_files import load_system
 
 SHORT = Blocks(segment=1.0, overlap=0.25)

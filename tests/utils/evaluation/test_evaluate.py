@@ -31,10 +31,12 @@ from tests.support import (
     write_set,
 )  # fmt: skip
 from utils.errors import UserError
-from utils.evaluate import corpus_name, evaluate, main
+from utils.evaluate import main
 from utils.evaluation import methods, scoring
 from utils.evaluation.cost import measure
 from utils.evaluation.methods import Method, references, trained_system
+from utils.evaluation.run import evaluate
+from utils.evaluation.sets import corpus_name
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,11 @@ from local_models.oracles.masks import StftOracle
 from local_models.system import without_offset
 from tests.support import RATE, Bands, noise_set, read_final, read_rows, two_step_model, write_set
 from utils.errors import UserError
-from utils.evaluate import evaluate, main
+from utils.evaluate import main
 from utils.evaluation import methods
 from utils.evaluation.methods import Method, references, trained_system
-from utils.evaluation.overlap_add import Blocks
+from utils.evaluation.options import Blocks
+from utils.evaluation.run import evaluate
 from utils.evaluation.scoring import How, estimate
 
 

@@ -24,10 +24,11 @@ from tests.support import (
     write_set,
 )
 from utils.errors import UserError
-from utils.evaluate import evaluate, main
+from utils.evaluate import main
 from utils.evaluation import methods, scoring
 from utils.evaluation.methods import Method, trained_system
 from utils.evaluation.results import example_name, read_scores, read_summary, whole_name
+from utils.evaluation.run import evaluate
 from utils.evaluation.scoring import How
 from utils.files import temporary_name
 from utils.training.config import read_yaml

@@ -1,5 +1,7 @@
 """Signals of long recordings: indexed like arrays, kept on disk, and scored like arrays without being read whole."""
 
+import gc
+import os
 import resource
 import subprocess
 import sys
@@ -79,6 +81,24 @@ def test_long_signals_are_on_disk_without_a_name_and_short_ones_in_memory(monkey
     assert isinstance(long, StoredSignals)
     long[..., 0:501] = noise(2, 501)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_room_on_the_disk_is_free_as_soon_as_nobody_has_signals_of_the_file():
+    def n_open():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = n_open()
+    gc.disable()
+    try:
+        signals = stored(noise(2, 3, 100))
+        part = broadcast(signals[1], (4, 3))
+        del signals
+        assert n_open() == before + 1
+        np.testing.assert_array_equal(part[2, ..., 0:100], noise(2, 3, 100)[1])
+        del part
+        assert n_open() == before
+    finally:
+        gc.enable()
 
 
 def test_a_full_disk_is_an_error_and_no_silence(tmp_path):

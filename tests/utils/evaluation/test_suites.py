@@ -9,10 +9,10 @@ import pytest
 from tests.bench.bench_bss_eval_v4 import museval_module
 from tests.support import RATE, evaluation_of, read_final, read_rows, write_set
 from utils.errors import UserError
-from utils.evaluate import evaluate
 from utils.evaluation.methods import Method
 from utils.evaluation.metrics.bss_eval import bss_eval
 from utils.evaluation.results import read_scores
+from utils.evaluation.run import evaluate
 from utils.evaluation.scoring import How
 from utils.evaluation.suites import SUITES
 from utils.report.labels import LABELS

@@ -194,16 +194,18 @@ def altered_frozen_part(path):
     torch.save(state, path)
 
 
-@pytest.mark.parametrize("damage", [cut, empty, other_step, other_shapes])
+@pytest.mark.parametrize("damage", [cut, empty, other_step, other_shapes, altered_frozen_part])
 def test_a_damaged_last_checkpoint_is_named_with_what_to_do(
     conf, tone_manifests, tmp_path, step, capsys, damage
 ):
     run = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
     train_until((1, 0), run)
     damage(step / "last.ckpt")
+    before = (step / "metrics.csv").read_bytes()
     message = refusal(capsys, *run)
     assert message.count("\n") == 1
     assert f"{step / 'last.ckpt'} is" in message and f"delete {step} to train" in message
+    assert (step / "metrics.csv").read_bytes() == before, "told before anything is trained"
 
 
 @pytest.mark.parametrize("damage", [cut, empty, other_shapes])

@@ -65,6 +65,10 @@ def test_two_processes_train_and_validate_as_one_and_wait_for_each_other(
         assert list(tables[0].columns) == list(tables[1].columns)
         np.testing.assert_allclose(tables[0]["val_loss"], tables[1]["val_loss"], atol=tolerance)
         assert json.loads((double / step / "done.json").read_text())["device"].startswith("2 x")
+    # The gains of the decoders come from all validation mixtures, each of them once.
+    gains = [torch.load(exp / "frontend/best.ckpt")["state_dict"] for exp in (single, double)]
+    for name in ("gain_cross", "gain_power"):
+        torch.testing.assert_close(gains[1][name], gains[0][name], rtol=1e-4, atol=0)
     assert load_system(double / "model.pth").n_src == 2
     run_to_the_end(*two)  # nothing to do
 

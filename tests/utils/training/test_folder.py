@@ -224,6 +224,15 @@ def test_a_finished_experiment_that_can_only_be_read_is_left_alone(
     assert "seed: 0 -> 5" in refusal(capsys, *run, "seed=5")
 
 
+def test_names_that_are_not_utf8_are_taken_but_for_the_folder_that_tensorboard_writes(
+    conf, manifests, tmp_path, capsys
+):
+    odd = manifests.rename(manifests.parent / os.fsdecode(b"caf\xe9"))
+    run = arguments(conf, odd, tmp_path / os.fsdecode(b"exp\xe9"), *FRONTEND)
+    assert "is not UTF-8, which TensorBoard cannot write" in refusal(capsys, *run)
+    train.main(arguments(conf, odd, tmp_path / "exp", "steps.frontend.epochs=1", *FRONTEND))
+
+
 def test_the_commit_says_when_files_of_the_code_are_in_none(tmp_path):
     for command in (
         ["init", "-q"],

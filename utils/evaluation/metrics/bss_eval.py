@@ -67,9 +67,9 @@ def sdr(
 
 
 def _best_sdr(
-    estimates: Signals,
+    estimates: Samples,
     usable: np.ndarray,
-    references: Signals,
+    references: Samples,
     scored: np.ndarray,
     filter_length: int,
 ) -> np.ndarray:
@@ -191,8 +191,9 @@ def _checked(
 
 def _with_unit_energy(signals: Samples) -> tuple[Signals, np.ndarray]:
     """Signals scaled to an energy of 1, and which could be; silence and what is not finite become zeros."""
-    energy = np.zeros(signals.shape[:-1])
-    for block in blocks(signals.shape[-1]):
+    *leading, length = signals.shape
+    energy = np.zeros(leading)
+    for block in blocks(length):
         samples = np.asarray(signals[..., block], np.float64)
         energy += np.einsum("...t,...t->...", samples, samples)
     norm = np.sqrt(energy)

@@ -229,11 +229,16 @@ def _stems(
             f"estimates {estimates.shape} and references {references.shape} must have one shape, (source, channel, "
             "time), with at least one sample"
         )
-    broken = ~all_finite(references).all(axis=-1)
-    if broken.any():
-        numbers = np.flatnonzero(broken).tolist()
+    if not all_finite(references).all():
+        numbers = np.flatnonzero(_not_finite(references)).tolist()
         raise ValueError(f"NaN or infinity in the references of sources {numbers}")
-    return estimates, references, ~all_finite(estimates).all(axis=-1)
+    return estimates, references, _not_finite(estimates)
+
+
+def _not_finite(signals: Samples) -> np.ndarray:
+    """Which sources hold NaN or infinity: (source,)."""
+    of_channels = all_finite(signals)
+    return ~np.all(of_channels, axis=-1)
 
 
 def _frames(length: int, sample_rate: float, window: float, hop: float) -> list[slice]:

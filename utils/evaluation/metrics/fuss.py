@@ -9,6 +9,7 @@ that made its numbers: google-research/sound-separation, models/dcase2020_fuss_b
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -181,7 +182,7 @@ def row(clip: Clip) -> dict:
     # The score of a single source is no improvement: there is nothing to remove.
     several = clip.n_references > 1
     single = clip.n_references == 1
-    result = {
+    result: dict[str, float] = {
         "n_references": clip.n_references,
         "n_estimates": clip.n_estimates,
     }
@@ -218,7 +219,7 @@ def summary(frame: pd.DataFrame) -> dict:
         clips with so many references.
     """
     scored = frame[frame.n_references > 0]
-    result = {
+    result: dict[str, Any] = {
         "n": len(scored),
         "skipped": len(frame) - len(scored),
     }

@@ -33,6 +33,8 @@ def stoi(
 ) -> np.ndarray:
     """Short-time objective intelligibility; too short is less than some 0.4 s of speech.
 
+    The package takes whole signals and some 100 MiB a minute of them, one pair at a time.
+
     Args:
         estimates, references: (..., source, time) in the order that is to be compared; leading dimensions broadcast.
         sample_rate: in Hz, any.

@@ -159,7 +159,7 @@ def correlations(
 
 
 @jit(fastmath=True)
-def _add_products(sums, a, b):
+def _add_products(sums: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """Add conj(a) b, of (i, block, frequency) and (j, block, frequency), to (i, j, frequency)."""
     n_signals, n_blocks, n_frequencies = a.shape
     for i, j, block in np.ndindex(n_signals, len(b), n_blocks):
@@ -206,12 +206,15 @@ def _toeplitz_product(auto: np.ndarray, filters: np.ndarray) -> np.ndarray:
     size = 2 * n_lags
     # Lags 0 to n - 1, then -n to -1; the entry of lag -n, here lag 0, meets zeros only.
     transposed = auto.swapaxes(0, 1)
-    negative = np.roll(transposed[..., ::-1], 1, axis=-1)
+    reversed_lags = transposed[..., ::-1]
+    negative = np.roll(reversed_lags, 1, axis=-1)
     both_signs = np.concatenate([auto, negative], axis=-1)
     matrix = rfft(both_signs).conj()
     taps = rfft(filters, size)
-    products = np.einsum("rsf,esf->erf", matrix, taps)
-    return irfft(products, size)[..., :n_lags]
+    # Sum over the references s of the filters of estimate e, at frequency f.
+    spectra = np.einsum("rsf,esf->erf", matrix, taps)
+    products = irfft(spectra, size)
+    return products[..., :n_lags]
 
 
 # ---- from the signals themselves

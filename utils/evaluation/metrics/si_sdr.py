@@ -41,14 +41,14 @@ def si_sdr(
     mean_e, energy_e = _mean_and_energy(estimates)
     mean_r, energy_r = _mean_and_energy(references)
 
-    def product(e, r):
+    def product(e: np.ndarray, r: np.ndarray) -> np.ndarray:
         return (e - mean_e) * (r - mean_r)
 
-    def target_energy(r):
+    def target_energy(r: np.ndarray) -> np.ndarray:
         target = scale * (r - mean_r)
         return target**2
 
-    def residual_energy(e, r):
+    def residual_energy(e: np.ndarray, r: np.ndarray) -> np.ndarray:
         target = scale * (r - mean_r)
         residual = (e - mean_e) - target
         return residual**2
@@ -112,10 +112,11 @@ def sum_over_time(term: Callable[..., np.ndarray], *signals: Samples) -> np.ndar
 
 def _mean_and_energy(signals: Samples) -> tuple[np.ndarray, np.ndarray]:
     """Means (..., 1), and energies without them: 0 where only rounding is left."""
+    length = signals.shape[-1]
     raw = sum_over_time(lambda x: x**2, signals)
     total = sum_over_time(lambda x: x, signals)
-    length = signals.shape[-1]
-    mean = (total / length)[..., None]
+    average = total / length
+    mean = average[..., None]
     energy = sum_over_time(lambda x: (x - mean) ** 2, signals)
     # A constant signal leaves rounding when its mean is removed.
     only_rounding = energy <= _SILENCE * raw
@@ -162,7 +163,7 @@ def inverted(
         mean_e, _ = _mean_and_energy(estimates)
         mean_r, _ = _mean_and_energy(references)
 
-        def product(e, r):
+        def product(e: np.ndarray, r: np.ndarray) -> np.ndarray:
             return (e - mean_e) * (r - mean_r)
 
         correlation = sum_over_time(product, estimates, references)

@@ -33,15 +33,21 @@ def _spectra(signal: Samples) -> Iterator[np.ndarray]:
     """The spectrogram in parts (frame, frequency)."""
     # Frames begin before the signal and end after it, so that every sample is in window / hop of them.
     before = _WINDOW - _HOP
-    n_frames = math.ceil((signal.shape[-1] + before) / _HOP)
+    length = signal.shape[-1]
+    n_frames = math.ceil((length + before) / _HOP)
     # The square root of a periodic Hann window, sin^2(pi n / N).
-    window = np.sin(np.pi * np.arange(_WINDOW) / _WINDOW)
+    phase = np.pi * np.arange(_WINDOW) / _WINDOW
+    window = np.sin(phase)
     for first in range(0, n_frames, _FRAMES):
         n_here = min(_FRAMES, n_frames - first)
+        last = first + n_here - 1
+        # Samples from the begin of the first frame to the end of the last one.
         begin = first * _HOP - before
-        end = begin + (n_here - 1) * _HOP + _WINDOW
-        frames = sliding_window_view(between(signal, begin, end), _WINDOW)[::_HOP]
-        yield np.abs(np.fft.rfft(frames * window))
+        end = last * _HOP - before + _WINDOW
+        samples = between(signal, begin, end)
+        frames = sliding_window_view(samples, _WINDOW)[::_HOP]
+        spectra = np.fft.rfft(frames * window)
+        yield np.abs(spectra)
 
 
 def spectral_holes(
@@ -107,8 +113,8 @@ def _gain(estimate: Samples, reference: Samples) -> float:
     for block in blocks(estimate.shape[-1]):
         samples = estimate[..., block].astype(np.float64)
         true = reference[..., block].astype(np.float64)
-        energy += samples @ samples
-        product += samples @ true
+        energy += float(samples @ samples)
+        product += float(samples @ true)
     # gain = |<e, s>| / |e|^2.
     return abs(product) / energy if energy > 0 else 0.0
 

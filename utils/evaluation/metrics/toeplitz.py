@@ -45,7 +45,7 @@ def least_squares_filters(
 
 
 @jit(fastmath={"reassoc", "contract"})
-def _filters_of_one(auto, cross):
+def _filters_of_one(auto: np.ndarray, cross: np.ndarray) -> tuple[np.ndarray, bool]:
     """Levinson's recursion for one reference: (lag,) and (estimate, lag) to (estimate, lag), and success."""
     length = len(auto)
     filters = np.zeros(cross.shape)
@@ -90,7 +90,7 @@ def _filters_of_one(auto, cross):
 
 
 @jit(fastmath={"reassoc", "contract"})
-def _filters_of_many(auto, cross):
+def _filters_of_many(auto: np.ndarray, cross: np.ndarray) -> np.ndarray:
     """Whittle's recursion: (reference, reference, lag) and (estimate, reference, lag) to (estimate, reference, lag).
 
     As `_filters_of_one`, with matrices (reference, reference) in place of numbers: `forward` predicts the newest
@@ -148,7 +148,7 @@ def _filters_of_many(auto, cross):
 
 
 @jit(fastmath={"reassoc", "contract"})
-def _product(a, b):
+def _product(a: np.ndarray, b: np.ndarray) -> float:
     """Inner product of two vectors."""
     total = 0.0
     for k in range(len(a)):
@@ -157,7 +157,7 @@ def _product(a, b):
 
 
 @jit(fastmath={"reassoc", "contract"})
-def _subtract(signals, weights, others):
+def _subtract(signals: np.ndarray, weights: np.ndarray, others: np.ndarray) -> None:
     """signals -= weights @ others, over the length of the latter."""
     for row, other in np.ndindex(weights.shape):
         weight = weights[row, other]
