@@ -222,7 +222,8 @@ class FrontEndStep(TrainingStep):
         return values
 
     def after_training(self, metrics: Mapping[str, Tensor]) -> None:
-        share = float(metrics["val_silence_share"])
+        # A training that was killed after its last epoch has nothing left to validate.
+        share = float(metrics.get("val_silence_share", 0.0))
         if share > instruments.LARGEST_SILENCE_SHARE:
             print(
                 f"the code of silence has {share:.0%} of the energy of all codes: this front end writes waveforms onto "

@@ -162,7 +162,7 @@ def test_the_second_step_goes_on_exactly_with_rates_halved_by_a_maximum(tmp_path
 def test_an_early_stop_that_was_reached_before_a_kill_is_not_trained_over(
     conf, tone_manifests, tmp_path, monkeypatch
 ):
-    options = ("steps.frontend.early_stop=1", "steps.frontend.optim.lr=1e-12", *FRONTEND)
+    options = ("steps.frontend.early_stop=1", "steps.frontend.optim.lr=1e-9", *FRONTEND)
     run = arguments(conf, tone_manifests, tmp_path / "exp", "steps.frontend.epochs=9", *options)
     with monkeypatch.context() as patch:
         patch.setattr(steps, "finish", lambda *_: (_ for _ in ()).throw(KeyError("killed")))

@@ -137,7 +137,7 @@ def test_a_model_in_asteroids_format_is_a_start(tone_manifests, run, capsys):
     config = finetune() | {"system": ASTEROID, "steps": {"joint": {"epochs": 1}}}
     model = run(config)
     model = model.rename(model.parent / "asteroid")
-    config["steps"]["joint"] |= {"start_from": str(model), "optim": {"lr": 1e-12}}
+    config["steps"]["joint"] |= {"start_from": str(model), "optim": {"lr": 1e-9}}
     exp = run(config)
     for name, value in weights(model / "model.pth").items():
         torch.testing.assert_close(weights(exp / "model.pth")[name], value)
