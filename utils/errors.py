@@ -70,6 +70,7 @@ def importing() -> Iterator[None]:
     usual = (signal.default_int_handler, signal.SIG_DFL)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     replaced = {number: handler for number, handler in before.items() if handler in usual}
+    # Not raised as an exception: some libraries catch what an import of theirs raises.
     for number in replaced:
         signal.signal(number, _end_at_once)
     try:

@@ -107,22 +107,27 @@ def test_nothing_is_printed_after_the_message():
 
 
 # Commands that answer wrong options before they import what takes seconds, with arguments that get them so far.
-COMMANDS = {"utils.train": ["--conf", "x.yml", "--manifests", "m", "--exp", "e"]}
+COMMANDS = {
+    "utils.train": ["--conf", "x.yml", "--manifests", "m", "--exp", "e"],
+    "utils.evaluate": ["--exp", str(ROOT), "--manifest", __file__],
+    "utils.separate": ["model.pth", "x.wav"],
+    "utils.report": [],
+}
 
 
 @pytest.fixture
-def slow_torch(tmp_path):
-    """A torch in front of the real one that says that it is being imported, and takes a minute."""
-    (tmp_path / "torch").mkdir()
+def slow_numpy(tmp_path):
+    """A numpy in front of the real one that says that it is being imported, and takes a minute."""
+    (tmp_path / "numpy").mkdir()
     code = (
         "import pathlib, time\npathlib.Path(__file__).with_name('begun').touch()\ntime.sleep(60)\n"
     )
-    (tmp_path / "torch/__init__.py").write_text(code)
+    (tmp_path / "numpy/__init__.py").write_text(code)
     return tmp_path
 
 
-def begin(module, arguments, slow_torch):
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(slow_torch), str(ROOT)]))
+def begin(module, arguments, slow_numpy):
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(slow_numpy), str(ROOT)]))
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments], env=environment, stdout=-1, stderr=-1, text=True
     )
@@ -130,21 +135,21 @@ def begin(module, arguments, slow_torch):
 
 @pytest.mark.parametrize("module", COMMANDS)
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--nonsense"], 2)])
-def test_help_and_wrong_options_are_answered_before_torch_is_imported(
-    module, arguments, code, slow_torch
+def test_help_and_wrong_options_are_answered_before_numpy_is_imported(
+    module, arguments, code, slow_numpy
 ):
-    process = begin(module, arguments, slow_torch)
+    process = begin(module, arguments, slow_numpy)
     said = process.communicate(timeout=30)
     assert process.returncode == code
     assert "usage: " + module in said[0 if code == 0 else 1]
-    assert not (slow_torch / "torch/begun").exists()
+    assert not (slow_numpy / "numpy/begun").exists()
 
 
 @pytest.mark.parametrize("module", COMMANDS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_that_is_ended_while_it_imports_says_so_in_one_line(module, number, slow_torch):
-    process = begin(module, COMMANDS[module], slow_torch)
-    while not (slow_torch / "torch/begun").exists():
+def test_a_command_that_is_ended_while_it_imports_says_so_in_one_line(module, number, slow_numpy):
+    process = begin(module, COMMANDS[module], slow_numpy)
+    while not (slow_numpy / "numpy/begun").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(number)

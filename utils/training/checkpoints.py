@@ -63,12 +63,12 @@ def check_fits(checkpoint: dict, system: System, path: str | Path, remedy: str) 
     """
     # Lightning would tell all differences at once, in hundreds of lines.
     own = system.state_dict()
-    expected = {name: value.shape for name, value in own.items()}
-    shapes = {name: value.shape for name, value in checkpoint["state_dict"].items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if expected.get(name) != shapes.get(name):
+    weights = checkpoint["state_dict"]
+    for name in sorted(own.keys() | weights.keys()):
+        is_in_both = name in own and name in weights
+        if not is_in_both or own[name].shape != weights[name].shape:
             raise UserError(f"{path} is of another system ({name} differs): {remedy}")
-    for problem in other_kinds(checkpoint["state_dict"], own).values():
+    for problem in other_kinds(weights, own).values():
         raise UserError(f"{path} is of another system ({problem}): {remedy}")
 
 

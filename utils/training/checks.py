@@ -60,19 +60,21 @@ def check_values(values: dict, root: type, where: str) -> None:
 def check_numbers(values: dict, root: type, where: str) -> None:
     """Stop at a number that is not finite, or lies outside the range beside its declaration; as `check_values`."""
     for setting in _settings(values, root, ""):
-        number, bounds = setting.value, setting.bounds
+        number = setting.value
+        # To Python, true is a number.
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
         shown = f"{where}: {setting.key}: {_short(number)}"
         if not math.isfinite(number):
             raise UserError(f"{shown} is not a finite number")
-        problem = bounds.problem(number) if bounds else None
+        problem = setting.bounds.problem(number) if setting.bounds else None
         if problem:
             raise UserError(f"{shown} {problem}")
 
 
 def _problem(setting: Setting) -> str | None:
-    value, kind = setting.value, setting.kind
+    value = setting.value
+    kind = setting.kind
     if value is None and not setting.nullable:
         return "null is not a value that it can have; to take a key away, use remove=[KEY]"
     if kind in (int, float) and isinstance(value, str):
@@ -99,6 +101,7 @@ def _settings(value, hint, key: str) -> Iterator[Setting]:
 
 
 def _settings_of_mapping(values: dict, kind, key: str):
+    # A class that the values name themselves takes the place of the declared one.
     cls = kind
     prefix = f"{key}." if key else ""
     if isinstance(values.get("class_path"), str):
@@ -120,13 +123,16 @@ def _settings_of_mapping(values: dict, kind, key: str):
 
 def _declared(hint) -> tuple[object, bool, Range | None]:
     """The type behind `Annotated` and `| None`, whether null is a value of it, and the range beside it."""
-    nullable, bounds = hint is None, None
+    nullable = hint is None
+    bounds = None
+    # One layer after the other, in whatever order they are put around the type.
     while True:
         origin = typing.get_origin(hint)
         if origin is typing.Annotated:
             bounds = next((m for m in hint.__metadata__ if isinstance(m, Range)), bounds)
             hint = hint.__origin__
         elif origin in (typing.Union, types.UnionType):
+            # Of a type and None the type counts; several types are left to the parser.
             others = [each for each in typing.get_args(hint) if each is not type(None)]
             nullable = nullable or len(others) < len(typing.get_args(hint))
             if len(others) != 1:
@@ -144,7 +150,10 @@ def _hint_of_item(kind, index: int):
     inner = typing.get_args(kind)
     if not inner:
         return None
-    return inner[index] if index < len(inner) and inner[index] is not Ellipsis else inner[0]
+    # A list has one type for all items; `tuple[int, ...]` too, where an ellipsis stands in the second place.
+    if index < len(inner) and inner[index] is not Ellipsis:
+        return inner[index]
+    return inner[0]
 
 
 def _locate(class_path: str):
@@ -156,6 +165,7 @@ def _locate(class_path: str):
 
 def _arguments(cls: typing.Any) -> dict[str, object]:
     """The settings of a class with their types, None where there is none; those handed on to its bases included."""
+    # Fields that no value may set are no settings.
     if dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls, include_extras=True)
         return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}

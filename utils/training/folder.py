@@ -101,6 +101,7 @@ def claim_folder(exp: Path, experiment: Experiment, manifests: Path, steps: Iter
     """
     path = exp / "config.yml"
     settings = {key: value for key, value in experiment.plain().items() if key not in MAY_CHANGE}
+    # A finished training is only looked at: its data may have gone to an archive.
     is_done = all((exp / step / "done.json").exists() for step in steps)
     # As long as nothing is trained, a mended setting takes the place of the old one.
     if path.exists() and is_begun(exp):

@@ -35,6 +35,7 @@ def other_kinds(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dic
         weights: of a file.
         own: of the system that they are for, into which torch would convert them without a word.
     """
+    # By name, so that a message can list them in the same order each time.
     problems = {}
     # Names that only one side has are told elsewhere.
     for name in sorted(weights.keys() & own.keys()):

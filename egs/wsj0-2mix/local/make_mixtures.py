@@ -97,12 +97,14 @@ def from_pair(stage: Stage) -> Tables:
     """Directories of recordings: validation (every tenth recording) and test are mixed here, training on the fly."""
     given = find_recordings(stage.layout["train"])
     # Speakers of validation are those of training, as in WSJ0.
+    # Every tenth, and not the last tenth, which would be of few speakers.
     parts = {
         "tr": [recording for i, recording in enumerate(given) if i % 10],
         "cv": given[::10],
         "tt": find_recordings(stage.layout["test"]),
     }
     for part, recordings in parts.items():
+        # Told before anything is written.
         n_speakers = len(speakers_of(recordings))
         if n_speakers < stage.args.n_src:
             origin = stage.layout["test" if part == "tt" else "train"]

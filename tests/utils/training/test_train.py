@@ -15,7 +15,7 @@ import soundfile as sf
 import torch
 import yaml
 
-from local_models.two_step.system import FrontEndStep
+from local_models.two_step.system import FrontEndStep, SeparatorStep
 from tests.utils.training.small_training import (
     FRONTEND,
     arguments,
@@ -256,6 +256,18 @@ def test_what_is_wrong_in_a_later_step_is_told_before_the_first_one_is_trained(
     message = refusal(capsys, *call)
     assert said in message and message.count("\n") == 1
     assert not list(exp.glob("*/*.ckpt"))
+
+
+def test_ctrl_c_while_later_steps_are_rehearsed_is_one_line(
+    conf, tone_manifests, tmp_path, capsys, monkeypatch
+):
+    def interrupted(step, batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SeparatorStep, "losses", interrupted)
+    message = refusal(capsys, *arguments(conf, tone_manifests, tmp_path / "exp"))
+    assert message.endswith("error: interrupted; nothing is trained yet\n")
+    assert "Traceback" not in message and not list((tmp_path / "exp").glob("*/*.ckpt"))
 
 
 def test_later_steps_are_rehearsed_once_and_leave_the_training_as_it_is(
