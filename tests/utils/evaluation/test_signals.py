@@ -12,6 +12,7 @@ import pytest
 import soundfile as sf
 
 from tests.support import RATE, ROOT, two_step_model
+from utils.errors import UserError
 from utils.evaluation import signals as signals_module
 from utils.evaluation.metrics import spectral_holes as spectral_holes_module
 from utils.evaluation.metrics.bss_eval import bss_eval, sdr
@@ -182,6 +183,16 @@ def test_files_are_read_into_temporary_files_as_into_memory(monkeypatch, tmp_pat
         np.testing.assert_array_equal(array, whole(signals))
     np.testing.assert_array_equal(inside[0], noise(2, 9000))
     assert not inside[1][0].any()
+
+
+@pytest.mark.parametrize(("rate", "words"), [(RATE, "NaN or infinite"), (2 * RATE, "sampled at")])
+def test_what_is_read_by_blocks_is_checked_as_whole_files_are(tmp_path, rate, words):
+    signal = noise(1, 9000)
+    write_wav(tmp_path / "mix.wav", signal, RATE)
+    signal[0, 8999] = np.nan
+    sf.write(tmp_path / "s1.wav", signal[0], RATE, subtype="FLOAT")
+    with pytest.raises(UserError, match=words):
+        open_example(str(tmp_path / "mix.wav"), [str(tmp_path / "s1.wav")], rate)
 
 
 def test_a_wav_file_of_what_is_not_finite_holds_silence_there(tmp_path):
