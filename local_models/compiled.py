@@ -1,12 +1,17 @@
 """numba's compiler, with a place for what it has compiled wherever the code is installed."""
 
+import functools
+import hashlib
 import os
 import stat
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
+
+ROOT = Path(__file__).parents[1]
 
 
 def jit(**options: Any) -> Callable:
@@ -14,12 +19,13 @@ def jit(**options: Any) -> Callable:
 
     numba keeps it in `NUMBA_CACHE_DIR`, beside the source, or in the home folder, and raises a RuntimeError if it may
     write in none of them, as in a container with a read-only checkout and no home. Then it is kept in a folder for
-    temporary files, or compiled anew by each process.
+    temporary files, or compiled anew by each process. It is compiled anew as well when any file with compiled functions
+    has changed: numba looks at the function's own file alone, and would keep what it has inlined from another.
     """
 
     def decorate(function):
         try:
-            return numba.njit(cache=True, **options)(function)
+            return _of_these_sources(numba.njit(cache=True, **options)(function))
         except RuntimeError:
             folder = _temporary_cache()
         if folder is None:
@@ -27,9 +33,29 @@ def jit(**options: Any) -> Callable:
             return numba.njit(**options)(function)
         # From now on for all functions, those of other packages too.
         numba.config.CACHE_DIR = folder
-        return numba.njit(cache=True, **options)(function)
+        return _of_these_sources(numba.njit(cache=True, **options)(function))
 
     return decorate
+
+
+def _of_these_sources(function):
+    """The compiled function, which numba then finds on disk only if all sources are those that it was made of."""
+    # No public option does it; the version of numba is pinned.
+    index = function._cache._cache_file
+    index._source_stamp = (index._source_stamp, _sources(ROOT))
+    return function
+
+
+@functools.cache
+def _sources(root: Path) -> str:
+    """A hash of the files of the product that have compiled functions."""
+    digest = hashlib.sha256()
+    for folder in ("local_models", "utils"):
+        for path in sorted((root / folder).rglob("*.py")):
+            content = path.read_bytes()
+            if b"jit" in content:
+                digest.update(content)
+    return digest.hexdigest()
 
 
 def _temporary_cache() -> str | None:

@@ -1,5 +1,6 @@
 """Compiled functions work, and their compilation is kept, wherever the code stands."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 
+from local_models import compiled
 from local_models.compiled import jit
 from tests.support import ROOT
 
@@ -51,6 +53,32 @@ def test_a_folder_that_others_may_have_filled_is_not_used(fault, nowhere, tmp_pa
         nowhere.chmod(0o777)
     assert np.array_equal(jit()(double)(np.arange(3)), [0, 2, 4])
     assert not list(tmp_path.rglob("*.nbi"))
+
+
+def test_a_function_is_compiled_anew_when_one_that_it_calls_has_changed(monkeypatch, tmp_path):
+    """In another file: numba by itself goes on with what it has inlined."""
+    monkeypatch.setattr(compiled, "ROOT", tmp_path)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path / "utils")
+    (tmp_path / "utils").mkdir()
+    calling = "from called_by_test import g\nfrom local_models.compiled import jit\n"
+    (tmp_path / "utils" / "calling_by_test.py").write_text(
+        f"{calling}@jit()\ndef f(x):\n    return 10 * g(x)\n"
+    )
+    results = []
+    for addend in (1, 2):
+        (tmp_path / "utils" / "called_by_test.py").write_text(
+            f"from local_models.compiled import jit\n@jit()\ndef g(x):\n    return x + {addend}\n"
+        )
+        # As in a process of its own.
+        compiled._sources.cache_clear()
+        importlib.invalidate_caches()
+        for name in ("called_by_test", "calling_by_test"):
+            sys.modules.pop(name, None)
+        shutil.rmtree(tmp_path / "utils" / "__pycache__", ignore_errors=True)
+        results.append(importlib.import_module("calling_by_test").f(1))
+    compiled._sources.cache_clear()
+    assert results == [20, 30]
 
 
 PROGRAM = """

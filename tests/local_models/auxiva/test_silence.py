@@ -91,6 +91,16 @@ def test_frames_far_below_the_recording_are_silent():
     assert not audible(mixture)[..., -3:].any()
 
 
+def test_frames_in_which_one_microphone_has_faded_are_silent():
+    """By the window, or as a resampler rings: they tell nothing of where a source is. A faint one does."""
+    mixture = torch.from_numpy(spectrogram(2))[None]
+    mixture[:, 1, :, -3:] *= 1e-3
+    mixture[:, 1, :, :3] *= 0.05
+    chosen = audible(mixture).abs().amax((1, 2))[0] > 0
+    assert chosen[:-3].all()
+    assert not chosen[-3:].any()
+
+
 def test_silence_does_not_change_the_start_of_nmf():
     power = torch.rand(1, 2, 5, 30, generator=torch.Generator().manual_seed(0)) + 0.1
     silence = torch.zeros(1, 2, 5, 8)

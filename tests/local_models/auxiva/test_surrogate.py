@@ -6,6 +6,7 @@ from local_models.auxiva.auxiva import AuxIVA, compiled_sums, projection_back
 from local_models.auxiva.source_models import Laplace
 from local_models.auxiva.surrogate import Surrogate, SurrogateIVA, coherence
 from local_models.system import without_offset
+from utils.evaluation.metrics.si_sdr import match, si_sdr
 
 UPDATES = ("iss", "ip", "ip2", "iss2")
 SMALL = {
@@ -248,6 +249,44 @@ def test_a_system_trained_on_two_separates_any_number_and_any_length():
     with pytest.raises(ValueError, match="2 channels"):
         system.separate(torch.randn(1, 1, 100))
     assert system.n_mics is None and SurrogateIVA(2, 8000, **SMALL).n_mics == 2
+
+
+def test_validation_scores_are_those_of_an_evaluation():
+    """With the best order, and against what the reference microphone hears."""
+    torch.manual_seed(0)
+    system = SurrogateIVA(None, 8000, prior="student", reference=1, **SMALL).eval()
+    sources = torch.randn(1, 2, 2000) * (torch.rand(1, 2, 2000) > 0.9)
+    mixing = torch.tensor([[0.2, 1.0], [1.0, 0.3]])
+    mixture = torch.einsum("ms,bst->bmt", mixing, sources) + 0.5
+    images = mixing[1][:, None] * sources
+    batch = system.on_after_batch_transfer({"mixture": mixture, "sources": images}, 0)
+    with torch.no_grad():
+        values = system.losses(batch)
+        estimates = system.separate(mixture)[0].numpy()
+    references = images[0].numpy()
+    unprocessed = mixture[0, [1, 1]].numpy()
+    expected = si_sdr(estimates[match(estimates, references)], references).mean()
+    improvement = expected - si_sdr(unprocessed, references).mean()
+    assert values["si_sdr"].item() == pytest.approx(expected, abs=1e-3)
+    assert values["si_sdri"].item() == pytest.approx(improvement, abs=1e-3)
+
+
+def test_each_batch_of_training_draws_its_number_of_iterations(monkeypatch):
+    system = SurrogateIVA(None, 8000, prior="student", **SMALL | {"train_iter": (2, 4)})
+    batch = {"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 2, 400)}
+    numbers = []
+    separate = system.separation.forward
+
+    def forward(spectrum, n_iter):
+        numbers.append(n_iter)
+        return separate(spectrum, 1)
+
+    monkeypatch.setattr(system.separation, "forward", forward)
+    for _ in range(40):
+        system.losses(batch)
+    assert set(numbers) == {2, 3, 4}
+    system.eval().losses(batch)
+    assert numbers[-1] is None  # those of `separate`
 
 
 def test_training_makes_separation_better():
