@@ -41,13 +41,13 @@ class PReLUFunction(torch.autograd.Function):
     """PReLU with one slope, whose gradient is vectorised and keeps one tensor."""
 
     @staticmethod
-    def forward(ctx, x, slope):
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(x, slope)
         return F.prelu(x, slope.to(x.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, slope = ctx.saved_tensors
         # Sums of half precision are taken in float32.
         grad_x, grad_slope = _prelu_backward(wide(grad), wide(x), slope)

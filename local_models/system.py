@@ -110,7 +110,8 @@ class System(pl.LightningModule):
     n_mics: int | None = 1
     """Channels that `separate` hears together; None: any number. With 1, each channel is separated by itself."""
     images: bool = False
-    """Whether each source is estimated at every channel; `separate` then also takes a single one, a mono song."""
+    """Whether each source is estimated at every channel that is heard together; `separate` then also takes a single
+    one, a mono song. Not of a system that hears one: its estimates have no channels."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
     training_only: tuple[str, ...] = ()

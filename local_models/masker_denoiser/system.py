@@ -50,7 +50,6 @@ class MaD(System):
     """
 
     n_mics: int
-    images = True
     ordered = True
 
     def __init__(
@@ -78,6 +77,8 @@ class MaD(System):
                 f"hop {hop}, window {window}, n_fft {n_fft}: each must be at most the next"
             )
         self.n_mics = n_mics
+        # Channels that come one by one are signals without channels.
+        self.images = n_mics != 1
         self.wiener = wiener
         self.low_precision = bfloat16
         self.objective = objective or Objective()
