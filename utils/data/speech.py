@@ -129,6 +129,7 @@ def write_sentences(
         folder, sample_rate, n_jobs: where to, in Hz, processes.
     """
     folder = Path(folder)
+    # What decides how a file sounds.
     products = []
     for name, text, speaker in jobs:
         settings = {"text": text, "speaker": dataclasses.asdict(speaker), "rate": sample_rate}

@@ -183,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     lists = {split: tree / f"{split}_example_list.txt" for split in SPLITS}
     rows = {}
     hashes = {}
+    # All lists are read before anything is measured.
     for split, path in lists.items():
         rows[split] = read_list(path)
         hashes[path.name] = files.sha256(path)
@@ -203,8 +204,10 @@ def main(argv: list[str] | None = None) -> None:
             counts[str(number)] = int(count)
         figures[name] = {"by_number_of_sources": counts, "skipped": skipped}
 
+    # The report has both what is checked and what was counted here.
     def check(csv):
-        return check_manifest(csv, RATE, args.nj, absent=True) | figures[csv.stem]
+        report = check_manifest(csv, RATE, args.nj, absent=True)
+        return report | figures[csv.stem]
 
     reports = write_sets(frames, manifests, check, hashes)
     print_reports(reports)

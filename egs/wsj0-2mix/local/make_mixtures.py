@@ -135,9 +135,9 @@ def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.
     n_src = stage.args.n_src
     # By names relative to the data, on which alone the draw depends: the list is the same each time.
     names: dict[str, list[str]] = {}
-    for speaker, recordings in sources.groupby("speaker"):
-        paths = [Path(path).relative_to(folder) for path in recordings["path"]]
-        names[speaker] = list(map(str, paths))
+    for speaker, path in zip(sources["speaker"], sources["path"], strict=True):
+        name = str(Path(path).relative_to(folder))
+        names.setdefault(speaker, []).append(name)
     # Each recording comes about four times.
     n_mixtures = max(20, 2 * len(sources))
     n_mixtures = min(3000, n_mixtures)
