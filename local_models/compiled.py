@@ -42,6 +42,7 @@ def _temporary_cache() -> str | None:
         return None
     # Anybody may make a folder of this name first, or a link.
     is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
-    if not is_private or status.st_uid != os.getuid() or not os.access(folder, os.W_OK):
-        return None
-    return folder
+    is_own = status.st_uid == os.getuid()
+    if is_private and is_own and os.access(folder, os.W_OK):
+        return folder
+    return None

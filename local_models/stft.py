@@ -1,14 +1,15 @@
 """Short-time Fourier transform of signals of any length and number of channels."""
 
 import torch
+from torch import Tensor
 
 
 class Stft:
     """Hann window; zeros around the signal, so that one of any length, from one sample, comes back as it was.
 
     Not the `STFTFB` of asteroid_filterbanks, which is a convolution with the Fourier matrix: on one CPU core it took 4
-    times as long for frames of 512 samples and 60 times as long for those of 4096, and its first
-    and last bins are weaker by 3 dB.
+    times as long for frames of 512 samples and 60 times as long for those of 4096, and its first and last bins are
+    weaker by 3 dB.
 
     Args:
         n_fft: length of the window, in samples.
@@ -21,7 +22,7 @@ class Stft:
         self.n_fft = n_fft
         self.hop = hop
 
-    def __call__(self, signals: torch.Tensor) -> torch.Tensor:
+    def __call__(self, signals: Tensor) -> Tensor:
         """(..., time) to complex (..., frequency, frame)."""
         # torch.stft takes one batch axis.
         batch = signals.shape[:-1]
@@ -36,7 +37,7 @@ class Stft:
         )
         return spectrum.reshape(*batch, *spectrum.shape[-2:])
 
-    def inverse(self, spectrum: torch.Tensor, length: int) -> torch.Tensor:
+    def inverse(self, spectrum: Tensor, length: int) -> Tensor:
         """Complex (..., frequency, frame) to (..., length)."""
         batch = spectrum.shape[:-2]
         flat = spectrum.reshape(-1, *spectrum.shape[-2:])
@@ -44,6 +45,6 @@ class Stft:
         signals = torch.istft(flat, self.n_fft, self.hop, window=window, length=length)
         return signals.reshape(*batch, length)
 
-    def _window(self, like: torch.Tensor) -> torch.Tensor:
+    def _window(self, like: Tensor) -> Tensor:
         # Made anew each time: of the precision of the signals and where they are.
         return torch.hann_window(self.n_fft, dtype=like.dtype, device=like.device)

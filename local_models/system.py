@@ -79,6 +79,9 @@ class TrainingStep:
     def before_update(self) -> None:
         """Called once the gradients of all batches of an update are there."""
 
+    def after_training(self, metrics: Mapping[str, Tensor]) -> None:
+        """Called once, by the first process, when it is trained, with the last values of validation (`val_...`)."""
+
     def optimizer(self, optimisation: Optimisation) -> torch.optim.Optimizer:
         """Of all that is trained."""
         return optimisation.of(self.system.parameters())
@@ -235,6 +238,10 @@ class System(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.step.before_update()
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero:
+            self.step.after_training(self.trainer.callback_metrics)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._log("val", self.step.losses(batch), batch)

@@ -10,6 +10,7 @@ conf=
 tag=
 nj=$(nproc)
 device=auto
+trust=
 overrides=()
 _last_stage=5
 _user_folder=$PWD # what the user gives is relative to it
@@ -32,6 +33,7 @@ _print_help() {
   --name      of data/NAME and the experiments, if the corpus's own name is taken
   --nj        parallel jobs
   --device    of the evaluation: auto, cpu, cuda
+  --trust     Python package whose networks a model file may name from which a step starts
   KEY=VALUE   any key of the YAML, e.g. -- seed=1 runtime.devices=4
 HELP
 }

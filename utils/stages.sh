@@ -44,7 +44,7 @@ runs() {
 
 # train STEPS [KEY=VALUE ...]: training steps (all, first, rest) with keys of the recipe, which those of the user override.
 train() {
-    $python -m utils.train --conf "$conf" --manifests "$manifests" --exp "$exp" --steps "$1" -- "${@:2}" "${overrides[@]}"
+    $python -m utils.train --conf "$conf" --manifests "$manifests" --exp "$exp" --steps "$1" ${trust:+--trust="$trust"} -- "${@:2}" "${overrides[@]}"
 }
 
 # evaluate [OPTION ...]: on test.csv, with options of utils.evaluate.

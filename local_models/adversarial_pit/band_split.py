@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from local_models.fast_asteroid import wide
+from local_models.fast_block import wide
 
 EPS = 1e-5
 
@@ -38,7 +38,8 @@ class BandSplit(nn.Module):
         self.split = nn.ModuleList()
         for width in self.widths:
             norm = nn.GroupNorm(1, 2 * width, EPS)
-            self.split.append(nn.Sequential(norm, nn.Conv1d(2 * width, chan, 1)))
+            layer = nn.Conv1d(2 * width, chan, 1)
+            self.split.append(nn.Sequential(norm, layer))
         # Along time, then along the bands.
         self.layers = nn.ModuleList()
         for _ in range(n_layers):
@@ -79,7 +80,8 @@ class BandSplit(nn.Module):
         # Masks of each band from its features: (batch, real and imaginary, n_src, width, frame).
         masks = []
         for index, head in enumerate(self.heads):
-            mask = wide(head(x[:, :, index]))
+            features_of_band = x[:, :, index]
+            mask = wide(head(features_of_band))
             masks.append(mask.unflatten(1, (2, self.n_src, -1)))
         # The bands one above the other: (batch, n_src, freq, frame).
         joined = torch.cat(masks, 3)

@@ -65,7 +65,8 @@ class DiscriminatorOptions:
                 f"discriminators: filters is {self.filters}; it must be a multiple of 8"
             )
         # The hop is a quarter of the window.
-        if not self.windows or any(window < 4 or window % 4 for window in self.windows):
+        fits = [window >= 4 and window % 4 == 0 for window in self.windows]
+        if not fits or not all(fits):
             raise ValueError(
                 f"discriminators: windows is {list(self.windows)}; give one or more multiples of 4, in samples"
             )
@@ -125,15 +126,17 @@ class Discriminator(nn.Module):
         if self.options.family == "instance":
             return instance_pairs(sources, aligned, mixture)
         # Drawn from the number of the update, and not from the global generator, which a continued run has moved on.
-        seed = (torch.initial_seed() + 7919 * int(self.updates)) % 2**63
-        generator = torch.Generator().manual_seed(seed)
+        seed = torch.initial_seed() + 7919 * int(self.updates)
+        generator = torch.Generator().manual_seed(seed % 2**63)
         return context_pairs(sources, aligned, mixture, self.options.n_real, generator)
 
     def judge(self, pairs: Pairs) -> Judgement:
         """Score real and fake tuples, and follow the accuracy."""
         if not len(pairs.real):
             # Zero, but of all weights and estimates, so that every device has a gradient for each of them.
-            nothing = sum(p.sum() for p in self.parameters()) * 0 + pairs.fake.sum() * 0
+            nothing = 0 * pairs.fake.sum()
+            for parameter in self.parameters():
+                nothing = nothing + 0 * parameter.sum()
             log = {"trained": torch.zeros((), device=pairs.fake.device)}
             return Judgement(nothing, nothing, log)
 

@@ -123,8 +123,15 @@ DOMAINS = {"waveform": Waveform, "stft": Spectrum, "mask": Mask}
 
 def spectral_layers(in_chan: int, filters: int) -> nn.ModuleList:
     """Convolutions over (tuple, in_chan, frames, bins); the first thins out, for all the cost is at full resolution."""
-    # Kernels are (frames, bins).
-    layers = [nn.Conv2d(in_chan, filters, (3, 9), stride=(2, 4), padding=(1, 4))]
+    # Kernels, strides and paddings are (frames, bins).
+    first = nn.Conv2d(
+        in_chan,
+        filters,
+        (3, 9),
+        stride=(2, 4),
+        padding=(1, 4),
+    )
+    layers = [first]
     # Each layer sees further in time, and halves the bins.
     for dilation in (1, 2):
         layer = nn.Conv2d(

@@ -53,8 +53,10 @@ def draw_real_slots(
     is_estimated = is_active.cpu()[:, None] & ~subsets
     is_allowed = is_estimated.any(-1)
     is_allowed |= ~is_allowed.any(-1, keepdim=True)
-    drawn = torch.multinomial(is_allowed.float(), 1, generator=generator)[:, 0]
-    return subsets[drawn].to(is_active.device)
+    # One of them, all alike: (batch, n_src).
+    drawn = torch.multinomial(is_allowed.float(), 1, generator=generator)
+    slots_of_batch = subsets[drawn[:, 0]]
+    return slots_of_batch.to(is_active.device)
 
 
 def instance_pairs(sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
@@ -125,4 +127,6 @@ def _levelled(sources: Tensor, aligned: Tensor, mixture: Tensor) -> tuple[Tensor
     scale = 1 / level.clamp(min=SMALLEST_LEVEL)
     of_sources = scale[:, None, None]
     of_mixture = scale[:, None]
-    return sources.detach() * of_sources, aligned * of_sources, mixture.detach() * of_mixture
+    sources = sources.detach() * of_sources
+    mixture = mixture.detach() * of_mixture
+    return sources, aligned * of_sources, mixture

@@ -3,7 +3,7 @@
 Source: Postolache, Pons, Pascual and Serra, "Adversarial permutation invariant training for universal sound
 separation", ICASSP 2023 (arXiv 2210.12108; patent application WO2024/083422A1). Read were its abstract and problem
 statement, and the abstract of the patent application: discriminators, constants and schedule are this project's.
-discriminator.py has a discriminator and its losses, balancer.py the weight of its gradient.
+`AdversarialPIT` separates; `PITStep` and `AdversarialStep` are how it is trained.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

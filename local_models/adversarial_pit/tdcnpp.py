@@ -6,7 +6,7 @@ Facts of the architecture: github.com/google-research/sound-separation, models/d
 import torch
 from torch import Tensor, nn
 
-from local_models.fast_asteroid import BlockFunction, BlockParameters, wide
+from local_models.fast_block import BlockFunction, BlockParameters, wide
 
 EPS = 1e-3  # of all norms: the default of Keras, which the baseline leaves alone
 

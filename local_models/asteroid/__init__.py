@@ -1,7 +1,8 @@
 """Asteroid's networks as systems, the baselines.
 
-system.py: masks on a filterbank, trained by PIT; named_sources.py: sources with names; universal.py: silent slots;
-x_umx.py: X-UMX; fasnet.py: FasNetTAC.
+Start with system.py: masks on a filterbank, trained by SI-SDR with the best order of the sources. named_sources.py: the
+same for voice and accompaniment; universal.py: for mixtures with silent slots; x_umx.py: X-UMX, for songs; fasnet.py:
+FasNetTAC, for arrays of microphones.
 """
 
 from local_models.asteroid.fasnet import FasNet

@@ -54,8 +54,10 @@ class FasNet(System):
         missing = max(shortest - mixture.shape[-1], 0)
         padded = nn.functional.pad(mixture, (0, missing))
         # The level of recordings varies, and the network is not blind to it.
-        level = padded.square().mean((1, 2), keepdim=True).sqrt().clamp(min=SMALLEST_LEVEL)
-        return (self.model(padded / level) * level)[..., : mixture.shape[-1]]
+        power = padded.square().mean((1, 2), keepdim=True)
+        level = power.sqrt().clamp(min=SMALLEST_LEVEL)
+        estimates = self.model(padded / level) * level
+        return estimates[..., : mixture.shape[-1]]
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture = batch["mixture"]
@@ -68,4 +70,5 @@ class FasNet(System):
             if self.training:
                 return {"loss": loss}
             # The sources are those at the first microphone.
-            return {"loss": loss, **validation_scores(-loss, mixture[:, 0], sources)}
+            scores = validation_scores(-loss, mixture[:, 0], sources)
+            return {"loss": loss, **scores}

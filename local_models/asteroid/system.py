@@ -56,10 +56,10 @@ class AsteroidSystem(System):
         # Zeros fill the first window.
         shortest = self.model.encoder.filterbank.kernel_size
         missing = max(shortest - mixture.shape[-1], 0)
-        padded = nn.functional.pad(mixture, (0, missing))[:, None]
+        padded = nn.functional.pad(mixture, (0, missing))
         # The mask network runs in the precision of the trainer, the filterbank around it in full.
         with self.full_precision():
-            code = self.model.forward_encoder(padded)
+            code = self.model.forward_encoder(padded[:, None])
         masks = self.model.forward_masker(code)
         with self.full_precision():
             masked = self.model.apply_masks(code, masks.to(code.dtype))
@@ -74,7 +74,8 @@ class AsteroidSystem(System):
             loss = self.pit_loss(estimates, sources)
             if self.training:
                 return {"loss": loss}
-            return {"loss": loss, **validation_scores(-loss, mixture, sources)}
+            scores = validation_scores(-loss, mixture, sources)
+            return {"loss": loss, **scores}
 
     def pack(self) -> dict:
         """The network in Asteroid's format, of plain types only, so that Asteroid's own `from_pretrained` loads it."""
@@ -123,7 +124,10 @@ class AsteroidSystem(System):
         rate = int(args.pop("sample_rate", None) or 8000)
         # What the network would swallow without a use is left out.
         accepted = _accepted(model, args)
-        used = {key: value for key, value in args.items() if key in accepted}
+        used = {}
+        for key, value in args.items():
+            if key in accepted:
+                used[key] = value
         system = cls(functools.partial(model, **used), n_src, rate)
         try:
             system.model.load_state_dict(packed["state_dict"])

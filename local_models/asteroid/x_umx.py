@@ -115,7 +115,8 @@ class XUMX(System):
     def _masks(self, spectrum: Tensor) -> Tensor:
         """Complex (batch, channel, bin, frame) to masks (batch, source, channel, bin, frame)."""
         # The network takes (frame, batch, channel, bin) and gives (source, frame, batch, channel, bin).
-        masks = self.network.forward_masker(spectrum.abs().permute(3, 0, 1, 2))
+        magnitudes = spectrum.abs().permute(3, 0, 1, 2)
+        masks = self.network.forward_masker(magnitudes)
         return masks.permute(2, 0, 3, 4, 1)
 
 

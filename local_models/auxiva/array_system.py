@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from local_models.auxiva.auxiva import ROUNDING, AuxIVA
+from local_models.auxiva.audible import ROUNDING
+from local_models.auxiva.auxiva import AuxIVA
 from local_models.stft import Stft
 from local_models.system import System, without_offset
 
@@ -23,7 +24,13 @@ class ArraySystem(System):
 
     n_mics = None
 
-    def __init__(self, n_src: int | None, sample_rate: int, stft: Stft, separation: AuxIVA):
+    def __init__(
+        self,
+        n_src: int | None,
+        sample_rate: int,
+        stft: Stft,
+        separation: AuxIVA,
+    ):
         super().__init__(n_src, sample_rate)
         self.n_mics = n_src
         self.stft = stft

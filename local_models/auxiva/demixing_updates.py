@@ -10,7 +10,7 @@ block of coordinates at a time:
 
 Pairs follow each other in a circle: (0, 1), (1, 2), ..., (n - 1, 0); of two sources there is one.
 
-Each rule has a compiled twin in `kernel`: `_iss`, `_ip`, `_ip2`, `_iss2`.
+Each rule has a compiled twin of the same name in `compiled_updates`, whose steps have the same numbers.
 
 Shapes: covariances U (..., source, D, D), complex128, where D = n_src, or more with dereverberation taps: the first
 n_src entries belong to the estimates, then the delayed microphone signals. Every rule returns A (..., source, D),
@@ -27,68 +27,99 @@ from local_models.auxiva.linalg2 import eigenvectors, inverse2, normalise
 
 def pairs(n_src: int) -> list[tuple[int, int]]:
     """Pairs of sources that an iteration of `ip2` or `iss2` goes through."""
-    return [(0, 1)] if n_src == 2 else [(k, (k + 1) % n_src) for k in range(n_src)]
+    if n_src == 2:
+        return [(0, 1)]
+    return [(k, (k + 1) % n_src) for k in range(n_src)]
 
 
 def iss(covariances: torch.Tensor, eps: float) -> torch.Tensor:
-    demixing = _start(covariances)
+    """Iterative source steering: covariances (..., source, D, D) to A (..., source, D)."""
+    demixing = _identity(covariances)
     for k in range(demixing.shape[-2]):
-        row = demixing[..., k : k + 1, :]
-        demixing = demixing - _steer(covariances, demixing, row, eps, own=k)[..., None] * row
-    return _taps(covariances, demixing, eps)
+        row = _row(demixing, k)
+        # Step 1: how far each source goes along row k, eqs 14 and 15.
+        steps = _steps(covariances, demixing, row, eps, own=k)
+        # Step 2: A becomes A - v a_k, eq. 9.
+        demixing = demixing - steps[..., None] * row
+    return _remove_past(covariances, demixing, eps)
 
 
 def ip(covariances: torch.Tensor, eps: float) -> torch.Tensor:
-    demixing = _start(covariances)
+    """Iterative projection: covariances (..., source, D, D) to A (..., source, D)."""
+    demixing = _identity(covariances)
     for k in range(demixing.shape[-2]):
-        inverse = _inverse(demixing, covariances[..., k, :, :], [k])
+        # Step 1: row k of (A U_k A^H)^-1.
+        own = _of_source(covariances, k)
+        inverse = _inverse_rows(own, demixing, [k])
+        # Step 2: times A it is the new row, of length 1 under U_k.
         size = inverse[..., :, k : k + 1].real
-        row = inverse @ demixing / torch.where(size > 0, size, 1.0).sqrt()
+        safe = torch.where(size > 0, size, 1.0)
+        row = inverse @ demixing / safe.sqrt()
         demixing = _replace(demixing, {k: row})
-    return _taps(covariances, demixing, eps)
+    return _remove_past(covariances, demixing, eps)
 
 
 def ip2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
+    """Iterative projection by pairs: covariances (..., source, D, D) to A (..., source, D)."""
     n_src = covariances.shape[-3]
     if n_src == 2:
         return iss2(covariances, eps)
-    demixing = _start(covariances)
+    demixing = _identity(covariances)
     for p, q in pairs(n_src):
-        # Rows p and q of (A U_k A^H)^-1 for k = p and q; h of block_q h = lambda block_p h gives the new rows.
-        inverses = [_inverse(demixing, covariances[..., k, :, :], [p, q]) for k in (p, q)]
-        blocks = [inverse[..., :, [p, q]] for inverse in inverses]
+        pair = [p, q]
+        # Step 1: rows p and q of (A U_k A^H)^-1 for k = p and q, and the 2 x 2 block of their own columns.
+        inverses = []
+        blocks = []
+        for k in pair:
+            own = _of_source(covariances, k)
+            inverse = _inverse_rows(own, demixing, pair)
+            inverses.append(inverse)
+            blocks.append(inverse[..., :, pair])
+        # Step 2: h of block_q h = lambda block_p h, of length 1 under the own block.
         vectors = eigenvectors(blocks[1], blocks[0], eps)
+        # Step 3: the new rows are h^H times the rows of the inverse times A.
         rows = {}
-        for k, vector, block, inverse in zip((p, q), vectors, blocks, inverses, strict=True):
-            rows[k] = normalise(vector, block)[..., None, :].conj() @ inverse @ demixing
+        for index, k in enumerate(pair):
+            unit = normalise(vectors[index], blocks[index])
+            combination = unit[..., None, :].conj()
+            rows[k] = combination @ inverses[index] @ demixing
         demixing = _replace(demixing, rows)
-    return _taps(covariances, demixing, eps)
+    return _remove_past(covariances, demixing, eps)
 
 
 def iss2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
-    demixing = _start(covariances)
-    n_src = demixing.shape[-2]
+    """Steering by pairs: covariances (..., source, D, D) to A (..., source, D)."""
+    n_src = covariances.shape[-3]
     if n_src == 1:
         return iss(covariances, eps)
+    demixing = _identity(covariances)
     for p, q in pairs(n_src):
-        # Covariances of the pair under each source's weights
+        # Step 1: covariances of the rows of the pair under each source's weights, (..., source, 2, 2).
         main = demixing[..., [p, q], :]
         cross = covariances @ main.mH[..., None, :, :]  # (..., source, D, 2)
-        own = main[..., None, :, :] @ cross  # (..., source, 2, 2)
-        # The pair takes the eigenvectors of own_p h = lambda own_q h.
-        vectors = eigenvectors(own[..., p, :, :], own[..., q, :, :], eps)
+        own = main[..., None, :, :] @ cross
         rows = {}
-        for k, vector in zip((p, q), vectors, strict=True):
-            rows[k] = normalise(vector, own[..., k, :, :])[..., None, :].conj() @ main
+
+        # Step 2: the other sources lose what they share with the pair.
         others = [k for k in range(n_src) if k not in (p, q)]
         if others:
-            # The others lose what they share with the pair.
-            mean = demixing[..., None, :] @ cross  # (..., source, 1, 2)
-            steps = mean[..., others, :, :] @ inverse2(own[..., others, :, :], eps)
+            shared = demixing[..., None, :] @ cross  # (..., source, 1, 2)
+            inverses = inverse2(own[..., others, :, :], eps)
+            steps = shared[..., others, :, :] @ inverses
             for index, k in enumerate(others):
-                rows[k] = demixing[..., k : k + 1, :] - steps[..., index, :, :] @ main
+                along = steps[..., index, :, :] @ main
+                rows[k] = _row(demixing, k) - along
+
+        # Step 3: the pair takes the eigenvectors of own_p h = lambda own_q h, of length 1.
+        own_p = _of_source(own, p)
+        own_q = _of_source(own, q)
+        smaller, larger = eigenvectors(own_p, own_q, eps)
+        unit_p = normalise(smaller, own_p)
+        unit_q = normalise(larger, own_q)
+        rows[p] = unit_p[..., None, :].conj() @ main
+        rows[q] = unit_q[..., None, :].conj() @ main
         demixing = _replace(demixing, rows)
-    return _taps(covariances, demixing, eps)
+    return _remove_past(covariances, demixing, eps)
 
 
 UPDATES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
@@ -99,54 +130,98 @@ UPDATES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 }
 
 
-def _start(covariances):
-    """The identity, (..., source, D)."""
-    n_src, size = covariances.shape[-3:-1]
+# ---- rows and matrices
+
+
+def _identity(covariances: torch.Tensor) -> torch.Tensor:
+    """The A that every rule starts with, (..., source, D)."""
+    *batch, n_src, size, _ = covariances.shape
     identity = torch.eye(n_src, size, dtype=covariances.dtype, device=covariances.device)
-    return identity.expand(*covariances.shape[:-3], n_src, size)
+    return identity.expand(*batch, n_src, size)
 
 
-def _replace(demixing, rows):
+def _row(demixing: torch.Tensor, k: int) -> torch.Tensor:
+    """Row k, (..., 1, D)."""
+    return demixing[..., k : k + 1, :]
+
+
+def _of_source(covariances: torch.Tensor, k: int) -> torch.Tensor:
+    """The matrix of source k, (..., D, D)."""
+    return covariances[..., k, :, :]
+
+
+def _replace(
+    demixing: torch.Tensor,
+    rows: dict[int, torch.Tensor],
+) -> torch.Tensor:
     """`demixing` with some rows (..., 1, D) in place of its own."""
-    return torch.cat(
-        [rows.get(k, demixing[..., k : k + 1, :]) for k in range(demixing.shape[-2])], dim=-2
-    )
+    new = []
+    for k in range(demixing.shape[-2]):
+        new.append(rows.get(k, _row(demixing, k)))
+    return torch.cat(new, dim=-2)
 
 
-def _steer(covariances, demixing, row, eps, own=None):
+def _steps(
+    covariances: torch.Tensor,
+    demixing: torch.Tensor,
+    row: torch.Tensor,
+    eps: float,
+    own: int | None = None,
+) -> torch.Tensor:
     """Steps v (..., source) along `row` (..., 1, D) that decorrelate each source from it; `own`: the row's source."""
-    # Of source m: w_m U_m row^H and row U_m row^H; `size` is what the latter is a difference of.
-    cross = (covariances @ row.mH[..., None, :, :]).squeeze(-1)  # (..., source, D)
+    # Step 1a: of source m, mean = a_m U_m row^H and power = row U_m row^H.
+    column = row.mH[..., None, :, :]
+    cross = (covariances @ column).squeeze(-1)  # (..., source, D)
     mean = (demixing * cross).sum(-1)
     power = (row * cross).sum(-1).real
-    size = (row.abs().square() * covariances.diagonal(dim1=-2, dim2=-1).real).sum(-1)
+
+    # Step 1b: the power is a difference of terms of this size, and below their rounding there is no step.
+    diagonal = covariances.diagonal(dim1=-2, dim2=-1).real
+    size = (row.abs().square() * diagonal).sum(-1)
     known = power > eps * size
     power = torch.where(known, power, 1.0)
-    step = torch.where(known, mean / power, 0.0)
+    steps = torch.where(known, mean / power, 0.0)
     if own is None:
-        return step
-    # The row's own source only changes its length.
-    scale = torch.where(known, 1 - power.rsqrt(), 0.0)[..., own : own + 1]
-    return torch.cat([step[..., :own], scale.to(step.dtype), step[..., own + 1 :]], dim=-1)
+        return steps
+
+    # Step 1c: the row's own source only changes its length.
+    lengths = torch.where(known, 1 - power.rsqrt(), 0.0)
+    length = lengths[..., own : own + 1].to(steps.dtype)
+    before = steps[..., :own]
+    behind = steps[..., own + 1 :]
+    return torch.cat([before, length, behind], dim=-1)
 
 
-def _taps(covariances, demixing, eps):
+def _remove_past(
+    covariances: torch.Tensor,
+    demixing: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
     """Steps along the delayed microphone signals (T-ISS: Nakashima et al., ICASSP 2021), the same after every rule."""
     n_src, size = demixing.shape[-2:]
     for tap in range(n_src, size):
-        row = torch.zeros_like(demixing[..., :1, :])
+        row = torch.zeros_like(_row(demixing, 0))
         row[..., tap] = 1
-        demixing = demixing - _steer(covariances, demixing, row, eps)[..., None] * row
+        steps = _steps(covariances, demixing, row, eps)
+        demixing = demixing - steps[..., None] * row
     return demixing
 
 
-def _inverse(demixing, covariance, rows):
-    """`rows` of the inverse of the estimates' covariance A U A^H, (..., len(rows), source).
+def _inverse_rows(
+    covariance: torch.Tensor,
+    demixing: torch.Tensor,
+    rows: list[int],
+) -> torch.Tensor:
+    """Some rows of the inverse of the estimates' covariance A U A^H, (..., len(rows), source).
 
-    Silent estimates count as if they were alone and had a power of 1. Twin: `kernel._inverse_rows`.
+    Silent estimates count as if they were alone and had a power of 1. Twin: `compiled_linalg.inverse_rows`.
     """
     own = demixing @ covariance @ demixing.mH
     power = own.diagonal(dim1=-2, dim2=-1).real
-    own = own + torch.diag_embed(torch.where(power > 0, 0.0, 1.0)).to(own.dtype)
-    unit = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)[:, rows]
-    return torch.linalg.solve(own, unit.expand(*own.shape[:-1], len(rows))).mH
+    silent = torch.where(power > 0, 0.0, 1.0)
+    own = own + torch.diag_embed(silent).to(own.dtype)
+    # Columns of the inverse of a Hermitian matrix are its rows, conjugated.
+    n_src = own.shape[-1]
+    identity = torch.eye(n_src, dtype=own.dtype, device=own.device)
+    units = identity[:, rows].expand(*own.shape[:-1], len(rows))
+    return torch.linalg.solve(own, units).mH

@@ -7,7 +7,7 @@ on any number.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from asteroid.losses import PITLossWrapper, pairwise_neg_sisdr
@@ -25,17 +25,23 @@ class GatedConvolution(nn.Module):
     (batch, n_in, frame) to (batch, n_out, frame).
     """
 
-    def __init__(self, n_in: int, n_out: int, kernel_size: int, pool_size: int):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel_size: int,
+        pool_size: int,
+    ):
         super().__init__()
         self.pool_size = pool_size
         # Values and gates are two halves of one convolution: half as many passes over the input.
-        self.convolution = nn.Conv1d(
-            n_in, 2 * pool_size * n_out, kernel_size, padding=kernel_size // 2
-        )
-        self.normalisation = nn.BatchNorm1d(2 * pool_size * n_out)
-        self._fused = None
+        n_both = 2 * pool_size * n_out
+        self.convolution = nn.Conv1d(n_in, n_both, kernel_size, padding=kernel_size // 2)
+        self.normalisation = nn.BatchNorm1d(n_both)
+        self._fused: Fused | None = None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+
         if self.training or torch.is_grad_enabled():
             features = self.normalisation(self.convolution(features))
         else:
@@ -45,27 +51,38 @@ class GatedConvolution(nn.Module):
             )
         value, gate = features.chunk(2, dim=1)
         gated = value * gate.sigmoid()
-        return gated.unflatten(1, (-1, self.pool_size)).amax(2) if self.pool_size > 1 else gated
+        if self.pool_size == 1:
+            return gated
+        # The greatest of each group of channels that are neighbours.
+        groups = gated.unflatten(1, (-1, self.pool_size))
+        return groups.amax(2)
 
-    def _folded(self):
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of convolution and normalisation in one, kept until one of the two changes."""
-        norm = self.normalisation
-        tensors = (
-            *self.convolution.parameters(),
-            *norm.parameters(),
-            norm.running_mean,
-            norm.running_var,
-        )
-        # Tensors made in inference mode have no version, nor can training change them.
-        key = [
-            (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
-            for tensor in tensors
-        ]
-        if self._fused is None or self._fused[0] != key:
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            bias = norm.bias + (self.convolution.bias - norm.running_mean) * scale
-            self._fused = key, self.convolution.weight * scale[:, None, None], bias
-        return self._fused[1:]
+        weight, bias = self.convolution.parameters()
+        gain, shift = self.normalisation.parameters()
+        mean, variance, _ = self.normalisation.buffers()
+        versions = []
+        for tensor in (weight, bias, gain, shift, mean, variance):
+            # Tensors made in inference mode have no version, nor can training change them.
+            version = None if tensor.is_inference() else tensor._version
+            versions.append((tensor.data_ptr(), version))
+        if self._fused is None or self._fused.versions != versions:
+            # (w x + b - mean) * scale + shift = (w * scale) x + (b - mean) * scale + shift
+            scale = gain / (variance + self.normalisation.eps).sqrt()
+            fused_weight = weight * scale[:, None, None]
+            fused_bias = shift + (bias - mean) * scale
+            self._fused = Fused(versions, fused_weight, fused_bias)
+        return self._fused.weight, self._fused.bias
+
+
+class Fused(NamedTuple):
+    """Convolution and normalisation in one."""
+
+    versions: list
+    """Of the tensors that it was made of."""
+    weight: torch.Tensor
+    bias: torch.Tensor
 
 
 class Surrogate(nn.Module):
@@ -100,34 +117,58 @@ class Surrogate(nn.Module):
         bfloat16: bool = False,
     ):
         super().__init__()
-        self.level, self.prior, self.bfloat16 = level, prior, bfloat16
-        inner = [
-            GatedConvolution(n_bottleneck, n_bottleneck, kernel_size, pool_size)
-            for _ in range(2 * n_sublayers)
-        ]
+        self.level = level
+        self.prior = prior
+        self.in_bfloat16 = bfloat16
+        inner = []
+        for _ in range(2 * n_sublayers):
+            layer = GatedConvolution(n_bottleneck, n_bottleneck, kernel_size, pool_size)
+            inner.append(layer)
+        first = GatedConvolution(n_freq, n_bottleneck, kernel_size, pool_size)
+        last = nn.Conv1d(n_bottleneck, n_freq, kernel_size, padding=kernel_size // 2)
         self.layers = nn.Sequential(
-            GatedConvolution(n_freq, n_bottleneck, kernel_size, pool_size),
+            first,
             *inner[:n_sublayers],
             nn.Dropout(dropout),
             *inner[n_sublayers:],
-            nn.Conv1d(n_bottleneck, n_freq, kernel_size, padding=kernel_size // 2),
+            last,
         )
         if prior == "student":
-            nn.init.zeros_(self.layers[-1].weight)
-            nn.init.constant_(self.layers[-1].bias, math.log(0.01))
+            weight, bias = last.parameters()
+            nn.init.zeros_(weight)
+            nn.init.constant_(bias, math.log(0.01))
 
-    def forward(self, power, state=None):
-        mean = power.mean((-2, -1) if self.level == "source" else -1, keepdim=True)
-        features = (power / mean.clamp(min=1e-15) + 1e-7).log10()
-        with torch.autocast(power.device.type, torch.bfloat16, enabled=self.bfloat16):
-            logits = self.layers(
-                features.flatten(0, 1).float() if self.bfloat16 else features.flatten(0, 1)
-            )
+    def forward(
+        self,
+        power: torch.Tensor,
+        state: Any = None,
+    ) -> tuple[torch.Tensor, Any]:
+        # The level of the source, or of each of its frequencies, is taken off.
+        if self.level == "source":
+            mean = power.mean((-2, -1), keepdim=True)
+        else:
+            mean = power.mean(-1, keepdim=True)
+        features = _share(power, mean).log10()
+        # Each source is an example of its own.
+        batch = features.flatten(0, 1)
+        if self.in_bfloat16:
+            batch = batch.float()
+        with torch.autocast(power.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            logits = self.layers(batch)
         logits = logits.to(power.dtype).unflatten(0, power.shape[:2])
         if self.prior == "student":
-            frames = power.mean(-2, keepdim=True)
-            logits = logits - (frames / frames.mean(-1, keepdim=True).clamp(min=1e-15) + 1e-7).log()
-        return logits.sigmoid() * (1 - 1e-5) + 1e-5, state
+            # sigmoid(z - log p) = 1 / (1 + p / nu) with nu = exp(z), where p is the frame's power.
+            of_frame = power.mean(-2, keepdim=True)
+            mean = of_frame.mean(-1, keepdim=True)
+            logits = logits - _share(of_frame, mean).log()
+        # Between 1e-5 and 1: no frame is left out, and none counts without bound.
+        weights = logits.sigmoid() * (1 - 1e-5) + 1e-5
+        return weights, state
+
+
+def _share(power: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Of the mean power; a little more than zero in silence."""
+    return power / mean.clamp(min=1e-15) + 1e-7
 
 
 class SurrogateIVA(ArraySystem):
@@ -191,6 +232,7 @@ class SurrogateIVA(ArraySystem):
         self.loss_name = loss
 
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
+
         mixture = batch["mixture"]
         sources = batch["sources"]
         if mixture.shape[1] != sources.shape[1]:
@@ -228,11 +270,19 @@ def coherence(estimates: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
     would give most of the gradient to the upper half of the band, where recorded speech lies below the noise. A
     frequency at which the estimate is silent counts 0, and so does a silent source.
     """
-    cross = torch.einsum("bkfn,bjfn->bkjf", estimates, sources.conj()).abs().square()
-    powers = [x.abs().square().sum(-1) for x in (estimates, sources)]
-    power = torch.einsum("bkf,bjf->bkjf", *powers)
-    silent = power <= torch.finfo(power.dtype).tiny
-    squared = torch.where(silent, 0.0, cross / torch.where(silent, 1.0, power))
-    amplitude = powers[1].sqrt()
-    weights = amplitude / amplitude.sum(-1, keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
+    # |sum_n e_n conj(s_n)|^2 of every estimate k with every source j, (batch, k, j, frequency).
+    product = torch.einsum("bkfn,bjfn->bkjf", estimates, sources.conj())
+    cross = product.abs().square()
+    # sum_n |e_n|^2 times sum_n |s_n|^2, the greatest value that it could have.
+    of_estimates = estimates.abs().square().sum(-1)
+    of_sources = sources.abs().square().sum(-1)
+    bound = torch.einsum("bkf,bjf->bkjf", of_estimates, of_sources)
+    tiny = torch.finfo(bound.dtype).tiny
+    silent = bound <= tiny
+    safe = torch.where(silent, 1.0, bound)
+    squared = torch.where(silent, 0.0, cross / safe)
+    # The mean over frequencies, each with the amplitude of the source as its weight.
+    amplitude = of_sources.sqrt()
+    total = amplitude.sum(-1, keepdim=True)
+    weights = amplitude / total.clamp(min=tiny)
     return torch.einsum("bkjf,bjf->bkj", squared, weights)

@@ -123,8 +123,9 @@ class MaskerDenoiser(nn.Module):
     def forward(self, magnitudes: Tensor) -> Spectra:
         """(batch, frames, bin), with the context, to spectra without it, (batch, frames - 2 * context, bin)."""
         options = self.options
-        heard = magnitudes[..., : options.n_heard]
-        inputs = self.statistics(heard)
+        # The encoder takes the lowest bins alone.
+        inputs = magnitudes[..., : options.n_heard]
+        inputs = self.statistics(inputs)
         # The recurrence runs over the first axis: (frame, batch, n_heard).
         inputs = inputs.transpose(0, 1).contiguous()
         encoded = self._encode(inputs)
@@ -151,8 +152,9 @@ class MaskerDenoiser(nn.Module):
         # Neither direction needs to read the context behind its last output.
         n_read = len(inputs) - context
         # Forwards and backwards, each in the order in which it reads.
+        directions = [(self.ahead, inputs), (self.behind, inputs.flip(0))]
         halves = []
-        for layer, frames in ((self.ahead, inputs), (self.behind, inputs.flip(0))):
+        for layer, frames in directions:
             frames = frames[:n_read]
             states = layer(frames, frames if kind == "recurrent" else None)
             if kind == "output":
@@ -176,7 +178,8 @@ class MaskerDenoiser(nn.Module):
             hidden = hidden.index_copy(1, active, after)
             passes[active] += 1
             with torch.no_grad():
-                change = (after - before).square().mean(dim=(0, 2))
+                difference = after - before
+                change = difference.square().mean(dim=(0, 2))
                 moving = change >= self.options.tolerance
             if not moving.any():
                 break

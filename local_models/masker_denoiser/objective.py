@@ -80,7 +80,8 @@ class Objective:
         # The gate carries no gradient: it switches the masked divergence off once both are small.
         gate = torch.ones_like(masked)
         if self.gated:
-            gate = ((masked >= 1.5) & (denoised >= 0.25)).to(masked.dtype).detach()
+            is_open = (masked >= 1.5) & (denoised >= 0.25)
+            gate = is_open.to(masked.dtype)
         values = {
             "loss": denoised + gate * masked,
             "kl_masked": masked,
@@ -109,4 +110,5 @@ def divergence(target: Tensor, estimate: Tensor) -> Tensor:
     """Generalised Kullback-Leibler divergence of magnitudes (..., bin): summed over the bins, mean over the rest."""
     # d(T, E) = T log(T / E) + E - T
     ratio = torch.log(target + EPS) - torch.log(estimate + EPS)
-    return (target * ratio + estimate - target).sum(dim=-1).mean()
+    divergences = target * ratio + estimate - target
+    return divergences.sum(dim=-1).mean()

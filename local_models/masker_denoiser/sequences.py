@@ -82,7 +82,8 @@ class Sequences:
         length = signal.shape[-1]
         # As drawn: context and lead before the signal, the rest of the last sequence behind it.
         before = self.lead + self.context * self.hop
-        total = self._samples(self.count(length) * self.step + 2 * self.context)
+        n_estimated = self.count(length) * self.step
+        total = self._samples(n_estimated + 2 * self.context)
         return F.pad(signal, (before, total - before - length))
 
     def estimated(self, length: int) -> int:

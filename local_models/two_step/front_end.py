@@ -1,33 +1,67 @@
 """Learnt front end of two-step separation: encoder, oracle masks in its latent space, decoder(s).
 
 Source: Tzinis et al., "Two-step sound source separation: training on learned latent targets", ICASSP 2020
-(arXiv 1910.09804), step 1, as published at github.com/etzinis/two_step_mask_learning.
+(arXiv 1910.09804), step 1, as published at github.com/etzinis/two_step_mask_learning; filterbanks of Pariente et al.,
+"Filterbank design for end-to-end speech separation", ICASSP 2020 (arXiv 1910.10400).
 """
 
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from asteroid_filterbanks import AnalyticFreeFB, Decoder, Encoder, make_enc_dec, transforms
+from asteroid_filterbanks.enc_dec import Filterbank
+from asteroid_filterbanks.free_fb import FreeFB
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+FilterbankName = Literal["free", "analytic_free", "param_sinc", "stft"]
+# Added to codes before they are divided by their sum, so that silence is shared equally.
+SMALLEST_CODE = 1e-8
+# Added to magnitudes before the logarithm; a mixture has a standard deviation of 1.
+SMALLEST_MAGNITUDE = 1e-3
+
+
+class HilbertPairs(AnalyticFreeFB):
+    """Free filters, each with its Hilbert transform: a learnt analytic filterbank.
+
+    asteroid_filterbanks 0.4.0 conjugates the spectrum of a filter where it should turn it by 90 degrees (its issue
+    13), which gives the filter backwards in place of its Hilbert transform.
+    """
+
+    def filters(self) -> Tensor:
+        """(n_filters, 1, kernel_size): the free ones, then their Hilbert transforms."""
+        spectrum = torch.fft.rfft(self._filters)
+        turned = torch.fft.irfft(-1j * spectrum, n=self.kernel_size)
+        return torch.cat([self._filters, turned])
 
 
 class FrontEnd(nn.Module):
-    """Encoder `ReLU(conv(x))` and transposed-convolution decoder(s), hop `kernel_size // 2`.
+    """Encoder, masks of its code, and decoders.
 
-    Not made of asteroid_filterbanks: its `free` filterbank has no biases, as the published encoder and decoders have
-    them. With the biases set to zero and the same filters, both give the same bits. A step of the front end on one CPU
-    core took 0.97 times as long with those, with 128 bases of 41 samples, and 0.78 times with 256 of 21.
+    Two kinds of code, by `filterbank`:
 
-    Private decoders are the groups of one convolution. A call for each decoder gives the same bits. It took a step
-    0.93 times as long with 256 bases of 21 samples and two sources, and 1.00 to 1.05 times with three sources or fewer
-    bases.
+    - `free`, as published: E(s) = ReLU(W s + b), one mask value for each of the `n_basis` bases;
+    - the others: linear, E(s) = W s, whose filters come in pairs (real and imaginary part). A pair shares one mask
+      value, which is made from its magnitude. Then E(x) is the sum of all E(s_i), so that the code of a source is
+      itself a target.
+
+    With a softmax and biases the training of `free` is degenerate: see `instruments` and the recipe's results.
 
     Args:
         n_src: number of sources.
-        n_basis: number of bases N.
-        kernel_size: length of a basis in samples, odd or even, at least 2.
-        decoder: `private` (one decoder a source, as the paper) or `shared`.
-        mask: how the encoded sources become oracle masks: `softmax` over the sources (the paper) or `ratio`.
+        n_basis: number of filters N; of pairs, both count.
+        kernel_size: length of a filter in samples, at least 2.
+        filterbank: of asteroid_filterbanks. `stft` has nothing to learn, and N and the length must be even.
+        bias: whether encoder and decoders of `free` have biases, as published.
+        decoder: `private` (one decoder a source, the paper), `shared`, or `tied`: the transposed encoder, without
+            weights of its own.
+        mask: how the encoded sources become oracle masks: `softmax` over the sources (the paper), `ratio` of the
+            codes or magnitudes, or `power`, ratio of their squares.
+        log_features: whether the mask network hears logarithms of the magnitudes in place of codes or magnitudes.
+        sample_rate: in Hz, of `param_sinc`.
+
+    Raises:
+        ValueError: biases of a linear code; a kernel that is too short.
     """
 
     def __init__(
@@ -35,73 +69,149 @@ class FrontEnd(nn.Module):
         n_src: int,
         n_basis: int = 256,
         kernel_size: int = 21,
-        decoder: Literal["private", "shared"] = "private",
-        mask: Literal["softmax", "ratio"] = "softmax",
+        filterbank: FilterbankName = "free",
+        bias: bool = True,
+        decoder: Literal["private", "shared", "tied"] = "private",
+        mask: Literal["softmax", "ratio", "power"] = "softmax",
+        log_features: bool = False,
+        sample_rate: int = 8000,
     ):
         super().__init__()
         if kernel_size < 2:
             raise ValueError(f"kernel_size {kernel_size} is too short: at least 2 samples")
+        if bias and filterbank != "free":
+            raise ValueError(
+                f"filterbank {filterbank} is linear and has no biases: set bias to false"
+            )
         self.n_src = n_src
-        self.n_basis = n_basis
-        self.hop = kernel_size // 2
-        self.mask = mask
-        # Private decoders are the groups of one convolution.
-        groups = n_src if decoder == "private" else 1
-        geometry: dict[str, Any] = dict(stride=self.hop, padding=kernel_size // 2)
-        self.encoder = nn.Conv1d(1, n_basis, kernel_size, **geometry)
-        self.decoder = nn.ConvTranspose1d(
-            groups * n_basis,
-            groups,
-            kernel_size,
-            output_padding=self.hop - 1,
-            groups=groups,
-            **geometry,
-        )
-        nn.init.xavier_uniform_(self.encoder.weight)
-        nn.init.xavier_uniform_(self.decoder.weight)
+        self.mask_kind = mask
+        self.log_features = log_features
+        self.is_linear = filterbank != "free"
+        make = _maker_of(filterbank, n_basis, kernel_size, sample_rate)
+        bank = make()
+        self.hop = bank.stride
+        # The filters that there are: param_sinc makes an even length odd, the STFT has two more than samples.
+        self.n_channels = bank.n_feats_out
+        self.n_masks = self.n_channels // 2 if self.is_linear else self.n_channels
+        padding = bank.kernel_size // 2
+        self.encoder = Encoder(bank, padding=padding)
+        n_decoders = n_src if decoder == "private" else 1
+        self.decoders = nn.ModuleList()
+        for _ in range(n_decoders):
+            filters = bank if decoder == "tied" else make()
+            # So many more samples that every sample of the input comes back.
+            self.decoders.append(Decoder(filters, padding=padding, output_padding=self.hop - 1))
+        self.encoder_bias = None
+        self.decoder_bias = None
+        if bias:
+            # As torch starts a convolution.
+            bound = bank.kernel_size**-0.5
+            self.encoder_bias = nn.Parameter(
+                torch.empty(self.n_channels, 1).uniform_(-bound, bound)
+            )
+            bound = (self.n_channels * bank.kernel_size) ** -0.5
+            self.decoder_bias = nn.Parameter(torch.empty(n_decoders).uniform_(-bound, bound))
 
-    def encode(self, signal: torch.Tensor) -> torch.Tensor:
-        """(..., time) to the non-negative code (..., n_basis, frames)."""
+    def encode(self, signal: Tensor) -> Tensor:
+        """(..., time) to the code (..., n_channels, frames)."""
         *batch, time = signal.shape
-        padding = -time % self.hop  # to whole hops
+        # To whole hops.
+        padding = -time % self.hop
         padded = F.pad(signal, (0, padding)).reshape(-1, 1, time + padding)
-        code = F.relu(self.encoder(padded))
+        code = self.encoder(padded)
+        if not self.is_linear:
+            if self.encoder_bias is not None:
+                code = code + self.encoder_bias
+            code = F.relu(code)
         return code.reshape(*batch, *code.shape[1:])
 
-    def oracle_masks(self, sources: torch.Tensor) -> torch.Tensor:
-        """Clean sources (batch, n_src, time) to masks (batch, n_src, n_basis, frames) that add up to one."""
-        code = self.encode(sources)
-        if self.mask == "softmax":
-            # m_i = exp(E(s_i)) / sum_j exp(E(s_j))
-            return code.softmax(dim=1)
-        # m_i = E(s_i) / sum_j E(s_j), where silence is shared equally
-        code = code + 1e-8
-        return code / code.sum(dim=1, keepdim=True)
+    def magnitude(self, code: Tensor) -> Tensor:
+        """Code (..., n_channels, frames) to what masks are made of, non-negative, (..., n_masks, frames)."""
+        if self.is_linear:
+            return transforms.mag(code)
+        return code
 
-    def oracle_latents(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-        """The mixture's code under the oracle masks, (batch, n_src, n_basis, frames): the targets of step 2.
+    def features(self, code: Tensor) -> Tensor:
+        """Code (batch, n_channels, frames) to what the mask network hears, (batch, n_masks, frames)."""
+        magnitude = self.magnitude(code)
+        if self.log_features:
+            return torch.log(magnitude + SMALLEST_MAGNITUDE)
+        return magnitude
+
+    def oracle_masks(self, sources: Tensor) -> Tensor:
+        """Clean sources (batch, n_src, time) to masks (batch, n_src, n_masks, frames) that add up to one."""
+        weights = self.magnitude(self.encode(sources))
+        if self.mask_kind == "softmax":
+            return weights.softmax(dim=1)
+        if self.mask_kind == "power":
+            weights = weights.square()
+        weights = weights + SMALLEST_CODE
+        return weights / weights.sum(dim=1, keepdim=True)
+
+    def apply(self, masks: Tensor, code: Tensor) -> Tensor:  # type: ignore[override]
+        """Masks (batch, n_src, n_masks, frames) times a code (batch, n_channels, frames): latents of all sources."""
+        if self.is_linear:
+            # Both filters of a pair get the pair's mask.
+            masks = torch.cat([masks, masks], dim=-2)
+        return masks * code[:, None]
+
+    def oracle_latents(self, mixture: Tensor, sources: Tensor) -> Tensor:
+        """The mixture's code under the oracle masks, (batch, n_src, n_channels, frames): the targets of step 2.
 
         Args:
             mixture: (batch, time).
             sources: (batch, n_src, time).
         """
-        return self.oracle_masks(sources) * self.encode(mixture)[:, None]
+        return self.apply(self.oracle_masks(sources), self.encode(mixture))
 
-    def decode(self, latents: torch.Tensor, length: int) -> torch.Tensor:
-        """Latents (batch, n_src, n_basis, frames) to signals (batch, n_src, `length`)."""
-        if self.decoder.groups > 1:
-            # A decoder for each source: the sources are the groups of the channels.
-            channels = latents.flatten(1, 2)
-            signals = self.decoder(channels)
-        else:
-            # One for all of them: each source is an example.
-            examples = latents.flatten(0, 1)
-            signals = self.decoder(examples)
-            signals = signals.reshape(*latents.shape[:2], -1)
-        return signals[..., :length]
+    def decode(self, latents: Tensor, length: int) -> Tensor:
+        """Latents (batch, n_src, n_channels, frames) to signals (batch, n_src, `length`)."""
+        signals = []
+        for source, latent in enumerate(latents.unbind(1)):
+            index = source % len(self.decoders)
+            signal = self.decoders[index](latent)[:, 0]
+            if self.decoder_bias is not None:
+                signal = signal + self.decoder_bias[index]
+            signals.append(signal)
+        return torch.stack(signals, dim=1)[..., :length]
 
-    def basis_energy(self) -> torch.Tensor:
-        """Energy of each decoder basis, (decoders, n_basis): what a unit of latent is worth in the waveform."""
-        # Its weight is (decoders * n_basis, 1, kernel_size).
-        energy = self.decoder.weight.square().sum(dim=(1, 2))
-        return energy.reshape(self.decoder.groups, self.n_basis)
+    def heard(self, latents: Tensor) -> Tensor:
+        """The part of latents (batch, n_src, n_channels, frames) that their decoders do not map to nothing.
+
+        Of each frame the projection P v = D^T (D D^T)^-1 D v, where D (kernel_size, n_channels) holds the filters of
+        the decoder, before frames overlap.
+        """
+        parts = []
+        for source, latent in enumerate(latents.unbind(1)):
+            decoder = self.decoders[source % len(self.decoders)]
+            assert isinstance(decoder, Decoder)
+            # An orthonormal basis Q of the row space of D: then P = Q Q^T.
+            filters = decoder.get_filters()[:, 0]
+            basis = _orthonormal_columns(filters)
+            parts.append(basis @ (basis.T @ latent))
+        return torch.stack(parts, dim=1)
+
+
+def _orthonormal_columns(filters: Tensor) -> Tensor:
+    """Filters (n_channels, kernel_size) to an orthonormal basis (n_channels, rank) of the space of their columns."""
+    left, values, _ = torch.linalg.svd(filters.detach(), full_matrices=False)
+    return left[:, values > 1e-5 * values[0]]
+
+
+def _maker_of(name: FilterbankName, n_basis: int, kernel_size: int, sample_rate: int) -> Any:
+    """A function that makes a filterbank with weights of its own."""
+    options: dict[str, Any] = {"stride": kernel_size // 2, "sample_rate": sample_rate}
+
+    def make() -> Filterbank:
+        if name == "free":
+            bank = FreeFB(n_basis, kernel_size, **options)
+            # As the published code starts, and as torch does a convolution of one channel.
+            bound = kernel_size**-0.5
+            nn.init.uniform_(bank._filters, -bound, bound)
+            return bank
+        if name == "analytic_free":
+            return HilbertPairs(n_basis, kernel_size, **options)
+        encoder, _ = make_enc_dec(name, n_basis, kernel_size, **options)
+        return encoder.filterbank
+
+    return make

@@ -4,7 +4,7 @@ Source: Tzinis et al., "Two-step sound source separation: training on learned la
 (arXiv 1910.09804). `TwoStep` separates; the classes below it are the steps of its training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -15,10 +15,10 @@ from local_models.fast_asteroid import accelerate
 from local_models.scores import validation_scores
 from local_models.silence import SMALLEST_LEVEL
 from local_models.system import System, TrainingStep, without_offset
-from local_models.two_step import latent_losses
-from local_models.two_step.front_end import FrontEnd
+from local_models.two_step import instruments, latent_losses
+from local_models.two_step.front_end import FilterbankName, FrontEnd
 
-LatentLoss = Literal["si_sdr", "zero_mean", "centred_snr", "energy_weighted", "decoder_metric"]
+LatentLoss = Literal["si_sdr", "decoder_metric", "heard"]
 
 
 class TwoStep(System):
@@ -29,17 +29,31 @@ class TwoStep(System):
     on the validation set and applied by `separate`, which removes the third.
 
     Args:
-        separator: mask network, called as `separator(n_basis, n_src)`: TDCN or RTDCN of this package, or any of
+        separator: mask network, called as `separator(n_masks, n_src)`: TDCN or RTDCN of this package, or any of
             asteroid.masknn.
         n_src: number of sources.
         sample_rate: in Hz.
-        n_basis: number of bases of the front end.
-        kernel_size: length of its bases in samples; the hop is half of it.
-        decoder: `private` (one a source, the paper) or `shared`.
-        oracle_mask: `softmax` (the paper) or `ratio`.
-        latent_loss: of step `separator`, see `latent_losses`; `decoder_metric` is the SI-SDR of the decoded latents
-            against the decoded targets.
+        n_basis: number of filters of the front end.
+        kernel_size: length of its filters in samples; the hop is half of it.
+        filterbank: `free` is the paper's code, of one ReLU a filter; the others are linear, with filters in pairs that
+            share a mask, see `FrontEnd`.
+        bias: whether encoder and decoders have biases, as the published code does; only with `free`.
+        decoder: `private` (one a source, the paper), `shared`, or `tied` (the transposed encoder).
+        oracle_mask: `softmax` (the paper), `ratio`, or `power` (ratio of squares).
+        log_features: whether the mask network hears logarithms.
+        target: of step `separator`: `mixture`, the mixture's code under oracle masks (the paper), or `source`, the code
+            of the clean source, which only linear codes can reach.
+        latent_loss: of step `separator`, between latents: `si_sdr` (the paper); `heard`, SI-SDR of the part that the
+            decoders do not map to nothing; or `decoder_metric`, SI-SDR of the decoded latents against the decoded
+            targets.
+
+    Raises:
+        ValueError: options that exclude each other.
     """
+
+    n_src: int
+    gain_cross: Tensor
+    gain_power: Tensor
 
     def __init__(
         self,
@@ -48,8 +62,12 @@ class TwoStep(System):
         sample_rate: int = 8000,
         n_basis: int = 256,
         kernel_size: int = 21,
-        decoder: Literal["private", "shared"] = "private",
-        oracle_mask: Literal["softmax", "ratio"] = "softmax",
+        filterbank: FilterbankName = "free",
+        bias: bool = True,
+        decoder: Literal["private", "shared", "tied"] = "private",
+        oracle_mask: Literal["softmax", "ratio", "power"] = "softmax",
+        log_features: bool = False,
+        target: Literal["mixture", "source"] = "mixture",
         latent_loss: LatentLoss = "si_sdr",
     ):
         super().__init__(n_src, sample_rate)
@@ -57,15 +75,26 @@ class TwoStep(System):
             raise ValueError(
                 "n_src 1: masks that sum to one over a single source are one; add a source for the rest"
             )
-        self.latent_loss = latent_loss
-        self.frontend = FrontEnd(n_src, n_basis, kernel_size, decoder, oracle_mask)
-        self.separator = accelerate(separator(n_basis, n_src))
+        if target == "source" and filterbank == "free":
+            raise ValueError(
+                "target source: ReLU codes of sources do not add up to that of the mixture; take another filterbank"
+            )
+        self.target = target
+        self.latent_loss: LatentLoss = latent_loss
+        self.frontend = FrontEnd(
+            n_src,
+            n_basis,
+            kernel_size,
+            filterbank,
+            bias,
+            decoder,
+            oracle_mask,
+            log_features,
+            sample_rate,
+        )
+        self.separator = accelerate(separator(self.frontend.n_masks, n_src))
         self.register_buffer("gain_cross", torch.zeros(n_src))
         self.register_buffer("gain_power", torch.zeros(n_src))
-
-    n_src: int
-    gain_cross: Tensor
-    gain_power: Tensor
 
     @classmethod
     def training_steps(cls) -> dict[str, type[TrainingStep]]:
@@ -85,7 +114,8 @@ class TwoStep(System):
     def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, time) to (batch, n_src, time)."""
         mixture, level = normalise(mixture)
-        return self._calibrate(self.estimate(mixture), level)
+        estimates = self.estimate(mixture)
+        return self._calibrate(estimates, level)
 
     def oracle(self, mixture: Tensor, sources: Tensor) -> Tensor:
         """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
@@ -99,12 +129,13 @@ class TwoStep(System):
         """Normalised mixture (batch, time) to estimates (batch, n_src, time), not yet calibrated."""
         with self.full_precision():
             code = self.frontend.encode(mixture)
-        masks = self.separator(code)
+            features = self.frontend.features(code)
+        masks = self.separator(features)
         with self.full_precision():
-            latents = masks.float() * code[:, None]
+            latents = self.frontend.apply(masks.float(), code)
             return self.frontend.decode(latents, mixture.shape[-1])
 
-    def _calibrate(self, estimates, level):
+    def _calibrate(self, estimates: Tensor, level: Tensor) -> Tensor:
         """Sign and level of the sources, and no offset: SI-SDR is blind to all three."""
         # The gain of each decoder, sum e.s / sum |e|^2 over the validation set; 1 before there was any.
         power = self.gain_power.clamp(min=1e-12)
@@ -187,7 +218,17 @@ class FrontEndStep(TrainingStep):
                 order = torch.arange(system.n_src, device=mixture.device)
                 order = order.expand(len(mixture), -1)
                 values |= system.validation_scores(estimates, mixture, sources, order)
+                values |= instruments.measure(system.frontend, mixture, sources)
         return values
+
+    def after_training(self, metrics: Mapping[str, Tensor]) -> None:
+        share = float(metrics["val_silence_share"])
+        if share > instruments.LARGEST_SILENCE_SHARE:
+            print(
+                f"the code of silence has {share:.0%} of the energy of all codes: this front end writes waveforms onto "
+                "a constant and hardly masks, and its oracle says nothing; system.init_args.bias=false and "
+                "oracle_mask=ratio mend it"
+            )
 
 
 class SeparatorStep(TrainingStep):
@@ -201,27 +242,30 @@ class SeparatorStep(TrainingStep):
     def losses(self, batch: dict) -> dict[str, Tensor]:
         system = self.system
         mixture, sources = system.normalised(batch)
-        # The target of each source is the mixture's code under its oracle mask, v = m E(x).
+        frontend = system.frontend
         with torch.no_grad(), system.full_precision():
-            code = system.frontend.encode(mixture)
-            oracle = system.frontend.oracle_masks(sources)
-            targets = oracle * code[:, None]
-        masks = system.separator(code)
+            code = frontend.encode(mixture)
+            features = frontend.features(code)
+            if system.target == "source":
+                targets = frontend.encode(sources)
+            else:
+                targets = frontend.oracle_latents(mixture, sources)
+        masks = system.separator(features)
         with system.full_precision():
-            latents = masks.float() * code[:, None]
+            latents = frontend.apply(masks.float(), code)
             pairwise = self.pairwise(latents, targets, system.latent_loss)
             loss, order = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}
             if not system.training:
-                latent_scores = self._latent_scores(latents, targets, code, order)
-                estimates = system.frontend.decode(latents, mixture.shape[-1])
-                scores = system.validation_scores(estimates, mixture, sources)
-                values.update(latent_scores)
-                values.update(scores)
+                reached = self.pairwise(latents, targets, "si_sdr")
+                reached = PITLossWrapper.reorder_source(reached, order)
+                values["latent_si_sdr"] = -reached.diagonal(dim1=1, dim2=2).mean()
+                estimates = frontend.decode(latents, mixture.shape[-1])
+                values |= system.validation_scores(estimates, mixture, sources)
         return values
 
     def pairwise(self, latents: Tensor, targets: Tensor, loss: LatentLoss) -> Tensor:
-        """A latent loss of all pairs: (batch, n_src, basis, frame) twice to (batch, n_src, n_src), latent by target."""
+        """A latent loss, (batch, n_src, n_src), of latents against targets (batch, n_src, channel, frame)."""
         frontend = self.system.frontend
         if loss == "decoder_metric":
             # SI-SDR in time of what the decoders make of both.
@@ -229,27 +273,10 @@ class SeparatorStep(TrainingStep):
             estimates = frontend.decode(latents, length)
             references = frontend.decode(targets, length)
             return pairwise_neg_sisdr(estimates, references)
-        if loss == "energy_weighted":
-            energy = frontend.basis_energy()
-            return latent_losses.energy_weighted(latents, targets, energy)
-        latent_loss = getattr(latent_losses, loss)
-        return latent_loss(latents, targets)
-
-    def _latent_scores(
-        self, latents: Tensor, targets: Tensor, code: Tensor, order: Tensor
-    ) -> dict[str, Tensor]:
-        """The paper's latent SI-SDR in the order of the loss, and that of a mask that is the same everywhere."""
-        pairwise = self.pairwise(latents, targets, "si_sdr")
-        ordered = PITLossWrapper.reorder_source(pairwise, order)
-        own = ordered.diagonal(dim1=1, dim2=2)
-        # What equal shares of the mixture's code have: no separation at all.
-        share = 1 / self.system.n_src * code
-        shares = share[:, None].expand_as(targets)
-        floor = self.pairwise(shares, targets, "si_sdr").diagonal(dim1=1, dim2=2)
-        return {
-            "latent_si_sdr": -own.mean(),
-            "constant_mask_latent_si_sdr": -floor.mean(),
-        }
+        if loss == "heard":
+            latents = frontend.heard(latents)
+            targets = frontend.heard(targets)
+        return latent_losses.si_sdr(latents, targets)
 
 
 class WaveformStep(TrainingStep):

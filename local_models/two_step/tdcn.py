@@ -10,12 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from local_models.fast_asteroid import (
-    BasisConv2d,
-    FastConv1DBlock,
-    FastFeatsGlobLN,
-    wide,
-)
+from local_models.fast_asteroid import BasisConv2d, FastConv1DBlock, FastFeatsGlobLN
+from local_models.fast_block import wide
 
 
 class TDCN(nn.Module):
@@ -70,7 +66,10 @@ class TDCN(nn.Module):
         # In frames: a repeat reaches (kernel_size - 1) (1 + 2 + 4 + ...) of them.
         reach_of_repeat = (kernel_size - 1) * (2**n_blocks - 1)
         self.receptive_field = 1 + n_repeats * reach_of_repeat
-        self.bottleneck = nn.Sequential(nn.BatchNorm1d(in_chan), nn.Conv1d(in_chan, bn_chan, 1))
+        self.bottleneck = nn.Sequential(
+            nn.BatchNorm1d(in_chan),
+            nn.Conv1d(in_chan, bn_chan, 1),
+        )
         self.TCN = nn.ModuleList()
         for index in range(n_repeats * n_blocks):
             dilation = 2 ** (index % n_blocks)
@@ -102,7 +101,8 @@ class TDCN(nn.Module):
                 x = x + update
         if skips is not None:
             x = skips
-        scores = wide(self.mask_net(x).unflatten(1, (self.n_src, self.in_chan)))
+        scores = wide(self.mask_net(x))
+        scores = scores.unflatten(1, (self.n_src, self.in_chan))
         if self.mask_act == "softmax":
             return scores.softmax(1)
         return getattr(torch, self.mask_act)(scores)
@@ -173,7 +173,8 @@ class BasisHead(nn.Module):
         self.norm = nn.BatchNorm1d(in_chan)
         # N + 1 taps along the basis axis, one along time.
         padding = in_chan - in_chan // 2
-        self.conv = BasisConv2d(1, n_src, (in_chan + 1, 1), padding=(padding, 0))
+        kernel = (in_chan + 1, 1)
+        self.conv = BasisConv2d(1, n_src, kernel, padding=(padding, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, chan, frames) to scores (batch, n_src * in_chan, frames)."""

@@ -113,6 +113,12 @@ def test_a_corpus_is_found_from_where_the_user_stands_and_through_a_link(call, c
     assert (data / "corpus" / "test").resolve() == home / "-dash"
 
 
+def test_the_word_of_the_user_for_a_package_reaches_the_training(call, checkout, tmp_path):
+    script = checkout / "egs/wsj0-2mix/run.sh"
+    done = call(script, "--stage", "2", "--stop_stage", "2", "--trust", "os", cwd=tmp_path)
+    assert done.returncode == 2 and "--trust os: this is a part of Python" in done.stderr
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_name_with_a_dash_before_it_is_no_option(call, checkout, tmp_path, recipe):
     speakers(tmp_path / "-dash", "xyz")

@@ -12,13 +12,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from local_models import fast_asteroid
-from local_models.fast_asteroid import (
-    EPS,
-    BlockFunction,
-    FastConv1DBlock,
-    _PReLUFunction,
-    accelerate,
-)
+from local_models.fast_asteroid import EPS, FastConv1DBlock, accelerate
+from local_models.fast_block import BlockFunction, PReLUFunction
 
 CONVTASNET = dict(n_filters=16, bn_chan=8, hid_chan=12, skip_chan=8, n_blocks=3, n_repeats=2)
 MODELS = {
@@ -146,9 +141,9 @@ def test_block_gradients_are_exact(frames, dilation, heads, taps):
 def test_prelu_gradient_is_exact_and_that_of_zero_is_torchs():
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     slope = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_PReLUFunction.apply, (x, slope))
+    assert torch.autograd.gradcheck(PReLUFunction.apply, (x, slope))
     zero = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    ours = torch.autograd.grad(_PReLUFunction.apply(zero, slope).sum(), zero)
+    ours = torch.autograd.grad(PReLUFunction.apply(zero, slope).sum(), zero)
     torch.testing.assert_close(ours, torch.autograd.grad(F.prelu(zero, slope).sum(), zero))
 
 

@@ -61,6 +61,7 @@ def check_fits(checkpoint: dict, system: System, path: str | Path, remedy: str) 
     Raises:
         UserError: with the first weight that differs.
     """
+    # Lightning would tell all differences at once, in hundreds of lines.
     own = system.state_dict()
     expected = {name: value.shape for name, value in own.items()}
     shapes = {name: value.shape for name, value in checkpoint["state_dict"].items()}
@@ -99,6 +100,7 @@ class StepCheckpoints(TorchCheckpointIO):
         save(checkpoint | {STEP: self.system.step.name}, path)
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
+        # Whatever is wrong with it, there is no other place to go on from.
         remedy = f"delete {Path(path).parent} to train this step anew"
         checkpoint = read_checkpoint(path, remedy)
         step = checkpoint.get(STEP)
@@ -152,6 +154,7 @@ class Checkpoints(Checkpoint):
     def on_fit_start(self, trainer, system):
         if not self._restored:
             return
+        # Early stopping may have ended the step in its last epoch, before done.json was written.
         trainer.should_stop = self._restored["is_stopped"]
         best = self.folder / "best.ckpt"
         if best.exists():
@@ -166,6 +169,7 @@ class Checkpoints(Checkpoint):
                 print(f"{best} is gone: the best of the epochs to come takes its place", flush=True)
 
     def on_train_start(self, trainer, system):
+        # Reading the last one counts as writing it.
         self._written = time.monotonic()
         for number in STOPPING:  # in place of Lightning's, which cannot save
             signal.signal(number, self._remember_signal)
@@ -245,6 +249,7 @@ class Checkpoints(Checkpoint):
         own = {"random": random_state(trainer.strategy.root_device), "sums": {}}
         if batches:
             own["sums"] = _sums(trainer.fit_loop.epoch_loop._results)
+        # Random numbers and sums are those of each process; rank 0 writes for all.
         ranks: list[Any] = [own]
         if trainer.world_size > 1:
             ranks = [None] * trainer.world_size

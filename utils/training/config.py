@@ -182,9 +182,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_integer(self, node):
         text = self.construct_scalar(node)
+        # Python takes 0x and 0o as YAML 1.2 does, but no zeros in front, as in 010.
         return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
     def construct_mapping(self, node, deep=False):
+        # PyYAML takes the last of two values without a word. `<<` may stand there as often as there are bases.
         names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for name in names:
             if names.count(name) > 1:
@@ -204,6 +206,7 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first
     )
+# The inherited one reads 010 as eight.
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
@@ -222,6 +225,7 @@ def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
         raise UserError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no `key: value` pairs")
+    # Words of this file, and no keys of the experiment.
     base = values.pop("extends", None)
     removed = values.pop("remove", [])
     if base is None:
@@ -231,6 +235,7 @@ def read_yaml(path: str | Path, origins: tuple[Path, ...] = ()) -> dict:
     if not isinstance(base, str):
         raise UserError(f"{path}: extends is {base!r}; it must be the name of one YAML file")
     base = Path(path).parent / base
+    # Two files that extend each other would be read for ever.
     if base.resolve() in (origins := (*origins, Path(path).resolve())):
         raise UserError(
             f"{path}: extends {base}, which extends this file in turn: take one of them out"
@@ -248,6 +253,7 @@ def _merge(base: dict, values: dict) -> dict:
     # The arguments of one class mean nothing to another.
     if values.get("class_path", base.get("class_path")) != base.get("class_path"):
         return values
+    # A new dict, so that the base stays as its file says.
     merged = dict(base)
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -265,6 +271,7 @@ def _remove(values: dict, keys: list[str], where: str) -> None:
         *parents, last = str(key).split(".")
         place: Any = values
         for parent in parents:
+            # A parent that is a single value has no keys below it: the message is the same.
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
             words = f"{where}: there is no {key} to take away"
@@ -287,6 +294,7 @@ def override(values: dict, assignments: list[str]) -> dict:
         if not equals:
             raise UserError(f"'{assignment}' is not KEY=VALUE, e.g. steps.frontend.epochs=3")
         try:
+            # As in a file, so that 1e-3 is a number and null is null.
             value = yaml.load(text, _Loader)
         except yaml.YAMLError:
             raise UserError(
@@ -304,6 +312,7 @@ def _set(values: dict, key: str, value) -> None:
     *parents, last = key.split(".")
     place = values
     for parent in parents:
+        # A section that the YAML leaves out, or sets to null, gets its defaults and this key.
         if place.get(parent) is None:
             place[parent] = {}
         place = place[parent]
@@ -312,15 +321,11 @@ def _set(values: dict, key: str, value) -> None:
     place[last] = value
 
 
-def _parser_of_all() -> ArgumentParser:
+def _parser(has_system: bool) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(System, "system", fail_untyped=False, required=True)
-    parser.add_class_arguments(Experiment, skip={"system"}, fail_untyped=False)
-    return parser
-
-
-def _parser_without_system() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
+    if has_system:
+        # To the parser a class to be built, while an `Experiment` holds its description.
+        parser.add_subclass_arguments(System, "system", fail_untyped=False, required=True)
     parser.add_class_arguments(Experiment, skip={"system"}, fail_untyped=False)
     return parser
 
@@ -336,18 +341,20 @@ def parse(values: dict, where: str) -> Experiment:
         UserError: an unknown key, a value of another type, a number outside its range, settings that exclude each
             other, a training step that the system does not have.
     """
+    # In this order, since each check needs that those before it have passed.
     check_importable(values, where)
     check_values(values, Experiment, where)
-    parser = _parser_of_all()
+    parser = _parser(has_system=True)
     try:
         settings = parser.parse_object(values, defaults=True)
         text = parser.dump(settings, skip_validation=True, skip_none=False)
         plain = yaml.safe_load(text)
         # The system is built when it is needed, from the seed then: here it stays a description.
         del settings["system"]
-        typed = _parser_without_system().instantiate_classes(settings)
+        typed = _parser(has_system=False).instantiate_classes(settings)
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{where}: {_explain_step(values) or _explain(error)}") from None
+    # Behind the parser, so that defaults and values of all classes are looked at.
     check_numbers(plain, Experiment, where)
     experiment = Experiment(system=plain["system"], **vars(typed))
     experiment._plain = plain
@@ -363,6 +370,7 @@ def _check_together(experiment: Experiment, where: str) -> None:
             "mixtures come from; take one away, e.g. by remove=[data.dynamic_mixing]"
         )
     class_path = experiment.system["class_path"]
+    # The class is there: the parser has found it. It is asked without being built, which may take long.
     system_class: Any = pydoc.locate(class_path)
     known = list(system_class.training_steps())
     if not experiment.steps:
@@ -386,6 +394,7 @@ def _check_together(experiment: Experiment, where: str) -> None:
 def _explain_step(values: dict) -> str | None:
     """What is wrong in a training step, and in which; None if all are right. The parser does not name the step."""
     steps = values.get("steps")
+    # The parser tells of all steps at once, so each is tried by itself.
     for name, step in steps.items() if isinstance(steps, dict) else ():
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Step, f"steps.{name}", fail_untyped=False)
@@ -411,6 +420,7 @@ _SHORTER = (
 
 def _explain(error: Exception, prefix: str = "") -> str:
     """The parser's message as `key: what is wrong`."""
+    # The parser's text goes over several lines.
     text = re.sub(r"\s+", " ", str(error)).strip()
     for pattern, words in _SHORTER:
         text = re.sub(pattern, words, text)

@@ -19,12 +19,14 @@ from utils.stamps import differences, state_of_manifest
 from utils.training.config import Experiment
 from utils.training.lock import is_first_process
 
+# Keys of a configuration with which the same thing is learnt.
 MAY_CHANGE = ("runtime", "description")
 PACKAGES = ("torch", "asteroid", "pytorch-lightning", "numpy", "soundfile")
 
 
 def describe_run(description: str, manifests: Path) -> dict:
     """What else a result depends on: code, packages, command, machine."""
+    # Of the code that runs, wherever the user stands.
     commit, untracked = state_of_code(Path(__file__).parents[2])
     run = {
         "description": description,
@@ -64,9 +66,24 @@ def state_of_data(manifests: Path) -> dict:
     Raises:
         UserError: a file that a list names is not there.
     """
+    # The test set is no part of a training: a corrected one does not end it.
     names = sorted(path.name for path in manifests.glob("*.csv"))
     lists = [name for name in names if name.startswith(("train", "valid"))]
     return {name: state_of_manifest(manifests / name) for name in lists}
+
+
+def check_name(exp: Path) -> None:
+    """Stop at the name of a folder that TensorBoard cannot write to, before anything is trained.
+
+    Raises:
+        UserError: its bytes are not UTF-8.
+    """
+    try:
+        str(exp).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{exp}: a name that is not UTF-8, which TensorBoard cannot write to; choose another"
+        ) from None
 
 
 def is_begun(exp: Path) -> bool:
@@ -85,6 +102,7 @@ def claim_folder(exp: Path, experiment: Experiment, manifests: Path, steps: Iter
     path = exp / "config.yml"
     settings = {key: value for key, value in experiment.plain().items() if key not in MAY_CHANGE}
     is_done = all((exp / step / "done.json").exists() for step in steps)
+    # As long as nothing is trained, a mended setting takes the place of the old one.
     if path.exists() and is_begun(exp):
         old = read_yaml(path, f"delete {exp} to train it anew")
         _refuse_other_settings(exp, old, settings)
@@ -105,6 +123,7 @@ def claim_folder(exp: Path, experiment: Experiment, manifests: Path, steps: Iter
 def _refuse_other_settings(exp: Path, old: dict, settings: dict) -> None:
     ignored = (*MAY_CHANGE, "manifests", "data_state")
     old = {key: value for key, value in old.items() if key not in ignored}
+    # config.yml also holds what other functions compare.
     changed = differences(old, settings)
     if changed:
         raise UserError(
@@ -136,6 +155,7 @@ def _refuse_other_data(exp: Path, manifests: Path, old: dict) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Whether a step is trained, and its result is there, whole and unchanged."""
+    # Written last, so that a step without it is not finished, whatever else is there.
     note = folder / "done.json"
     if not note.exists():
         return False

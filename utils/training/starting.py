@@ -84,6 +84,7 @@ def origin_of(step: str, settings: Step, previous: Path | None) -> Origin | None
         return Origin(path, settings.start_from, remedy)
     if previous is None:
         return None
+    # The best model of the step before, not the last one: that is what it would have been exported as.
     best = previous / "best.ckpt"
     if not (previous / "done.json").exists():
         raise UserError(f"step `{previous.name}` is not finished: train it first (stage 2)")
@@ -125,10 +126,12 @@ def _locate(given: str, key: str) -> Path:
             f"{key}: there is no {given} in {Path.cwd()}; give the folder of an experiment, of one of its steps, "
             "or a model file"
         )
+    # An experiment that is done, or a folder with nothing but its model.
     if (path / "model.pth").is_file():
         return path / "model.pth"
     if is_finished(path):
         return path / "best.ckpt"
+    # Which of several finished steps is meant is for the user to say.
     steps = sorted(note.parent.name for note in path.glob("*/done.json"))
     if steps:
         raise UserError(
@@ -167,6 +170,7 @@ def read_weights(
 
 def _own_packages(system: System) -> list[str]:
     """Packages of the networks of a system that the user's own configuration names, and so are trusted."""
+    # Of all modules inside: a network may be built of layers of another package.
     packages = {type(module).__module__.split(".")[0] for module in system.modules()}
     return sorted(packages - KNOWN)
 
@@ -185,6 +189,7 @@ def fit(
     Raises:
         UserError: a tensor does not fit, or none does. Parts that only training needs may be missing on either side.
     """
+    # Both ways: what the file has too much, and what it lacks.
     own = system.state_dict()
     kinds = other_kinds(weights, own)
     taken = []
@@ -203,6 +208,7 @@ def fit(
         if name not in weights and not system.is_training_only(name):
             problems.append(f"{name} {_shape(value)} is not in the file")
     if not taken or (problems and not partial):
+        # Of a wholly different system hundreds of names differ.
         listed = "; ".join(problems[:SHOWN])
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         advice = "partial: true takes what fits, " if taken else ""
@@ -268,6 +274,7 @@ def start(
     digest, transfer = take(system, step, settings, origin, trust)
     identity = {"from": origin.given, "weights_sha256": digest}
     _refuse_other_origin(folder, identity, origin)
+    # Notes are written once, though all processes take the same weights.
     if not is_first_process():
         return
     if settings.start_from is not None and not (folder / "last.ckpt").exists():
@@ -288,6 +295,7 @@ def _refuse_other_origin(folder: Path, identity: dict, origin: Origin) -> None:
 
 
 def _note(folder: Path, identity: dict, transfer: Transfer) -> None:
+    # Numbers are enough for a report; the names were printed.
     counts = {key: len(names) for key, names in vars(transfer).items()}
     record = identity | counts
     write_json(folder / NOTE, record)

@@ -25,13 +25,14 @@ from utils.training import starting
 from utils.training.callbacks import Bookkeeping
 from utils.training.checkpoints import Checkpoints
 from utils.training.config import Experiment
-from utils.training.folder import claim_folder, is_begun, is_finished, tidy
+from utils.training.folder import check_name, claim_folder, is_begun, is_finished, tidy
 from utils.training.lock import is_first_process, only_training
 from utils.training.model_files import export
 from utils.training.selftest import self_test
 from utils.training.trainer import explained, make_trainer
 from utils.training.trust import NOBODY, Trust
 
+# Parts of what Lightning says that no user of ours can act upon, or that is not so here.
 LIGHTNING_CHATTER = (
     "num_workers",
     "in eval mode at the start",
@@ -54,6 +55,7 @@ class Training:
     """Whose networks a file to start from may name."""
 
     def folder(self, step: str) -> Path:
+        """Where a step leaves its checkpoints and notes."""
         return self.exp / step
 
     def before(self, step: str) -> Path | None:
@@ -92,25 +94,23 @@ def run(
     Raises:
         UserError: the YAML, the data or the folder are not as they must be, or the training was ended.
     """
-    try:
-        str(exp).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"--exp {exp}: a name that is not UTF-8, which TensorBoard cannot write to; choose another"
-        ) from None
+    check_name(exp)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in LIGHTNING_CHATTER:
         warnings.filterwarnings("ignore", f".*{message}")
+    # TensorFloat-32 where the device has it: the noise of training is far above it.
     torch.set_float32_matmul_precision("high")
     values = configuration.override(configuration.read_yaml(conf), list(overrides))
     experiment = configuration.parse(values, conf)
     training = Training(experiment, manifests, exp, Trust(tuple(trust)))
     names = list(experiment.steps)
     chosen = {"first": names[:1], "rest": names[1:], "all": names}[which]
+    # Before the lock, which needs a folder that can be written.
     if is_complete(exp, names, chosen):
         claim_folder(exp, experiment, manifests, chosen)
         print(f"{exp}: already trained")
         return
+    # Before the folder is made, so that a wrong name leaves nothing behind.
     starting.check_starts(experiment.steps, chosen, exp)
     with only_training(exp):
         claim_folder(exp, experiment, manifests, chosen)
@@ -126,6 +126,7 @@ def is_complete(exp: Path, names: list[str], chosen: list[str]) -> bool:
     """Whether a folder that can only be read holds all that is to be made there."""
     if os.access(exp, os.W_OK) or not exp.is_dir():
         return False
+    # The model is exported after the last step only.
     has_model = names[-1] not in chosen or (exp / "model.pth").is_file()
     return has_model and all(is_finished(exp / name) for name in chosen)
 
@@ -148,6 +149,7 @@ def check_ahead(training: Training, chosen: Sequence[str]) -> None:
     for name, step in experiment.steps.items():
         if name == first:
             continue
+        # Fresh weights depend on the seed alone, whatever was trained before in this process.
         pl.seed_everything(experiment.seed, workers=True, verbose=False)
         system = experiment.build_system()
         origin = starting.origin_in_advance(name, step, exp)
@@ -177,6 +179,7 @@ def train_step(training: Training, name: str) -> None:
     begin_step(system, experiment, name)
     frozen = fingerprint(system)
     bookkeeping = Bookkeeping(folder, experiment.system, experiment.data.segment)
+    # As `Step.monitor` says: losses are to be small, scores large.
     mode = "min" if "loss" in step.monitor else "max"
     checkpoints = Checkpoints(folder, step.monitor, mode, experiment.runtime.checkpoint_minutes)
     trainer = make_trainer(system, step, experiment.runtime, bookkeeping, checkpoints)
@@ -186,8 +189,10 @@ def train_step(training: Training, name: str) -> None:
     checkpoints.sampler = cast(EpochSampler, train.sampler)
     last = folder / "last.ckpt"
     with explained(trainer, checkpoints):
+        # A step that is continued was rehearsed when it began.
         if not last.exists() and trainer.is_global_zero:
             rehearse(training, system)
+        # Behind the rehearsal, whose copy would be compiled in vain.
         if step.compile:
             for part in system.step.compiled_parts():
                 part.compile(dynamic=False)
@@ -217,6 +222,7 @@ def begin_step(system: System, experiment: Experiment, name: str) -> None:
 def fingerprint(system: torch.nn.Module) -> str:
     """Hash of the parameters that the present step must not change."""
     digest = hashlib.sha256()
+    # In the order of their names, which does not depend on how the system was put together.
     for name, parameter in sorted(system.named_parameters()):
         if not parameter.requires_grad:
             digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
@@ -257,6 +263,7 @@ def finish(
     """Write done.json, which makes the step a finished one."""
     folder = checkpoints.folder
     best = folder / "best.ckpt"
+    # The step was continued behind its last epoch, and its best model is gone.
     if checkpoints.best_score is None:
         raise UserError(f"{best} is gone: put it back, or delete {folder} to train it anew")
     if system.device.type == "cuda":

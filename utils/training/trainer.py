@@ -58,6 +58,7 @@ def make_trainer(
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(step.ema)))
     callbacks.append(checkpoints)
     parallel = runtime.processes > 1
+    # Lightning neither clips nor averages what a system optimises by itself.
     manual = not system.automatic_optimization
     with possible_devices(runtime):
         return pl.Trainer(
@@ -78,6 +79,7 @@ def possible_devices(runtime: Runtime) -> Iterator[None]:
     try:
         yield
     except (ValueError, ModuleNotFoundError, MisconfigurationException) as error:
+        # Lightning's texts go over several lines.
         reason = " ".join(str(error).split())
         raise UserError(
             f"runtime.accelerator={runtime.accelerator} with runtime.devices={runtime.devices}: {reason} "
@@ -115,6 +117,7 @@ def explained(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
 
 def _is_of_loaders(error: BaseException | None) -> bool:
     """Whether an error, or one before it that it hides, is about loader processes and what they share."""
+    # Lightning raises errors of its own while it cleans up, and hides the cause behind them.
     while error is not None:
         if LOADER_DEATH.search(str(error)):
             return True

@@ -36,6 +36,7 @@ def other_kinds(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dic
         own: of the system that they are for, into which torch would convert them without a word.
     """
     problems = {}
+    # Names that only one side has are told elsewhere.
     for name in sorted(weights.keys() & own.keys()):
         there = kind_of(weights[name])
         here = kind_of(own[name])

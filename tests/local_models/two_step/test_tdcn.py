@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from local_models import fast_asteroid
+from local_models import fast_block
 from local_models.two_step.tdcn import RTDCN, TDCN, BasisHead, long_skip_table
 
 SMALL = dict(bn_chan=6, hid_chan=8, n_blocks=4, n_repeats=3)
@@ -31,7 +31,7 @@ def test_papers_receptive_field_is_2041_frames(monkeypatch):
     def affine(x, gamma, beta, groups, eps):
         return x * gamma[:, None] + beta[:, None], None, None
 
-    monkeypatch.setattr(fast_asteroid, "_norm", affine)
+    monkeypatch.setattr(fast_block, "_norm", affine)
     net = TDCN(3, 2, bn_chan=2, hid_chan=2, mask_act="relu").double().eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():

@@ -182,7 +182,9 @@ def other_step(path):
 def other_shapes(path):
     state = torch.load(path, weights_only=True)
     weights = state["state_dict"]
-    weights["frontend.encoder.weight"] = weights["frontend.encoder.weight"][:3]
+    weights["frontend.encoder.filterbank._filters"] = weights[
+        "frontend.encoder.filterbank._filters"
+    ][:3]
     torch.save(state, path)
 
 
@@ -241,10 +243,10 @@ def test_a_damaged_best_checkpoint_of_the_step_before_is_named(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda old: old.long(), "frontend.encoder.weight holds whole numbers there"),
-        (lambda old: old + 1j, "frontend.encoder.weight holds complex numbers there"),
-        (lambda old: old.to_sparse(), "frontend.encoder.weight is no plain tensor"),
-        (lambda old: [1.0], "frontend.encoder.weight is no plain tensor"),
+        (lambda old: old.long(), "frontend.encoder.filterbank._filters holds whole numbers there"),
+        (lambda old: old + 1j, "frontend.encoder.filterbank._filters holds complex numbers there"),
+        (lambda old: old.to_sparse(), "frontend.encoder.filterbank._filters is no plain tensor"),
+        (lambda old: [1.0], "frontend.encoder.filterbank._filters is no plain tensor"),
     ],
     ids=["integer", "complex", "sparse", "list"],
 )
@@ -254,7 +256,7 @@ def test_weights_of_another_kind_in_a_checkpoint_are_not_converted(
     run = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
     train_until((1, 1), run)
     checkpoint = torch.load(step / name, weights_only=True)
-    key = "frontend.encoder.weight"
+    key = "frontend.encoder.filterbank._filters"
     checkpoint["state_dict"][key] = change(checkpoint["state_dict"][key])
     torch.save(checkpoint, step / name)
     message = refusal(capsys, *run)

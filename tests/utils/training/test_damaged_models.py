@@ -38,14 +38,20 @@ def test_a_packed_model_with_such_a_rate_ends_with_one_line(rate, tmp_path):
         (lambda old: None, "cannot be built"),
         (lambda old: old.tolist(), "cannot be built"),
         (lambda old: old[..., :1], "size mismatch"),
-        (lambda old: old.long(), "frontend.encoder.weight holds whole numbers there and floats"),
-        (lambda old: old + 1j, "frontend.encoder.weight holds complex numbers there and floats"),
+        (
+            lambda old: old.long(),
+            "frontend.encoder.filterbank._filters holds whole numbers there and floats",
+        ),
+        (
+            lambda old: old + 1j,
+            "frontend.encoder.filterbank._filters holds complex numbers there and floats",
+        ),
     ],
 )
 def test_weights_that_are_none_are_told_in_one_line(weight, said, tmp_path):
     path = saved(typed(SEPARATOR), tmp_path / "model.pth")
     content = torch.load(path)
-    key = "frontend.encoder.weight"
+    key = "frontend.encoder.filterbank._filters"
     content["state_dict"][key] = weight(content["state_dict"][key])
     save(content, path)
     with pytest.raises(UserError, match=said) as error:

@@ -43,8 +43,8 @@ ASTEROID = {
         }
     },
 }
-N_TENSORS = 46  # of the system of CONFIG
-FRONTEND_SHAPES = "frontend.encoder.weight is (16, 1, 40) there and (32, 1, 40) here"
+N_TENSORS = 47  # of the system of CONFIG
+FRONTEND_SHAPES = "frontend.encoder.filterbank._filters is (16, 1, 40) there and (32, 1, 40) here"
 
 
 def finetune(**settings):
@@ -112,7 +112,7 @@ def test_a_finished_experiment_is_tuned_to_other_data(donor, tone_manifests, tmp
     for name, value in before.items():
         if name.startswith("separator."):
             assert torch.equal(value, after[name]), name
-    for name in ("frontend.encoder.weight", "gain_cross"):
+    for name in ("frontend.encoder.filterbank._filters", "gain_cross"):
         assert not torch.equal(before[name], after[name]), name
     assert started(exp) == {"taken": N_TENSORS, "unused": 0, "fresh": 0}
 
@@ -260,11 +260,11 @@ def test_weights_of_another_kind_are_no_start(donor, refused, tmp_path, place, c
     path = tmp_path / "given" / place
     path.parent.mkdir(parents=True)
     content = torch.load(donor / place.replace("finetune", "separator"), weights_only=True)
-    for name in ("frontend.encoder.weight", "gain_cross"):
+    for name in ("frontend.encoder.filterbank._filters", "gain_cross"):
         content["state_dict"][name] = change(content["state_dict"][name])
     torch.save(content, path)
     message = refused(finetune(start_from=str(path)))
-    for name in ("frontend.encoder.weight", "gain_cross"):
+    for name in ("frontend.encoder.filterbank._filters", "gain_cross"):
         assert f"{name} holds {kind} there and floats here" in message
 
 
