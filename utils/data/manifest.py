@@ -57,7 +57,7 @@ def read_manifest(csv: str | Path, n_src: int | None = None, absent: bool = Fals
     paths = ["mixture_path", *source_columns(frame)]
     if frame.empty:
         raise UserError(f"{csv}: has no rows, only a header")
-    # With the line, as a person looks for it in an editor.
+    # Messages name the line, so that it can be found in an editor.
     _check_cells(csv, frame, paths, absent)
     # A table may be a link into another folder: paths are relative to where it really is.
     folder = csv.resolve().parent
@@ -261,7 +261,7 @@ def _check_row(mixture_path, source_paths, length, sample_rate, channels):
     difference = np.abs(mixture - sum(sources)).max()
     # Each file is off by half a step at most.
     tolerance = (len(sources) + 1.1) / 2 * audio.LSB
-    # Files of 8 bits are looked for only now, for it takes another look at each.
+    # Only now are files of 8 bits looked for, since that means opening each file once more.
     if difference > tolerance:
         coarsest = max(_step(path) for path in (mixture_path, *source_paths))
         tolerance *= coarsest / audio.LSB
@@ -278,7 +278,7 @@ def _check_row(mixture_path, source_paths, length, sample_rate, channels):
 
 
 def _step(path):
-    """The step of the samples of a file, for full scale 1: 16 bits, or 8 where it has no more."""
+    """The step between the samples of a file, full scale 1: that of 16 bits, or of 8 bits if it has no more."""
     subtype = sf.info(os.fspath(path)).subtype
     return 1 / 128 if subtype in ("PCM_S8", "PCM_U8", "ULAW", "ALAW") else audio.LSB
 

@@ -46,7 +46,7 @@ def by_speaker(recordings: pd.DataFrame, n_src: int, origin: str | Path) -> list
         origin: of the list, for a message.
 
     Raises:
-        UserError: there are too few speakers: nobody could tell two sources of one speaker apart.
+        UserError: there are too few speakers for mixtures of different ones.
     """
     speakers = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
     if len(speakers) < n_src:

@@ -225,7 +225,7 @@ def _image_method(
     room: Room, sample_rate: int, absorption: float, order: int, taps: int
 ) -> np.ndarray:
     """float32 (mic, source, taps)."""
-    # A fixed number of threads, for the sum is not associative; no high-pass filter, which would smear the onset.
+    # A fixed number of threads, since the sum depends on its order; no high-pass filter, which would smear the onset.
     with _constants(rir_hpf_enable=False, num_threads=1):
         box = pra.ShoeBox(
             room.size,

@@ -80,7 +80,7 @@ class Songs(Dataset):
             for column in self.parts:
                 parts.append(self._augmented(row, column, position, rng))
             return self._example(parts, name)
-        # As it is: the mixture is read, for it need not be the exact sum.
+        # An unchanged song: its mixture is read, since it need not be the exact sum.
         mixture, voice, accompaniment = [self._read(row, column, position) for column in SONG]
         return self._example([voice, accompaniment], name, mixture)
 

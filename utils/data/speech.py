@@ -109,7 +109,7 @@ def _speak(text: str, speaker: Speaker) -> tuple[np.ndarray, int]:
             _PITCH: speaker.pitch,
             _RANGE: speaker.pitch_range,
         }
-        # The last argument: as it is, and not relative to what was.
+        # The last argument: the value is absolute, not relative to the present one.
         for parameter, value in parameters.items():
             espeak.espeak_SetParameter(parameter, value, 0)
         data = text.encode()

@@ -139,7 +139,7 @@ def tree_of(layout: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
     stamp = tree / STAMP
     # Until something is finished, the corpus may be mended after an error, and so become another one.
     if stamp.is_file() and (manifests / STAMP).is_file():
-        old = files.read_json(stamp, f"delete {manifests} and it to make them anew")
+        old = files.read_json(stamp, f"delete it and {manifests} to make both anew")
         before = {key: old.get(key) for key in settings}
         changes = differences(before, settings)
         clips = compare_names(old.get("clips", []), names)
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         if frame.empty:
             raise UserError(f"{lists[split]}: no mixture has an active source")
         frames[name] = frame
-        # Plain numbers, for the report is a file.
+        # Plain numbers, which JSON can hold.
         counts = {}
         for number, count in frame["n_active"].value_counts().sort_index().items():
             counts[str(number)] = int(count)
