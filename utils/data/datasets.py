@@ -308,7 +308,7 @@ class Batches:
     world: int = 1
     """Processes that train together."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size % self.world:
             raise UserError(f"batch_size {self.size} cannot be divided among {self.world} devices")
 
