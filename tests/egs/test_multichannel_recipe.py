@@ -14,7 +14,7 @@ from tests.support import ROOT, recipe_scripts, two_step_model, write_scores
 from utils import files
 from utils.data import audio
 from utils.data.manifest import read_manifest
-from utils.data.spatial import read_listed
+from utils.data.recordings import read_listed
 from utils.data.walking import walk
 from utils.errors import UserError
 from utils.evaluation.apply import apply

@@ -94,7 +94,7 @@ def info(path: str | Path) -> tuple[int, int, int]:
     """
     with Reader(path) as reader:
         if reader.format == "FLAC":
-            # The header of a FLAC file that is cut off cannot be told from a whole one's, but its end is not found.
+            # The header of a FLAC file that is cut off looks like that of a whole one, but its end cannot be decoded.
             reader.skip(reader.frames - 1)
             reader.read(1)
         return reader.frames, reader.sample_rate, reader.channels

@@ -158,6 +158,7 @@ class Corpus:
         """
         details = mini if self.kind == "mini" else {}
         self.check(details)
+        # What exists of it is kept.
         if self.kind == "mini":
             make_mini(self.roots[0])
         return details
@@ -248,6 +249,7 @@ class Corpus:
             self._link()
 
     def _check_details(self, details: dict) -> None:
+        # That it is another corpus is said in another message.
         old = self._read_note()
         if old.get("corpus") != self.kind:
             return
@@ -279,6 +281,7 @@ class Corpus:
         return str(note.get("corpus"))
 
     def _is_linked(self) -> bool:
+        # Only where the links lead counts, so that a corpus that is not mounted now is still known.
         for root, origin in zip(self.roots, self.origins, strict=True):
             if not root.is_symlink() or Path(os.readlink(root)) != origin:
                 return False
@@ -349,6 +352,7 @@ def locate(
         words["download"] = downloaded
     if args.corpus == "mini" and not mini:
         raise UserError(f"--corpus: give a directory in one of these forms:\n{accepted}")
+    # These lie in the folder of the data itself.
     if args.corpus in words:
         name = _check_name(args.name or words[args.corpus], "--name")
         folder = (args.out / name).resolve()

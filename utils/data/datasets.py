@@ -7,11 +7,9 @@ of loader workers and, over all ranks together, of devices.
 import dataclasses
 import math
 from collections.abc import Iterator, Sized
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import soxr
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -19,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.data import audio
 from utils.data.manifest import read_manifest, source_columns
 from utils.data.mixing import PEAK, peak_of
+from utils.data.recordings import by_speaker, read_listed
 from utils.data.split import Split
-from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError
 from utils.training.config import Data, DynamicMixing
 
@@ -121,36 +119,6 @@ class Mixtures(Dataset):
         }
 
 
-def read_recordings(csv: Path) -> pd.DataFrame:
-    """Read a list of single-speaker recordings.
-
-    Returns:
-        a table with the columns speaker (a text), path (absolute) and length (samples).
-
-    Raises:
-        UserError: no such file, not a CSV, a column that is missing, a speaker without a name, a length that is no
-            number.
-    """
-    # Speakers may be called NA, null or 007, which pandas would take for something else.
-    table = read_numbers(read_table(csv))
-    missing = [name for name in ("speaker", "path", "length") if name not in table]
-    if missing:
-        raise UserError(
-            f"{csv}: lacks the column {', '.join(missing)}; a list of recordings has speaker, path and length"
-        )
-    is_unnamed = table["speaker"] == ""
-    if is_unnamed.any():
-        # Line 1 is the header, and rows are counted from 0.
-        line = int(is_unnamed.idxmax()) + 2
-        raise UserError(f"{csv}, line {line}: the speaker is empty")
-    try:
-        table["length"] = table["length"].astype(int)
-    except (ValueError, TypeError):
-        raise UserError(f"{csv}: the column length must hold numbers of samples") from None
-    table["path"] = [str(csv.parent / path) for path in table["path"]]
-    return table
-
-
 class DynamicMixtures(Dataset):
     """New mixtures of different speakers each epoch, by key (epoch, index).
 
@@ -177,16 +145,12 @@ class DynamicMixtures(Dataset):
                 f"dynamic mixing needs {recordings}, a list of single-speaker recordings, which does not exist: "
                 "stage 1 writes one only if it can tell the speakers of the corpus. Remove data.dynamic_mixing"
             )
-        frame = read_recordings(recordings)
-        self.speakers = [rows.to_dict("records") for _, rows in frame.groupby("speaker")]
-        # A mixture has no speaker twice.
-        if len(self.speakers) < split.n_src:
-            raise UserError(
-                f"{recordings} has {len(self.speakers)} speakers; a mixture needs {split.n_src}"
-            )
+        table = read_listed(recordings, ("speaker", "path", "length"))
+        self.speakers = by_speaker(table, split.n_src, recordings)
         self.split = split
         self.n_src = split.n_src
-        self.size = split.size or len(frame)
+        # By default an epoch has as many mixtures as there are recordings.
+        self.size = split.size or len(table)
         self.options = options
 
     def __len__(self) -> int:
@@ -344,7 +308,7 @@ class Batches:
     world: int = 1
     """Processes that train together."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size % self.world:
             raise UserError(f"batch_size {self.size} cannot be divided among {self.world} devices")
 

@@ -16,7 +16,7 @@ import soundfile as sf
 from utils import files
 from utils.data import audio
 from utils.data.products import problems_error
-from utils.data.tables import read_numbers, read_table
+from utils.data.tables import line_of, read_numbers, read_table, require_columns, to_samples
 from utils.errors import UserError
 from utils.stamps import state_of_manifest
 
@@ -25,6 +25,7 @@ CHECKED = "checked.json"
 
 def source_columns(frame: pd.DataFrame) -> list[str]:
     """The columns `source_1_path`, `source_2_path`, ... of a manifest, in order."""
+    # Counted, since other columns of this form may stand between them, or in another order.
     columns: list[str] = []
     while f"source_{len(columns) + 1}_path" in frame.columns:
         columns.append(f"source_{len(columns) + 1}_path")
@@ -52,15 +53,11 @@ def read_manifest(csv: str | Path, n_src: int | None = None, absent: bool = Fals
     # What must be a text stays one: an ID may be 007.
     frame = read_numbers(read_table(csv))
     needed = ["mixture_ID", "mixture_path", *(f"source_{i + 1}_path" for i in range(n_src or 1))]
-    missing = [column for column in needed if column not in frame.columns]
-    if missing:
-        raise UserError(
-            f"{csv}: lacks the column {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}"
-        )
+    require_columns(csv, frame, needed)
     paths = ["mixture_path", *source_columns(frame)]
     if frame.empty:
         raise UserError(f"{csv}: has no rows, only a header")
-    # With the line, as a person looks for it in an editor.
+    # Messages name the line, so that it can be found in an editor.
     _check_cells(csv, frame, paths, absent)
     # A table may be a link into another folder: paths are relative to where it really is.
     folder = csv.resolve().parent
@@ -68,23 +65,19 @@ def read_manifest(csv: str | Path, n_src: int | None = None, absent: bool = Fals
         frame[column] = [os.path.normpath(folder / path) if path else "" for path in frame[column]]
     if "length" not in frame.columns:
         frame["length"] = [audio.info(path)[0] for path in frame["mixture_path"]]
-    try:
-        frame["length"] = frame["length"].astype(int)
-    except (ValueError, TypeError):
-        raise UserError(f"{csv}: the column length must hold numbers of samples") from None
+    frame["length"] = to_samples(csv, frame["length"])
     return frame
 
 
 def _check_cells(csv: Path, frame: pd.DataFrame, paths: list[str], absent: bool) -> None:
     """Raise a `UserError`, with the line, for an empty cell or an ID that comes twice."""
     without = (frame[paths[1:]] == "").all(axis=1)
-    # Line 1 is the header, and rows are counted from 0.
     if absent and without.any():
-        raise UserError(f"{csv}, line {int(without.idxmax()) + 2}: the mixture has no source")
+        raise UserError(f"{csv}, line {line_of(without)}: the mixture has no source")
     for column in ["mixture_ID", *(paths[:1] if absent else paths)]:
         empty = frame[column] == ""
         if empty.any():
-            raise UserError(f"{csv}, line {int(empty.idxmax()) + 2}: the cell of {column} is empty")
+            raise UserError(f"{csv}, line {line_of(empty)}: the cell of {column} is empty")
     # IDs name the rows of scores and the folders of examples.
     repeated = frame["mixture_ID"][frame["mixture_ID"].duplicated()].unique()
     if len(repeated):
@@ -268,7 +261,7 @@ def _check_row(mixture_path, source_paths, length, sample_rate, channels):
     difference = np.abs(mixture - sum(sources)).max()
     # Each file is off by half a step at most.
     tolerance = (len(sources) + 1.1) / 2 * audio.LSB
-    # Files of 8 bits are looked for only now, for it takes another look at each.
+    # Only now are files of 8 bits looked for, since that means opening each file once more.
     if difference > tolerance:
         coarsest = max(_step(path) for path in (mixture_path, *source_paths))
         tolerance *= coarsest / audio.LSB
@@ -285,7 +278,7 @@ def _check_row(mixture_path, source_paths, length, sample_rate, channels):
 
 
 def _step(path):
-    """The step of the samples of a file, for full scale 1: 16 bits, or 8 where it has no more."""
+    """The step between the samples of a file, full scale 1: that of 16 bits, or of 8 bits if it has no more."""
     subtype = sf.info(os.fspath(path)).subtype
     return 1 / 128 if subtype in ("PCM_S8", "PCM_U8", "ULAW", "ALAW") else audio.LSB
 
@@ -319,6 +312,7 @@ def _si_sdr(estimate: np.ndarray, source: np.ndarray) -> float:
 
 def _report(numbers: pd.DataFrame, n_src: int, sample_rate: int) -> dict:
     """The numbers of all rows, summed up."""
+    # By mixture.
     seconds = numbers["length"] / sample_rate
     # A row has a level for each of its sources.
     source_levels = numbers["source_db"].explode().astype(float)

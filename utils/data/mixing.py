@@ -25,8 +25,11 @@ def resample(signal: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
     """Polyphase resampling with the filter of MATLAB's `resample` (10 zero crossings, Kaiser window of beta 5)."""
     if rate_in == rate_out:
         return signal
+    # The smallest whole factors: up first, then down.
     divisor = math.gcd(rate_in, rate_out)
-    return resample_poly(signal, rate_out // divisor, rate_in // divisor, window=("kaiser", 5.0))
+    up = rate_out // divisor
+    down = rate_in // divisor
+    return resample_poly(signal, up, down, window=("kaiser", 5.0))
 
 
 def mix_utterances(
@@ -47,6 +50,7 @@ def mix_utterances(
     # Unit power of the active speech first, then the gains of the list.
     length = {"min": min, "max": max}[mode](map(len, utterances))
     sources = np.zeros((len(utterances), length))
+    # x_k g_k / sqrt(level_k): the active speech has the power of the gain.
     rows = zip(sources, utterances, levels, gains_db, strict=True)
     for source, utterance, level, gain_db in rows:
         part = utterance[:length]
@@ -150,6 +154,7 @@ def _entries(rows: list[tuple[tuple, tuple]], root: Path) -> list[Entry]:
 
 def _labels(paths: Iterable[str], root: Path) -> dict[str, str]:
     """{path: label}: the stem, preceded by as many folders as tell it from others of the same stem."""
+    # The folders on the way to each file, and its stem.
     parts = {}
     for path in paths:
         relative = Path(os.path.relpath(path, root))
@@ -178,6 +183,7 @@ def _labels(paths: Iterable[str], root: Path) -> dict[str, str]:
 def _parse_line(line: str, n_src: int) -> tuple[list[str], tuple[float, ...]]:
     """The paths and the gains of a line."""
     fields = line.split()
+    # Paths and gains in turn.
     try:
         gains = tuple(float(gain) for gain in fields[1::2])
     except ValueError:
@@ -204,6 +210,7 @@ def _find(root: Path, name: str | Path) -> str | None:
 
 
 def _missing_message(path: Path, root: Path, missing: list[tuple[int, str]]) -> str:
+    # A list of another corpus names thousands of files.
     lines = [f"{path}: {len(missing)} of its files are not in {root}:"]
     lines += [f"  line {number}: {name}" for number, name in missing[:5]]
     if len(missing) > 5:
@@ -274,6 +281,7 @@ def mix_list(
     Raises:
         UserError: lists all recordings that cannot be used; or no mixture is left.
     """
+    # Settings are relative to the folder, so that it may be moved.
     folder = Path(folder).resolve()
     parts = _parts(len(entries[0].paths))
     products = []
@@ -291,6 +299,7 @@ def mix_list(
     rows = []
     warnings = []
     for product, result in zip(products, results, strict=True):
+        # A mixture without one of its sources would be another task.
         if "silent" in result:
             warnings.append(f"{product.name}: left out: {result['silent']}")
             continue

@@ -17,6 +17,7 @@ def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> 
     """
     plain_labels = [plain(label) for label in labels]
     pairs = list(zip(plain_labels, keys, strict=True))
+    # What is named may be listed several times.
     keys_of: dict[str, set[str]] = {}
     for name, key in pairs:
         keys_of.setdefault(name, set()).add(key)
@@ -36,5 +37,7 @@ def distinct(labels: Iterable[str], keys: Iterable[str], longest: int = 200) -> 
 
 def plain(text: str) -> str:
     """Text that can stand in the name of a file, with `_` for what cannot."""
-    text = os.fsencode(text).decode(errors="replace").replace("\ufffd", "_")
+    # Bytes that are not UTF-8 first, then control characters and separators.
+    text = os.fsencode(text).decode(errors="replace")
+    text = text.replace("\ufffd", "_")
     return re.sub(r"[\x00-\x1f\x7f/]", "_", text)

@@ -167,7 +167,7 @@ def _read_journal(folder: Path) -> dict[str, dict]:
 
 def _is_current(record: dict, product: Product, folder: Path) -> bool:
     """Whether the files of a product are those of its record, and would be made from the same files again."""
-    # Cheap questions first: reading a file for its checksum comes last.
+    # Quick checks first: reading a file for its checksum comes last.
     if record["settings"] != _plain(product.settings):
         return False
     for name, state in record["inputs"].items():
@@ -216,4 +216,5 @@ def _plain(content):
 
 
 def _relative(path, folder):
+    # So that the journal may be moved with its files.
     return os.path.relpath(path, folder)

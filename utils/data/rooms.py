@@ -124,6 +124,7 @@ def draw_room(rules: RoomRules, n_src: int, rng: np.random.Generator) -> Room:
 
 
 def _inside(point, size, rules):
+    # From all six walls, floor and ceiling included.
     margin = rules.wall_distance
     is_above = (point >= margin).all()
     is_below = (point <= size - margin).all()
@@ -224,7 +225,7 @@ def _image_method(
     room: Room, sample_rate: int, absorption: float, order: int, taps: int
 ) -> np.ndarray:
     """float32 (mic, source, taps)."""
-    # A fixed number of threads, for the sum is not associative; no high-pass filter, which would smear the onset.
+    # A fixed number of threads, since the sum depends on its order; no high-pass filter, which would smear the onset.
     with _constants(rir_hpf_enable=False, num_threads=1):
         box = pra.ShoeBox(
             room.size,
@@ -296,6 +297,7 @@ def make_rooms(
     for key, value in asdict(rules).items():
         settings[key] = list(value) if isinstance(value, tuple) else value
     claim(folder, settings)
+    # Each room has random numbers of its own, whatever others there are.
     products = []
     for index in range(n_rooms):
         path = folder / f"{index:05d}.npz"
@@ -340,6 +342,7 @@ def load_room(path: str | Path) -> tuple[Room, Responses]:
         raise UserError(
             f"{path}: is not a stored room ({error}). Delete its folder and run stage 1 again"
         ) from None
+    # A number is an array without dimensions there.
     t60 = float(arrays["t60"])
     room = Room(arrays["size"], t60, arrays["mics"], arrays["sources"])
     return room, Responses(arrays["full"], arrays["anechoic"], arrays["arrival"])

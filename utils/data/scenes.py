@@ -20,7 +20,7 @@ class Scenes(Dataset):
     Args:
         split: which manifest, whose empty cells are silent slots, and what examples are made of it.
         remix: share of training examples whose slots come from different mixtures of the set, each slot from the same
-            slot of another one, so that new mixtures are heard in each epoch. Their rooms differ too.
+            slot of another one, so that each epoch has new mixtures. The rooms of their sources differ, too.
         gain: factors of remixed sources, drawn uniformly (Tzinis et al. 2020, arXiv 2007.06833: 0.5 to 1.5).
     """
 

@@ -76,11 +76,13 @@ class Songs(Dataset):
         name = str(row["mixture_ID"])
         # The parts of one song, changed: their sum is no longer its mixture.
         if self.gain or self.swap:
-            parts = [self._augmented(row, column, position, rng) for column in self.parts]
+            parts = []
+            for column in self.parts:
+                parts.append(self._augmented(row, column, position, rng))
             return self._example(parts, name)
-        # As it is: the mixture is read, for it need not be the exact sum.
-        signals = [self._read(row, column, position) for column in SONG]
-        return self._example(signals[1:], name, mixture=signals[0])
+        # An unchanged song: its mixture is read, since it need not be the exact sum.
+        mixture, voice, accompaniment = [self._read(row, column, position) for column in SONG]
+        return self._example([voice, accompaniment], name, mixture)
 
     def _remixed(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Each part from another song, at another place."""

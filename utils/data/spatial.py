@@ -22,9 +22,9 @@ from utils.data.datasets import TRIES, Mixtures, rng_of, segment_bounds, segment
 from utils.data.manifest import write_manifest
 from utils.data.mixing import PEAK, peak_of
 from utils.data.products import Product, make
+from utils.data.recordings import by_speaker, read_listed
 from utils.data.rooms import Responses, load_room
 from utils.data.split import Split
-from utils.data.tables import read_numbers, read_table
 from utils.errors import UserError
 
 Reference = Literal["reverberant", "early", "anechoic"]
@@ -169,9 +169,9 @@ class SpatialMixtures(Dataset):
         noise: tuple[float, float] = (10.0, 30.0),
         shuffle_mics: bool = True,
     ):
-        sources = read_listed(split.csv("sources"))
+        _require_lists(split)
+        recordings = read_listed(split.csv("sources"), ("speaker", "path", "length", "rate"))
         rooms = read_listed(split.csv("rooms"))
-        self.speakers = [rows.to_dict("records") for _, rows in sources.groupby("speaker")]
         self.rooms = rooms["path"].tolist()
         n_src = split.n_src
         if n_src is None:
@@ -179,12 +179,9 @@ class SpatialMixtures(Dataset):
             _, responses = load_room(self.rooms[0])
             n_src = responses.full.shape[1]
         self.n_src = n_src
-        if len(self.speakers) < self.n_src:
-            raise UserError(
-                f"{split.csv('sources')} has {len(self.speakers)} speakers; a mixture needs {self.n_src}"
-            )
+        self.speakers = by_speaker(recordings, n_src, split.csv("sources"))
         self.split = split
-        self.size = split.size or len(sources)
+        self.size = split.size or len(recordings)
         self.reference: Reference = reference
         self.shuffle_mics = shuffle_mics
         self.rules = MixingRules(level, noise)
@@ -247,6 +244,21 @@ class SpatialMixtures(Dataset):
         return np.pad(speech, (0, max(missing, 0)))
 
 
+def _require_lists(split: Split) -> None:
+    """Raise a `UserError` if stage 1 has not written the lists of a split."""
+    for kind in ("sources", "rooms"):
+        csv = split.csv(kind)
+        if csv.is_file():
+            continue
+        # A finished set has mixtures only, and no list of what they were made from.
+        if (split.manifests / "train.csv").is_file():
+            raise UserError(
+                f"{split.manifests} lists finished mixtures: train with "
+                "-- data.dataset.class_path=utils.data.spatial.ArrayMixtures"
+            )
+        raise UserError(f"{csv} does not exist: run stage 1 first")
+
+
 class ArrayMixtures(Mixtures):
     """Segments of finished recordings of an array, with the sources at the first microphone, by key (epoch, index).
 
@@ -280,25 +292,6 @@ class ArrayMixtures(Mixtures):
         }
 
 
-def read_listed(csv: Path) -> pd.DataFrame:
-    """Read a list of recordings or rooms; the column path becomes absolute.
-
-    Raises:
-        UserError: there is no such list, or it is not a CSV.
-    """
-    # Of a finished set there are mixtures only, and no list of what they were made of.
-    if not csv.is_file() and (csv.parent / "train.csv").is_file():
-        raise UserError(
-            f"{csv.parent} lists finished mixtures: train with "
-            "-- data.dataset.class_path=utils.data.spatial.ArrayMixtures"
-        )
-    if not csv.is_file():
-        raise UserError(f"there is no {csv}: run stage 1 first")
-    frame = read_numbers(read_table(csv))
-    frame["path"] = [str(csv.parent / path) for path in frame["path"]]
-    return frame
-
-
 # ---- test sets, as files
 
 
@@ -319,11 +312,7 @@ def write_test_set(
     Further columns: t60 (s), distance_<k> (m), level_<k> and noise (dB), speaker_<k>, and text_<k> where the
     recordings have a text.
     """
-    by_speaker = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
-    if len(by_speaker) < n_src:
-        raise UserError(
-            f"the test set has {len(by_speaker)} speakers, but a mixture needs {n_src} different ones"
-        )
+    speakers = by_speaker(recordings, n_src, "the test set")
     # Everything that decides what is drawn, without the place.
     names = [os.path.relpath(path, folder) for path in recordings["path"]]
     listed = recordings.assign(path=names).to_csv(index=False)
@@ -335,7 +324,7 @@ def write_test_set(
         paths = [folder / "mix" / f"{name}.wav"]
         for reference in REFERENCES:
             paths += [folder / reference / f"{name}_s{k}.wav" for k in range(1, n_src + 1)]
-        arguments = (tuple(paths), by_speaker, room, n_src, sample_rate, key)
+        arguments = (tuple(paths), speakers, room, n_src, sample_rate, key)
         settings = [digest, n_src, sample_rate, seed, os.path.relpath(room, folder)]
         products.append(Product(name, settings, tuple(paths), arguments))
     results = make(_write_mixture, products, folder, n_jobs, f"test set {folder.name}")
@@ -356,7 +345,7 @@ def write_test_set(
 
 def _write_mixture(
     paths: tuple[Path, ...],
-    by_speaker: list[list[dict]],
+    speakers: list[list[dict]],
     room_path: str,
     n_src: int,
     sample_rate: int,
@@ -366,10 +355,10 @@ def _write_mixture(
     rng = rng_of(*key)
     room, responses = load_room(room_path)
     # Different speakers, and a recording of each.
-    speakers = rng.choice(len(by_speaker), n_src, replace=False)
+    chosen = rng.choice(len(speakers), n_src, replace=False)
     rows = []
-    for speaker in speakers:
-        recordings = by_speaker[speaker]
+    for speaker in chosen:
+        recordings = speakers[speaker]
         rows.append(recordings[rng.integers(len(recordings))])
     dry = [read_recording(row, sample_rate) for row in rows]
     mixture, images, drawn = mix_in_room(

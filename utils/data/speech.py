@@ -109,7 +109,7 @@ def _speak(text: str, speaker: Speaker) -> tuple[np.ndarray, int]:
             _PITCH: speaker.pitch,
             _RANGE: speaker.pitch_range,
         }
-        # The last argument: as it is, and not relative to what was.
+        # The last argument: the value is absolute, not relative to the present one.
         for parameter, value in parameters.items():
             espeak.espeak_SetParameter(parameter, value, 0)
         data = text.encode()
@@ -129,6 +129,7 @@ def write_sentences(
         folder, sample_rate, n_jobs: where to, in Hz, processes.
     """
     folder = Path(folder)
+    # What decides how a file sounds.
     products = []
     for name, text, speaker in jobs:
         settings = {"text": text, "speaker": dataclasses.asdict(speaker), "rate": sample_rate}

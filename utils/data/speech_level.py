@@ -56,8 +56,10 @@ def active_speech_level(signal: np.ndarray, sample_rate: int) -> tuple[float, fl
     active = np.cumsum(counts[1:])
     # Level over the active time of each threshold, and how far it lies above it.
     levels = 10 * np.log10(energy / active)
+    # Threshold k is 2^(top - k - 1) in power.
     numbers = np.arange(1, _N_THRESHOLDS + 1)
-    thresholds = 10 * np.log10(2) * (top - numbers - 1)
+    exponents = top - numbers - 1
+    thresholds = 10 * np.log10(2) * exponents
     margins = levels - thresholds - _MARGIN_DB
     level_db = _level_of_no_margin(levels, margins)
     level = 10 ** (level_db / 10)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,28 @@ def read_table(path: str | Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=header, dtype=str)
     unnamed = [name for name in header if not name or name.startswith("Unnamed:")]
     return table.drop(columns=unnamed)
+
+
+def require_columns(path: str | Path, table: pd.DataFrame, columns: Iterable[str]) -> None:
+    """Raise a `UserError` if the table of a file lacks columns."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        present = ", ".join(map(str, table.columns))
+        raise UserError(f"{path}: lacks the column {', '.join(missing)}; it has {present}")
+
+
+def line_of(is_wrong: pd.Series) -> int:
+    """The line in the file of the first row for which something holds, as an editor counts."""
+    # Line 1 is the header, and rows are counted from 0.
+    return int(is_wrong.idxmax()) + 2
+
+
+def to_samples(path: str | Path, lengths: pd.Series) -> pd.Series:
+    """The column length of a file as whole numbers, or a `UserError`."""
+    try:
+        return lengths.astype(int)
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: the column length must hold numbers of samples") from None
 
 
 def read_numbers(table: pd.DataFrame) -> pd.DataFrame:

@@ -336,13 +336,14 @@ def _example(
 
 def loudest(signals: list[np.ndarray], length: int) -> int:
     """Where the stretch of `length` samples begins in which all signals (channel, time) together have most energy."""
-    energy = np.zeros(signals[0].shape[-1])
+    n_samples = signals[0].shape[-1]
+    energy = np.zeros(n_samples)
     for signal in signals:
         squares = signal.astype(np.float64) ** 2
         energy += squares.sum(axis=0)
-    # The energy of a stretch is a difference of two running sums.
-    running = np.cumsum(energy)
-    total = np.concatenate([[0.0], running])
+    # total[k] is the energy of the first k samples; that of a stretch is a difference of two.
+    total = np.zeros(n_samples + 1)
+    total[1:] = np.cumsum(energy)
     of_stretch = total[length:] - total[:-length]
     return int(np.argmax(of_stretch))
 

@@ -51,6 +51,7 @@ def scores_of(
 
 def in_units(scores: Scores) -> pd.DataFrame:
     """A row a mixture, a column a metric, in dB or per cent."""
+    # Shares become per cent.
     columns = {}
     for metric, factor in FACTORS.items():
         columns[metric] = factor * scores.mixture(metric)

@@ -139,7 +139,7 @@ def tree_of(layout: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
     stamp = tree / STAMP
     # Until something is finished, the corpus may be mended after an error, and so become another one.
     if stamp.is_file() and (manifests / STAMP).is_file():
-        old = files.read_json(stamp, f"delete {manifests} and it to make them anew")
+        old = files.read_json(stamp, f"delete it and {manifests} to make both anew")
         before = {key: old.get(key) for key in settings}
         changes = differences(before, settings)
         clips = compare_names(old.get("clips", []), names)
@@ -183,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     lists = {split: tree / f"{split}_example_list.txt" for split in SPLITS}
     rows = {}
     hashes = {}
+    # All lists are read before anything is measured.
     for split, path in lists.items():
         rows[split] = read_list(path)
         hashes[path.name] = files.sha256(path)
@@ -197,14 +198,16 @@ def main(argv: list[str] | None = None) -> None:
         if frame.empty:
             raise UserError(f"{lists[split]}: no mixture has an active source")
         frames[name] = frame
-        # Plain numbers, for the report is a file.
+        # Plain numbers, which JSON can hold.
         counts = {}
         for number, count in frame["n_active"].value_counts().sort_index().items():
             counts[str(number)] = int(count)
         figures[name] = {"by_number_of_sources": counts, "skipped": skipped}
 
+    # The report has both what is checked and what was counted here.
     def check(csv):
-        return check_manifest(csv, RATE, args.nj, absent=True) | figures[csv.stem]
+        report = check_manifest(csv, RATE, args.nj, absent=True)
+        return report | figures[csv.stem]
 
     reports = write_sets(frames, manifests, check, hashes)
     print_reports(reports)

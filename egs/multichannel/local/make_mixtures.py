@@ -12,9 +12,10 @@ from ready_sets import read_ready_set
 from utils import files
 from utils.data.corpus import Corpus, refuse_changes
 from utils.data.manifest import check_manifest, checked, write_manifest
+from utils.data.recordings import read_listed
 from utils.data.rooms import RoomRules, make_rooms
 from utils.data.sets import print_reports
-from utils.data.spatial import read_listed, write_test_set
+from utils.data.spatial import write_test_set
 from utils.errors import command
 from utils.stamps import NAME as STAMP
 from utils.stamps import claim

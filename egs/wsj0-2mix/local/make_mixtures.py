@@ -68,7 +68,7 @@ class Tables(NamedTuple):
     manifests: dict[str, pd.DataFrame]
     """By set."""
     recordings: pd.DataFrame | None
-    """Of single speakers, for dynamic mixing; None: the corpus does not say whose the utterances are."""
+    """Of single speakers, for dynamic mixing; None: the corpus does not name the speakers."""
     warnings: list[str]
 
 
@@ -118,7 +118,7 @@ def from_pair(stage: Stage) -> Tables:
     if shared:
         warnings.append(f"{len(shared)} speakers are in training and test, e.g. {min(shared)}")
     sources = of_all_parts(lambda part: write_sources(parts[part], part, stage), parts)
-    # Training is mixed anew in each epoch; what scores are compared on stays the same.
+    # Training has new mixtures in each epoch; those that scores are compared on stay the same.
     entries = {}
     for name in ("valid", "test"):
         part = PARTS[name]
@@ -137,9 +137,9 @@ def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.
     n_src = stage.args.n_src
     # By names relative to the data, on which alone the draw depends: the list is the same each time.
     names: dict[str, list[str]] = {}
-    for speaker, recordings in sources.groupby("speaker"):
-        paths = [Path(path).relative_to(folder) for path in recordings["path"]]
-        names[speaker] = list(map(str, paths))
+    for speaker, path in zip(sources["speaker"], sources["path"], strict=True):
+        name = str(Path(path).relative_to(folder))
+        names.setdefault(speaker, []).append(name)
     # Each recording comes about four times.
     n_mixtures = max(20, 2 * len(sources))
     n_mixtures = min(3000, n_mixtures)
@@ -405,7 +405,7 @@ def main(argv: list[str] | None = None) -> None:
     # Manifests of another corpus, or of this one before it changed, are not mixed with new ones.
     content = consists_of(layout)
     refuse_changes(stage.manifests, content)
-    # What is there and whole is kept by each of them.
+    # Each of them keeps files that exist and are whole.
     makers = {
         "lists": from_lists,
         "pair": from_pair,

@@ -119,7 +119,7 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
     jobs = []
     for index, speaker in enumerate(speech.make_speakers(n_speakers, seed=0)):
         name = f"{index:02d}{'fm'[index % 2]}"
-        # The last ones are heard in the test only, as in WSJ0 in two folders.
+        # The last speakers are in the test set only; WSJ0 has them in two folders.
         is_test = index >= size["speakers"]
         subset = ("si_dt_05", "si_et_05")[index // 2 % 2] if is_test else "si_tr_s"
         n_utterances = size["test_utterances" if is_test else "utterances"]

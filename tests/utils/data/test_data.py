@@ -188,7 +188,7 @@ def test_speakers_are_texts_whatever_they_say(tone_manifests, tmp_path):
     with pytest.raises(UserError, match="line 8: the speaker is empty"):
         DynamicMixtures(Split(tmp_path, "singles", 2, 8000, 0.1), DynamicMixing())
     frame.drop(columns="length").to_csv(tmp_path / "singles_sources.csv", index=False)
-    with pytest.raises(UserError, match="speaker, path and length"):
+    with pytest.raises(UserError, match="lacks the column length; it has speaker, path"):
         DynamicMixtures(Split(tmp_path, "singles", 2, 8000, 0.1), DynamicMixing())
     frame["length"] = "long"
     frame[:-1].to_csv(tmp_path / "singles_sources.csv", index=False)

@@ -5,6 +5,7 @@ import pytest
 from utils.data import audio, spatial
 from utils.data.datasets import Batches, loaders
 from utils.data.manifest import read_manifest
+from utils.data.recordings import read_listed
 from utils.data.rooms import RoomRules, load_room, make_rooms
 from utils.data.spatial import (
     ArrayMixtures,
@@ -139,8 +140,8 @@ def test_examples_are_functions_of_seed_epoch_and_index(corpus):
 
 
 def test_the_test_set_is_written_once_with_all_references(corpus, tmp_path):
-    recordings = spatial.read_listed(corpus / "train_sources.csv")
-    rooms = spatial.read_listed(corpus / "train_rooms.csv")
+    recordings = read_listed(corpus / "train_sources.csv")
+    rooms = read_listed(corpus / "train_rooms.csv")
     options = (tmp_path / "test", tmp_path / "manifests", recordings, rooms, 2, RATE, 0, 1)
     write_test_set(*options)
     frame = read_manifest(tmp_path / "manifests" / "test_2spk.csv", 2)
@@ -189,6 +190,11 @@ def test_array_files_keep_the_first_microphones(corpus, tmp_path):
 def test_too_few_speakers_silence_and_missing_stages_are_told(corpus, tmp_path):
     with pytest.raises(UserError, match="has 3 speakers; a mixture needs 4"):
         SpatialMixtures(Split(corpus, "train", 4, RATE, 1.0))
+    for name in ("sources", "rooms"):
+        rows = pd.read_csv(corpus / f"train_{name}.csv").drop(columns="rate", errors="ignore")
+        rows.to_csv(tmp_path / f"norate_{name}.csv", index=False)
+    with pytest.raises(UserError, match="norate_sources.csv: lacks the column rate"):
+        SpatialMixtures(Split(tmp_path, "norate", 2, RATE, 0.5))
     with pytest.raises(UserError, match="run stage 1 first"):
         SpatialMixtures(Split(tmp_path, "train", 2, RATE, 1.0))
     frame = pd.read_csv(corpus / "train_sources.csv")
