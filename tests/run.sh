@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Style, types and tests; arguments go to pytest, e.g. tests/run.sh tests/utils/training. --fast leaves out slow tests.
+# Style, types and tests; arguments go to pytest, e.g. tests/run.sh tests/utils/training. --fast leaves out slow tests. Tests
+# run in two processes, -n 8 makes it eight.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . utils/env.sh
@@ -15,4 +16,4 @@ for scripts in egs/*/local; do
     # Scripts of different recipes have the same names: each recipe is checked by itself.
     MYPYPATH=.:$scripts $python -m mypy "$scripts"
 done
-$python -m pytest "$@"
+$python -m pytest -n 2 --dist worksteal "$@"
