@@ -101,6 +101,14 @@ def test_frames_in_which_one_microphone_has_faded_are_silent():
     assert not chosen[-3:].any()
 
 
+def test_a_dead_microphone_does_not_silence_the_others():
+    mixture = torch.from_numpy(spectrogram(3))[None]
+    mixture[:, 1] = 0
+    chosen = audible(mixture)
+    assert chosen[:, 0].all()
+    assert not chosen[:, 1].any()
+
+
 def test_silence_does_not_change_the_start_of_nmf():
     power = torch.rand(1, 2, 5, 30, generator=torch.Generator().manual_seed(0)) + 0.1
     silence = torch.zeros(1, 2, 5, 8)
