@@ -31,7 +31,7 @@ def draw_real_slots(
     Args:
         is_active: (batch, n_src) of bool.
         n_real: I, from 0 to n_src - 1.
-        generator: of the CPU, for what is random here and below.
+        generator: random numbers on the CPU; None: torch's own.
 
     Returns:
         (batch, n_src) of bool; uniform over the subsets that leave an active slot.

@@ -35,7 +35,7 @@ def form(
 
 
 @jit
-def combine(
+def row_times(
     row,
     matrix,
     out,
@@ -177,7 +177,7 @@ def eigenvectors(
 
 
 @jit
-def length(vector, matrix):
+def norm_under(vector, matrix):
     """sqrt(h^H matrix h), or 1 where that is zero: what `linalg2.normalise` divides by."""
     row = np.conj(vector)
     power = form(row, matrix, row).real

@@ -8,12 +8,12 @@ with A = I in the basis of the estimates, these with the present W in that of th
 import numpy as np
 
 from local_models.auxiva.compiled_linalg import (
-    combine,
     eigenvectors,
     entries,
     form,
     inverse_rows,
-    length,
+    norm_under,
+    row_times,
 )
 from local_models.auxiva.compiled_sums import jit
 
@@ -33,7 +33,13 @@ def update(
     rule,
     eps,
 ):
-    """One iteration of a rule, on covariances (source, D, D) and demixing (source, D)."""
+    """One iteration of a rule, in place.
+
+    Args:
+        covariances: (source, source, source): of each source, over microphones; the kernel has no taps.
+        demixing: (source, source), W, which is changed.
+        rule: a number of RULES.
+    """
     n_src = len(demixing)
     if rule == 0 or n_src == 1:
         _iss(covariances, demixing, eps)
@@ -98,7 +104,7 @@ def _ip(covariances, demixing):
         # Step 1: row k of (W U_k W^H)^-1.
         inverse_rows(covariances[k], demixing, (k,), row)
         # Step 2: times W it is the new row, of length 1 under U_k.
-        combine(row[0], demixing, new)
+        row_times(row[0], demixing, new)
         size = row[0, k].real
         safe = size if size > 0 else 1.0
         demixing[k] = new / np.sqrt(safe)
@@ -122,16 +128,16 @@ def _ip2(
         for j in range(2):
             blocks[index, j, 0] = inverses[index, j, p]
             blocks[index, j, 1] = inverses[index, j, q]
-    # Step 2: h of block_q h = lambda block_p h, of length 1 under the own block.
+    # Step 2: h of block_q h = lambda block_p h, of length 1 under the own block (blocks are of inverses).
     vectors = np.empty((2, 2), np.complex128)
     eigenvectors(blocks[1], blocks[0], eps, vectors)
     # Step 3: the new rows are h^H times the rows of the inverse times W.
     rows = np.empty((2, n_src), np.complex128)
     inner = np.empty(n_src, np.complex128)
     for index in range(2):
-        unit = np.conj(vectors[index]) / length(vectors[index], blocks[index])
-        combine(unit, inverses[index], inner)
-        combine(inner, demixing, rows[index])
+        unit = np.conj(vectors[index]) / norm_under(vectors[index], blocks[index])
+        row_times(unit, inverses[index], inner)
+        row_times(inner, demixing, rows[index])
     demixing[p] = rows[0]
     demixing[q] = rows[1]
 
@@ -163,8 +169,8 @@ def _iss2(
     vectors = np.empty((2, 2), np.complex128)
     eigenvectors(own[p], own[q], eps, vectors)
     for index, k in enumerate((p, q)):
-        unit = np.conj(vectors[index]) / length(vectors[index], own[k])
-        combine(unit, main, demixing[k])
+        unit = np.conj(vectors[index]) / norm_under(vectors[index], own[k])
+        row_times(unit, main, demixing[k])
 
 
 @jit

@@ -75,7 +75,8 @@ def ip2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
             inverse = _inverse_rows(own, demixing, pair)
             inverses.append(inverse)
             blocks.append(inverse[..., :, pair])
-        # Step 2: h of block_q h = lambda block_p h, of length 1 under the own block.
+        # Step 2: h of block_q h = lambda block_p h, of length 1 under the own block. Blocks are of inverses: so q
+        # stands first.
         vectors = eigenvectors(blocks[1], blocks[0], eps)
         # Step 3: the new rows are h^H times the rows of the inverse times A.
         rows = {}
@@ -110,7 +111,8 @@ def iss2(covariances: torch.Tensor, eps: float) -> torch.Tensor:
                 along = steps[..., index, :, :] @ main
                 rows[k] = _row(demixing, k) - along
 
-        # Step 3: the pair takes the eigenvectors of own_p h = lambda own_q h, of length 1.
+        # Step 3: the pair takes the eigenvectors of own_p h = lambda own_q h, of length 1: row p that of the smaller
+        # eigenvalue, with the least power under U_p, and row q the other.
         own_p = _of_source(own, p)
         own_q = _of_source(own, q)
         smaller, larger = eigenvectors(own_p, own_q, eps)

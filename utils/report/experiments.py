@@ -193,6 +193,27 @@ class Entry(Training):
         return json.dumps(learnt, sort_keys=True)
 
 
+def best(entries: list[Entry]) -> Entry | None:
+    """The best system; the best of all if there is none."""
+    ranked = [entry for entry in entries if entry.score is not None]
+    # A system comes before an oracle, whatever its score.
+    return max(ranked, key=lambda entry: (entry.kind == "system", entry.score), default=None)
+
+
+def baseline(entries: list[Entry], name: str | None = None) -> Entry | None:
+    """What the others are compared with: the one of that name, else the best network of Asteroid, else the mixture."""
+    # The first of these that is not empty.
+    candidates = (
+        [entry for entry in entries if entry.name == name],
+        [entry for entry in entries if entry.is_baseline],
+        [entry for entry in entries if entry.kind == "mixture"],
+    )
+    for chosen in candidates:
+        if chosen:
+            return best(chosen) or chosen[0]
+    return None
+
+
 def known(values: pd.Series) -> pd.Series:
     """The finite values."""
     return values[np.isfinite(values)]
@@ -317,24 +338,3 @@ def families(entries: list[Entry]) -> list[list[Entry]]:
 
     in_order = sorted(groups.values(), key=place)
     return [sorted(family, key=seed_and_name) for family in in_order]
-
-
-def best(entries: list[Entry]) -> Entry | None:
-    """The best system; the best of all if there is none."""
-    ranked = [entry for entry in entries if entry.score is not None]
-    # A system comes before an oracle, whatever its score.
-    return max(ranked, key=lambda entry: (entry.kind == "system", entry.score), default=None)
-
-
-def baseline(entries: list[Entry], name: str | None = None) -> Entry | None:
-    """What the others are compared with: the one of that name, else the best network of Asteroid, else the mixture."""
-    # The first of these that is not empty.
-    candidates = (
-        [entry for entry in entries if entry.name == name],
-        [entry for entry in entries if entry.is_baseline],
-        [entry for entry in entries if entry.kind == "mixture"],
-    )
-    for chosen in candidates:
-        if chosen:
-            return best(chosen) or chosen[0]
-    return None

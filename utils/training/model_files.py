@@ -1,4 +1,4 @@
-"""Model files: self-contained (weights, configuration, sample rate, level), loaded without running code from them.
+"""Model files: weights, buffers, and the configuration with the sample rate; loaded without running code from them.
 
 Weights are read without pickled code (`ALLOWED`), and the configuration may name networks only (trust.py).
 """

@@ -22,7 +22,9 @@ from utils.evaluation.signals import Samples, Signals, all_finite, as_samples, c
 
 _RATIO_FLOOR = 1e-8  # bounds scores to +-80 dB
 _ENERGY_FLOOR = 1e-16
-_INACTIVE = 0.01  # power of an estimate, relative to the quietest active reference: -20 dB
+_ACTIVE_FROM = (
+    0.01  # power of an active estimate over that of the quietest active reference: -20 dB
+)
 
 
 def si_snr(
@@ -101,7 +103,7 @@ class Clip:
 
     @property
     def n_estimates(self) -> int:
-        """Of active ones; 0 if no reference is active, since there is nothing to compare them with."""
+        """Number of active estimates; 0 if no reference is active, since there is nothing to compare them with."""
         return int(self.active_estimates.sum())
 
     @property
@@ -151,7 +153,7 @@ def clip_score(
     return Clip(
         order=order,
         active_references=active,
-        active_estimates=power_of_estimates > _INACTIVE * quietest,
+        active_estimates=power_of_estimates > _ACTIVE_FROM * quietest,
         si_snr=scores[slots, order],
         input_si_snr=si_snr(mixture[None], references),
     )
