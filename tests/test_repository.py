@@ -27,6 +27,7 @@ def lines(path):
     ]
 
 
+@pytest.mark.slow
 def test_no_recipe_file_is_a_copy_of_another():
     shell_engine = [
         path for path in RECIPE_CODE if path.name != "run.sh"

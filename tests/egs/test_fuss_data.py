@@ -250,6 +250,7 @@ def test_a_tree_gives_manifests_with_empty_cells_for_what_is_not_there(run, tree
     assert report["train"]["rows"] == 40 and report["test"]["not_additive"] == 0
 
 
+@pytest.mark.slow
 def test_clips_are_mixed_reverberant_and_listed(run, clips, capsys):
     options = ("--mixtures", "3,1,2", "--seconds", "3")
     manifests = run(clips, *options)

@@ -84,6 +84,7 @@ def exp(tone_manifests, tmp_path_factory):
     return run(tmp_path_factory.mktemp("fuss"), tone_manifests, "whole")
 
 
+@pytest.mark.slow
 def test_both_steps_train_and_leave_a_small_model(exp):
     for step, updates in (("pit", 4), ("adversarial", 12)):
         assert json.loads((exp / step / "done.json").read_text())["updates"] == updates
@@ -95,6 +96,7 @@ def test_both_steps_train_and_leave_a_small_model(exp):
     torch.testing.assert_close(estimates.sum(1), mixture - mixture.mean(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_arms_with_their_own_discriminators_start_from_one_pit_model(
     exp, tone_manifests, tmp_path, capsys
 ):
@@ -144,6 +146,7 @@ def test_the_log_tells_how_each_discriminator_fares(exp):
     assert {"val_msi", "val_si_sdri", "val_si_sdr_single", "val_loss"} <= {*table.columns}
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_adversarial_step_changes_nothing(exp, tone_manifests, tmp_path, monkeypatch):
     """What a killed process leaves is a copy of the folder as it is after an epoch."""
     shutil.copytree(exp / "pit", tmp_path / "killed" / "pit")
@@ -196,6 +199,7 @@ BAND_SPLIT = {"class_path": "local_models.adversarial_pit.BandSplit"}
 BAND_SPLIT |= {"init_args": {"chan": 4, "hid_chan": 4, "n_layers": 1}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("system", "step"),
     [

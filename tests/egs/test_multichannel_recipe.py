@@ -179,6 +179,7 @@ def test_speakers_behind_links_count_and_all_bad_files_are_named(local, tmp_path
     assert set(pd.concat(tables)["speaker"]) == set("abc")
 
 
+@pytest.mark.slow
 def test_stages_see_what_has_changed_since_and_else_write_nothing(local, tmp_path, capsys):
     write_corpus(tmp_path)
     corpus = f"{tmp_path / 'train'},{tmp_path / 'test'}"
@@ -491,6 +492,7 @@ def test_mixtures_called_na_or_null_count_in_the_breakdown(local, tmp_path):
     assert table["si_sdr"].tolist() == [1, 2, 3, 4, 5] and table["t60"].tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_scores_by_number_of_speakers_and_by_condition(local, made, tmp_path, capsys):
     exp = surrogate(tmp_path / "exp" / "learnt")
     references = "[{name: mixture, kind: mixture}]"

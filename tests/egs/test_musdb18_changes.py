@@ -206,6 +206,7 @@ def stems(hq, tmp_path, monkeypatch):
     return tmp_path / "stems"
 
 
+@pytest.mark.slow
 def test_stems_that_changed_since_stage_0_are_decoded_again_by_stage_1(stems, run, local):
     folder, _ = run(stems)
     other, this = (stems / "train" / f"{name}.stem.mp4" for name in SONGS[2:])

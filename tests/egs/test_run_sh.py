@@ -113,12 +113,14 @@ def test_a_corpus_is_found_from_where_the_user_stands_and_through_a_link(call, c
     assert (data / "corpus" / "test").resolve() == home / "-dash"
 
 
+@pytest.mark.slow
 def test_the_word_of_the_user_for_a_package_reaches_the_training(call, checkout, tmp_path):
     script = checkout / "egs/wsj0-2mix/run.sh"
     done = call(script, "--stage", "2", "--stop_stage", "2", "--trust", "os", cwd=tmp_path)
     assert done.returncode == 2 and "--trust os: this is a part of Python" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_name_with_a_dash_before_it_is_no_option(call, checkout, tmp_path, recipe):
     speakers(tmp_path / "-dash", "xyz")
@@ -129,6 +131,7 @@ def test_a_name_with_a_dash_before_it_is_no_option(call, checkout, tmp_path, rec
     assert "-dash" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_every_stage_refuses_a_corpus_of_the_same_name(call, checkout, tmp_path):
     for place in ("here", "there"):
         speakers(tmp_path / place / "A", "xyz")

@@ -341,6 +341,7 @@ def numbered(folder, speakers, n_files, seed=0):
     return folder
 
 
+@pytest.mark.slow
 def test_numbered_files_of_many_speakers_are_listed_without_repetition(run, tmp_path):
     # So many that stems and gains alone would repeat in a list of 3000.
     pair = f"{numbered(tmp_path / 'A', map(str, range(80)), 10)},"

@@ -197,6 +197,7 @@ def test_bfloat16_autocast_keeps_norms_and_parameter_gradients_in_float32():
     torch.testing.assert_close(normed, plain.bottleneck[0](low.float()), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_compile_traces_a_block_whole_and_gives_the_same_gradients():
     torch.manual_seed(0)
     block = accelerate(Conv1DBlock(4, 6, 5, 3, padding=2, dilation=2))

@@ -60,6 +60,7 @@ def ssspy_results():
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", ["compiled", "torch"])
 def test_every_update_equals_ssspy_after_each_iteration(ssspy_results, taken):
     for (n_src, name, update, n_iter), reference in ssspy_results.items():
@@ -136,6 +137,7 @@ def test_iss_equals_torchiva_after_each_iteration(torchiva, n_src, name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_src, taps, delay", [(2, 1, 1), (2, 5, 2), (3, 2, 3)])
 def test_dereverberation_taps_equal_torchiva(torchiva, n_src, taps, delay):
     mixture = spectrogram(n_src)
@@ -286,6 +288,7 @@ def test_projection_back_has_exact_gradients():
     assert torch.autograd.gradcheck(lambda w: projection_back(w, 1), demixing.requires_grad_())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", ["compiled", "torch"])
 @pytest.mark.parametrize("size, n_src, bins", [(2, 2, 3), (4, 3, 3), (3, 3, 1)])
 def test_covariances_and_their_gradients(monkeypatch, taken, size, n_src, bins):

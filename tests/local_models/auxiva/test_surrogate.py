@@ -130,6 +130,7 @@ def test_memory_kept_for_the_backward_pass_does_not_grow_with_the_iterations():
     assert kept[20] <= kept[2] + 2 * matrices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("loss", ["si_sdr", "coherence"])
 def test_gradients_are_finite_in_degenerate_cases(update, loss):

@@ -138,6 +138,7 @@ def test_stereo_examples_are_two_mono_ones():
     torch.testing.assert_close(made.losses(stereo)["loss"], made.losses(mono)["loss"])
 
 
+@pytest.mark.slow
 def test_training_learns_a_voice_that_has_its_own_band():
     torch.manual_seed(0)
     made = system(n_mics=2).train()

@@ -84,6 +84,7 @@ def orthogonalisations(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_src", [1, 2, 3])
 def test_speech_scores_as_mir_eval_scores_it(voices, n_src, orthogonalisations):
     references = voices[:n_src]

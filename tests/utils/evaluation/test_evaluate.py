@@ -135,6 +135,7 @@ def test_scores_recomputed_from_the_saved_wavs_match_the_table(tone_manifests, u
         assert example["sources"]["2"]["si_sdr"] == pytest.approx(row.si_sdr_2, abs=0.1)
 
 
+@pytest.mark.slow
 def test_silent_sources_and_mixtures_and_single_samples_are_counted_not_fatal(
     tmp_path, use, capsys
 ):

@@ -185,6 +185,7 @@ def test_a_wrong_grid_is_explained(change, words, tmp_path):
         references(tmp_path, listed)
 
 
+@pytest.mark.slow
 def test_a_cluster_of_two_processes_gives_the_rows_of_one_process(tmp_path):
     manifest = noise_set(tmp_path / "set", 12, seconds=0.3)
     exps = [
@@ -203,6 +204,7 @@ def test_a_cluster_of_two_processes_gives_the_rows_of_one_process(tmp_path):
     pd.testing.assert_frame_equal(*rows)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_explained(tmp_path, capsys):
     manifest = noise_set(tmp_path / "set", 1)
     exp = two_step_model(tmp_path / "exp/here/model.pth").parent

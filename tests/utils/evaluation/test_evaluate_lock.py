@@ -48,6 +48,7 @@ def test_a_second_evaluation_of_the_same_set_is_refused_and_of_another_set_is_no
     assert (place / "final_metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_references_that_another_evaluation_is_at_come_last(tmp_path, capsys):
     manifest = noise_set(tmp_path / "set", 1)
     listed = tmp_path / "list.yml"

@@ -49,6 +49,7 @@ def step(tmp_path):
     return tmp_path / "exp/frontend"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["val_loss", "val_si_sdri"])
 @pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
 def test_at_most_the_epoch_under_way_is_lost(
@@ -74,6 +75,7 @@ def test_at_most_the_epoch_under_way_is_lost(
     assert best == values.index(chosen(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_of_a_queue_writes_the_place_within_the_epoch_and_ends(
     conf, tone_manifests, tmp_path, step, capsys, monkeypatch, number
@@ -113,6 +115,7 @@ def test_a_signal_in_the_last_epoch_lets_the_step_end(conf, tone_manifests, tmp_
     assert (step / "done.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dead_loader_process_is_a_message_with_a_way_out(
     conf, tone_manifests, tmp_path, capsys, number
@@ -194,6 +197,7 @@ def altered_frozen_part(path):
     torch.save(state, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, empty, other_step, other_shapes, altered_frozen_part])
 def test_a_damaged_last_checkpoint_is_named_with_what_to_do(
     conf, tone_manifests, tmp_path, step, capsys, damage
@@ -239,6 +243,7 @@ def test_a_damaged_best_checkpoint_of_the_step_before_is_named(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
 @pytest.mark.parametrize(
     ("change", "said"),
@@ -263,6 +268,7 @@ def test_weights_of_another_kind_in_a_checkpoint_are_not_converted(
     assert f"{step / name} is " in message and said in message and message.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_other_damaged_notes_are_named_with_what_to_do(conf, tone_manifests, tmp_path, capsys):
     exp = tmp_path / "exp"
     first = arguments(conf, tone_manifests, exp, *FRONTEND)

@@ -86,6 +86,7 @@ def test_a_training_killed_often_is_the_uninterrupted_one(
     assert_same_training(tmp_path / "whole/frontend", tmp_path / "killed/frontend")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_kill_within_an_epoch_loses_and_repeats_nothing(
     conf, tone_manifests, tmp_path, random_losses, workers
@@ -95,6 +96,7 @@ def test_a_kill_within_an_epoch_loses_and_repeats_nothing(
     assert_same_training(tmp_path / "whole/frontend", tmp_path / "killed/frontend")
 
 
+@pytest.mark.slow
 def test_random_numbers_matter_in_these_tests(conf, tone_manifests, tmp_path, random_losses):
     """Else the tests above would pass without them."""
     uninterrupted(conf, tone_manifests, tmp_path / "one")
@@ -131,6 +133,7 @@ def test_every_data_set_and_option_goes_on_exactly(conf, tone_manifests, tmp_pat
     assert_same_training(tmp_path / "whole/frontend", tmp_path / "killed/frontend")
 
 
+@pytest.mark.slow
 def test_gradients_summed_by_half_are_in_no_checkpoint(conf, tone_manifests, tmp_path):
     options = (AT_EACH_BATCH, "steps.frontend.accumulate=2", *FRONTEND)
     run = arguments(conf, tone_manifests, tmp_path / "exp", *options)

@@ -66,6 +66,7 @@ def holder(tmp_path):
     os.kill(loader, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(
     conf, tone_manifests, tmp_path, capsys, holder
 ):
@@ -93,6 +94,7 @@ def test_other_processes_of_the_same_training_take_no_lock(tmp_path, monkeypatch
         assert not (tmp_path / "exp").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["0.02", "3"], ids=["better", "worse"])
 def test_a_moved_experiment_keeps_its_best_model(conf, manifests, tmp_path, rate):
     """Experiment, data and all, as a moved repository or another mount."""

@@ -18,6 +18,7 @@ from utils.training.model_files import build_system, export, load_system, pack, 
 OURS = typed(SEPARATOR)
 
 
+@pytest.mark.slow
 def test_there_are_enough_attacks_and_most_work_in_a_configuration_of_ones_own(tmp_path):
     """Otherwise the refusals below would show nothing."""
     worked = []

@@ -98,6 +98,7 @@ def test_a_network_outside_the_repository_trains_exports_evaluates_and_separates
     assert sf.info(folder / "out/test0_mixture_s1.wav").frames == sf.info(mixture).frames
 
 
+@pytest.mark.slow
 def test_elsewhere_a_network_of_ones_own_needs_the_word_of_the_user(
     folder, tone_manifests, capsys, monkeypatch
 ):

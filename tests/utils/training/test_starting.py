@@ -98,6 +98,7 @@ def refused(tone_manifests, tmp_path, capsys):
     return refused
 
 
+@pytest.mark.slow
 def test_a_finished_experiment_is_tuned_to_other_data(donor, tone_manifests, tmp_path, run, capsys):
     other = shutil.copytree(tone_manifests, tmp_path / "other")
     pd.read_csv(other / "train.csv")[:8].to_csv(other / "train.csv", index=False)
@@ -133,6 +134,7 @@ def test_a_path_is_relative_to_where_the_program_runs(donor, run, monkeypatch):
     assert json.loads((exp / "finetune/start.json").read_text())["from"] == "exp"
 
 
+@pytest.mark.slow
 def test_a_model_in_asteroids_format_is_a_start(tone_manifests, run, capsys):
     config = finetune() | {"system": ASTEROID, "steps": {"joint": {"epochs": 1}}}
     model = run(config)
@@ -202,6 +204,7 @@ def test_a_start_that_is_not_there_is_told_before_anything_is_trained(donor, ref
     assert "nor of a finished step" in refused(config)
 
 
+@pytest.mark.slow
 def test_a_step_may_start_from_an_earlier_one_of_its_own_experiment(run, tmp_path):
     config = copy.deepcopy(CONFIG)
     config["steps"]["separator"] = {"epochs": 1}
@@ -213,6 +216,7 @@ def test_a_step_may_start_from_an_earlier_one_of_its_own_experiment(run, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_a_continued_step_needs_the_file_with_which_it_began(
     donor, tone_manifests, tmp_path, run, refused
 ):
@@ -236,6 +240,7 @@ def test_a_continued_step_needs_the_file_with_which_it_began(
     run(config)  # what is finished needs it no more
 
 
+@pytest.mark.slow
 def test_a_step_that_was_trained_again_to_the_same_weights_is_the_same_start(
     tone_manifests, tmp_path, capsys
 ):

@@ -37,6 +37,7 @@ def conf(tmp_path):
     return write_conf(tmp_path)
 
 
+@pytest.mark.slow
 def test_steps_train_in_order_and_leave_a_model_that_separates(conf, tone_manifests, tmp_path):
     exp = tmp_path / "exp"
     train.main(arguments(conf, tone_manifests, exp, "--steps", "first"))
@@ -143,6 +144,7 @@ def test_updates_follow_the_rate_the_decay_and_the_limit_of_the_gradient(
         torch.testing.assert_close(after, (1 - 0.5 * 0.1) * before)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_first_weights(conf, tone_manifests, tmp_path):
     # With next to no rate, the weights after an update are still the first ones.
     still = ("steps.frontend.optim.optimizer=SGD", "steps.frontend.optim.lr=1e-6")
@@ -270,6 +272,7 @@ def test_ctrl_c_while_later_steps_are_rehearsed_is_one_line(
     assert "Traceback" not in message and not list((tmp_path / "exp").glob("*/*.ckpt"))
 
 
+@pytest.mark.slow
 def test_later_steps_are_rehearsed_once_and_leave_the_training_as_it_is(
     conf, tone_manifests, tmp_path, capsys, monkeypatch
 ):

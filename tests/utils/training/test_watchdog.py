@@ -42,6 +42,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.slow
 def test_a_training_that_meets_nan_stops_and_goes_on_when_the_file_is_mended(
     tone_manifests, tmp_path, capsys
 ):
