@@ -24,6 +24,15 @@ def tones(rng, seconds):
     return (0.3 * envelope * np.sin(2 * np.pi * frequencies[:, None] * time)).astype(np.float32)
 
 
+@pytest.fixture(autouse=True)
+def handler_of_loader_processes():
+    """Torch installs its handler for dead loader processes once a process, and a command that ends takes it away."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
+
+
 @pytest.fixture(scope="session")
 def torchiva():
     """A reference that needs torchaudio, which the project itself does without."""

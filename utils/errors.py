@@ -42,12 +42,10 @@ def command(main: Callable) -> Callable:
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             _end("error: the program that was to read the output has ended")
-        except MemoryError:
-            _end(f"error: {NO_MEMORY}")
-        except RuntimeError as error:
-            if not lacks_memory(error):
-                raise
-            _end(f"error: {NO_MEMORY}")
+        except (MemoryError, RuntimeError) as error:
+            if message := _of_torch(error):
+                _end(f"error: {message}")
+            raise
         except OSError as error:
             if error.errno is None or (error.filename is None and error.errno not in _FULL_DISK):
                 raise
@@ -95,6 +93,14 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(said))
 
 
+def _of_torch(error: Exception) -> str | None:
+    """What an error that torch or Python may raise anywhere is to a person; None: nothing."""
+    # A loader process that dies raises one wherever this process is, even while a message is on its way.
+    if isinstance(error.__context__, UserError):
+        return str(error.__context__)
+    return NO_MEMORY if lacks_memory(error) else None
+
+
 def explain(error: OSError) -> str:
     """The message for an error of the operating system: what, where, and what to do."""
     where = error.filename or "while writing"
@@ -108,6 +114,9 @@ def explain(error: OSError) -> str:
 
 
 def _end(message: str, code: int = 2):
+    if threading.current_thread() is threading.main_thread():
+        # Loader processes may die meanwhile; torch's handler would raise an error here.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     print(message, file=sys.stderr)
     # What objects say that a failure left half-made, when Python deletes them, would bury the message.
     sys.unraisablehook = lambda _: None

@@ -172,3 +172,39 @@ def test_a_program_in_the_background_goes_on_ignoring_ctrl_c():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("moment", ["before the message", "while it is printed"])
+def test_loader_processes_that_die_meanwhile_do_not_hide_the_message(moment):
+    script = (
+        "import contextlib, os, signal, sys\n"
+        "from utils.errors import UserError, command\n"
+        "def die(number, frame):\n"
+        "    raise RuntimeError('DataLoader worker is killed by signal: Terminated.')\n"
+        "class Slow:\n"
+        "    def write(self, text):\n"
+        "        os.kill(os.getpid(), signal.SIGCHLD)\n"
+        "        return os.write(2, text.encode())\n"
+        "    def flush(self):\n"
+        "        pass\n"
+        "    def reconfigure(self, errors):\n"
+        "        signal.signal(signal.SIGCHLD, die)\n"
+        "@contextlib.contextmanager\n"
+        "def slow_end():\n"
+        "    try:\n"
+        "        yield\n"
+        "    finally:\n"
+        "        if sys.argv[1] == 'before the message':\n"
+        "            os.kill(os.getpid(), signal.SIGCHLD)\n"
+        "            os.getpid()\n"
+        "sys.stderr = Slow()\n"
+        "@command\n"
+        "def main():\n"
+        "    with slow_end():\n"
+        "        raise UserError('interrupted')\n"
+        "main()\n"
+    )
+    options = [sys.executable, "-c", script, moment]
+    done = subprocess.run(options, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: interrupted\n"
