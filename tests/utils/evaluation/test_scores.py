@@ -15,7 +15,7 @@ from utils.evaluation.results import (
     write_example,
 )
 from utils.evaluation.scores import Measure, Scores, of_mixture, of_sources
-from utils.report.examples import Kept
+from utils.report.examples import StoredExample
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_table_that_is_no_table_of_scores_is_explained(tmp_path, text):
 def test_an_example_tells_its_scores_again(tmp_path, rows):
     silence = np.zeros((2, 1, 8), np.float32)
     write_example(tmp_path, 8000, silence[0], silence, silence, rows[0])
-    example = Kept(*read_example_scores(tmp_path))
+    example = StoredExample(*read_example_scores(tmp_path))
     assert example.mixture_id == "007" and example.value(Measure("si_sdr")) == 1 / 3
     values = [example.value(Measure("si_sdr", source)) for source in (1, 2, 3)]
     assert values == [1.0, None, None]
