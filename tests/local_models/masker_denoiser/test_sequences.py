@@ -34,6 +34,16 @@ def test_the_signal_lies_whole_within_what_is_estimated(length):
     assert timeline.estimated(length) - timeline.window + timeline.hop >= timeline.lead + length
 
 
+@pytest.mark.parametrize("sequences_of_signal", [1, 2, 5])
+def test_no_sequence_is_made_for_frames_behind_the_signal(sequences_of_signal):
+    timeline = Sequences(frames=12, context=2, window=65, hop=16)
+    # The last frame that can hold a sample begins at the last sample.
+    n_frames = sequences_of_signal * timeline.step
+    longest = n_frames * timeline.hop - timeline.lead
+    assert timeline.count(longest) == sequences_of_signal
+    assert timeline.count(longest + 1) == sequences_of_signal + 1
+
+
 def test_cut_and_join_are_inverse_but_for_the_context():
     timeline = Sequences(frames=12, context=2, window=65, hop=16)
     spectra = torch.randn(2, 2, 3 * timeline.step + 2 * timeline.context, 5)

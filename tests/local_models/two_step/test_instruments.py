@@ -79,6 +79,23 @@ def test_the_share_of_silence_is_that_of_the_energies():
     )
 
 
+@pytest.mark.parametrize("n_src", [2, 3])
+def test_the_cosine_is_that_of_the_latents_of_different_sources(n_src):
+    torch.manual_seed(0)
+    sources = torch.randn(2, n_src, 900)
+    mixture = sources.sum(1)
+    frontend = FrontEnd(n_src, 16, 20, bias=False, mask="power")
+    latents = frontend.oracle_latents(mixture, sources).detach().flatten(2)
+    cosines = []
+    for first in range(n_src):
+        for second in range(first):
+            pair = latents[:, first], latents[:, second]
+            cosines.append(torch.nn.functional.cosine_similarity(*pair, dim=-1))
+    expected = torch.stack(cosines).mean()
+    measured = instruments.measure(frontend, mixture, sources)["latent_cosine"]
+    assert measured.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
 def test_three_sources_and_silence_are_measured_without_nan():
     torch.manual_seed(0)
     for mixture, sources in (

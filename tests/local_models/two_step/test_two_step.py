@@ -233,6 +233,44 @@ def test_validation_matches_three_sources_each_with_its_own_estimate(monkeypatch
     model.begin_step("joint", Optimisation())
     expected = -pairwise_neg_sisdr(estimates.roll(1, 1), data["sources"]).diagonal(dim1=1, dim2=2)
     assert validate(model, data)["si_sdr"] == pytest.approx(expected.mean().item(), abs=1e-3)
+    # The gains are of each estimate and the source that it was matched with.
+    _, sources = model.normalised(data)
+    cross = (estimates * sources[:, [1, 2, 0]]).sum((0, 2))
+    gains = model.gain_cross / model.gain_power
+    torch.testing.assert_close(gains, cross / estimates.square().sum((0, 2)), atol=0, rtol=0.01)
+
+
+def latents_and_targets(loss):
+    """A step with latents of more bases than a frame has samples, so that decoders do not hear all of them."""
+    model = system(n_basis=32, kernel_size=10, latent_loss=loss)
+    model.begin_step("separator", Optimisation())
+    latents, targets = torch.randn(2, 3, 2, 32, 40, generator=torch.Generator().manual_seed(3))
+    return model, latents, targets
+
+
+@pytest.mark.parametrize("loss", ["heard", "decoder_metric"])
+def test_what_decoders_do_not_hear_is_no_part_of_a_loss_that_listens(loss):
+    model, latents, targets = latents_and_targets(loss)
+    with torch.no_grad():
+        expected = model.step.pairwise(latents, targets, loss)
+        silent = [signal - model.frontend.heard(signal) for signal in (latents, targets)]
+        for other in ((latents + silent[0], targets), (latents, targets + silent[1])):
+            torch.testing.assert_close(
+                model.step.pairwise(*other, loss), expected, atol=1e-3, rtol=1e-3
+            )
+        # Of the paper's loss it is a part.
+        plain = model.step.pairwise(latents, targets, "si_sdr")
+        assert (model.step.pairwise(latents, targets + silent[1], "si_sdr") - plain).abs().max() > 1
+
+
+def test_the_decoder_metric_is_the_si_sdr_of_decoded_latents_against_decoded_targets():
+    model, latents, targets = latents_and_targets("decoder_metric")
+    with torch.no_grad():
+        given = model.step.pairwise(latents, targets, "decoder_metric")
+        # 40 frames that begin 5 samples apart.
+        estimates = model.frontend.decode(latents, 200)
+        references = model.frontend.decode(targets, 200)
+    torch.testing.assert_close(given, pairwise_neg_sisdr(estimates, references))
 
 
 def test_another_mask_network_of_asteroid_is_a_separator_too():

@@ -70,6 +70,27 @@ def test_epochs_and_seeds_differ(tone_manifests, options):
     assert not torch.equal(heard(), heard(seed=4))
 
 
+@pytest.mark.parametrize("options", [None, DynamicMixing()], ids=["fixed", "dynamic"])
+def test_an_example_is_drawn_by_seed_and_epoch_whatever_the_order(tone_manifests, options):
+    def mixture(seed=3, epoch=1):
+        split = Split(tone_manifests, "train", 2, 8000, 0.5, seed)
+        examples = Mixtures(split) if options is None else DynamicMixtures(split, options)
+        # By its key, so that the sampler, which depends on the seed too, has no part in it.
+        return examples[epoch, 2]["mixture"]
+
+    assert np.array_equal(mixture(), mixture())
+    assert not np.array_equal(mixture(), mixture(seed=4))
+    assert not np.array_equal(mixture(), mixture(epoch=2))
+
+
+# Times the rate these are a little less than whole numbers of samples.
+@pytest.mark.parametrize(("seconds", "rate", "frames"), [(2.01, 8000, 16080), (0.35, 44100, 15435)])
+def test_the_length_of_an_example_is_the_nearest_number_of_samples(
+    tone_manifests, seconds, rate, frames
+):
+    assert Split(tone_manifests, "train", 2, rate, seconds).frames == frames
+
+
 def test_validation_is_the_same_each_epoch_and_complete(tone_manifests):
     data = Data(segment=0.5, valid_segment=1)
     _, valid = loaders(data, data.splits(tone_manifests, 2, 8000), Batches(3))

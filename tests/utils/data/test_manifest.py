@@ -16,6 +16,7 @@ from utils.data.manifest import (
     write_manifest,
 )
 from utils.errors import UserError
+from utils.stamps import state_of_manifest
 
 RATE = 8000
 
@@ -47,6 +48,15 @@ def test_a_written_manifest_is_relative_and_read_as_absolute(csv):
     assert frame["source_2_path"][1] == str(csv.parent.parent / "wav" / "m1_s2.wav")
     assert frame["length"].tolist() == [800, 880, 960]
     assert source_columns(frame) == ["source_1_path", "source_2_path"]
+
+
+def test_paths_of_a_linked_manifest_are_relative_to_where_it_really_is(csv, tmp_path):
+    link = tmp_path / "elsewhere" / "deeper" / "b.csv"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(csv)
+    paths = read_manifest(link)["source_1_path"].tolist()
+    assert paths == read_manifest(csv)["source_1_path"].tolist()
+    assert state_of_manifest(link) == state_of_manifest(csv)
 
 
 def test_foreign_columns_are_kept_and_the_length_comes_from_the_header(csv):

@@ -42,6 +42,17 @@ def test_sources_may_stand_anywhere_on_the_floor():
     assert max(np.abs(room.sources[:, :2] - room.size[:2] / 2).max() for room in rooms) > 3
 
 
+def test_nothing_stands_too_near_to_any_wall_floor_or_ceiling():
+    # Half of the heights, and much of the floor, are too near: in the usual rooms nothing ever comes near a wall.
+    low = RoomRules(height=(3, 3), source_square=0.0, source_height=(0, 3), wall_distance=0.7)
+    low = replace(low, array_height=(0, 3))
+    for seed in range(10):
+        room = draw_room(low, 2, np.random.default_rng(seed))
+        for points in (room.mics, room.sources):
+            assert points.min() >= 0.7
+            assert (room.size - points).min() >= 0.7
+
+
 def test_the_seed_is_all_that_a_room_depends_on():
     first, again, other = (draw_room(SMALL, 2, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert np.array_equal(first.sources, again.sources) and not np.array_equal(

@@ -6,6 +6,7 @@ import yaml
 from utils.evaluation.scores import Measure
 from utils.evaluation.suites import SUITES, Suite
 from utils.report.__main__ import main
+from utils.report.experiments import baseline, read_experiments
 from utils.report.labels import LABELS, Label, SuiteLabels
 
 
@@ -183,6 +184,16 @@ def test_an_unknown_baseline_or_suite_ends_with_a_message(exp, capsys):
     with pytest.raises(SystemExit, match="2"):
         report(exp)
     assert "scored with the suite 'strange'" in capsys.readouterr().err
+
+
+def test_the_baseline_is_the_best_one_in_whatever_order_they_come(exp):
+    for name, mean in (("early", 9.0), ("middle", 11.0), ("late", 10.0)):
+        add(exp, name, mean, baseline=True)
+    add(exp, "ours", 12.0)
+    entries, _ = read_experiments(exp, "test")
+    for order in (entries, entries[::-1]):
+        assert baseline(order).name == "middle"
+        assert baseline(order, "late").name == "late"
 
 
 def test_a_suite_says_what_the_columns_are_and_what_ranks(exp, monkeypatch):
