@@ -27,6 +27,7 @@ from utils.errors import UserError
 from utils.evaluate import main
 from utils.evaluation import methods, scoring
 from utils.evaluation.methods import Method, trained_system
+from utils.evaluation.options import Blocks
 from utils.evaluation.results import example_name, read_scores, read_summary, whole_name
 from utils.evaluation.run import evaluate
 from utils.evaluation.scoring import How
@@ -120,6 +121,21 @@ def test_another_segment_or_suite_is_said_and_nothing_else_is_removed(tmp_path, 
     evaluate(method, manifest, how=How(suite="fuss"))
     assert "suite: speech -> fuss: everything is scored anew" in capsys.readouterr().out
     assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        (How(blocks=Blocks(segment=8.0)), "segment: 20.0 -> 8.0"),
+        (How(blocks=Blocks(overlap=2.0)), "overlap: 4.0 -> 2.0"),
+        (How(extra=("sdr",)), "extra:  -> sdr"),
+    ],
+)
+def test_each_option_that_scores_depend_on_has_them_made_anew(tmp_path, method, capsys, how, said):
+    manifest = noise_set(tmp_path / "set", 1)
+    evaluate(method, manifest)
+    evaluate(method, manifest, how=how)
+    assert f"{said}: everything is scored anew" in capsys.readouterr().out
 
 
 # ---- lost and damaged files of our own

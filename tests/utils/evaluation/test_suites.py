@@ -60,6 +60,16 @@ def test_every_suite_gives_what_its_table_shows(tmp_path):
         assert {label.key for label in LABELS[name].columns} - on_demand <= final.keys()
 
 
+@pytest.mark.parametrize("suite", ["speech", "fuss"])
+def test_the_permutation_says_which_output_belongs_to_each_of_three_sources(suite):
+    sources = noise(3, 1, 4000)
+    # A cycle of three is not its own inverse, as a swap of two is.
+    estimates = sources[[2, 0, 1]]
+    scored = SUITES[suite].score(sources.sum(0), sources, estimates, RATE)
+    outputs = {s.source: s.value for s in scored.scores if s.metric == "permutation"}
+    assert outputs == {1: 2, 2: 3, 3: 1}
+
+
 def test_metrics_on_demand_are_those_of_the_matched_estimates(tmp_path, mixture):
     sources = noise(2, RATE)
     heard = sources[0] + 0.5 * sources[1]

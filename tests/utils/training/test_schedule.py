@@ -4,8 +4,10 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+from tests.support import Still
 from utils import train
 
 
@@ -35,3 +37,19 @@ def test_the_rate_is_halved_and_the_step_ends_after_the_same_number_of_epochs(ar
     assert rates.tolist() == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25])
     train.main([*arguments[:-1], str(tmp_path / "early"), "steps.joint.early_stop=3"])
     assert json.loads((tmp_path / "early/joint/done.json").read_text())["epochs"] == 4
+
+
+def test_of_a_score_the_larger_value_is_the_better_one(arguments, tmp_path, monkeypatch):
+    def losses(system, batch):
+        # It rises in the first three epochs, and then no more.
+        score = torch.tensor(float(min(system.current_epoch, 2)))
+        return {"loss": system.weight.square().sum(), "score": score}
+
+    monkeypatch.setattr(Still, "losses", losses)
+    train.main([*arguments, "steps.joint.monitor=val_score", "steps.joint.early_stop=3"])
+    done = json.loads((tmp_path / "joint/done.json").read_text())
+    assert done["best"] == {"val_score": 2.0}
+    # The third epoch is the best one; the three after it are not better, and the rate is halved in the last of them.
+    assert done["epochs"] == 6
+    last = torch.load(tmp_path / "joint/last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.005)

@@ -88,6 +88,17 @@ def test_a_foreign_network_is_refused_with_the_option_that_allows_it(mynet, tmp_
     assert type(load_system(path, trust=("mynet",)).separator).__name__ == "Masks"
 
 
+def test_trust_in_a_name_is_none_in_longer_names_that_begin_with_it(mynet, tmp_path):
+    path = saved(own(), tmp_path / "model.pth")
+    sys.modules.pop("mynet")
+    with pytest.raises(UserError, match="is refused.*--trust mynet"):
+        load_system(path, trust=("myne",))
+    assert "mynet" not in sys.modules
+    for name in ("local_models_too.System", "asteroid2.Net", "torch.nnx.Linear"):
+        with pytest.raises(UserError, match="is refused"):
+            resolve(name, "model.pth")
+
+
 def test_the_configuration_of_the_experiment_is_trust_in_its_networks(mynet, tmp_path):
     settings = own(blocks=2)
     exp = tmp_path / "exp"
