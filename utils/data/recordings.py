@@ -32,7 +32,7 @@ def read_listed(csv: str | Path, columns: Sequence[str] = ("path",)) -> pd.DataF
             raise UserError(f"{csv}, line {line_of(is_unnamed)}: the speaker is empty")
     if "length" in table:
         table["length"] = to_samples(csv, table["length"])
-    folder = Path(csv).parent
+    folder = Path(csv).resolve().parent
     table["path"] = [str(folder / path) for path in table["path"]]
     return table
 

@@ -45,7 +45,7 @@ class Songs(Dataset):
         _check_options(split.n_src, channels, segments, remix, gain)
         table = read_manifest(split.csv(), 2, absent=True)
         table = table[: split.size]
-        folder = split.manifests.resolve()
+        folder = split.csv().resolve().parent
         stems = [column for column in table if column.startswith("stem_")]
         for column in stems:
             # A song that lacks the stem has an empty cell.
