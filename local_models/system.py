@@ -90,11 +90,12 @@ class TrainingStep:
 class System(pl.LightningModule):
     """Base of all systems.
 
-    A batch is a dict: `mixture` (batch, time) or (batch, mic, time), `sources` (batch, source, [channel,] time), and
-    `id`; in validation perhaps `weight`, 0 for a batch that does not count. A subclass defines
+    Signals always have channels, if only one: mixtures are (batch, channel, time), sources and estimates
+    (batch, source, channel, time). A batch is a dict: `mixture`, `sources`, and `id`; in validation perhaps `weight`, 0
+    for a batch that does not count. A subclass defines
 
-    - `separate_centred(mixture) -> estimates`: (batch, time) or (batch, mic, time), each channel of mean zero, to
-      (batch, source, time), or to (batch, source, channel, time) if it makes `images`;
+    - `separate_centred(mixture) -> estimates`: (batch, channel, time), each channel of mean zero, to (batch, source,
+      channel, time), which has one channel unless the system makes `images`;
     - `losses(batch)`, if its training is a single step, `joint`, that trains all of it;
     - `training_steps()`, if it has others.
 
@@ -108,10 +109,11 @@ class System(pl.LightningModule):
     step: TrainingStep
     """The present step, from `begin_step` on."""
     n_mics: int | None = 1
-    """Channels that `separate` hears together; None: any number. With 1, each channel is separated by itself."""
+    """Channels that `separate` hears together; None: any number. With 1, each channel of a recording is separated by
+    itself."""
     images: bool = False
     """Whether each source is estimated at every channel that is heard together; `separate` then also takes a single
-    one, a mono song. Not of a system that hears one: its estimates have no channels."""
+    one, a mono song. Else estimates have one channel: the one that is heard, or that of the reference microphone."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
     training_only: tuple[str, ...] = ()
@@ -152,10 +154,16 @@ class System(pl.LightningModule):
 
     @final
     def separate(self, mixture: Tensor) -> Tensor:
-        """Estimates of a mixture (batch, [mic,] time), whatever its offset: a constant is nobody's sound.
+        """Estimates (batch, source, channel, time) of a mixture (batch, channel, time), whatever its offset.
 
-        So estimates that add up to the mixture add up to it without its mean.
+        A constant is nobody's sound: estimates that add up to the mixture add up to it without its mean.
+
+        Raises:
+            ValueError: several channels for a system that hears one, see `utils.evaluation.apply`.
         """
+        n_channels = mixture.shape[1]
+        if self.n_mics == 1 and n_channels != 1:
+            raise ValueError(f"the system hears one channel, but the mixture has {n_channels}")
         return self.separate_centred(without_offset(mixture))
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
@@ -172,14 +180,12 @@ class System(pl.LightningModule):
         return []
 
     def noise(self, seconds: float, n_mics: int | None = None) -> Tensor:
-        """White noise of the shape that `separate` takes: (1, [mic,] time), the same at every call."""
+        """White noise of the shape that `separate` takes: (1, channel, time), the same at every call."""
         length = round(seconds * self.sample_rate)
         # Of its own, so that a training draws the same numbers whether or not noise was asked for.
         generator = torch.Generator().manual_seed(0)
-        if self.n_mics == 1:
-            return torch.randn(1, length, generator=generator)
-        n_mics = self.n_mics or n_mics or self.n_src or 2
-        return torch.randn(1, n_mics, length, generator=generator)
+        n_channels = self.n_mics or n_mics or self.n_src or 2
+        return torch.randn(1, n_channels, length, generator=generator)
 
     def is_training_only(self, name: str) -> bool:
         """Whether a parameter or buffer belongs to a part that only training needs."""
@@ -274,3 +280,15 @@ def without_offset(signals: Tensor) -> Tensor:
     """(..., time) less the mean over time, which is taken in double precision: a constant becomes exactly zero."""
     mean = signals.mean(-1, keepdim=True, dtype=torch.float64)
     return signals - mean.to(signals.dtype)
+
+
+def only_channel(signals: Tensor) -> Tensor:
+    """(..., 1, time) as (..., time), for networks and losses that know no channels.
+
+    Raises:
+        ValueError: there are several, of which none should be left out without a word.
+    """
+    n_channels = signals.shape[-2]
+    if n_channels != 1:
+        raise ValueError(f"signals of one channel are needed, but these have {n_channels}")
+    return signals[..., 0, :]

@@ -8,6 +8,7 @@ from torch import Tensor
 from local_models.log_mse import LogMSE, align
 from local_models.scores import si_snr
 from local_models.silence import active
+from local_models.system import only_channel
 
 QUIET = 0.01  # power re the quietest active source below which an estimate counts as silent
 
@@ -29,9 +30,10 @@ class Universal:
     _scores: dict[str, list[Tensor]]
 
     def pit_losses(self, estimates: Tensor, batch: dict) -> dict[str, Tensor]:
-        """The loss of (batch, n_src, time); in validation the scores are taken down too."""
-        sources = batch["sources"]
-        mixture = batch["mixture"]
+        """The loss of (batch, n_src, 1, time); in validation the scores are taken down too."""
+        estimates = only_channel(estimates)
+        sources = only_channel(batch["sources"])
+        mixture = only_channel(batch["mixture"])
         with self.full_precision():
             loss, order = self.loss_of(estimates, sources, mixture)
             if not self.training:

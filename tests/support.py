@@ -44,7 +44,7 @@ class WithOracle(Bands):
 class Broken(Bands):
     def separate_centred(self, mixture):
         estimates = super().separate_centred(mixture)
-        estimates[:, 0, 0] = torch.nan
+        estimates[:, 0, :, 0] = torch.nan
         return estimates
 
 
@@ -58,7 +58,7 @@ class Beams(System):
         self.gain = gain
 
     def separate_centred(self, mixture):
-        return self.gain * mixture
+        return self.gain * mixture[:, :, None]
 
 
 class Refusing(System):
@@ -119,8 +119,8 @@ class Network(Bands):
         self.lstm = nn.LSTM(16, 16, batch_first=True)
 
     def separate_centred(self, mixture):
-        hidden, _ = self.lstm(self.convolution(mixture[:, None]).transpose(1, 2))
-        return hidden[..., :2].transpose(1, 2).repeat_interleave(10, dim=-1)
+        hidden, _ = self.lstm(self.convolution(mixture).transpose(1, 2))
+        return hidden[..., :2].transpose(1, 2).repeat_interleave(10, dim=-1)[:, :, None]
 
 
 def write_set(folder: Path, examples: list, name: str = "test") -> Path:

@@ -107,6 +107,15 @@ def test_no_module_imports_itself_through_others():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
+def test_no_function_asks_how_many_axes_a_signal_has():
+    """Signals have channels always, so that nothing depends on it."""
+    asks = re.compile(r"\.ndim\b|\.dim\(\)|atleast_[123]d")
+    for path in FILES:
+        room = path.relative_to(ROOT).parts[0]
+        if room in ("egs", "local_models", "utils") and path.suffix == ".py":
+            assert not asks.search(path.read_text()), path
+
+
 @pytest.mark.parametrize(
     "readme", [path for path in FILES if path.name == "README.md"], ids=lambda p: p.parent.name
 )

@@ -18,7 +18,7 @@ from local_models.adversarial_pit.discriminator import Discriminator, Discrimina
 from local_models.adversarial_pit.stft_masking import StftMasking
 from local_models.log_mse import LogMSE, align
 from local_models.ranges import Count, CountOrNone, NonNegative, Positive
-from local_models.system import Optimisation, System, TrainingStep
+from local_models.system import Optimisation, System, TrainingStep, only_channel
 from local_models.universal import Universal
 
 # Of the discriminators' Adam; other optimisers have none.
@@ -101,8 +101,9 @@ class AdversarialPIT(Universal, System):
         return [self.masking.network]
 
     def separate_centred(self, mixture: Tensor) -> Tensor:
-        """(batch, time) to (batch, n_src, time)."""
-        return self.masking(mixture)[0]
+        """(batch, 1, time) to (batch, n_src, 1, time)."""
+        estimates, _ = self.masking(only_channel(mixture))
+        return estimates[:, :, None]
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         return self.pit_losses(self.separate(batch["mixture"]), batch)
@@ -169,8 +170,10 @@ class AdversarialStep(TrainingStep):
         return optimizer
 
     def training_loss(self, batch: dict) -> tuple[Tensor, Mapping[str, Tensor | None]]:
-        estimates = self.system.separate(batch["mixture"])
-        gradients = self.gradients(estimates, batch["sources"], batch["mixture"])
+        estimates = only_channel(self.system.separate(batch["mixture"]))
+        sources = only_channel(batch["sources"])
+        mixture = only_channel(batch["mixture"])
+        gradients = self.gradients(estimates, sources, mixture)
         # One backward pass for all weights. The gradient of this sum of products is `of_estimates` at the estimates;
         # each discriminator gets the gradient of its own loss.
         separator_loss = (estimates * gradients.of_estimates).sum()

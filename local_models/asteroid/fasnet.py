@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from local_models.scores import validation_scores
 from local_models.silence import SMALLEST_LEVEL
-from local_models.system import System
+from local_models.system import System, only_channel
 
 
 class FasNet(System):
@@ -48,7 +48,7 @@ class FasNet(System):
         )
 
     def separate_centred(self, mixture: Tensor) -> Tensor:
-        """(batch, mic, time) to (batch, n_src, time)."""
+        """(batch, mic, time) to (batch, n_src, 1, time)."""
         # The network cannot take less than one window with its context.
         shortest = self.model.window + self.model.context
         missing = max(shortest - mixture.shape[-1], 0)
@@ -57,18 +57,18 @@ class FasNet(System):
         power = padded.square().mean((1, 2), keepdim=True)
         level = power.sqrt().clamp(min=SMALLEST_LEVEL)
         estimates = self.model(padded / level) * level
-        return estimates[..., : mixture.shape[-1]]
+        return estimates[:, :, None, : mixture.shape[-1]]
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture = batch["mixture"]
-        sources = batch["sources"]
-        estimates = self.separate(mixture)
+        # Sources and estimates are those at the first microphone.
+        sources = only_channel(batch["sources"])
+        estimates = only_channel(self.separate(mixture))
         # SI-SDR in bfloat16 would be off by 0.1 dB.
         with self.full_precision():
             pairwise = pairwise_neg_sisdr(estimates.float(), sources)
             loss = PITLossWrapper.find_best_perm(pairwise)[0].mean()
             if self.training:
                 return {"loss": loss}
-            # The sources are those at the first microphone.
             scores = validation_scores(-loss, mixture[:, 0], sources)
             return {"loss": loss, **scores}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from local_models.asteroid.system import AsteroidSystem
 from local_models.scores import sdr_of_batch
-from local_models.system import System
+from local_models.system import System, only_channel
 
 
 class NamedSources(System):
@@ -31,17 +31,14 @@ class NamedSources(System):
         return self.asteroid.compiled_parts()
 
     def separate_centred(self, mixture: Tensor) -> Tensor:
-        """(batch, time) to (batch, n_src, time)."""
+        """(batch, 1, time) to (batch, n_src, 1, time)."""
         return self.asteroid.separate_centred(mixture)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        mixture = batch["mixture"]
-        sources = batch["sources"]
-        if mixture.ndim == 3:
-            # Each channel is an example: (batch * channel, time) and (batch * channel, n_src, time).
-            mixture = mixture.flatten(0, 1)
-            sources = sources.transpose(1, 2).flatten(0, 1)
-        estimates = self.separate(mixture)
+        # Each channel is an example: (batch * channel, 1, time) to (batch * channel, n_src, time).
+        mixture = batch["mixture"].flatten(0, 1)
+        sources = batch["sources"].transpose(1, 2).flatten(0, 1)
+        estimates = only_channel(self.separate(mixture[:, None]))
         with self.full_precision():
             values = {"loss": multisrc_neg_snr(estimates, sources).mean()}
             if not self.training:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from local_models.fast_asteroid import accelerate
 from local_models.scores import validation_scores
-from local_models.system import System
+from local_models.system import System, only_channel
 
 
 class AsteroidSystem(System):
@@ -52,24 +52,25 @@ class AsteroidSystem(System):
         return [self.model.masker]
 
     def separate_centred(self, mixture: Tensor) -> Tensor:
-        """(batch, time) to (batch, n_src, time), as the plain Asteroid network, but also for less than a window."""
+        """(batch, 1, time) to (batch, n_src, 1, time) as the plain Asteroid network, also for less than a window."""
         # Zeros fill the first window.
         shortest = self.model.encoder.filterbank.kernel_size
         missing = max(shortest - mixture.shape[-1], 0)
         padded = nn.functional.pad(mixture, (0, missing))
         # The mask network runs in the precision of the trainer, the filterbank around it in full.
         with self.full_precision():
-            code = self.model.forward_encoder(padded[:, None])
+            code = self.model.forward_encoder(padded)
         masks = self.model.forward_masker(code)
         with self.full_precision():
             masked = self.model.apply_masks(code, masks.to(code.dtype))
             estimates = self.model.forward_decoder(masked)
-            return pad_x_to_y(estimates, mixture)
+            return pad_x_to_y(estimates, mixture)[:, :, None]
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        mixture = batch["mixture"]
-        sources = batch["sources"]
-        estimates = self.separate(mixture)
+        # Asteroid's losses take signals without channels.
+        mixture = only_channel(batch["mixture"])
+        sources = only_channel(batch["sources"])
+        estimates = only_channel(self.separate(batch["mixture"]))
         with self.full_precision():
             loss = self.pit_loss(estimates, sources)
             if self.training:

@@ -37,14 +37,14 @@ class ArraySystem(System):
         self.separation = separation
 
     def separate_centred(self, mixture: torch.Tensor) -> torch.Tensor:
-        """(batch, mic, time) to (batch, source, time), as loud as at the reference microphone.
+        """(batch, mic, time) to (batch, source, 1, time), as loud as at the reference microphone.
 
         Raises:
             ValueError: there is one microphone only.
         """
         with self.full_precision():
             spectrum = self.separation(self.spectrum(mixture))
-            return self.stft.inverse(spectrum, mixture.shape[-1])
+            return self._at_reference(spectrum, mixture.shape[-1])
 
     @torch.no_grad()
     def separate_after(
@@ -60,12 +60,16 @@ class ArraySystem(System):
         with self.full_precision():
             spectrum = self.spectrum(without_offset(mixture))
             for n_iter, separated in self.separation.after(spectrum, iterations).items():
-                estimates[n_iter] = self.stft.inverse(separated, mixture.shape[-1])
+                estimates[n_iter] = self._at_reference(separated, mixture.shape[-1])
         return estimates
+
+    def _at_reference(self, spectrum: torch.Tensor, length: int) -> torch.Tensor:
+        """Separated spectra (batch, source, frequency, frame) as signals of one channel, (batch, source, 1, length)."""
+        return self.stft.inverse(spectrum, length)[:, :, None]
 
     def spectrum(self, mixture: torch.Tensor) -> torch.Tensor:
         """What AuxIVA separates: (batch, mic, time), of mean zero, to complex (batch, mic, frequency, frame)."""
-        if mixture.ndim != 3 or mixture.shape[1] < 2:
+        if mixture.shape[1] < 2:
             raise ValueError("separation by microphones needs 2 channels at least")
         mixture = mixture - offset_of_pauses(mixture, self.stft.n_fft)
         # In double precision: in single, faint frequencies drown in the rounding of the loud ones.

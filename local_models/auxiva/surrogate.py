@@ -17,6 +17,7 @@ from local_models.auxiva.array_system import ArraySystem
 from local_models.auxiva.auxiva import AuxIVA, Update
 from local_models.scores import validation_scores
 from local_models.stft import Stft
+from local_models.system import only_channel
 
 
 class GatedConvolution(nn.Module):
@@ -234,7 +235,8 @@ class SurrogateIVA(ArraySystem):
     def losses(self, batch: dict) -> dict[str, torch.Tensor]:
 
         mixture = batch["mixture"]
-        sources = batch["sources"]
+        # At the reference microphone.
+        sources = only_channel(batch["sources"])
         if mixture.shape[1] != sources.shape[1]:
             raise ValueError(
                 f"{mixture.shape[1]} microphones and {sources.shape[1]} sources: there must be as many"

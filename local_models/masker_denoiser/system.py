@@ -77,7 +77,7 @@ class MaD(System):
                 f"hop {hop}, window {window}, n_fft {n_fft}: each must be at most the next"
             )
         self.n_mics = n_mics
-        # Channels that come one by one are signals without channels.
+        # Where channels come one by one, there are no others at which a source could be estimated.
         self.images = n_mics != 1
         self.wiener = wiener
         self.low_precision = bfloat16
@@ -91,24 +91,19 @@ class MaD(System):
     # ---- separation
 
     def separate_centred(self, mixture: Tensor) -> Tensor:
-        """(batch, time) to (batch, source, time); with n_mics 2 (batch, 1 or 2, time) to (batch, source, 1 or 2, time).
+        """(batch, channel, time) to (batch, source, channel, time); with n_mics 2 also of one channel.
 
         Any length from one sample on. The memory needed beyond input and output does not grow with it, except with
         `wiener`, which holds the spectra of the whole signal: 12 bytes a channel, frame and bin (6 MB a second of
         stereo at the default sizes).
         """
-        # (batch, mic, time), a few channels at a time to bound the memory.
+        # A few channels at a time, to bound the memory.
         items = mixture.float()
-        if self.n_mics == 1:
-            items = items[:, None]
         at_once = ROWS // self.n_mics
         with self._precision():
             voices = [self._voice(group) for group in items.split(at_once)]
         voice = torch.cat(voices)
-        estimates = torch.stack([voice, items - voice], dim=1)
-        if self.n_mics == 1:
-            return estimates[:, :, 0]
-        return estimates
+        return torch.stack([voice, items - voice], dim=1)
 
     def _precision(self):
         """Context for the network in separation; a trainer's autocast goes before."""
@@ -210,10 +205,6 @@ class MaD(System):
         """Scalars of `Objective.losses`, and in validation `sdr`, the voice's over the whole batch, in dB."""
         mixture = batch["mixture"].float()
         voice = batch["sources"][:, 0].float()
-        # Signals as (batch, mic, time).
-        if mixture.ndim == 2:
-            mixture = mixture[:, None]
-            voice = voice[:, None]
         # Transforms and losses in full precision, the network in what the trainer has chosen.
         with self.full_precision():
             of_mixture = self._training_spectra(mixture)
@@ -250,7 +241,7 @@ class MaD(System):
         items = mixture
         if self.n_mics == 1:
             # Each channel by itself.
-            items = mixture.flatten(0, 1)
+            items = mixture.flatten(0, 1)[:, None]
         estimate = self.separate(items)[:, 0]
         return sdr_of_batch(estimate.reshape(voice.shape), voice)
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 
 from local_models.stft import Stft
+from local_models.system import only_channel
 
 
 class OracleBeamformer:
@@ -30,12 +31,12 @@ class OracleBeamformer:
         self.stft = Stft(4 * hop, hop)
 
     def __call__(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-        """(batch, mic, time) and (batch, source, time) to estimates (batch, source, time)."""
+        """(batch, mic, time) and (batch, source, 1, time) to estimates (batch, source, 1, time)."""
         spectra = self.stft(mixture)
         # (batch, frequency, mic, frame) and (batch, source, frequency, frame), in double precision.
         observed = spectra.to(torch.complex128)
         observed = observed.transpose(1, 2)
-        truth = self.stft(sources)
+        truth = self.stft(only_channel(sources))
         truth = truth.to(torch.complex128)
         # Phi_x = E[x x^H], the covariance of the microphones, (batch, frequency, mic, mic).
         covariance = observed @ observed.mH
@@ -47,7 +48,7 @@ class OracleBeamformer:
         separated = torch.stack(estimates, 1)
         separated = separated.to(torch.complex64)
         length = mixture.shape[-1]
-        return self.stft.inverse(separated, length)
+        return self.stft.inverse(separated, length)[:, :, None]
 
     def _wiener(
         self,

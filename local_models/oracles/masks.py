@@ -38,7 +38,12 @@ class StftOracle:
         self.stft = Stft(4 * hop, hop)
 
     def __call__(self, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-        """(batch, time) and (batch, source, time) to estimates (batch, source, time), of any length from one sample."""
+        """Estimates like the sources.
+
+        Args:
+            mixture: (batch, channel, time), of any length from one sample.
+            sources: (batch, source, channel, time).
+        """
         length = mixture.shape[-1]
         # The same mixture for each source.
         spectrum = self.stft(mixture)[:, None]
@@ -53,11 +58,11 @@ def masks(kind: Kind, mixture: torch.Tensor, sources: torch.Tensor) -> torch.Ten
     Args:
         kind: see `MASKS`. All but `psm` sum to one over the sources. Where all of these are silent, they share the bin
             equally (`ibm`: the first of equals takes it).
-        mixture: complex (batch, 1, frequency, frame).
-        sources: complex (batch, source, frequency, frame).
+        mixture: complex (batch, 1, channel, frequency, frame).
+        sources: complex (batch, source, channel, frequency, frame).
 
     Returns:
-        (batch, source, frequency, frame), real.
+        (batch, source, channel, frequency, frame), real.
     """
     if kind == "ibm":
         # One for the loudest source, zero for the others.

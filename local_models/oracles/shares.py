@@ -25,6 +25,6 @@ class Shares(System):
         self.shares = shares
 
     def separate_centred(self, mixture: torch.Tensor) -> torch.Tensor:
-        """(batch, time) to (batch, source, time)."""
+        """(batch, channel, time) to (batch, source, channel, time)."""
         estimates = [share * mixture for share in self.shares]
         return torch.stack(estimates, dim=1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from local_models.fast_asteroid import accelerate
 from local_models.scores import validation_scores
 from local_models.silence import SMALLEST_LEVEL
-from local_models.system import System, TrainingStep, without_offset
+from local_models.system import System, TrainingStep, only_channel, without_offset
 from local_models.two_step import instruments, latent_losses
 from local_models.two_step.front_end import FilterbankName, FrontEnd
 
@@ -112,18 +112,23 @@ class TwoStep(System):
     # ---- inference
 
     def separate_centred(self, mixture: Tensor) -> Tensor:
-        """(batch, time) to (batch, n_src, time)."""
-        mixture, level = normalise(mixture)
-        estimates = self.estimate(mixture)
-        return self._calibrate(estimates, level)
+        """(batch, 1, time) to (batch, n_src, 1, time)."""
+        normalised, level = normalise(only_channel(mixture))
+        estimates = self.estimate(normalised)
+        return self._calibrate(estimates, level)[:, :, None]
 
     def oracle(self, mixture: Tensor, sources: Tensor) -> Tensor:
-        """What the front end can reach: (batch, time) and (batch, n_src, time) to estimates by oracle masks."""
-        mixture, level = normalise(without_offset(mixture))
-        sources = without_offset(sources) / level[:, None].clamp(min=SMALLEST_LEVEL)
-        latents = self.frontend.oracle_latents(mixture, sources)
+        """What the front end can reach: estimates (batch, n_src, 1, time) by oracle masks.
+
+        Args:
+            mixture: (batch, 1, time).
+            sources: (batch, n_src, 1, time).
+        """
+        centred = {"mixture": without_offset(mixture), "sources": without_offset(sources)}
+        normalised, truth, level = self.normalised(centred)
+        latents = self.frontend.oracle_latents(normalised, truth)
         estimates = self.frontend.decode(latents, mixture.shape[-1])
-        return self._calibrate(estimates, level)
+        return self._calibrate(estimates, level)[:, :, None]
 
     def estimate(self, mixture: Tensor) -> Tensor:
         """Normalised mixture (batch, time) to estimates (batch, n_src, time), not yet calibrated."""
@@ -145,11 +150,14 @@ class TwoStep(System):
 
     # ---- what the training steps share
 
-    def normalised(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Mixture (batch, time) and sources (batch, n_src, time), both divided by the level of the mixture."""
-        mixture, level = normalise(batch["mixture"])
-        sources = batch["sources"] / level[:, None].clamp(min=SMALLEST_LEVEL)
-        return mixture, sources
+    def normalised(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixture (batch, time) and sources (batch, n_src, time), both divided by the level of the mixture (batch, 1).
+
+        Inside of this system signals go without their only channel.
+        """
+        mixture, level = normalise(only_channel(batch["mixture"]))
+        sources = only_channel(batch["sources"]) / level[:, None].clamp(min=SMALLEST_LEVEL)
+        return mixture, sources, level
 
     def on_validation_epoch_start(self) -> None:
         # The gains are those of the present weights.
@@ -206,7 +214,7 @@ class FrontEndStep(TrainingStep):
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         system = self.system
-        mixture, sources = system.normalised(batch)
+        mixture, sources, _ = system.normalised(batch)
         with system.full_precision():
             latents = system.frontend.oracle_latents(mixture, sources)
             estimates = system.frontend.decode(latents, mixture.shape[-1])
@@ -242,7 +250,7 @@ class SeparatorStep(TrainingStep):
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         system = self.system
-        mixture, sources = system.normalised(batch)
+        mixture, sources, _ = system.normalised(batch)
         frontend = system.frontend
         with torch.no_grad(), system.full_precision():
             code = frontend.encode(mixture)
@@ -290,7 +298,7 @@ class WaveformStep(TrainingStep):
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         system = self.system
-        mixture, sources = system.normalised(batch)
+        mixture, sources, _ = system.normalised(batch)
         estimates = system.estimate(mixture)
         with system.full_precision():
             pairwise = pairwise_neg_sisdr(estimates, sources)

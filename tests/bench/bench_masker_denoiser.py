@@ -111,9 +111,9 @@ def bench_separation(name: str, size: tuple, seconds: float) -> None:
     for bfloat16 in (False, True):
         torch.manual_seed(0)
         system = MaD(network=options(*size), bfloat16=bfloat16).eval()
-        mixture = 0.1 * torch.randn(2, round(seconds * 44100))
+        mixture = 0.1 * torch.randn(2, 1, round(seconds * 44100))
         with torch.inference_mode():
-            system.separate(mixture[:, :44100])
+            system.separate(mixture[..., :44100])
             start, clock = time.process_time(), time.monotonic()
             system.separate(mixture)
         used, passed = time.process_time() - start, time.monotonic() - clock

@@ -59,14 +59,13 @@ class Clock(pl.Callback):
 def noise_batch(system, batch_size: int, frames: int) -> dict:
     """Noise in the shapes of a training batch."""
     n_src = system.n_src or 2
-    channels = ()
-    if system.n_mics != 1:
-        channels = (system.n_mics or n_src,)
-    source_channels = channels if system.images else ()
-    sources = 0.1 * torch.randn(batch_size, n_src, *source_channels, frames)
+    n_channels = system.n_mics or n_src
+    # Without images, sources are those at the reference microphone.
+    source_channels = n_channels if system.images else 1
+    sources = 0.1 * torch.randn(batch_size, n_src, source_channels, frames)
     mixture = sources.sum(1)
-    if channels and not source_channels:
-        mixture = 0.1 * torch.randn(batch_size, *channels, frames)
+    if n_channels != source_channels:
+        mixture = 0.1 * torch.randn(batch_size, n_channels, frames)
     return {"mixture": mixture, "sources": sources, "id": ["noise"] * batch_size}
 
 

@@ -89,9 +89,9 @@ def test_both_steps_train_and_leave_a_small_model(exp):
         assert json.loads((exp / step / "done.json").read_text())["updates"] == updates
     assert any("discriminators" in name for name in weights(exp / "adversarial" / "best.ckpt"))
     assert not any("discriminators" in name for name in weights(exp / "model.pth"))
-    mixture = torch.randn(1, 3000)
+    mixture = torch.randn(1, 1, 3000)
     estimates = load_system(exp / "model.pth").separate(mixture)
-    assert estimates.shape == (1, 2, 3000)
+    assert estimates.shape == (1, 2, 1, 3000)
     torch.testing.assert_close(estimates.sum(1), mixture - mixture.mean(), atol=1e-5, rtol=0)
 
 

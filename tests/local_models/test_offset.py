@@ -70,20 +70,22 @@ def whole_numbers(*shape):
 
 
 def assert_blind_to_offsets(system):
-    """Another constant in each channel, of up to the signal's own level."""
-    shape = (2, 4000) if system.n_mics == 1 else (2, system.n_mics or system.n_src or 2, 4000)
-    signal = whole_numbers(*shape)
-    offset = torch.arange(1, signal[..., 0].numel() + 1).reshape(*shape[:-1], 1) * 700
+    """Another constant in each channel, of up to the signal's own level; estimates have sources and channels."""
+    n_channels = system.n_mics or system.n_src or 2
+    signal = whole_numbers(2, n_channels, 4000)
+    offset = torch.arange(1, 2 * n_channels + 1).reshape(2, n_channels, 1) * 700
     with torch.no_grad():
         expected = system.separate(signal / 32768)
         estimates = system.separate((signal + offset) / 32768)
+    n_outputs = n_channels if system.images else 1
+    assert expected.shape == (2, system.n_src or n_channels, n_outputs, 4000)
     assert expected.isfinite().all()
     assert expected.any()
     assert torch.equal(estimates, expected)
 
 
 @pytest.mark.parametrize("path", CONFS, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
-def test_the_system_of_every_yaml_is_blind_to_offsets(path):
+def test_the_system_of_every_yaml_is_blind_to_offsets_and_gives_sources_and_channels(path):
     parsed = config.parse(config.read_yaml(path), str(path))
     chosen = small(copy.deepcopy(parsed.system))
     assert_blind_to_offsets(system_of(json.dumps(chosen)))
@@ -105,7 +107,8 @@ def test_a_constant_is_silence():
 
 def test_training_sees_what_separate_sees():
     """The hook of Lightning through which every batch of training and of validation goes."""
-    batch = {"mixture": torch.rand(3, 50), "sources": torch.rand(3, 2, 50), "id": ["a", "b", "c"]}
+    mixture = torch.rand(3, 1, 50)
+    batch = {"mixture": mixture, "sources": torch.rand(3, 2, 1, 50), "id": ["a", "b", "c"]}
     seen = Shares([0.5, 0.5], 8000).on_after_batch_transfer(batch, 0)
     assert torch.equal(seen["mixture"], without_offset(batch["mixture"]))
     assert torch.equal(seen["sources"], without_offset(batch["sources"]))

@@ -30,11 +30,12 @@ class Logged(UniversalAsteroid):
 
 
 def validate(model, *examples):
-    """What is logged for (estimates, sources) of single batches."""
+    """What is logged for (estimates, sources), (batch, n_src, time), of single batches."""
     model.eval()
     model.on_validation_epoch_start()
     for estimates, sources in examples:
-        model.pit_losses(estimates, {"sources": sources, "mixture": sources.sum(1)})
+        batch = {"sources": sources[:, :, None], "mixture": sources.sum(1, keepdim=True)}
+        model.pit_losses(estimates[:, :, None], batch)
     model.on_validation_epoch_end()
     return model.logged
 
@@ -120,8 +121,9 @@ def test_an_asteroid_network_trains_on_silent_slots():
     model = Logged().train()
     sources = torch.zeros(2, 4, 2000)
     sources[:, 0] = 0.1 * torch.randn(2, 2000)
-    data = {"mixture": sources.sum(1), "sources": sources}
-    expected, _ = LogMSE()(model.separate(data["mixture"]), sources, data["mixture"])
+    mixture = sources.sum(1)
+    data = {"mixture": mixture[:, None], "sources": sources[:, :, None]}
+    expected, _ = LogMSE()(model.separate(data["mixture"])[:, :, 0], sources, mixture)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     first = model.losses(data)["loss"]
     assert first.item() == pytest.approx(expected.item(), abs=1e-4)

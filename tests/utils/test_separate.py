@@ -33,7 +33,7 @@ class Parts(System):
 
     def separate_centred(self, mixture):
         self.seen.append(tuple(mixture.shape))
-        signal = mixture if mixture.ndim == 2 else mixture.mean(1)
+        signal = mixture.mean(1)
         low = torch.nn.functional.avg_pool1d(signal, 2 * self.width + 1, 1, self.width)
         rows = torch.stack([low, signal - low], dim=1)
         if self.shuffle:
@@ -41,7 +41,7 @@ class Parts(System):
                 [row.flip(0) if (self.calls + i) % 2 else row for i, row in enumerate(rows)]
             )
             self.calls += len(rows)
-        return rows
+        return rows[:, :, None]
 
 
 class Images(Parts):
@@ -53,14 +53,16 @@ class Images(Parts):
         super().__init__(width, n_mics=2)
 
     def separate_centred(self, mixture):
-        parts = (
-            Parts(self.width)
-            .separate_centred(mixture.flatten(0, 1))
-            .unflatten(0, mixture.shape[:2])
-            .transpose(1, 2)
-        )
+        channels = mixture.flatten(0, 1)[:, None]
+        parts = Parts(self.width).separate_centred(channels)[:, :, 0]
+        parts = parts.unflatten(0, mixture.shape[:2]).transpose(1, 2)
         self.calls += 1
         return parts if self.calls % 2 else parts.flip(1)
+
+
+def parts_of(mixture, width=400):
+    """What `Parts` gives for each channel of (channel, time) by itself, (channel, source, time)."""
+    return Parts(width).separate(mixture[:, None])[:, :, 0]
 
 
 def noise(seconds, channels=1, rate=RATE, seed=0):
@@ -98,7 +100,7 @@ def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(
     seconds, batch, shuffle
 ):
     mixture = torch.from_numpy(noise(seconds, 2)).T
-    whole = Parts(width=400).separate(mixture)
+    whole = parts_of(mixture)
     system = Parts(width=400, shuffle=shuffle)
     joined = apply(system, mixture, Blocks(segment=1.0, overlap=0.25, batch=batch)).transpose(0, 1)
     assert joined.shape == whole.shape
@@ -114,13 +116,13 @@ def test_segments_join_to_the_whole_if_the_system_hears_little_around_a_sample(
 def test_a_signal_of_one_segment_is_separated_whole():
     system, mixture = network(), torch.from_numpy(noise(1.0)).T
     separated = apply(system, mixture, Blocks(segment=1.0, overlap=0.5))
-    assert torch.equal(separated[:, 0], system.separate(mixture)[0])
+    assert torch.equal(separated, system.separate(mixture[None])[0])
 
 
 def test_sources_that_have_names_are_never_reordered():
     system, mixture = Parts(shuffle=True), torch.from_numpy(noise(2.0)).T
     system.ordered = True
-    whole = Parts().separate(mixture)
+    whole = parts_of(mixture, 1)
     joined = apply(system, mixture, Blocks(segment=1.0, overlap=0.25, batch=1)).transpose(0, 1)
     assert torch.allclose(joined[..., :6000], whole[..., :6000], atol=1e-6)
     assert torch.allclose(joined[..., 8000:11500], whole.flip(1)[..., 8000:11500], atol=1e-6)
@@ -132,7 +134,7 @@ def test_a_system_that_makes_images_gives_each_source_at_every_channel(tmp_path,
     paths = separate_file(
         Images(400), save(tmp_path / "mix.wav", signal), tmp_path / "out", Blocks(1.0, 0.25)
     )
-    whole = Parts(400).separate(torch.from_numpy(signal.T)).numpy()  # (channel, source, time)
+    whole = parts_of(torch.from_numpy(signal.T)).numpy()
     for path, source in zip(paths, whole.swapaxes(0, 1), strict=True):
         assert np.allclose(sf.read(path, dtype="float32", always_2d=True)[0].T, source, atol=1e-6)
 
@@ -141,7 +143,7 @@ def test_several_microphones_go_through_together():
     system = Parts(width=400, n_mics=3)
     mixture = torch.from_numpy(noise(3.3, 3)).T
     joined = apply(system, mixture, Blocks(segment=1.0, overlap=0.25))
-    assert torch.allclose(joined[:, 0], Parts(width=400).separate(mixture[None])[0], atol=1e-6)
+    assert torch.allclose(joined, system.separate(mixture[None])[0], atol=1e-6)
     assert all(shape[1] == 3 for shape in system.seen)
 
 
@@ -161,7 +163,7 @@ def test_a_short_file_gives_exactly_what_the_system_gives(tmp_path):
     paths = separate_file(system, save(tmp_path / "mix.wav", signal), tmp_path / "out")
     assert paths == [tmp_path / "out" / "mix_s1.wav", tmp_path / "out" / "mix_s2.wav"]
     with torch.no_grad():
-        expected = system.separate(torch.from_numpy(signal.T))[0].numpy()
+        expected = system.separate(torch.from_numpy(signal.T)[None])[0, :, 0].numpy()
     for path, wanted in zip(paths, expected, strict=True):
         assert np.array_equal(sf.read(path, dtype="float32")[0], wanted)
         assert sf.info(path).subtype == "FLOAT"
@@ -194,7 +196,7 @@ def test_a_long_file_of_several_channels_equals_the_whole_with_one_order_of_sour
             Parts(400, shuffle), path, tmp_path / "out", Blocks(1.0, 0.25, batch=4)
         )
         estimates = np.stack([sf.read(p, dtype="float32")[0].T for p in paths], axis=1)
-        whole = Parts(400).separate(torch.from_numpy(signal.T)).numpy()
+        whole = parts_of(torch.from_numpy(signal.T)).numpy()
         assert np.allclose(estimates, whole, atol=1e-6)
 
 
@@ -340,7 +342,7 @@ def test_a_system_of_several_microphones_gives_one_channel_for_each_source(tmp_p
         tmp_path / "out",
         Blocks(1.0, 0.25),
     )
-    whole = Parts(400).separate(torch.from_numpy(signal.T)[None])[0].numpy()
+    whole = Parts(400, n_mics=3).separate(torch.from_numpy(signal.T)[None])[0, :, 0].numpy()
     assert np.allclose(np.stack([sf.read(p, dtype="float32")[0] for p in paths]), whole, atol=1e-6)
 
 

@@ -56,21 +56,22 @@ def segment_of(
         channels: that the file must have.
 
     Returns:
-        float32 (frames,), or (channels, frames) of several channels.
+        float32 (channels, frames).
 
     Raises:
         UserError: as of `audio.read`; another number of channels.
     """
-    shape = (frames,) if channels == 1 else (channels, frames)
     # Of a source that is not there these zeros are all.
-    segment = np.zeros(shape, np.float32)
+    segment = np.zeros((channels, frames), np.float32)
     if not path:
         return segment
     start, n_read = segment_bounds(length, frames, position)
+    # Read as mono, a file of several channels is refused with its remedy, and the signal has no axis of channels.
     signal = audio.read(path, start, n_read, sample_rate, channels=channels > 1)
-    if signal.shape[:-1] != shape[:-1]:
+    signal = signal.reshape(-1, n_read)
+    if len(signal) != channels:
         raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
-    segment[..., :n_read] = signal
+    segment[:, :n_read] = signal
     return segment
 
 
@@ -79,7 +80,7 @@ class Mixtures(Dataset):
 
     Args:
         split: which manifest (see `utils.data.manifest`), and what examples are made of it.
-        channels: of the files; examples of several are (channel, time), (source, channel, time).
+        channels: of the files.
     """
 
     def __init__(self, split: Split, channels: int = 1):
@@ -168,7 +169,7 @@ class DynamicMixtures(Dataset):
         sources = np.stack(segments)
         # Gains in dB, uniform within half the range about zero: two differ by the whole range at most.
         half = self.options.max_gain / 2
-        gains = rng.uniform(-half, half, (self.n_src, 1))
+        gains = rng.uniform(-half, half, (self.n_src, 1, 1))
         sources *= 10 ** (gains / 20)
         # One gain for all, so that the mixture stays their sum.
         sources *= PEAK / peak_of(sources, sources.sum(0))
@@ -179,7 +180,7 @@ class DynamicMixtures(Dataset):
         }
 
     def _draw_segment(self, recordings: list[dict], rng: np.random.Generator) -> np.ndarray:
-        """(frames,): a random segment of unit power of one speaker, not silent."""
+        """(1, frames): a random segment of unit power of one speaker, not silent."""
         frames = self.split.frames
         sample_rate = self.split.sample_rate
         largest_change = self.options.speed
@@ -189,7 +190,8 @@ class DynamicMixtures(Dataset):
             # Played faster, it needs more samples.
             n_played = min(round(frames * speed), row["length"])
             position = rng.random()
-            signal = segment_of(row["path"], row["length"], n_played, position, sample_rate)
+            segment = segment_of(row["path"], row["length"], n_played, position, sample_rate)
+            signal = segment[0]
             power = np.mean(signal**2)
             # A pause in the speech: another segment is drawn.
             if power <= SILENT_POWER:
@@ -198,7 +200,7 @@ class DynamicMixtures(Dataset):
             if largest_change:
                 signal = soxr.resample(signal, speed * sample_rate, sample_rate)
             signal = signal[:frames] / np.sqrt(power)
-            return np.pad(signal, (0, frames - len(signal)))
+            return np.pad(signal, (0, frames - len(signal)))[None]
         raise UserError(
             f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them from the list"
         )

@@ -256,8 +256,7 @@ def _check_row(mixture_path, source_paths, length, sample_rate, channels):
     if problems:
         return problems, None
     # Mono sources are those at the first microphone.
-    if sources[0].ndim < mixture.ndim:
-        mixture = mixture[0]
+    mixture = mixture[: len(sources[0])]
     difference = np.abs(mixture - sum(sources)).max()
     # Each file is off by half a step at most.
     tolerance = (len(sources) + 1.1) / 2 * audio.LSB
@@ -284,13 +283,15 @@ def _step(path):
 
 
 def _read_channels(path, sample_rate, channels, mono_too):
-    """(time,), or (channel, time) where several channels are needed."""
+    """(channel, time)."""
     if channels == 1:
-        return audio.read(path, sample_rate=sample_rate).astype(np.float64)
+        # A file of several channels is refused with its remedy.
+        mono = audio.read(path, sample_rate=sample_rate)
+        return mono.astype(np.float64)[None]
     signal = audio.read(path, sample_rate=sample_rate, channels=True).astype(np.float64)
     if len(signal) != channels and not (mono_too and len(signal) == 1):
         raise UserError(f"{path}: has {len(signal)} channels, but {channels} are needed")
-    return signal if len(signal) > 1 else signal[0]
+    return signal
 
 
 def _decibels(power):

@@ -54,7 +54,7 @@ class Scenes(Dataset):
             else:
                 sources = self._stretch(index, rng.random())
             # A stretch that is silent throughout teaches nothing.
-            powers = (sources**2).mean(1)
+            powers = (sources**2).mean(-1)
             loudest = np.sqrt(powers.max())
             if loudest > SILENT_RMS:
                 break
@@ -67,7 +67,7 @@ class Scenes(Dataset):
         }
 
     def _remixed(self, rng: np.random.Generator) -> np.ndarray:
-        """(slot, time): each slot of another mixture, with a gain of its own."""
+        """(slot, 1, time): each slot of another mixture, with a gain of its own."""
         n_slots = len(self.paths[0])
         indices = rng.integers(len(self), size=n_slots)
         position = rng.random()
@@ -77,18 +77,18 @@ class Scenes(Dataset):
             signals.append(self._slot(index, slot, position))
         # Other levels than in their own mixtures, too.
         lowest, highest = self.gain
-        gains = rng.uniform(lowest, highest, (n_slots, 1))
+        gains = rng.uniform(lowest, highest, (n_slots, 1, 1))
         gains = gains.astype(np.float32)
         return np.stack(signals) * gains
 
     def _stretch(self, index: int, position: float) -> np.ndarray:
-        """(slot, time): a stretch of one mixture."""
+        """(slot, 1, time): a stretch of one mixture."""
         n_slots = len(self.paths[index])
         signals = [self._slot(index, slot, position) for slot in range(n_slots)]
         return np.stack(signals)
 
     def _slot(self, index: int, slot: int, position: float) -> np.ndarray:
-        """(time,): of a slot that is silent in all of the mixture there is no file."""
+        """(1, time): of a slot that is silent in all of the mixture there is no file."""
         split = self.split
         return segment_of(
             self.paths[index][slot],

@@ -103,8 +103,8 @@ class Songs(Dataset):
             mixture = sources.sum(0)
         # Mono is the mean of both channels.
         if self.channels == 1:
-            mixture = mixture.mean(0)
-            sources = sources.mean(1)
+            mixture = mixture.mean(0, keepdims=True)
+            sources = sources.mean(1, keepdims=True)
         return {
             "mixture": mixture,
             "sources": sources,

@@ -213,9 +213,11 @@ class SpatialMixtures(Dataset):
             self.rules,
             (self.reference,),
         )
+        # At the first microphone, (source, 1, time).
+        sources = images[self.reference][:, None]
         return {
             "mixture": mixture,
-            "sources": images[self.reference],
+            "sources": sources,
             "id": f"{self.split.name}{epoch}_{index}",
         }
 

@@ -1,8 +1,7 @@
 """How a system hears a recording: which channels together, which one by one, and in which segments.
 
 Evaluation, separation, the training callbacks and the tools of the recipes all come through here, so that what is
-scored is what `utils.separate` writes. Outside of this file a recording is (channel, time) and estimates are
-(source, channel, time), whatever the system takes.
+scored is what `utils.separate` writes. A recording is (channel, time) and its estimates are (source, channel, time).
 """
 
 from collections.abc import Callable, Iterator
@@ -118,7 +117,7 @@ class Separation:
         self.one_by_one = system.n_mics == 1
         self.n_outputs = n_channels if self.one_by_one or system.images else 1
         # Streams are what is separated by itself: every channel, or all of them as one.
-        self.stitcher = Stitcher(_SystemOfChannels(system), blocks or Blocks(), related=True)
+        self.stitcher = Stitcher(system, blocks or Blocks(), related=True)
 
     @property
     def pending(self) -> bool:
@@ -147,23 +146,6 @@ class Separation:
             # Every stream is a channel.
             return estimates[:, :, 0].transpose(0, 1)
         return estimates[0]
-
-
-class _SystemOfChannels:
-    """A system whose signals always have channels, whatever it takes and gives itself."""
-
-    def __init__(self, system: System):
-        self.system = system
-        self.sample_rate = system.sample_rate
-        self.ordered = system.ordered
-        self.device = system.device
-
-    def separate_centred(self, mixture: torch.Tensor) -> torch.Tensor:
-        """(batch, channel, time) to (batch, source, channel, time)."""
-        if self.system.n_mics == 1:
-            mixture = mixture[:, 0]
-        estimates = self.system.separate_centred(mixture)
-        return estimates if self.system.images else estimates[:, :, None]
 
 
 def check_channels(system: System, n_channels: int) -> None:
@@ -197,8 +179,8 @@ def apply_oracle(
     """Separate a recording by a method that sees its true sources, in the segments of `apply`.
 
     Args:
-        oracle: (batch, time) and (batch, source, time) to (batch, source, time); if it hears several microphones, its
-            first argument is (batch, mic, time).
+        oracle: (batch, channel, time) and (batch, source, 1, time) to (batch, source, 1, time); its first argument has
+            all microphones if it hears them together, else one channel.
         mixture: (channel, time).
         sources: (source, channel, time); for several microphones one channel, at the reference.
         sample_rate: in Hz.
@@ -274,7 +256,6 @@ class _OracleSystem:
         device: torch.device | str,
     ):
         self.oracle = oracle
-        self.n_mics = n_mics
         self.n_channels = 1 if n_mics == 1 else n_channels
         self.sample_rate = sample_rate
         self.device = torch.device(device)
@@ -283,6 +264,4 @@ class _OracleSystem:
         """(batch, channel + source, time) to (batch, source, 1, time)."""
         mixture = signals[:, : self.n_channels]
         sources = signals[:, self.n_channels :]
-        if self.n_mics == 1:
-            mixture = mixture[:, 0]
-        return self.oracle(mixture, sources)[:, :, None]
+        return self.oracle(mixture, sources[:, :, None])

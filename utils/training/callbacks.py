@@ -186,17 +186,16 @@ class Examples(pl.Callback):
         for index in range(min(self.number, len(dataset))):
             example = dataset[0, index]
             # The first channel is enough to be heard, unless the system needs all.
-            mixture = torch.atleast_2d(torch.as_tensor(example["mixture"]))
-            mixture = mixture[:1] if system.n_mics == 1 else mixture
-            estimates = apply(system, mixture)[:, 0]
-            signals = {f"estimate{i + 1}": signal for i, signal in enumerate(estimates)}
+            mixture = torch.as_tensor(example["mixture"])
+            heard = mixture[:1] if system.n_mics == 1 else mixture
+            signals = {}
+            for i, estimate in enumerate(apply(system, heard), 1):
+                signals[f"estimate{i}"] = estimate[0]
             if epoch == 0:
-                signals |= {"mixture": torch.as_tensor(example["mixture"])}
-                signals |= {
-                    f"source{i + 1}": torch.as_tensor(s) for i, s in enumerate(example["sources"])
-                }
+                signals["mixture"] = mixture[0]
+                for i, source in enumerate(torch.as_tensor(example["sources"]), 1):
+                    signals[f"source{i}"] = source[0]
             for name, signal in signals.items():
-                signal = signal if signal.ndim == 1 else signal[0]
                 audible = signal / signal.abs().max().clamp(min=1e-8)
                 board.add_audio(
                     f"example{index}/{name}", audible, trainer.global_step, system.sample_rate
@@ -209,10 +208,13 @@ class Examples(pl.Callback):
 
 
 def spectrograms(signals: list[torch.Tensor]) -> torch.Tensor:
-    """Log-magnitude spectrograms beside each other, 60 dB range, as a grey image (1, frequency, time) in [0, 1]."""
+    """Log-magnitude spectrograms of signals (time,) side by side, 60 dB range.
+
+    Returns:
+        a grey image (1, frequency, time) in [0, 1].
+    """
     images = []
     for signal in signals:
-        signal = signal if signal.ndim == 1 else signal[0]
         magnitude = torch.stft(
             signal, 256, 128, window=torch.hann_window(256), return_complex=True
         ).abs()

@@ -156,5 +156,23 @@ def _check_saving(rehearsal: System, system_config: dict) -> None:
             )
     example = rehearsal.noise(1.0)
     with torch.no_grad():
-        if not torch.allclose(rehearsal.separate(example), reloaded.separate(example), atol=1e-5):
-            raise UserError("self-test: the model separates differently after saving and loading")
+        estimates = rehearsal.separate(example)
+        estimates_again = reloaded.separate(example)
+    _check_shape(rehearsal, example, estimates)
+    if not torch.allclose(estimates, estimates_again, atol=1e-5):
+        raise UserError("self-test: the model separates differently after saving and loading")
+
+
+def _check_shape(system: System, mixture: torch.Tensor, estimates: torch.Tensor) -> None:
+    """Refuse estimates without channels: the axes after the first would be taken for others."""
+    _, n_channels, length = mixture.shape
+    # Of a system without a number of sources there are as many as microphones.
+    n_src = system.n_src or n_channels
+    # At every channel, or at one.
+    n_outputs = n_channels if system.images else 1
+    expected = (1, n_src, n_outputs, length)
+    if estimates.shape != expected:
+        raise UserError(
+            f"self-test: {type(system).__name__} separates a mixture {tuple(mixture.shape)} into "
+            f"{tuple(estimates.shape)}, which should be (batch, source, channel, time): {expected}"
+        )

@@ -67,7 +67,7 @@ def scores_of(
             # One run gives the estimates after each number of iterations.
             separated = system.separate_after(torch.from_numpy(mixture)[None], iterations)
             for n_iter, signals in separated.items():
-                estimates = signals[0].numpy()
+                estimates = signals[0, :, 0].numpy()
                 # Blind separation gives the sources in any order.
                 estimates = estimates[match(estimates, sources)]
                 score = si_sdr(estimates, sources).mean()

@@ -48,7 +48,18 @@ def batch(seed=1, time=2000):
     draw = torch.Generator().manual_seed(seed)
     sources = 0.1 * torch.randn(3, 4, time, generator=draw)
     sources[1, 2:], sources[2, 1:] = 0, 0
-    return {"mixture": sources.sum(1), "sources": sources, "id": ["a", "b", "c"]}
+    mixture = sources.sum(1, keepdim=True)
+    return {"mixture": mixture, "sources": sources[:, :, None], "id": ["a", "b", "c"]}
+
+
+def signals(data):
+    """Sources (batch, n_src, time) and mixture (batch, time) of a batch: what losses and discriminators take."""
+    return data["sources"][:, :, 0], data["mixture"][:, 0]
+
+
+def estimates_of(model, data):
+    """(batch, n_src, time)."""
+    return model.separate(data["mixture"])[:, :, 0]
 
 
 def update(model, optimizer, data):

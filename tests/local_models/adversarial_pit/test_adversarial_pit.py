@@ -17,7 +17,9 @@ from tests.local_models.adversarial_pit.support import (
     IN_DOUBT,
     SURE,
     batch,
+    estimates_of,
     network,
+    signals,
     system,
     update,
 )
@@ -43,11 +45,10 @@ def test_every_discriminator_learns_and_sends_a_gradient_to_estimates_only(optio
     data = batch(time=1500)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=5e-3)
     losses = []
+    sources, mixture = signals(data)
     for _ in range(25):
-        aligned = torch.nn.functional.avg_pool1d(data["sources"], 5, 1, 2).requires_grad_()
-        own, theirs, log = discriminator.judge(
-            discriminator.draw_pairs(data["sources"], aligned, data["mixture"])
-        )
+        aligned = torch.nn.functional.avg_pool1d(sources, 5, 1, 2).requires_grad_()
+        own, theirs, log = discriminator.judge(discriminator.draw_pairs(sources, aligned, mixture))
         gradient = torch.autograd.grad(theirs, aligned, retain_graph=True)[0]
         assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
         optimizer.zero_grad()
@@ -85,13 +86,14 @@ def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator()
     discriminators = [copy.copy(ALL[0]), copy.copy(ALL[3])]
     discriminators[0].share, discriminators[1].share = 0.3, 0.05
     model, data = system(*discriminators), batch()
-    leaf = model.separate(data["mixture"]).detach().requires_grad_()
-    loss, order = LogMSE()(leaf, data["sources"], data["mixture"])
+    leaf = estimates_of(model, data).detach().requires_grad_()
+    sources, mixture = signals(data)
+    loss, order = LogMSE()(leaf, sources, mixture)
     pit = torch.autograd.grad(loss, leaf)[0]
     balanced = []
     for discriminator in copy.deepcopy(model.discriminators).values():
         _, theirs, _ = discriminator.judge(
-            discriminator.draw_pairs(data["sources"], align(leaf, order), data["mixture"])
+            discriminator.draw_pairs(sources, align(leaf, order), mixture)
         )
         theirs_at_leaf = torch.autograd.grad(theirs, leaf)[0]
         norm = theirs_at_leaf.flatten(1).norm(dim=1)
@@ -99,9 +101,7 @@ def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator()
         judged = norm > 0
         ratio = (pit_norm[judged] / norm[judged]).log().mean().exp()
         balanced.append(discriminator.options.share * ratio * theirs_at_leaf)
-    values, gradient, _ = model.step.gradients(
-        model.separate(data["mixture"]), data["sources"], data["mixture"]
-    )
+    values, gradient, _ = model.step.gradients(estimates_of(model, data), *signals(data))
     torch.testing.assert_close(gradient, pit + sum(balanced), rtol=1e-4, atol=1e-7)
     assert values["waveform_instance_share"].item() == pytest.approx(0.3, rel=1e-4)
     assert values["loss"].item() == pytest.approx(loss.item())
@@ -111,10 +111,8 @@ def test_one_backward_pass_gives_every_weight_its_own_gradient():
     model, data = system(ALL[3]), batch()
     model.training_step(data, 0).backward()
     fresh, (name,) = system(ALL[3]), model.discriminators
-    estimates = fresh.separate(data["mixture"])
-    _, gradient, discriminator_loss = fresh.step.gradients(
-        estimates, data["sources"], data["mixture"]
-    )
+    estimates = estimates_of(fresh, data)
+    _, gradient, discriminator_loss = fresh.step.gradients(estimates, *signals(data))
     mine = torch.autograd.grad(
         estimates, list(fresh.masking.parameters()), gradient, allow_unused=True
     )
@@ -167,7 +165,7 @@ def test_the_same_names_are_logged_whatever_a_batch_holds():
     """Devices average what they log by its order alone; what a batch does not tell has no weight in the mean."""
     model, logged = system(*ALL, game=Game(warm_up=2)), []
     model.log = lambda name, value, batch_size, **_: logged.append((name, value.item(), batch_size))
-    silence = torch.zeros(3, 4, 2000)
+    silence = torch.zeros(3, 4, 1, 2000)
     runs = []
     for data in (batch(), {"mixture": silence[:, 0], "sources": silence}, batch(), batch()):
         model.training_step(data, 0)
@@ -193,7 +191,7 @@ def test_an_adversarial_step_improves_the_pit_loss_too():
 def test_batches_without_anything_to_judge_do_no_harm():
     model, data = system(*ALL), batch()
     optimizer = model.configure_optimizers()
-    for sources in (torch.zeros(2, 4, 2000), torch.cat([data["sources"][2:]] * 2)):
+    for sources in (torch.zeros(2, 4, 1, 2000), torch.cat([data["sources"][2:]] * 2)):
         update(model, optimizer, {"mixture": sources.sum(1), "sources": sources, "id": ["a", "b"]})
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
@@ -246,7 +244,7 @@ def test_the_pit_steps_leave_discriminators_alone_and_exports_leave_them_out():
     assert all(
         torch.equal(value, own[name]) for name, value in other.discriminators.state_dict().items()
     )
-    assert torch.equal(other.separate(data["mixture"]), model.separate(data["mixture"]))
+    assert torch.equal(estimates_of(other, data), estimates_of(model, data))
     del state["masking.network." + next(iter(model.masking.network.state_dict()))]
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_exported(state)
@@ -275,7 +273,7 @@ def test_mixed_precision_trains_and_keeps_the_loss_in_float32():
     model, data = system(*ALL), batch()
     with torch.autocast("cpu", torch.bfloat16):
         values, gradient, discriminator_loss = model.step.gradients(
-            model.separate(data["mixture"]), data["sources"], data["mixture"]
+            estimates_of(model, data), *signals(data)
         )
     assert values["loss"].dtype == gradient.dtype == discriminator_loss.dtype == torch.float32
     plain = model.losses(data)["loss"]
@@ -300,9 +298,9 @@ def test_float16_does_not_lose_the_gradient_of_discriminators():
             DiscriminatorOptions("stft", "instance", share=share, filters=8, windows=(128,))
         )
         model.discriminators["stft_instance"].network = Faint(dtype)
-        estimates = model.separate(data["mixture"])
+        estimates = estimates_of(model, data)
         with torch.autocast("cpu", torch.float16, enabled=dtype == torch.float16):
-            gradients.append(model.step.gradients(estimates, data["sources"], data["mixture"])[1])
+            gradients.append(model.step.gradients(estimates, *signals(data))[1])
     parts = [gradient - gradients[2] for gradient in gradients[:2]]
     assert parts[1].abs().max() > 0
     torch.testing.assert_close(*parts, rtol=0.01, atol=0.01 * parts[1].abs().max().item())

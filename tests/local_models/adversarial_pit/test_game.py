@@ -7,19 +7,24 @@ from local_models.adversarial_pit.discriminator import DiscriminatorOptions
 from local_models.adversarial_pit.system import Game
 from local_models.log_mse import LogMSE
 from local_models.system import Optimisation
-from tests.local_models.adversarial_pit.support import ALL, Devices, batch, system, update
+from tests.local_models.adversarial_pit.support import (
+    ALL,
+    Devices,
+    batch,
+    estimates_of,
+    signals,
+    system,
+    update,
+)
 
 
 def test_after_the_warm_up_the_gradient_is_no_longer_that_of_the_pit_loss_alone():
     model, data = system(ALL[3], game=Game(warm_up=1)), batch()
-    estimates = model.separate(data["mixture"])
+    estimates = estimates_of(model, data)
     leaf = estimates.detach().requires_grad_()
-    loss, _ = LogMSE()(leaf, data["sources"], data["mixture"])
+    loss, _ = LogMSE()(leaf, *signals(data))
     pit = torch.autograd.grad(loss, leaf)[0]
-    gradients = [
-        model.step.gradients(estimates, data["sources"], data["mixture"])[1]
-        for _ in ("warm-up", "game")
-    ]
+    gradients = [model.step.gradients(estimates, *signals(data))[1] for _ in ("warm-up", "game")]
     assert torch.equal(gradients[0], pit)
     assert (gradients[1] - pit).norm() > 0.01 * pit.norm()
 
@@ -33,8 +38,8 @@ def test_a_warm_up_counts_updates_and_not_batches():
         name = ALL[3].name
         played = []
         for _ in range(8):
-            estimates = model.separate(data["mixture"])
-            values, *_ = model.step.gradients(estimates, data["sources"], data["mixture"])
+            estimates = estimates_of(model, data)
+            values, *_ = model.step.gradients(estimates, *signals(data))
             played.append(values[f"{name}_share"] is not None)
         shares.append(played)
     assert shares[0] == [False] * 2 + [True] * 6
@@ -71,13 +76,13 @@ def test_one_gradient_that_overflows_harms_neither_the_update_nor_the_balance(ba
         model = system(options)
         (discriminator,) = model.discriminators.values()
         discriminator.network = Overflowing(first)
-        estimates = model.separate(data["mixture"])
-        _, gradient, _ = model.step.gradients(estimates, data["sources"], data["mixture"])
+        estimates = estimates_of(model, data)
+        _, gradient, _ = model.step.gradients(estimates, *signals(data))
         assert discriminator.balancer.log_ratio.isfinite()
         assert gradient.abs().max() < 1e3
         discriminator.network = Overflowing(1.0)
         for _ in range(3):
-            _, gradient, _ = model.step.gradients(estimates, data["sources"], data["mixture"])
+            _, gradient, _ = model.step.gradients(estimates, *signals(data))
         gradients.append(gradient)
     ratio = gradients[0].norm() / gradients[1].norm()
     assert ratio.item() == pytest.approx(1, rel=0.1)

@@ -59,8 +59,8 @@ def test_it_learns_which_source_is_which_and_how_loud(make):
 def test_stereo_examples_are_two_mono_ones():
     system, stereo = convtasnet(), batch()
     mono = {
-        "mixture": stereo["mixture"].flatten(0, 1),
-        "sources": stereo["sources"].transpose(1, 2).flatten(0, 1),
+        "mixture": stereo["mixture"].flatten(0, 1)[:, None],
+        "sources": stereo["sources"].transpose(1, 2).flatten(0, 1)[:, :, None],
     }
     torch.testing.assert_close(system.losses(stereo)["loss"], system.losses(mono)["loss"])
 
@@ -120,7 +120,7 @@ def test_shares_of_the_mixture_are_the_row_mix_of_sisec():
     """Its ISR, 2.49 and 12.01 dB, depends on the shares alone; of 5.2 dB less voice, its SDR is 1.12 and 6.32 dB."""
     sources = torch.randn(2, 1, RATE, generator=torch.Generator().manual_seed(0))
     sources[0] *= 10 ** (-5.2 / 20)
-    estimates = Shares([0.25, 0.75], RATE).separate(sources.sum(0)).transpose(0, 1)
+    estimates = Shares([0.25, 0.75], RATE).separate(sources.sum(0)[None])[0]
     scores = frame_scores(estimates.numpy(), sources.numpy(), RATE, filter_length=1)
     np.testing.assert_allclose(scores["isr"].ravel(), [2.493, 12.007], atol=0.2)
     np.testing.assert_allclose(scores["sdr"].ravel(), [1.124, 6.318], atol=0.2)

@@ -13,7 +13,7 @@ RULES = RoomRules(length=(4, 5), width=(4, 5), height=(2.5, 3), t60=(0.12, 0.15)
 
 @pytest.fixture(scope="module")
 def example():
-    """Two modulated noises of different bands in a small room: mixture (1, 2, time), images (1, 2, time)."""
+    """Two modulated noises of different bands in a small room: mixture (1, 2, time), images (1, 2, 1, time)."""
     rng = np.random.default_rng(0)
     responses = simulate(draw_room(RULES, 2, rng), RATE).full
     time = np.arange(4 * RATE) / RATE
@@ -27,7 +27,9 @@ def example():
         ]
     )
     images /= np.abs(images).max()
-    return torch.from_numpy(images.sum(1))[None].float(), torch.from_numpy(images[0])[None].float()
+    mixture = torch.from_numpy(images.sum(1))[None].float()
+    at_reference = torch.from_numpy(images[0])[None].float()
+    return mixture, at_reference[:, :, None]
 
 
 def si_sdr(estimates, sources):
@@ -48,12 +50,12 @@ def si_sdr(estimates, sources):
 )
 def test_reverberant_mixtures_are_separated(example, model, update, least):
     mixture, images = example
-    unprocessed = si_sdr(mixture[:, :1].expand(-1, 2, -1), images)
+    unprocessed = si_sdr(mixture[:, :1].expand(-1, 2, -1)[:, :, None], images)
     with torch.no_grad():
         estimates = BlindSeparation(RATE, model, update, 30).separate(mixture)
     assert si_sdr(estimates, images) > unprocessed + least
     # But for its offset.
-    remainder = estimates.sum(1) - mixture[:, 0]
+    remainder = estimates.sum(1) - mixture[:, :1]
     assert (remainder - remainder.mean()).abs().max() < 1e-3
 
 
@@ -86,11 +88,11 @@ def test_fasnet_hears_all_microphones_and_keeps_the_level():
     mixture = torch.randn(1, 3, 1000)
     with torch.no_grad():
         estimates = system.separate(mixture)
-        assert estimates.shape == (1, 2, 1000)
+        assert estimates.shape == (1, 2, 1, 1000)
         assert torch.allclose(system.separate(100 * mixture), 100 * estimates, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(system.separate(mixture[:, :2]), estimates)
-        assert system.separate(mixture[..., :5]).shape == (1, 2, 5)
+        assert system.separate(mixture[..., :5]).shape == (1, 2, 1, 5)
     system.train()
-    loss = system.losses({"mixture": mixture, "sources": torch.randn(1, 2, 1000)})["loss"]
+    loss = system.losses({"mixture": mixture, "sources": torch.randn(1, 2, 1, 1000)})["loss"]
     loss.backward()
     assert loss.isfinite()

@@ -184,7 +184,7 @@ def score(mixture, reference, model, update, dtype, keep=slice(None)):
     """Mean SI-SDR in dB of the samples `keep` after 15 iterations."""
     with torch.no_grad():
         signal = torch.from_numpy(mixture).float().to(dtype)[None]
-        estimates = BlindSeparation(RATE, model, update, 15).separate(signal)[0].numpy()
+        estimates = BlindSeparation(RATE, model, update, 15).separate(signal)[0, :, 0].numpy()
     estimates = estimates[:, keep]
     return si_sdr(estimates[match(estimates, reference)], reference).mean()
 

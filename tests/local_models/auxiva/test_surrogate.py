@@ -146,7 +146,7 @@ def test_gradients_are_finite_in_degenerate_cases(update, loss):
     ]
     for mixture in cases:
         system.zero_grad()
-        value = system.losses({"mixture": mixture, "sources": torch.randn(2, 2, 400)})["loss"]
+        value = system.losses({"mixture": mixture, "sources": torch.randn(2, 2, 1, 400)})["loss"]
         value.backward()
         assert value.isfinite()
         assert all(p.grad.isfinite().all() for p in system.parameters())
@@ -244,8 +244,8 @@ def test_a_system_trained_on_two_separates_any_number_and_any_length():
         mixture = torch.randn(1, n_mics, frames)
         with torch.no_grad():
             estimates = system.separate(mixture)
-        assert estimates.shape == mixture.shape
-        assert torch.allclose(estimates.sum(1), without_offset(mixture)[:, 0], atol=1e-4)
+        assert estimates.shape == (1, n_mics, 1, frames)
+        assert torch.allclose(estimates.sum(1), without_offset(mixture)[:, :1], atol=1e-4)
     with pytest.raises(ValueError, match="2 channels"):
         system.separate(torch.randn(1, 1, 100))
     assert system.n_mics is None and SurrogateIVA(2, 8000, **SMALL).n_mics == 2
@@ -259,10 +259,11 @@ def test_validation_scores_are_those_of_an_evaluation():
     mixing = torch.tensor([[0.2, 1.0], [1.0, 0.3]])
     mixture = torch.einsum("ms,bst->bmt", mixing, sources) + 0.5
     images = mixing[1][:, None] * sources
-    batch = system.on_after_batch_transfer({"mixture": mixture, "sources": images}, 0)
+    batch = {"mixture": mixture, "sources": images[:, :, None]}
+    batch = system.on_after_batch_transfer(batch, 0)
     with torch.no_grad():
         values = system.losses(batch)
-        estimates = system.separate(mixture)[0].numpy()
+        estimates = system.separate(mixture)[0, :, 0].numpy()
     references = images[0].numpy()
     unprocessed = mixture[0, [1, 1]].numpy()
     expected = si_sdr(estimates[match(estimates, references)], references).mean()
@@ -273,7 +274,7 @@ def test_validation_scores_are_those_of_an_evaluation():
 
 def test_each_batch_of_training_draws_its_number_of_iterations(monkeypatch):
     system = SurrogateIVA(None, 8000, prior="student", **SMALL | {"train_iter": (2, 4)})
-    batch = {"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 2, 400)}
+    batch = {"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 2, 1, 400)}
     numbers = []
     separate = system.separation.forward
 
@@ -302,7 +303,7 @@ def test_training_makes_separation_better():
     )
     sources = sources + 0.01 * torch.randn(4, 2, 2000)
     mixture = torch.einsum("ms,bst->bmt", torch.tensor([[1.0, 0.6], [0.5, 1.0]]), sources)
-    batch = {"mixture": mixture, "sources": sources}
+    batch = {"mixture": mixture, "sources": sources[:, :, None]}
     optimizer = torch.optim.Adam(system.parameters(), 0.01)
     first = system.eval().losses(batch)["loss"].item()
     for _ in range(15):
@@ -315,7 +316,7 @@ def test_training_makes_separation_better():
 def test_bad_arguments_are_told():
     with pytest.raises(ValueError, match="2 microphones and 3 sources: there must be as many"):
         SurrogateIVA(None, 8000, **SMALL).losses(
-            {"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 3, 400)}
+            {"mixture": torch.randn(1, 2, 400), "sources": torch.randn(1, 3, 1, 400)}
         )
     with pytest.raises(ValueError, match="train_iter"):
         SurrogateIVA(train_iter=(5, 2))

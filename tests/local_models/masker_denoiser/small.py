@@ -30,5 +30,4 @@ def variant(**options):
 def batch(channels=1, seconds=0.2):
     torch.manual_seed(1)
     sources = 0.1 * torch.randn(3, 2, channels, round(seconds * RATE))
-    sources = sources[:, :, 0] if channels == 1 else sources
     return {"mixture": sources.sum(1), "sources": sources}

@@ -41,7 +41,7 @@ def test_norm_penalty_is_that_of_sixteen_sequences_whatever_the_batch():
         name: value[:1].expand(16, *value.shape[1:]) for name, value in batch(seconds=0.126).items()
     }
     few = {name: value[:4] for name, value in one.items()}
-    hidden = made.network(made._training_spectra(one["mixture"][:, None])).hidden
+    hidden = made.network(made._training_spectra(one["mixture"])).hidden
     assert len(hidden) == 16
     values = [made.losses(part)["hidden_norm"] for part in (one, few)]
     torch.testing.assert_close(values[0], 2e-7 * hidden.abs().sum())
@@ -84,7 +84,7 @@ def test_what_is_seen_and_the_target_of_whole_spectra_are_cut_in_training_only(m
     seen, targets = record(mad, monkeypatch)
     mad.losses(loud)
     voice, rest = loud["sources"].unbind(1)
-    m, v, b = (mad._training_spectra(signal[:, None]) for signal in (voice + rest, voice, rest))
+    m, v, b = (mad._training_spectra(signal) for signal in (voice + rest, voice, rest))
     target = (m * v / (v + b))[:, 10:-10]
     assert m.max() > 1 and target.max() > 1
     torch.testing.assert_close(seen[0], m.clamp(max=0.5))
@@ -115,9 +115,7 @@ def test_without_a_clip_training_sees_and_reaches_for_whole_spectra(monkeypatch)
     loud = {name: 30 * value for name, value in batch().items()}
     seen, targets = record(mad.train(), monkeypatch)
     loss = mad.losses(loud)["loss"]
-    mixture, voice = (
-        mad._training_spectra(x[:, None]) for x in (loud["mixture"], loud["sources"][:, 0])
-    )
+    mixture, voice = (mad._training_spectra(x) for x in (loud["mixture"], loud["sources"][:, 0]))
     assert mixture.max() > 5
     torch.testing.assert_close(seen[0], mixture)
     torch.testing.assert_close(targets[0], torch.minimum(mixture, voice)[:, 10:-10])
@@ -132,8 +130,8 @@ def test_without_a_clip_training_sees_and_reaches_for_whole_spectra(monkeypatch)
 def test_stereo_examples_are_two_mono_ones():
     made, stereo = system().train(), batch(channels=2)
     mono = {
-        "mixture": stereo["mixture"].flatten(0, 1),
-        "sources": stereo["sources"].transpose(1, 2).flatten(0, 1),
+        "mixture": stereo["mixture"].flatten(0, 1)[:, None],
+        "sources": stereo["sources"].transpose(1, 2).flatten(0, 1)[:, :, None],
     }
     torch.testing.assert_close(made.losses(stereo)["loss"], made.losses(mono)["loss"])
 

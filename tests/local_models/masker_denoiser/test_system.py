@@ -25,9 +25,9 @@ class Copy(torch.nn.Module):
 def test_every_sample_is_there_once_up_to_the_last(length):
     made = system()
     made.network = Copy(SMALL)
-    mixture = torch.randn(1, length)
+    mixture = torch.randn(1, 1, length)
     estimates = made.separate_centred(mixture)
-    assert estimates.shape == (1, 2, length)
+    assert estimates.shape == (1, 2, 1, length)
     torch.testing.assert_close(estimates[:, 0], mixture, atol=1e-5, rtol=0)
 
 
@@ -35,7 +35,7 @@ def test_every_sample_is_there_once_up_to_the_last(length):
     "network", [SMALL, variant(iterations=10, tolerance=1e-2)], ids=["plain", "recurrent"]
 )
 def test_output_does_not_depend_on_the_rest_of_the_batch(network):
-    made, mixtures = system(network), 0.3 * torch.randn(6, 3000) * torch.rand(6, 1)
+    made, mixtures = system(network), 0.3 * torch.randn(6, 1, 3000) * torch.rand(6, 1, 1)
     together = made.separate(mixtures)
     assert together[:, 0].std() > 1e-3
     for k in range(6):
@@ -88,18 +88,19 @@ def test_wiener_filter_is_that_of_all_frames_at_once(monkeypatch):
 
 
 def test_accompaniment_is_the_rest_and_silence_stays_silent():
-    made, mixture = system(), torch.randn(2, 3000)
+    made, mixture = system(), torch.randn(2, 1, 3000)
     torch.testing.assert_close(made.separate_centred(mixture).sum(1), mixture)
-    assert not made.separate(torch.zeros(1, 3000)).any()
+    assert not made.separate(torch.zeros(1, 1, 3000)).any()
 
 
 @pytest.mark.parametrize("scale", [1e-6, 32768.0, 1e6])
 def test_extreme_levels_give_finite_estimates(scale):
-    assert system(variant(iterations=2)).separate(scale * torch.randn(1, 2000)).isfinite().all()
+    mixture = scale * torch.randn(1, 1, 2000)
+    assert system(variant(iterations=2)).separate(mixture).isfinite().all()
 
 
 def test_bfloat16_changes_little():
-    mixture = torch.randn(1, 4000)
+    mixture = torch.randn(1, 1, 4000)
     exact, low = (system(bfloat16=b).separate(mixture)[:, 0] for b in (False, True))
     assert (exact - low).square().sum() < 1e-3 * exact.square().sum()
 
@@ -107,7 +108,8 @@ def test_bfloat16_changes_little():
 def test_stereo_channels_are_separated_alike_and_wiener_filter_keeps_the_sum():
     mixture = torch.randn(2, 2, 3000)
     mono, stereo, filtered = system(), system(n_mics=2), system(n_mics=2, wiener=1)
-    expected = mono.separate(mixture.flatten(0, 1)).unflatten(0, (2, 2)).transpose(1, 2)
+    by_channel = mono.separate(mixture.flatten(0, 1)[:, None])[:, :, 0]
+    expected = by_channel.unflatten(0, (2, 2)).transpose(1, 2)
     torch.testing.assert_close(stereo.separate(mixture), expected, atol=1e-6, rtol=0)
     estimates = filtered.separate_centred(mixture)
     torch.testing.assert_close(estimates.sum(1), mixture, atol=1e-5, rtol=0)

@@ -87,17 +87,18 @@ def test_a_segment_is_the_same_stretch_of_mixture_and_sources_and_short_ones_are
     for seconds in (0.5, 3.0):
         dataset = Mixtures(Split(tone_manifests, "train", 2, 8000, seconds))
         example = dataset[0, 5]
-        assert example["sources"].shape == (2, round(seconds * 8000))
+        assert example["sources"].shape == (2, 1, round(seconds * 8000))
         np.testing.assert_allclose(example["sources"].sum(0), example["mixture"], atol=1e-6)
-    assert (example["mixture"][-8000:] == 0).all()
-    assert np.abs(example["mixture"][:8000]).max() > 0.1
+    assert (example["mixture"][:, -8000:] == 0).all()
+    assert np.abs(example["mixture"][:, :8000]).max() > 0.1
 
 
 def test_a_source_that_is_not_there_is_silence(tmp_path):
     sources = np.random.default_rng(0).normal(0, 0.1, (2, 4000)).astype(np.float32)
     write_set(tmp_path, [(sources.sum(0), [sources[0], None, sources[1]])], "train")
     example = Mixtures(Split(tmp_path, "train", None, 8000, 0.5))[0, 0]
-    np.testing.assert_array_equal(example["sources"], [sources[0], 0 * sources[0], sources[1]])
+    expected = np.stack([sources[0], 0 * sources[0], sources[1]])
+    np.testing.assert_array_equal(example["sources"], expected[:, None])
 
 
 def test_files_of_several_channels_are_read_where_they_are_asked_for(tmp_path):
@@ -119,11 +120,9 @@ def test_a_configuration_may_bring_its_own_examples(tone_manifests):
     minimal = {"system": {"class_path": "tests.support.Bands"}, "steps": {"joint": {"epochs": 1}}}
     made = parse(minimal | {"data": {"dataset": values}}, "test").data
     train, valid = loaders(made, made.splits(tone_manifests, 2, 8000), Batches(4))
-    assert len(train) == 16 // 4 and next(iter(train))["mixture"].shape == (
-        4,
-        round(made.segment * 8000),
-    )
-    assert next(iter(valid))["mixture"][0, 0] == 0.5
+    assert len(train) == 16 // 4
+    assert next(iter(train))["mixture"].shape == (4, 1, round(made.segment * 8000))
+    assert next(iter(valid))["mixture"][0, 0, 0] == 0.5
     values["init_args"] = {"levle": 1}
     with pytest.raises(UserError, match="levle"):
         parse(minimal | {"data": {"dataset": values}}, "test")
@@ -139,7 +138,8 @@ def test_dynamic_mixtures_are_sums_of_different_speakers_within_the_gain_range(t
         np.testing.assert_allclose(example["sources"].sum(0), example["mixture"], atol=1e-6)
         peak = max(np.abs(example["sources"]).max(), np.abs(example["mixture"]).max())
         assert peak == pytest.approx(0.9, abs=1e-5)
-        power = np.square(example["sources"]).mean(1)
+        assert example["sources"].shape == (2, 1, 4000)
+        power = np.square(example["sources"]).mean((1, 2))
         gains.append(10 * np.log10(power[0] / power[1]))
     assert np.abs(gains).max() <= 5.01
     assert np.std(gains) > 1
@@ -201,7 +201,7 @@ def test_data_sets_that_draw_give_as_many_examples_as_asked(tone_manifests):
     songs = functools.partial(Songs, segments=2)  # two segments of each of 16 songs
     examples = epoch_of(tone_manifests, 0, dataset=Numbered.of(songs), epoch_size=100)
     assert len(examples) == 100
-    assert len({tuple(signals[0, :100].tolist()) for signals in examples.values()}) > 90
+    assert len({tuple(signals[0, 0, :100].tolist()) for signals in examples.values()}) > 90
     assert len(epoch_of(tone_manifests, 0, dataset=Numbered.of(songs))) == 32
     assert len(epoch_of(tone_manifests, 0, dataset=Numbered.of(songs), epoch_size=8)) == 8
 

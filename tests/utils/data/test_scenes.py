@@ -44,12 +44,12 @@ def test_the_mixture_is_the_sum_of_its_sources_and_not_the_file(manifests):
     example = data[0, 1]
     assert example["mixture"].dtype == example["sources"].dtype == np.float32
     assert (
-        example["mixture"].shape == (RATE,)
-        and example["sources"].shape == (4, RATE)
+        example["mixture"].shape == (1, RATE)
+        and example["sources"].shape == (4, 1, RATE)
         and example["id"] == "m1"
     )
     np.testing.assert_array_equal(example["mixture"], example["sources"].sum(0))
-    assert example["sources"][:, 0].tolist() == pytest.approx([0.2, 0.21, 0, 0])
+    assert example["sources"][:, 0, 0].tolist() == pytest.approx([0.2, 0.21, 0, 0])
     assert len(data) == 4 and len(scenes(manifests, size=2)) == 2
 
 
@@ -63,10 +63,10 @@ def test_a_stretch_in_which_nothing_sounds_is_drawn_again(manifests):
 
 def test_short_mixtures_are_padded_at_the_end(manifests):
     example = scenes(manifests, seconds=6.0)[0, 0]
-    assert example["sources"].shape == (4, 6000)
+    assert example["sources"].shape == (4, 1, 6000)
     assert (
-        np.abs(example["sources"][:, 4000:]).max() == 0
-        and np.abs(example["sources"][0, :4000]).min() > 0
+        np.abs(example["sources"][..., 4000:]).max() == 0
+        and np.abs(example["sources"][0, 0, :4000]).min() > 0
     )
 
 
@@ -75,14 +75,15 @@ def test_remixed_slots_come_from_the_same_slot_of_other_mixtures_with_new_gains(
     origins, gains = set(), []
     for epoch in range(100):
         example = data[epoch, 0]
+        assert example["sources"].shape == (4, 1, RATE)
         np.testing.assert_allclose(example["mixture"], example["sources"].sum(0), atol=1e-6)
-        for slot, level in enumerate(example["sources"][:, 0]):
+        for slot, level in enumerate(example["sources"][:, 0, 0]):
             fits = [
                 k for k in range(4) if level and 0.5 <= level / (0.1 * (k + 1) + 0.01 * slot) <= 1.5
             ]
             assert fits or level == 0
-        origins.add(tuple(example["sources"][:, 0] > 0))
-        gains.append(example["sources"][3, -1] / 0.43)
+        origins.add(tuple(example["sources"][:, 0, 0] > 0))
+        gains.append(example["sources"][3, 0, -1] / 0.43)
     assert len(origins) > 4
     gains = [gain for gain in gains if gain > 0]
     assert min(gains) < 0.7 and max(gains) > 1.3
@@ -90,7 +91,7 @@ def test_remixed_slots_come_from_the_same_slot_of_other_mixtures_with_new_gains(
 
 def test_a_share_of_examples_is_remixed_and_none_in_validation(manifests):
     def plain(data):
-        levels = [data[epoch, 3]["sources"][:, 0].tolist() for epoch in range(200)]
+        levels = [data[epoch, 3]["sources"][:, 0, 0].tolist() for epoch in range(200)]
         return np.mean([level == pytest.approx([0.4, 0.41, 0.42, 0.43]) for level in levels])
 
     assert 0.4 < plain(scenes(manifests, remix=0.4)) < 0.8

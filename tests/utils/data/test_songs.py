@@ -83,7 +83,7 @@ def test_gain_and_swapped_channels_are_drawn_for_each_part(manifests):
 
 def test_mono_examples_are_the_mean_of_the_channels(manifests):
     example = songs(manifests, channels=1)[0, 0]
-    assert example["mixture"].shape == (500,) and example["sources"].shape == (2, 500)
+    assert example["mixture"].shape == (1, 500) and example["sources"].shape == (2, 1, 500)
     np.testing.assert_allclose(example["mixture"], 0, atol=1e-7)
 
 

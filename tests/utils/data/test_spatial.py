@@ -125,7 +125,7 @@ def test_examples_are_functions_of_seed_epoch_and_index(corpus):
     assert (
         len(data) == 5
         and first["mixture"].shape == (2, RATE)
-        and first["sources"].shape == (2, RATE)
+        and first["sources"].shape == (2, 1, RATE)
     )
     assert np.array_equal(first["mixture"], again["mixture"]) and first["id"] == "train1_2"
     assert not np.array_equal(first["mixture"], data[(2, 2)]["mixture"])
@@ -177,7 +177,7 @@ def test_array_files_keep_the_first_microphones(corpus, tmp_path):
         rows[f"source_{k}_path"] = f"s{k}.wav"
     pd.DataFrame([rows]).to_csv(tmp_path / "train.csv", index=False)
     example = ArrayMixtures(Split(tmp_path, "train", 2, RATE, 0.25))[(0, 0)]
-    assert example["mixture"].shape == example["sources"].shape == (2, 2000)
+    assert example["mixture"].shape == (2, 2000) and example["sources"].shape == (2, 1, 2000)
     assert ArrayMixtures(Split(tmp_path, "train", 2, RATE, 0.25), n_mics=4)[(0, 0)][
         "mixture"
     ].shape == (4, 2000)

@@ -39,7 +39,7 @@ class Halves(System):
     def separate_centred(self, mixture):
         self.lengths.append(mixture.shape[-1])
         if self.n_mics != 1 and not self.images:
-            mixture = mixture.mean(1)
+            mixture = mixture.mean(1, keepdim=True)
         estimates = torch.stack([0.25 * mixture, 0.75 * mixture], dim=1)
         if self.broken:
             estimates[..., 5] = torch.nan

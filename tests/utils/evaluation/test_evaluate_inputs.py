@@ -70,8 +70,8 @@ def test_oracle_masks_of_stereo_are_those_of_each_channel(tmp_path):
     sources = noise(2, 2, 4000)
     estimates = estimate(method, How(), sources.sum(0), sources, RATE)[0]
     for channel in range(2):
-        truth = without_offset(torch.from_numpy(sources[:, channel]))[None]
-        expected = StftOracle("wiener", 32, RATE)(truth.sum(1), truth)[0]
+        truth = without_offset(torch.from_numpy(sources[:, [channel]]))[None]
+        expected = StftOracle("wiener", 32, RATE)(truth.sum(1), truth)[0, :, 0]
         np.testing.assert_allclose(estimates[:, channel], expected, atol=1e-6)
 
 

@@ -29,8 +29,7 @@ class Board:
 )
 def test_examples_are_the_first_channel_of_what_evaluation_hears(system, channels):
     signal = np.random.default_rng(0).normal(0, 0.1, (channels, RATE)).astype(np.float32)
-    mixture = signal[0] if channels == 1 else signal
-    example = {"mixture": mixture, "sources": np.stack([mixture, mixture])}
+    example = {"mixture": signal, "sources": np.stack([signal, 0.5 * signal])}
 
     class Validation:
         def __len__(self):
@@ -54,3 +53,6 @@ def test_examples_are_the_first_channel_of_what_evaluation_hears(system, channel
     for k, estimate in enumerate(expected, 1):
         audible = estimate / estimate.abs().max()
         assert torch.equal(board.audio[f"example0/estimate{k}"], audible)
+    loudest = np.abs(signal[0]).max()
+    for name in ("mixture", "source1", "source2"):
+        assert np.allclose(board.audio[f"example0/{name}"], signal[0] / loudest)

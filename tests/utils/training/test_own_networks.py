@@ -16,6 +16,8 @@ from utils import evaluate, separate, train
 NETWORK = """
 from torch import nn
 
+from local_models.two_step import TwoStep
+
 
 class GRUMasks(nn.Module):
     def __init__(self, in_chan, n_src, hidden: int = 8):
@@ -38,6 +40,11 @@ class Options:
 class Configured(GRUMasks):
     def __init__(self, in_chan, n_src, options: Options):
         super().__init__(in_chan, n_src, options.hidden)
+
+
+class WithoutChannels(TwoStep):
+    def separate_centred(self, mixture):
+        return super().separate_centred(mixture)[:, :, 0]
 
 
 class Forgetful(GRUMasks):
@@ -136,6 +143,19 @@ def test_what_cannot_be_exported_is_refused_before_the_first_epoch(
     settings = arguments(conf(folder, f"mynet.{name}", **init_args), tone_manifests, folder / "exp")
     message = refusal(capsys, *settings)
     assert said in message and message.count("\n") == 1
+    assert not list((folder / "exp").glob("*/*.ckpt"))
+
+
+def test_a_system_whose_estimates_lack_channels_is_refused_before_the_first_epoch(
+    folder, tone_manifests, capsys
+):
+    path = conf(folder, "mynet.GRUMasks")
+    settings = yaml.safe_load(path.read_text())
+    settings["system"]["class_path"] = "mynet.WithoutChannels"
+    path.write_text(yaml.safe_dump(settings))
+    message = refusal(capsys, *arguments(path, tone_manifests, folder / "exp"))
+    assert "WithoutChannels separates a mixture (1, 1, 8000) into (1, 2, 8000)" in message
+    assert "should be (batch, source, channel, time): (1, 2, 1, 8000)" in message
     assert not list((folder / "exp").glob("*/*.ckpt"))
 
 

@@ -60,7 +60,7 @@ def test_steps_train_in_order_and_leave_a_model_that_separates(conf, tone_manife
     system = load_system(exp / "model.pth")
     for name, value in system.frontend.state_dict().items():
         assert torch.equal(value, first[f"frontend.{name}"])
-    assert system.separate(torch.randn(1, 3000)).shape == (1, 2, 3000)
+    assert system.separate(torch.randn(1, 1, 3000)).shape == (1, 2, 1, 3000)
     best = pd.read_csv(exp / "separator/metrics.csv").val_si_sdri.max()
     assert done["best"]["val_si_sdri"] == pytest.approx(best, abs=1e-3)
     run = json.loads((exp / "run.json").read_text())

@@ -150,7 +150,7 @@ def test_text_stays_text(mynet, tmp_path, note):
 
 
 def test_a_system_of_ones_own_loads_and_keeps_its_own_way_to_separate(mynet, tmp_path):
-    mixture = torch.randn(1, 800)
+    mixture = torch.randn(1, 1, 800)
     louder = untyped(None)
     louder["class_path"] = "mynet.Louder"
     for settings in (typed(SEPARATOR) | {"class_path": "mynet.Mine"}, louder):

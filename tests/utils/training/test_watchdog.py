@@ -172,7 +172,7 @@ def test_a_mixture_that_is_not_a_number_does_not_spoil_the_surrogate():
     mixtures[1] = torch.nan
     names = ["good", "bad", "good too"]
     examples = [
-        {"mixture": mixture, "sources": source, "id": name}
+        {"mixture": mixture, "sources": source[:, None], "id": name}
         for mixture, source, name in zip(mixtures, sources, names, strict=True)
     ]
     before = system.separation.model.layers[0].normalisation.running_mean.clone()
