@@ -147,7 +147,7 @@ def test_gradients_are_finite_in_degenerate_cases(update, loss):
     ]
     for mixture in cases:
         system.zero_grad()
-        value = system.losses({"mixture": mixture, "sources": torch.randn(2, 2, 400)})["loss"]
+        value = system.losses({"mixture": mixture, "sources": torch.randn(2, 2, 1, 400)})["loss"]
         value.backward()
         assert value.isfinite()
         assert all(p.grad.isfinite().all() for p in system.parameters())

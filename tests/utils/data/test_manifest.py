@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
+from tests.support import write_set
 from utils.data import audio
 from utils.data.manifest import (
     check_manifest,
@@ -177,6 +178,16 @@ def test_mixtures_of_8_bits_are_sums_to_8_bits(tmp_path):
     sf.write(paths[0], sources.sum(0) + 0.05, RATE, subtype="PCM_U8")
     with pytest.raises(UserError, match="is not the sum"):
         check_manifest(tmp_path / "a.csv", RATE, n_jobs=1)
+
+
+def test_sources_of_one_channel_add_up_to_the_first_channel_of_an_array(tmp_path):
+    sources = 0.1 * np.random.default_rng(0).standard_normal((2, 800)).astype(np.float32)
+    first = sources.sum(0)
+    table = write_set(tmp_path, [(np.stack([first, -first]), sources)])
+    assert check_manifest(table, RATE, 1, channels=2)["not_additive"] == 0
+    table = write_set(tmp_path, [(np.stack([-first, first]), sources)])
+    with pytest.raises(UserError, match="the mixture is not the sum of its sources"):
+        check_manifest(table, RATE, 1, channels=2)
 
 
 def test_only_what_has_changed_is_checked_again(csv):

@@ -75,6 +75,7 @@ def test_remixed_slots_come_from_the_same_slot_of_other_mixtures_with_new_gains(
     origins, gains = set(), []
     for epoch in range(100):
         example = data[epoch, 0]
+        assert example["sources"].shape == (4, 1, RATE)
         np.testing.assert_allclose(example["mixture"], example["sources"].sum(0), atol=1e-6)
         for slot, level in enumerate(example["sources"][:, 0, 0]):
             fits = [
