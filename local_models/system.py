@@ -25,7 +25,8 @@ class Optimisation:
     weight_decay: NonNegative = 0.0
     """L2 penalty (decoupled with AdamW)."""
     halve_after: Patience = 6
-    """Epochs without a better value of the step's monitor after which the rate is halved; 0: never."""
+    """Epochs without a better value of the step's monitor after which `utils.training.callbacks.Halving` halves the
+    rate; 0: never."""
 
     def of(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """An optimiser with these settings of those parameters that are trained, in one group."""

@@ -241,7 +241,7 @@ class FrontEndStep(TrainingStep):
 
 
 class SeparatorStep(TrainingStep):
-    """Step 2 of the paper: the mask network, towards the latents of step 1; the front end is frozen."""
+    """Step 2 of the paper: the mask network, towards the latents of step 1; `System.begin_step` freezes the rest."""
 
     system: TwoStep
 
@@ -266,9 +266,10 @@ class SeparatorStep(TrainingStep):
             loss, order = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}
             if not system.training:
-                reached = self.pairwise(latents, targets, "si_sdr")
-                reached = PITLossWrapper.reorder_source(reached, order)
-                values["latent_si_sdr"] = -reached.diagonal(dim1=1, dim2=2).mean()
+                # The paper's loss in the order of the present one; waveforms below find an order of their own.
+                plain = self.pairwise(latents, targets, "si_sdr")
+                ordered = PITLossWrapper.reorder_source(plain, order)
+                values["latent_si_sdr"] = -ordered.diagonal(dim1=1, dim2=2).mean()
                 estimates = frontend.decode(latents, mixture.shape[-1])
                 values |= system.validation_scores(estimates, mixture, sources)
         return values

@@ -236,7 +236,7 @@ def test_validation_matches_three_sources_each_with_its_own_estimate(monkeypatch
     expected = -pairwise_neg_sisdr(estimates.roll(1, 1), sources).diagonal(dim1=1, dim2=2)
     assert validate(model, data)["si_sdr"] == pytest.approx(expected.mean().item(), abs=1e-3)
     # The gains are of each estimate and the source that it was matched with.
-    _, sources = model.normalised(data)
+    _, sources, _ = model.normalised(data)
     cross = (estimates * sources[:, [1, 2, 0]]).sum((0, 2))
     gains = model.gain_cross / model.gain_power
     torch.testing.assert_close(gains, cross / estimates.square().sum((0, 2)), atol=0, rtol=0.01)
