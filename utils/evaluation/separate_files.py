@@ -24,7 +24,7 @@ from utils.data import audio
 from utils.errors import UserError, explain, lacks_memory
 from utils.evaluation.apply import Separation
 from utils.evaluation.options import Blocks
-from utils.evaluation.wav import WavWriter, write_samples
+from utils.evaluation.wav import WavWriter, open_to_write, write_samples
 
 NO_MEMORY = "not enough memory: lower --segment or --batch, or use --device cpu"
 
@@ -290,11 +290,10 @@ def _to_integers(name: Path, subtype: str, gain: float) -> None:
     other = files.temporary_name(name.parent)
     # Bytes, since names need not be UTF-8.
     source_name = os.fsencode(name)
-    target_name = os.fsencode(other)
     try:
         with sf.SoundFile(source_name) as source:
-            form = (source.samplerate, source.channels, subtype)
-            with sf.SoundFile(target_name, "w", *form, format=source.format) as target:
+            form = (source.samplerate, source.channels, subtype, source.format)
+            with open_to_write(other, *form) as target:
                 for block in source.blocks(2**16, dtype="float32"):
                     write_samples(target, block * np.float32(gain))
         os.replace(other, name)

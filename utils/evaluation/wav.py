@@ -31,9 +31,7 @@ class WavWriter:
         self.peak = 0.0
         self.files: list[sf.SoundFile] = []
         for output in outputs:
-            # Bytes, since names need not be UTF-8.
-            name = os.fsencode(output)
-            file = sf.SoundFile(name, "w", sample_rate, n_channels, "FLOAT", format=container)
+            file = open_to_write(output, sample_rate, n_channels, "FLOAT", container)
             self.files.append(file)
 
     def __enter__(self) -> "WavWriter":
@@ -62,6 +60,18 @@ class WavWriter:
         for file in self.files:
             if file.frames > length:
                 file.truncate(length)
+
+
+def open_to_write(
+    path: Path, sample_rate: int, n_channels: int, subtype: str, container: str
+) -> sf.SoundFile:
+    """A new audio file; an OSError if it cannot be made: the header already needs room on the disk."""
+    # Bytes, since names need not be UTF-8.
+    name = os.fsencode(path)
+    try:
+        return sf.SoundFile(name, "w", sample_rate, n_channels, subtype, format=container)
+    except sf.LibsndfileError as error:
+        raise OSError(errno.EIO, str(error)) from None
 
 
 def write_samples(file: sf.SoundFile, samples: np.ndarray) -> None:

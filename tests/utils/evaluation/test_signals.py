@@ -247,3 +247,13 @@ def test_memory_of_an_evaluation_does_not_grow_with_the_length(tmp_path, suite, 
     long = peak_of_evaluation(tmp_path, suite, 8, options)
     # Mixture, sources and estimates of the longer files have 70 MiB or more, in double precision twice that.
     assert long - short < 50, (short, long)
+
+
+def test_a_disk_without_room_for_a_header_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise sf.LibsndfileError(2, "Error opening: ")
+
+    monkeypatch.setattr(sf, "SoundFile", full)
+    with pytest.raises(OSError, match=r"x\.wav"):
+        write_wav(tmp_path / "x.wav", np.zeros((1, 80), np.float32), RATE)
+    assert not list(tmp_path.glob(".belt-*"))
