@@ -6,6 +6,7 @@ of loader workers and, over all ranks together, of devices.
 
 import dataclasses
 import math
+import resource
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -333,6 +334,7 @@ def loaders(
     Raises:
         UserError: the lists are not there or damaged, or there is less than a batch.
     """
+    _check_open_files(batches.workers)
     train_split, valid_split = splits
     valid: Any = (data.dataset or Mixtures)(valid_split)
     train: Any = training_set(train_split, data)
@@ -350,6 +352,18 @@ def loaders(
         len(valid), len(valid), valid_split.seed, False, batches.rank, batches.world, batches.share
     )
     return _loader(train, sampler, batches), _loader(valid, in_order, batches)
+
+
+def _check_open_files(workers: int) -> None:
+    """Refuse so few open files that loader processes cannot pass on batches: torch would wait for them for ever."""
+    needed = 24 + 8 * workers
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_limited = allowed != resource.RLIM_INFINITY
+    if workers and is_limited and allowed < needed:
+        raise UserError(
+            f"{workers} loader processes need {needed} open files, and `ulimit -n` is {allowed}: raise it with "
+            "`ulimit -n 4096`, or take runtime.workers=0"
+        )
 
 
 def _loader(dataset: Dataset, sampler: EpochSampler, batches: Batches) -> DataLoader:

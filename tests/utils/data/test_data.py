@@ -1,4 +1,5 @@
 import functools
+import resource
 
 import numpy as np
 import pandas as pd
@@ -268,3 +269,11 @@ def test_loaders_work_with_spawned_workers(tone_manifests):
         multiprocessing_context="spawn",
     )
     assert sum(len(batch["id"]) for batch in loader) == 16
+
+
+def test_too_few_open_files_for_loader_processes_are_refused(tone_manifests, monkeypatch):
+    splits = Data(segment=0.5, valid_segment=0.5).splits(tone_manifests, 2, 8000, 0)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (20, 20))
+    loaders(Data(), splits, Batches(2))
+    with pytest.raises(UserError, match=r"ulimit -n 4096.*runtime.workers=0"):
+        loaders(Data(), splits, Batches(2, workers=2))
