@@ -1,4 +1,4 @@
-"""Try the faults: `python -m tests.faults [--only PATTERN] [--jobs N] [--keep]`, some twenty minutes on two idle cores.
+"""Try the faults: `python -m tests.faults [--only PATTERN] [--jobs N] [--keep]`, within an hour on two cores beside other work.
 
 Each case has a repository of its own, with a small corpus and a small trained system, and prints one line. Commands are
 forked from a process that has imported the packages; run.sh and cases about the machine start Python anew. As root,
