@@ -1,8 +1,9 @@
-"""Try the faults: `python -m tests.faults [--only PATTERN] [--jobs N] [--keep]`, within an hour on two cores beside other work.
+"""Try the faults: `python -m tests.faults [--only PATTERN] [--jobs N] [--keep]`.
 
-Each case has a repository of its own, with a small corpus and a small trained system, and prints one line. Commands are
-forked from a process that has imported the packages; run.sh and cases about the machine start Python anew. As root,
-disks of some kB and read-only mounts are tried as well.
+All of them take up to an hour on two cores beside other work. Each case has a repository of its own, with a small
+corpus and a small trained system, and prints one line. Commands are forked from a process that has imported the
+packages; run.sh and cases about the machine start Python anew. As root, disks of some kB and read-only mounts are tried
+as well.
 """
 
 import argparse
