@@ -148,7 +148,7 @@ class FrontEnd(nn.Module):
         weights = weights + SMALLEST_CODE
         return weights / weights.sum(dim=1, keepdim=True)
 
-    def apply(self, masks: Tensor, code: Tensor) -> Tensor:  # type: ignore[override]
+    def masked(self, masks: Tensor, code: Tensor) -> Tensor:
         """Masks (batch, n_src, n_masks, frames) times a code (batch, n_channels, frames): latents of all sources."""
         if self.is_linear:
             # Both filters of a pair get the pair's mask.
@@ -162,7 +162,7 @@ class FrontEnd(nn.Module):
             mixture: (batch, time).
             sources: (batch, n_src, time).
         """
-        return self.apply(self.oracle_masks(sources), self.encode(mixture))
+        return self.masked(self.oracle_masks(sources), self.encode(mixture))
 
     def decode(self, latents: Tensor, length: int) -> Tensor:
         """Latents (batch, n_src, n_channels, frames) to signals (batch, n_src, `length`)."""

@@ -37,15 +37,17 @@ def measure(frontend: FrontEnd, mixture: Tensor, sources: Tensor) -> dict[str, T
     silence = frontend.encode(torch.zeros_like(mixture))
     masks = frontend.oracle_masks(sources)
     equal = torch.full_like(masks, 1 / n_src)
-    targets = frontend.apply(masks, code)
-    constant = frontend.apply(equal, code)
+    targets = frontend.masked(masks, code)
+    constant = frontend.masked(equal, code)
     # Cosines of all pairs of different sources.
     vectors = torch.nn.functional.normalize(targets.flatten(2), dim=-1)
     cosines = vectors @ vectors.mT
     pairs = torch.triu_indices(n_src, n_src, offset=1)
+    # How near latents of equal masks come to those of the oracle, and what they lack.
     latent_si_sdr = -latent_losses.si_sdr(constant, targets)
     error = constant - targets
-    alone = frontend.decode(frontend.apply(masks - equal, silence), mixture.shape[-1])
+    # What the masks say by themselves: decode((m_i - 1/S) E(0)).
+    alone = frontend.decode(frontend.masked(masks - equal, silence), mixture.shape[-1])
     if frontend.decoder_bias is not None:
         # A constant is nobody's sound.
         alone = alone - alone.mean(-1, keepdim=True)

@@ -137,7 +137,7 @@ class TwoStep(System):
             features = self.frontend.features(code)
         masks = self.separator(features)
         with self.full_precision():
-            latents = self.frontend.apply(masks.float(), code)
+            latents = self.frontend.masked(masks.float(), code)
             return self.frontend.decode(latents, mixture.shape[-1])
 
     def _calibrate(self, estimates: Tensor, level: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ class SeparatorStep(TrainingStep):
                 targets = frontend.oracle_latents(mixture, sources)
         masks = system.separator(features)
         with system.full_precision():
-            latents = frontend.apply(masks.float(), code)
+            latents = frontend.masked(masks.float(), code)
             pairwise = self.pairwise(latents, targets, system.latent_loss)
             loss, order = PITLossWrapper.find_best_perm(pairwise)
             values = {"loss": loss.mean()}

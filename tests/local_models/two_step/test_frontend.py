@@ -123,7 +123,7 @@ def test_pairs_share_a_mask():
     frontend = frontend_of("analytic_free")
     code = torch.randn(1, 16, 9)
     masks = torch.rand(1, 2, 8, 9)
-    latents = frontend.apply(masks, code)
+    latents = frontend.masked(masks, code)
     torch.testing.assert_close(latents[0, 1, 3], masks[0, 1, 3] * code[0, 3])
     torch.testing.assert_close(latents[0, 1, 11], masks[0, 1, 3] * code[0, 11])
 
@@ -153,3 +153,9 @@ def test_what_is_heard_decodes_to_the_same_and_the_rest_to_nothing():
 def test_biases_of_a_linear_code_are_refused():
     with pytest.raises(ValueError, match="set bias to false"):
         FrontEnd(2, 16, 20, "analytic_free")
+
+
+def test_a_function_is_applied_to_all_modules_as_of_any_network():
+    visited = []
+    frontend_of("free").apply(visited.append)
+    assert any(isinstance(module, torch.nn.ModuleList) for module in visited)

@@ -92,7 +92,7 @@ def test_the_target_is_the_clean_code_if_asked_for():
         mixture, sources, _ = model.normalised(data)
         code = model.frontend.encode(mixture)
         masks = model.separator(model.frontend.features(code))
-        latents = model.frontend.apply(masks, code)
+        latents = model.frontend.masked(masks, code)
         pairwise = latent_losses.si_sdr(latents, model.frontend.encode(sources))
     # The better of two orders.
     same = pairwise.diagonal(dim1=1, dim2=2).mean(1)
