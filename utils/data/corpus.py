@@ -1,7 +1,8 @@
 """What `--corpus` of a recipe names, and where its data go: the protocol of stages 0 and 1 of all recipes.
 
-A corpus lives in `data/NAME`: `corpus` is the corpus itself (a link, two links `train` and `test`, or what stage 0
-made or downloaded), `corpus.json` says what it is, and the stages put their files beside it. Manifests and stamps refer
+A corpus lives in `data/NAME`: `corpus` is the corpus itself (a link, two links `train` and `test`, a folder with such
+links `1`, `2`, ... for each of several joined corpora, or what stage 0 made or downloaded), `corpus.json` says what it
+is, and the stages put their files beside it. Manifests and stamps refer
 to the audio through `data/NAME/corpus`, so they depend neither on where the data are nor on where the corpus is. A
 recipe knows the forms of corpus that it accepts, and finds out which one it was given:
 
@@ -15,12 +16,14 @@ recipe knows the forms of corpus that it accepts, and finds out which one it was
 """
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.data.directories import Parts, as_text, linked_text, name_of, readings
 from utils.data.names import plain
 from utils.data.walking import fingerprint, is_litter
 from utils.errors import UserError, command
@@ -122,26 +125,41 @@ class Corpus:
     """`mini`, `download` or `directory`."""
     name: str
     """Of the folder of data and of the experiments."""
-    origins: tuple[Path, ...]
-    """Absolute: the directory, or those of training and test; of mini and download, as `roots`."""
+    parts: Parts
+    """Absolute: the directory, or those of training and test; several such parts if corpora are joined. Of mini and
+    download, as `linked_parts`."""
     folder: Path
     """Absolute and without links, data/NAME."""
 
     @property
-    def roots(self) -> tuple[Path, ...]:
-        """The same as `origins`, by way of `data/NAME/corpus`: what manifests and stamps refer to."""
+    def linked_parts(self) -> Parts:
+        """The same as `parts`, by way of `data/NAME/corpus`: what manifests and stamps refer to."""
         # One name for all corpora, so that what is made does not depend on where they are.
         place = self.folder / "corpus"
-        if len(self.origins) == 2:
-            return (place / "train", place / "test")
-        return (place,)
+        linked = []
+        for number, part in enumerate(self.parts, 1):
+            root = place
+            if len(self.parts) > 1:
+                root = place / str(number)
+            linked.append((root,) if len(part) == 1 else (root / "train", root / "test"))
+        return tuple(linked)
+
+    @property
+    def origins(self) -> tuple[Path, ...]:
+        """The directories of all parts."""
+        return tuple(itertools.chain(*self.parts))
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The same as `origins`, by way of `data/NAME/corpus`."""
+        return tuple(itertools.chain(*self.linked_parts))
 
     @property
     def given(self) -> str:
         """What to write after `--corpus` to get this corpus from anywhere."""
         if self.kind != "directory":
             return self.kind
-        return ",".join(map(str, self.origins))
+        return as_text(self.parts)
 
     def prepare(self, mini: dict, make_mini: Callable[[Path], object]) -> dict:
         """Make the mini corpus, if it is this one (stage 0).
@@ -183,7 +201,7 @@ class Corpus:
         # Where it lay is no part of what it is.
         path = self.folder / NOTE
         if self.kind == "directory":
-            note["fingerprint"] = fingerprint(self.origins)
+            note["fingerprint"] = self._fingerprint()
         if not path.is_file() or self._read_note() != note:
             write_json(path, note)
 
@@ -202,8 +220,8 @@ class Corpus:
     def _tidy(self) -> None:
         """Remove what killed runs left beside the corpus; folders of audio are tidied by the code that fills them."""
         remove_leftovers(self.folder, nested=False)
-        if len(self.roots) == 2:
-            remove_leftovers(self.folder / "corpus", nested=False)
+        for place in self._folders_of_links():
+            remove_leftovers(place, nested=False)
         for name in ("manifests", "mix_lists"):
             remove_leftovers(self.folder / name)
 
@@ -239,7 +257,7 @@ class Corpus:
         note = self._read_note()
         same = note.get("corpus") == self.kind
         if same and self.kind == "directory":
-            same = note.get("fingerprint") == fingerprint(self.origins)
+            same = note.get("fingerprint") == self._fingerprint()
         if not same:
             raise UserError(
                 f"{self.folder} belongs to another corpus ({self._owner(note)}), not to {self.given}. Choose another "
@@ -272,13 +290,25 @@ class Corpus:
         path = self.folder / NOTE
         return read_json(path, f"delete {path} and run stage 0 again")
 
+    def _fingerprint(self) -> str | list[str]:
+        """Of the directories; of several parts one for each, since A,B is another corpus than A+B."""
+        prints = [fingerprint(part) for part in self.parts]
+        return prints[0] if len(prints) == 1 else prints
+
     def _owner(self, note: dict) -> str:
-        place = self.folder / "corpus"
-        # Where that corpus lies, which is what a person knows.
-        links = [path for path in (place, place / "train", place / "test") if path.is_symlink()]
-        if links:
-            return ",".join(os.readlink(path) for path in links)
-        return str(note.get("corpus"))
+        kind = str(note.get("corpus"))
+        if kind != "directory":
+            return kind
+        # Where that corpus lies, which is what a person knows; its links may have gone.
+        return linked_text(self.folder / "corpus") or kind
+
+    def _folders_of_links(self) -> list[Path]:
+        """The folders below that of the data in which the links lie, the outer ones first."""
+        folders: set[Path] = set()
+        for root in self.roots:
+            above = root.relative_to(self.folder).parents
+            folders.update(self.folder / name for name in above)
+        return sorted(folders - {self.folder})
 
     def _is_linked(self) -> bool:
         # Only where the links lead counts, so that a corpus that is not mounted now is still known.
@@ -290,9 +320,10 @@ class Corpus:
     def _link(self) -> None:
         if self._is_linked():
             return
-        place = self.folder / "corpus"
-        if len(self.roots) == 2 and place.is_symlink():
-            place.unlink()
+        # What a killed stage 0 has left: a link where a folder of links must be.
+        for place in self._folders_of_links():
+            if place.is_symlink():
+                place.unlink()
         for root, origin in zip(self.roots, self.origins, strict=True):
             root.parent.mkdir(parents=True, exist_ok=True)
             if root.is_dir() and not root.is_symlink():
@@ -329,6 +360,7 @@ def locate(
     pair: bool = False,
     base: Path | None = None,
     mini: bool = True,
+    joined: bool = False,
 ) -> Corpus:
     """The corpus that the options name.
 
@@ -339,6 +371,7 @@ def locate(
         pair: whether TRAIN_DIR,TEST_DIR is a form.
         base: folder that relative paths are relative to; None: the current one.
         mini: whether the recipe can make a mini corpus.
+        joined: whether several corpora may be joined by `+`.
 
     Raises:
         UserError: the recipe has no such corpus; the directory does not exist and was never used, or its name cannot be
@@ -356,49 +389,25 @@ def locate(
     if args.corpus in words:
         name = _check_name(args.name or words[args.corpus], "--name")
         folder = (args.out / name).resolve()
-        return Corpus(args.corpus, name, (folder / "corpus",), folder)
+        return Corpus(args.corpus, name, ((folder / "corpus",),), folder)
     if not args.corpus:
         raise UserError("--corpus is empty: give mini, or a directory")
-    origins = _directories(args.corpus, base or Path.cwd(), pair)
-    name = args.name or "-".join(plain(origin.name) for origin in origins)
-    name = _check_name(name, "--name" if args.name else f"--corpus {args.corpus}")
-    corpus = Corpus("directory", name, origins, (args.out / name).resolve())
-    known = (corpus.folder / NOTE).is_file() and corpus._is_linked()
-    absent = [origin for origin in origins if not origin.is_dir()]
-    # Once all is mixed, the corpus itself may have gone.
-    if absent and not known:
+    for parts in readings(args.corpus, base or Path.cwd(), pair, joined):
+        name = args.name or name_of(parts)
+        corpus = Corpus("directory", name, parts, (args.out / name).resolve())
+        # Once all is mixed, the corpus itself may have gone.
+        is_known = (corpus.folder / NOTE).is_file() and corpus._is_linked()
+        if is_known:
+            break
+    _check_name(name, "--name" if args.name else f"--corpus {args.corpus}")
+    absent = [origin for origin in corpus.origins if not origin.is_dir()]
+    if absent and not is_known:
         forms = "See --help for what it may be"
         if accepted:
             choices = [f"`{word}`" for word in words] + ["one of these forms"]
             forms = f"Give {', or '.join(choices)}:\n{accepted}"
         raise UserError(f"--corpus: {absent[0]} is not a directory. {forms}")
     return corpus
-
-
-def _directories(text: str, base: Path, pair: bool) -> tuple[Path, ...]:
-    """The directory, or the two, that a text names, without links; a comma may be part of a name, too."""
-
-    def resolved(part: str) -> Path:
-        path = Path(part).expanduser()
-        return (base / path).resolve()
-
-    whole = resolved(text)
-    if whole.is_dir() or not pair:
-        return (whole,)
-    # Any of the commas may be the one between the two.
-    fields = text.split(",")
-    for cut in range(1, len(fields)):
-        train = ",".join(fields[:cut])
-        test = ",".join(fields[cut:])
-        if not train or not test:
-            continue
-        folders = (resolved(train), resolved(test))
-        if all(folder.is_dir() for folder in folders):
-            return folders
-    # At least one of two names is wrong, and the message names that one alone.
-    if len(fields) == 2 and all(fields):
-        return tuple(map(resolved, fields))
-    return (whole,)
 
 
 @command
@@ -421,8 +430,15 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="TRAIN_DIR,TEST_DIR is a form",
     )
+    parser.add_argument(
+        "--joined",
+        action="store_true",
+        help="several corpora may be joined by +",
+    )
     args = parser.parse_args(argv)
-    corpus = locate(args, downloaded=args.downloaded, pair=args.pair, base=args.base)
+    corpus = locate(
+        args, downloaded=args.downloaded, pair=args.pair, base=args.base, joined=args.joined
+    )
     corpus.check()
     # Names may hold any other byte, a line feed too.
     for text in (corpus.name, corpus.given):

@@ -175,3 +175,100 @@ def test_the_command_gives_the_shell_what_python_uses(find, tmp_path):
     name, place, rest = done.stdout.split("\0")
     one = find("a\n'b\"")
     assert (name, place, rest) == (one.name, one.given, "") and find(place) == one
+
+
+# ---- corpora joined by +
+
+
+@pytest.fixture
+def join(tmp_path):
+    """The corpus of an option that may join several, for a user who stands in `tmp_path`."""
+
+    def join(text, name=""):
+        args = argparse.Namespace(corpus=str(text), name=name, out=tmp_path / "data")
+        return corpus.locate(args, "  the forms", pair=True, base=tmp_path, joined=True)
+
+    return join
+
+
+def test_joined_corpora_are_named_by_all_and_linked_by_number(join, tmp_path):
+    for name in ("a", "b", "c"):
+        put(tmp_path / name / "1.wav")
+    one = join("a,b+c")
+    assert one.parts == ((tmp_path / "a", tmp_path / "b"), (tmp_path / "c",))
+    assert one.name == "a-b+c" and join(one.given) == one
+    one.claim()
+    place = tmp_path / "data" / "a-b+c" / "corpus"
+    assert one.linked_parts == ((place / "1" / "train", place / "1" / "test"), (place / "2",))
+    assert [root.resolve() for root in one.roots] == list(one.origins)
+    assert one.through(tmp_path / "c" / "1.wav") == place / "2" / "1.wav"
+    # Nothing is written again, and once all is mixed the corpora may have gone.
+    before = (tmp_path / "data" / "a-b+c" / "corpus.json").stat().st_mtime_ns
+    one.claim()
+    for name in ("a", "b", "c"):
+        shutil.rmtree(tmp_path / name)
+    join("a,b+c").require()
+    assert (tmp_path / "data" / "a-b+c" / "corpus.json").stat().st_mtime_ns == before
+
+
+def test_a_plus_sign_may_be_part_of_a_name(join, find, tmp_path):
+    for name in ("a+b", "c", "d+e,f"):
+        put(tmp_path / name / "1.wav")
+    assert join("a+b").parts == ((tmp_path / "a+b",),)
+    assert join("a+b+c").parts == ((tmp_path / "a+b",), (tmp_path / "c",))
+    assert join("c,d+e,f").parts == ((tmp_path / "c", tmp_path / "d+e,f"),)
+    # One that is in use is known when it has gone.
+    join("a+b").claim()
+    shutil.rmtree(tmp_path / "a+b")
+    assert join("a+b").require()
+    with pytest.raises(UserError, match=r"c\+c is not a directory"):
+        find("c+c")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a+z", "/z is not"), ("z,a+a", "/z is not"), ("a+", r"/a\+ is not"), ("a+a,z", "/z is not")],
+)
+def test_the_one_that_is_missing_of_joined_corpora_is_named(join, tmp_path, text, told):
+    put(tmp_path / "a" / "1.wav")
+    with pytest.raises(UserError, match=told + " a directory.*\n  the forms"):
+        join(text)
+
+
+def test_joined_corpora_and_others_of_their_name_are_told_apart(join, tmp_path):
+    for name in ("a", "b", "c"):
+        put(tmp_path / name / "1.wav", name.encode())
+    join("a+b,c", name="X").claim()
+    for text in ("a+b", "a,b", "a", "a,b+c", "b+a,c"):
+        with pytest.raises(UserError, match=r"belongs to another corpus \(.*/a\+.*/b,.*/c\)"):
+            join(text, name="X").check()
+    # Moved, they are the same.
+    for name in ("a", "b", "c"):
+        (tmp_path / name).rename(tmp_path / f"new_{name}")
+    join("new_a+new_b,new_c", name="X").claim()
+    links = tmp_path / "data" / "X" / "corpus"
+    assert (links / "2" / "test").resolve() == tmp_path / "new_c"
+
+
+def test_links_never_go_through_one_that_a_killed_run_left(join, tmp_path):
+    for name in ("a", "b"):
+        put(tmp_path / name / "1.wav")
+    (tmp_path / "data" / "X").mkdir(parents=True)
+    (tmp_path / "data" / "X" / "corpus").symlink_to(tmp_path / "a")
+    join("a,b+b", name="X").claim()
+    shutil.rmtree(tmp_path / "data" / "X" / "corpus" / "1")
+    (tmp_path / "data" / "X" / "corpus" / "1").symlink_to(tmp_path / "a")
+    join("a,b+b", name="X").claim()
+    assert os.listdir(tmp_path / "a") == ["1.wav"]
+    assert (tmp_path / "data" / "X" / "corpus" / "1" / "test").resolve() == tmp_path / "b"
+
+
+def test_old_leftovers_go_from_every_folder_of_links(join, tmp_path):
+    for name in ("a", "b"):
+        put(tmp_path / name / "1.wav")
+    join("a,b+b").claim()
+    links = tmp_path / "data" / "a-b+b" / "corpus"
+    for place in (links, links / "1"):
+        os.utime(put(place / ".belt-old.tmp"), (0, 0))
+    join("a,b+b").require()
+    assert not list(links.rglob(".belt-*"))
