@@ -479,7 +479,7 @@ def test_stage_1_before_stage_0_and_a_namesake_are_told(run, tiny, tmp_path):
 def test_a_killed_stage_1_continues_where_it_was(stages, tiny, tmp_path, run):
     corpus = shutil.copytree(tiny, tmp_path / "copy")
     text = stages[0].mixing.draw_list(
-        {p.name: [str(f.relative_to(corpus)) for f in p.glob("*.wav")] for p in (corpus / "wsj0/si_tr_s").iterdir()},
+        [{p.name: [str(f.relative_to(corpus)) for f in p.glob("*.wav")] for p in (corpus / "wsj0/si_tr_s").iterdir()}],
         2, 120, seed=5,
     )  # fmt: skip
     (corpus / "mix_lists" / "mix_2_spk_tr.txt").write_text(text)

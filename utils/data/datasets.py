@@ -1,4 +1,4 @@
-"""Training and validation examples: random segments of manifest mixtures, or new mixtures of single-speaker recordings.
+"""Training and validation examples: random segments of manifest mixtures, or new mixtures of single sources.
 
 Every example is a function of (seed, epoch, index) alone, so the same seed gives the same mixtures whatever the number
 of loader workers and, over all ranks together, of devices.
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.data import audio
 from utils.data.manifest import read_manifest, source_columns
 from utils.data.mixing import PEAK, peak_of
-from utils.data.recordings import by_speaker, read_listed
+from utils.data.recordings import by_group, draw_different, read_listed
 from utils.data.split import Split
 from utils.errors import UserError
 from utils.training.config import Data, DynamicMixing
@@ -121,17 +121,34 @@ class Mixtures(Dataset):
         }
 
 
+def draw_gains(rng: np.random.Generator, n_src: int, options: DynamicMixing) -> np.ndarray:
+    """(n_src,): the levels of the sources of a mixture in dB, as `options.levels` says."""
+    half = options.max_gain / 2
+    if options.levels == "independent":
+        # Two differ by the whole range at most.
+        return rng.uniform(-half, half, n_src)
+    # The difference of the first two is uniform within plus and minus the whole range.
+    gain = rng.uniform(-half, half)
+    gains = np.zeros(n_src)
+    gains[0] = gain
+    gains[1:2] = -gain
+    return gains
+
+
 class DynamicMixtures(Dataset):
-    """New mixtures of different speakers each epoch, by key (epoch, index).
+    """New mixtures of different speakers, or classes of sounds, each epoch, by key (epoch, index).
 
     Any index is an example, so an epoch may be of any size (`draws`).
+
+    Sources: if the recordings are of several groups, the group of each source is drawn first, each as likely as the
+    others; then its speaker and a recording, uniformly (Tzinis et al., ICASSP 2020, mixtures of speech and sounds).
 
     Levels: each segment gets unit power, then gains that differ by at most `options.max_gain` dB; the mixture is scaled
     so that the largest sample of mixture and sources is 0.9, as in wsj0-2mix.
 
     Args:
-        split: its list `<name>_sources.csv` has the columns speaker, path (relative to it or absolute) and length
-            (samples).
+        split: its list `<name>_sources.csv` has the columns speaker, path (relative to it or absolute), length
+            (samples) and, if there are several groups, group.
         options: how they are mixed.
     """
 
@@ -144,11 +161,12 @@ class DynamicMixtures(Dataset):
         recordings = split.csv("sources")
         if not recordings.is_file():
             raise UserError(
-                f"dynamic mixing needs {recordings}, a list of single-speaker recordings, which does not exist: "
+                f"dynamic mixing needs {recordings}, a list of recordings of single sources, which does not exist: "
                 "stage 1 writes one only if it can tell the speakers of the corpus. Remove data.dynamic_mixing"
             )
         table = read_listed(recordings, ("speaker", "path", "length"))
-        self.speakers = by_speaker(table, split.n_src, recordings)
+        self.groups = by_group(table, split.n_src, recordings)
+        self.names = [[rows[0]["speaker"] for rows in group] for group in self.groups]
         self.split = split
         self.n_src = split.n_src
         # By default an epoch has as many mixtures as there are recordings.
@@ -161,17 +179,19 @@ class DynamicMixtures(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
         rng = rng_of(self.split.seed, epoch, index)
-        # No speaker twice: nobody could tell such sources apart.
-        speakers = rng.choice(len(self.speakers), self.n_src, replace=False)
+
+        def sample(n: int, k: int) -> np.ndarray:
+            return rng.choice(n, k, replace=False)
+
+        # The draw of a group takes nothing from the generator where there is but one.
+        picks = rng.integers(len(self.groups), size=self.n_src)
         segments = []
-        for speaker in speakers:
-            segment = self._draw_segment(self.speakers[speaker], rng)
+        for group, place in draw_different(self.names, picks.tolist(), sample):
+            segment = self._draw_segment(self.groups[group][place], rng)
             segments.append(segment)
         sources = np.stack(segments)
-        # Gains in dB, uniform within half the range about zero: two differ by the whole range at most.
-        half = self.options.max_gain / 2
-        gains = rng.uniform(-half, half, (self.n_src, 1, 1))
-        sources *= 10 ** (gains / 20)
+        gains = draw_gains(rng, self.n_src, self.options)
+        sources *= 10 ** (gains[:, None, None] / 20)
         # One gain for all, so that the mixture stays their sum.
         sources *= PEAK / peak_of(sources, sources.sum(0))
         return {
@@ -203,7 +223,8 @@ class DynamicMixtures(Dataset):
             signal = signal[:frames] / np.sqrt(power)
             return np.pad(signal, (0, frames - len(signal)))[None]
         raise UserError(
-            f"the recordings of a speaker are silent, e.g. {recordings[0]['path']}: remove them from the list"
+            f"the recordings of {recordings[0]['speaker']} are silent, e.g. {recordings[0]['path']}: remove them from "
+            "the list"
         )
 
 

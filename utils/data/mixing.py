@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,16 @@ from scipy.signal import resample_poly
 from utils.data import audio
 from utils.data.names import distinct
 from utils.data.products import Product, make, problems_error
+from utils.data.recordings import draw_different
 from utils.data.speech_level import active_speech_level
 from utils.errors import UserError
 
 LEVEL_RATE = 8000  # the levels are measured on the 8 kHz signals, also for mixtures at 16 kHz
 PEAK = 0.9
+
+Level = Literal["speech", "power"]
+"""What gains refer to: `speech`, the active speech level of the whole recording (ITU-T P.56, as in wsj0-2mix), or
+`power`, the mean power of what the mixture holds of it, since other sounds may be all below the band of speech."""
 
 
 def resample(signal: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
@@ -224,26 +230,40 @@ def _missing_message(path: Path, root: Path, missing: list[tuple[int, str]]) -> 
 
 
 def draw_list(
-    recordings: dict[str, list[str]], n_src: int, n_mixtures: int, seed: str | int
+    groups: Sequence[dict[str, list[str]]],
+    n_src: int,
+    n_mixtures: int,
+    seed: str | int,
+    largest_difference: float = 5.0,
 ) -> str:
-    """Draw a mixing list (text) as MERL's are: different speakers, the first two up to 5 dB apart, others at 0 dB.
+    """Draw a mixing list (text) as MERL's are: different speakers, levels of the first two apart, others at 0 dB.
 
     Args:
-        recordings: dict of speaker -> paths.
+        groups: dicts of speaker -> paths; several groups are as likely as each other, for each source.
         n_src, n_mixtures, seed: sources a mixture, lines, seed of the drawing.
+        largest_difference: of the levels of the first two, in dB; MERL's is 5.
     """
     draw = random.Random(seed)
-    speakers = sorted(recordings)
+    speakers = [sorted(recordings) for recordings in groups]
+
+    def sample(n: int, k: int) -> list[int]:
+        return draw.sample(range(n), k)
+
     # The keys of a dict are in order, and come once.
     lines: dict[str, None] = {}
     while len(lines) < n_mixtures:
-        # MERL's lists: two speakers up to 5 dB apart, a third one between them.
-        half = draw.uniform(0.0, 2.5)
+        # MERL's lists: the first speaker is the louder one, a third one is between the two.
+        half = draw.uniform(0.0, largest_difference / 2)
         gains = [half, -half] + [0.0] * (n_src - 2)
-        chosen = draw.sample(speakers, n_src)
+        picks = [0] * n_src
+        # Python's generator takes a number even for a draw among one.
+        if len(groups) > 1:
+            picks = [draw.randrange(len(groups)) for _ in range(n_src)]
+        chosen = draw_different(speakers, picks, sample)
         fields = []
-        for name, gain in zip(chosen, gains, strict=True):
-            recording = draw.choice(recordings[name])
+        for (group, place), gain in zip(chosen, gains, strict=True):
+            name = speakers[group][place]
+            recording = draw.choice(groups[group][name])
             fields.append(f"{recording} {gain:.5g}")
         lines[" ".join(fields)] = None
     return "".join(f"{line}\n" for line in lines)
@@ -262,7 +282,12 @@ def mixture_name(labels: Sequence[str], gains: Sequence[float]) -> str:
 
 
 def mix_list(
-    entries: list[Entry], folder: str | Path, sample_rate: int, mode: str, n_jobs: int
+    entries: list[Entry],
+    folder: str | Path,
+    sample_rate: int,
+    mode: str,
+    n_jobs: int,
+    level: Level = "speech",
 ) -> tuple[pd.DataFrame, list[str]]:
     """Make the mixtures of a list as 16-bit files `folder/{mix,s1,s2,...}/<name>.wav`.
 
@@ -273,6 +298,7 @@ def mix_list(
         entries: from `parse_list`, all of the same number of sources.
         folder: where the files go.
         sample_rate, mode, n_jobs: rate in Hz, "min" or "max", number of processes.
+        level: what the gains of the list refer to, see `Level`.
 
     Returns:
         a manifest (`pandas.DataFrame`) with absolute paths, in the order of the list, and a list of warnings (texts),
@@ -291,9 +317,10 @@ def mix_list(
             "gains": entry.gains,
             "sample_rate": sample_rate,
             "mode": mode,
+            "level": level,
         }
         paths = tuple(folder / part / f"{entry.name}.wav" for part in parts)
-        arguments = (entry, paths, sample_rate, mode)
+        arguments = (entry, paths, sample_rate, mode, level)
         products.append(Product(entry.name, settings, paths, arguments))
     results = make(_mix_entry, products, folder, n_jobs, f"mixing {folder.name}")
     rows = []
@@ -320,17 +347,21 @@ def _parts(n_src: int) -> list[str]:
 
 
 def _mix_entry(
-    entry: Entry, paths: tuple[Path, ...], sample_rate: int, mode: str
+    entry: Entry, paths: tuple[Path, ...], sample_rate: int, mode: str, level: Level
 ) -> tuple[dict, list[str]]:
     """Make one mixture; returns its length in samples, or which source is silent, and the files that were read."""
     inputs = list(entry.paths)
     utterances = []
     levels = []
     for path in inputs:
-        utterance, level = _utterance(path, sample_rate)
-        utterances.append(utterance)
-        levels.append(level)
+        recording, rate = _read(path, sample_rate)
+        utterances.append(resample(recording, rate, sample_rate))
+        if level == "speech":
+            # Of the whole recording, before it is cut.
+            levels.append(_speech_level(path, recording, rate))
     length = {"min": min, "max": max}[mode](map(len, utterances))
+    if level == "power":
+        levels = [np.mean(utterance[:length] ** 2) for utterance in utterances]
     # An utterance may begin behind the end of a shorter one.
     silent = _first_silent([utterance[:length] for utterance in utterances])
     if silent is None:
@@ -358,19 +389,23 @@ def _first_silent(signals: list[np.ndarray]) -> int | None:
     return None
 
 
-def _utterance(path: str, sample_rate: int) -> tuple[np.ndarray, float]:
-    """The recording at `sample_rate`, and its active speech level (power)."""
+def _read(path: str, sample_rate: int) -> tuple[np.ndarray, int]:
+    """A recording and its rate, which must not be below `sample_rate`."""
     rate = audio.info(path)[1]
     if rate < sample_rate:
         raise UserError(
             f"{path}: sampled at {rate} Hz, too low for mixtures at {sample_rate} Hz. Leave it out, or lower "
             "--sample_rate"
         )
-    signal = audio.read(path).astype(np.float64)
+    return audio.read(path).astype(np.float64), rate
+
+
+def _speech_level(path: str, signal: np.ndarray, rate: int) -> float:
+    """The active speech level (power) of a recording."""
     # At one rate for all, so that the mixtures at 8 and at 16 kHz have the same levels.
     at_level_rate = resample(signal, rate, LEVEL_RATE)
     try:
         level, _ = active_speech_level(at_level_rate, LEVEL_RATE)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return resample(signal, rate, sample_rate), level
+    return level

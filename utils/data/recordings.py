@@ -1,6 +1,10 @@
-"""Lists of single-speaker recordings and of rooms, from which mixtures are made on the fly."""
+"""Lists of recordings of single sources and of rooms, from which mixtures are made on the fly.
 
-from collections.abc import Sequence
+The column speaker holds who is heard, or the class of a sound. Where it has a column group too, the recordings are of
+several corpora, each of which is as likely as the others.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,16 +24,18 @@ def read_listed(csv: str | Path, columns: Sequence[str] = ("path",)) -> pd.DataF
         a table whose paths are absolute, and whose column length, if there is one, holds whole numbers.
 
     Raises:
-        UserError: there is no such list, it is not a CSV, or lacks a column; a speaker without a name, or a length that
-            is no number.
+        UserError: there is no such list, it is not a CSV, or lacks a column; a speaker or a group without a name, or a
+            length that is no number.
     """
     # Speakers may be called NA, null or 007, which pandas would take for something else.
     table = read_numbers(read_table(csv))
     require_columns(csv, table, columns)
-    if "speaker" in table:
-        is_unnamed = table["speaker"] == ""
+    for column in ("speaker", "group"):
+        if column not in table:
+            continue
+        is_unnamed = table[column] == ""
         if is_unnamed.any():
-            raise UserError(f"{csv}, line {line_of(is_unnamed)}: the speaker is empty")
+            raise UserError(f"{csv}, line {line_of(is_unnamed)}: the {column} is empty")
     if "length" in table:
         table["length"] = to_samples(csv, table["length"])
     folder = Path(csv).resolve().parent
@@ -50,5 +56,54 @@ def by_speaker(recordings: pd.DataFrame, n_src: int, origin: str | Path) -> list
     """
     speakers = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
     if len(speakers) < n_src:
-        raise UserError(f"{origin} has {len(speakers)} speakers; a mixture needs {n_src}")
+        raise UserError(
+            f"{origin} has {len(speakers)} speakers (or classes); a mixture needs {n_src}"
+        )
     return speakers
+
+
+def by_group(recordings: pd.DataFrame, n_src: int, origin: str | Path) -> list[list[list[dict]]]:
+    """The rows of each speaker of each group of a list; without a column group all are of one.
+
+    Args:
+        recordings, n_src, origin: as of `by_speaker`.
+
+    Raises:
+        UserError: a group has too few speakers for a mixture of this group alone.
+    """
+    if "group" not in recordings:
+        return [by_speaker(recordings, n_src, origin)]
+    groups = []
+    for group, rows in recordings.groupby("group"):
+        groups.append(by_speaker(rows, n_src, f"{origin}: group {group}"))
+    return groups
+
+
+def draw_different(
+    groups: Sequence[Sequence[str]],
+    picks: Sequence[int],
+    sample: Callable[[int, int], Iterable[int]],
+) -> list[tuple[int, int]]:
+    """Draw a speaker (or class) for each source of a mixture, uniformly in its group and never the same twice.
+
+    Two groups may have the same class: nobody could tell such sources apart either.
+
+    Args:
+        groups: different names of speakers, by group; at least as many in each as there are sources.
+        picks: the group of each source.
+        sample: of (n, k), draws k different whole numbers below n in any order.
+
+    Returns:
+        the group of each source, and the place of its speaker there.
+    """
+    while True:
+        members = [0] * len(picks)
+        for group in sorted(set(picks)):
+            sources = [source for source, pick in enumerate(picks) if pick == group]
+            drawn = sample(len(groups[group]), len(sources))
+            for source, member in zip(sources, drawn, strict=True):
+                members[source] = int(member)
+        chosen = list(zip(picks, members, strict=True))
+        names = {groups[group][member] for group, member in chosen}
+        if len(names) == len(picks):
+            return chosen

@@ -11,7 +11,7 @@ import pandas as pd
 from utils.errors import UserError
 
 # Columns whose cells are texts whatever they look like: a speaker may be called 007, and say null.
-_TEXT = re.compile(r"mixture_ID|path|.*_path|(speaker|text)(_\d+)?|size|set|name")
+_TEXT = re.compile(r"mixture_ID|path|.*_path|(speaker|text)(_\d+)?|group|size|set|name")
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

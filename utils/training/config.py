@@ -35,10 +35,14 @@ from utils.training.trust import check_importable
 
 @dataclass
 class DynamicMixing:
-    """New training mixtures each epoch, from the single-speaker recordings in train_sources.csv."""
+    """New training mixtures each epoch, from the recordings of single sources in train_sources.csv."""
 
     max_gain: NonNegative = 5.0
-    """Largest level difference between two sources of a mixture, in dB (drawn uniformly)."""
+    """Largest level difference between two sources of a mixture, in dB."""
+    levels: Literal["independent", "opposite"] = "independent"
+    """`independent`: the level of each source is uniform within half of max_gain about zero, so that large differences
+    are rare; `opposite`: the difference of the first two is uniform, as in the lists of wsj0-2mix, and further sources
+    lie between them."""
     speed: Decay = 0.0
     """Largest relative change of speed of a source, e.g. 0.05; 0: none."""
 

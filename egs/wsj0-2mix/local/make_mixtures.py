@@ -143,7 +143,7 @@ def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.
     # Each recording comes about four times.
     n_mixtures = max(20, 2 * len(sources))
     n_mixtures = min(3000, n_mixtures)
-    text = mixing.draw_list(names, n_src, n_mixtures, seed=part)
+    text = mixing.draw_list([names], n_src, n_mixtures, seed=part)
     mixing_list = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
     files.write_changed(mixing_list, text)
     return mixing.parse_list(mixing_list, folder, n_src)

@@ -137,7 +137,7 @@ def make_mini(folder: Path, n_jobs: int, size: dict[str, int] = MINI) -> int:
     # Mixtures of three speakers have lists of their own.
     for n_src in (2, 3):
         for part, paths in recordings.items():
-            text = mixing.draw_list(paths, n_src, size[part], seed=f"{n_src}{part}")
+            text = mixing.draw_list([paths], n_src, size[part], seed=f"{n_src}{part}")
             mixing_list = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
             files.write_changed(mixing_list, text)
     return len(jobs)

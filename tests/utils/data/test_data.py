@@ -187,7 +187,7 @@ def test_too_few_speakers_silent_speakers_and_missing_lists_are_messages(tone_ma
     frame = pd.read_csv(tone_manifests / "train_sources.csv")
     frame["path"] = [str(tone_manifests / path) for path in frame["path"]]
     frame[frame.speaker == "s10"].to_csv(tmp_path / "one_sources.csv", index=False)
-    with pytest.raises(UserError, match="1 speakers; a mixture needs 2"):
+    with pytest.raises(UserError, match="1 speakers .or classes.; a mixture needs 2"):
         DynamicMixtures(Split(tmp_path, "one", 2, 8000, 1), DynamicMixing())
     audio.write(tmp_path / "silent.wav", np.zeros(8000), 8000)
     rows = [{"speaker": name, "path": "silent.wav", "length": 8000} for name in "ab"]
@@ -204,7 +204,7 @@ def test_speakers_are_texts_whatever_they_say(tone_manifests, tmp_path):
     frame["speaker"] = names
     frame[:-1].to_csv(tmp_path / "singles_sources.csv", index=False)
     dataset = DynamicMixtures(Split(tmp_path, "singles", 6, 8000, 0.1), DynamicMixing())
-    assert sorted(rows[0]["speaker"] for rows in dataset.speakers) == sorted(names[:-1])
+    assert sorted(rows[0]["speaker"] for rows in dataset.groups[0]) == sorted(names[:-1])
     assert dataset[0, 0]["sources"].shape[0] == 6
     frame.to_csv(tmp_path / "singles_sources.csv", index=False)
     with pytest.raises(UserError, match="line 8: the speaker is empty"):

@@ -345,17 +345,17 @@ def test_a_silent_recording_is_named(corpus):
 
 
 def test_drawn_lists_repeat_nothing():
-    text = mixing.draw_list({"a": ["a/1.wav"], "b": ["b/1.wav"]}, 2, 2000, seed=2)
+    text = mixing.draw_list([{"a": ["a/1.wav"], "b": ["b/1.wav"]}], 2, 2000, seed=2)
     assert len(set(text.splitlines())) == 2000
 
 
 def test_drawn_lists_have_different_speakers_and_opposite_gains():
     recordings = {name: [f"{name}/1.wav", f"{name}/2.wav"] for name in "abcd"}
-    text = mixing.draw_list(recordings, 3, 50, seed=1)
+    text = mixing.draw_list([recordings], 3, 50, seed=1)
     assert (
         text
-        == mixing.draw_list(recordings, 3, 50, seed=1)
-        != mixing.draw_list(recordings, 3, 50, seed=2)
+        == mixing.draw_list([recordings], 3, 50, seed=1)
+        != mixing.draw_list([recordings], 3, 50, seed=2)
     )
     for line in text.splitlines():
         one, gain, two, opposite, three, zero = line.split()
