@@ -46,12 +46,7 @@ def measure(frontend: FrontEnd, mixture: Tensor, sources: Tensor) -> dict[str, T
     # How near latents of equal masks come to those of the oracle, and what they lack.
     latent_si_sdr = -latent_losses.si_sdr(constant, targets)
     error = constant - targets
-    # What the masks say by themselves: decode((m_i - 1/S) E(0)).
-    alone = frontend.decode(frontend.masked(masks - equal, silence), mixture.shape[-1])
-    if frontend.decoder_bias is not None:
-        # A constant is nobody's sound.
-        alone = alone - alone.mean(-1, keepdim=True)
-    departure = sources - sources.mean(1, keepdim=True)
+    alone, departure = without_mixture(frontend, sources)
     return {
         "constant_mask_latent_si_sdr": latent_si_sdr.diagonal(dim1=1, dim2=2).mean(),
         "latent_cosine": cosines[:, pairs[0], pairs[1]].mean(),
@@ -59,3 +54,24 @@ def measure(frontend: FrontEnd, mixture: Tensor, sources: Tensor) -> dict[str, T
         "heard_share": frontend.heard(error).square().sum() / error.square().sum().clamp(min=1e-12),
         "masks_alone_si_sdr": si_snr(alone, departure).mean(),
     }
+
+
+@torch.no_grad()
+def without_mixture(frontend: FrontEnd, sources: Tensor) -> tuple[Tensor, Tensor]:
+    """What oracle masks say by themselves, where there is no mixture that they could mask.
+
+    Args:
+        sources: (batch, n_src, time).
+
+    Returns:
+        decode((m_i - 1/S) E(0)), silent if masks only mask, and what it is compared with, s_i less the mean of the
+        sources; both (batch, n_src, time).
+    """
+    n_src = sources.shape[1]
+    silence = frontend.encode(torch.zeros_like(sources[:, 0]))
+    departures = frontend.oracle_masks(sources) - 1 / n_src
+    alone = frontend.decode(frontend.masked(departures, silence), sources.shape[-1])
+    if frontend.decoder_bias is not None:
+        # A constant is nobody's sound.
+        alone = alone - alone.mean(-1, keepdim=True)
+    return alone, sources - sources.mean(1, keepdim=True)

@@ -130,6 +130,12 @@ class TwoStep(System):
         estimates = self.frontend.decode(latents, mixture.shape[-1])
         return self._calibrate(estimates, level)[:, :, None]
 
+    def inspect(self, mixture: Tensor, sources: Tensor) -> dict[str, Tensor]:
+        """What the front end's masks do, see `instruments.measure`; of signals shaped as for `oracle`."""
+        centred = {"mixture": without_offset(mixture), "sources": without_offset(sources)}
+        normalised, truth, _ = self.normalised(centred)
+        return instruments.measure(self.frontend, normalised, truth)
+
     def estimate(self, mixture: Tensor) -> Tensor:
         """Normalised mixture (batch, time) to estimates (batch, n_src, time), not yet calibrated."""
         with self.full_precision():

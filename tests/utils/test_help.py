@@ -12,6 +12,7 @@ WRONG = {
     "evaluate": ["--exp", "x", "--manifest", "none.csv"],
     "separate": ["model.pth", "x.wav", "--segment", "-1"],
     "report": ["--wrong"],
+    "compare": ["--wrong"],
 }
 PROGRAM = """
 import sys

@@ -22,7 +22,7 @@ from utils.evaluation.apply import Oracle, joined, separated, separated_by_oracl
 from utils.evaluation.methods import Method
 from utils.evaluation.options import Blocks
 from utils.evaluation.results import Row, example_name, whole_name, write_example
-from utils.evaluation.scores import Score
+from utils.evaluation.scores import Score, of_mixture
 from utils.evaluation.signals import Samples, blocks, broadcast, whole, zeros
 from utils.evaluation.suites import SUITES
 from utils.files import end_with_parent, sha256, write_text
@@ -102,6 +102,28 @@ def estimate(
     return estimates, by_oracle(oracle, separator.device)
 
 
+@torch.inference_mode()
+def inspect(
+    method: Method, how: How, mixture: Samples, sources: Samples, sample_rate: int
+) -> dict[str, float]:
+    """What a system that has an `inspect` says about itself: numbers by name, of the first segment of a mixture.
+
+    Args:
+        as of `estimate`.
+    """
+    if method.kind != "system":
+        return {}
+    measure = getattr(method.load(sample_rate, how.device), "inspect", None)
+    if measure is None:
+        return {}
+    # Memory does not grow with the length.
+    end = min(round(how.blocks.segment * sample_rate), mixture.shape[-1])
+    heard = torch.as_tensor(mixture[:1][..., :end], device=how.device)
+    truth = torch.as_tensor(sources[:, :1][..., :end], device=how.device)
+    values = measure(heard[None], truth[None])
+    return {name: float(value) for name, value in values.items()}
+
+
 def _in_words(signals: Samples) -> str:
     n_src, n_channels, _ = signals.shape
     return f"{n_src} sources of {n_channels} channels"
@@ -128,6 +150,7 @@ def score(
     mixture, sources = open_example(row["mixture_path"], source_paths, rate, folder)
     try:
         estimates, oracle = estimate(method, how, mixture, sources, rate, folder)
+        inspected = inspect(method, how, mixture, sources, rate)
     except torch.OutOfMemoryError:
         raise UserError(
             f"{row['mixture_path']} ({mixture.shape[-1] / rate:.0f} s) does not fit the memory of {how.device}: lower "
@@ -146,7 +169,7 @@ def score(
     mixture_id = str(row["mixture_ID"])
     # In samples; some means are weighted by it.
     length = Score(None, "length", mixture.shape[-1])
-    result = Row(mixture_id, [length, *scored.scores])
+    result = Row(mixture_id, [length, *scored.scores, *of_mixture(inspected)])
     # Hashes of what is written let a later run see that it is still there and unchanged.
     paths: list[Path] = []
     for name, text in scored.files.items():

@@ -174,6 +174,12 @@ SPEECH_METRICS = (
     "snr",
     "oracle_si_sdri",
     "oracle_si_sdr",
+    # What a learnt front end says about its masks, see local_models/two_step/instruments.py.
+    "silence_share",
+    "masks_alone_si_sdr",
+    "constant_mask_latent_si_sdr",
+    "latent_cosine",
+    "heard_share",
     "sdr",
     "sdri",
     "sir",

@@ -21,6 +21,7 @@ from tests.support import (
     Bands,
     Broken,
     Network,
+    WithInstruments,
     WithOracle,
     evaluation_of,
     noise_set,
@@ -84,6 +85,19 @@ def test_scores_are_those_of_the_matched_estimates_against_each_mixtures_own_inp
         assert row.snr_1 == pytest.approx(
             -6.02, abs=0.1
         )  # the inverted one: its error is twice the source
+
+
+def test_what_a_system_says_about_itself_is_in_the_scores_of_each_mixture(tone_manifests, use):
+    method = use(WithInstruments())
+    evaluate(method, tone_manifests / "test.csv", n_examples=0)
+    rows = read_rows(method)
+    manifest = pd.read_csv(tone_manifests / "test.csv")
+    for row, listed in zip(rows.itertuples(), manifest.itertuples(), strict=True):
+        paths = (listed.mixture_path, listed.source_1_path, listed.source_2_path)
+        mixture, *sources = (sf.read(tone_manifests / path)[0] for path in paths)
+        expected = np.mean(np.square(sources)) / np.mean(np.square(mixture))
+        assert row.silence_share == pytest.approx(expected, rel=1e-4)
+    assert read_final(method)["silence_share"]["mean"] == pytest.approx(rows.silence_share.mean())
 
 
 def test_the_summary_says_mean_median_error_failures_and_origin(tone_manifests, use):

@@ -56,6 +56,8 @@ def test_every_suite_gives_what_its_table_shows(tmp_path):
             "gsir_1",
             "gsar_1",
             "oracle_si_sdri",
+            "silence_share",
+            "masks_alone_si_sdr",
         }
         assert {label.key for label in LABELS[name].columns} - on_demand <= final.keys()
 
