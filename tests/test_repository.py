@@ -99,6 +99,16 @@ def test_no_room_of_local_models_imports_another():
                 assert room(other) in (None, room(module)), (module, other)
 
 
+def test_data_are_made_without_what_is_done_with_them():
+    """Neither training nor evaluation nor report is needed to make, read or mix data."""
+    later = ("utils.training", "utils.evaluation", "utils.report")
+    makers = [module for module in IMPORTS if module.startswith("utils.data.")]
+    assert len(makers) >= 20
+    for module in makers:
+        for other in IMPORTS[module]:
+            assert not other.startswith(later), (module, other)
+
+
 def test_no_module_imports_itself_through_others():
     graph = {module: imported - {module} for module, imported in IMPORTS.items()}
     for package in [module for module, path in MODULES.items() if path.name == "__init__.py"]:

@@ -7,6 +7,7 @@ from utils.data.datasets import Batches, loaders
 from utils.data.manifest import read_manifest
 from utils.data.recordings import read_listed
 from utils.data.rooms import RoomRules, load_room, make_rooms
+from utils.data.settings import Data
 from utils.data.spatial import (
     ArrayMixtures,
     MixingRules,
@@ -16,7 +17,6 @@ from utils.data.spatial import (
 )
 from utils.data.split import Split
 from utils.errors import UserError
-from utils.training.config import Data
 
 RATE = 8000
 RULES = RoomRules(length=(4, 5), width=(4, 5), height=(2.5, 3), t60=(0.12, 0.2))
