@@ -5,6 +5,7 @@ The keys of `data:` are in `utils.data.settings`, those of all other sections in
 """
 
 import copy
+import functools
 import pydoc
 import re
 from collections.abc import Iterator
@@ -273,6 +274,7 @@ def _set(values: dict, key: str, value) -> None:
     place[last] = value
 
 
+@functools.cache
 def _parser(has_system: bool) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     if has_system:

@@ -44,8 +44,13 @@ def resolved(path):
     return config.parse(config.read_yaml(path), str(path)).plain()
 
 
+# Read, and not parsed: that takes a tenth of a second for each.
+GAMES = [path for path in CONFS if "adversarial" in config.read_yaml(path)["steps"]]
+
+
 def test_there_are_configurations():
     assert CONFS
+    assert GAMES
 
 
 @pytest.mark.parametrize("path", CONFS, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
@@ -95,12 +100,10 @@ def test_comments_of_yamls_say_what_they_resolve_to():
     assert list(steps) == ["frontend", "joint"]
 
 
-@pytest.mark.parametrize("path", CONFS, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
+@pytest.mark.parametrize("path", GAMES, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
 def test_no_yaml_has_a_warm_up_that_takes_most_of_the_step(path):
     values = resolved(path)
-    game = values["system"]["init_args"].get("game")
-    if not game or "adversarial" not in values["steps"]:
-        return
+    game = values["system"]["init_args"]["game"]
     step = values["steps"]["adversarial"]
     # The mini corpus has 200 training mixtures, FUSS 20,000.
     mixtures = values["data"]["epoch_size"] or (200 if path.stem.startswith("mini") else 20000)

@@ -17,6 +17,7 @@ import yaml
 
 from tests.support import ROOT
 from tests.utils.training.small_training import (
+    FIRST,
     FRONTEND,
     arguments,
     assert_same_training,
@@ -177,7 +178,7 @@ def test_data_of_the_test_set_may_change(conf, manifests, tmp_path):
 
 
 def test_a_finished_step_needs_its_data_no_more(conf, manifests, tmp_path, capsys):
-    run = arguments(conf, manifests, tmp_path / "exp", *FRONTEND)
+    run = arguments(conf, manifests, tmp_path / "exp", *FIRST)
     train.main(run)
     shutil.rmtree(manifests)
     train.main(run)
