@@ -4,6 +4,7 @@ The process that hands the tests out to others reads this file too, and they wai
 imported where it is used.
 """
 
+import collections
 import os
 import signal
 import warnings
@@ -28,6 +29,20 @@ def tones(rng, seconds):
         2 * np.pi * rng.uniform(1, 4, (2, 1)) * time + rng.uniform(0, 6, (2, 1))
     )
     return (0.3 * envelope * np.sin(2 * np.pi * frequencies[:, None] * time)).astype(np.float32)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks as slow the cases that `fast_every` leaves out, before `-m` chooses by the marks."""
+    numbers = collections.Counter()
+    for item in items:
+        marker = item.get_closest_marker("fast_every")
+        if marker is None:
+            continue
+        function = item.nodeid.partition("[")[0]
+        if numbers[function] % marker.args[0]:
+            item.add_marker("slow")
+        numbers[function] += 1
 
 
 @pytest.fixture(autouse=True)

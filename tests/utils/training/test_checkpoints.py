@@ -213,6 +213,7 @@ def test_a_damaged_last_checkpoint_is_named_with_what_to_do(
     assert (step / "metrics.csv").read_bytes() == before, "told before anything is trained"
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize("damage", [cut, empty, other_shapes])
 def test_a_damaged_best_checkpoint_of_the_step_can_be_given_up(
     conf, tone_manifests, tmp_path, step, capsys, damage
@@ -230,6 +231,7 @@ def test_a_damaged_best_checkpoint_of_the_step_can_be_given_up(
     assert done["best_sha256"] == sha256(step / "best.ckpt")
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize("damage", [cut, empty, lambda path: path.unlink()])
 def test_a_damaged_best_checkpoint_of_the_step_before_is_named(
     conf, tone_manifests, tmp_path, step, capsys, damage

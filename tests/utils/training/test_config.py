@@ -59,8 +59,13 @@ def test_every_yaml_builds_its_system(path):
     with torch.device("meta"):
         experiment.build_system()
     assert experiment.description, "the table of results names a system by its description"
-    rebuilt = config.parse(experiment.plain(), "plain")
-    assert rebuilt.plain() == experiment.plain()
+
+
+@pytest.mark.fast_every(6)
+@pytest.mark.parametrize("path", CONFS, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
+def test_what_a_yaml_resolves_to_is_read_as_the_same(path):
+    plain = resolved(path)
+    assert config.parse(plain, "plain").plain() == plain
 
 
 def test_each_null_of_a_yaml_is_null_in_what_it_resolves_to():
@@ -246,6 +251,7 @@ OUTSIDE_THE_GAME = {
 GAME = ROOT / "egs/fuss/conf/mini_adversarial.yml"
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize(
     "assignment", [f"{key}={value}" for key, values in OUTSIDE.items() for value in values]
 )
@@ -268,6 +274,7 @@ def test_every_number_of_the_settings_has_a_range():
     assert {key for key in numbers if key.startswith("steps.frontend")} <= {*OUTSIDE}
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize(
     "assignment", [f"{key}={value}" for key, values in OUTSIDE_THE_GAME.items() for value in values]
 )

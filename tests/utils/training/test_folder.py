@@ -152,6 +152,7 @@ def remove_list(manifests):
     (manifests / "train_sources.csv").unlink()
 
 
+@pytest.mark.fast_every(2)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -214,6 +215,7 @@ def test_what_killed_runs_left_is_removed(conf, tone_manifests, tmp_path):
     assert [path.exists() for path in leftovers] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_finished_experiment_that_can_only_be_read_is_left_alone(
     conf, tone_manifests, tmp_path, capsys, monkeypatch
 ):

@@ -318,6 +318,7 @@ def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_spares_the_checkpoint_before_and_is_named(
     conf, tone_manifests, tmp_path, capsys, monkeypatch
 ):
