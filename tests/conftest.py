@@ -1,27 +1,48 @@
+"""Fixtures of all tests.
+
+The process that hands the tests out to others reads this file too, and they wait for it: what takes long to import is
+imported where it is used.
+"""
+
+import collections
+import os
 import signal
 import warnings
 
-import numpy as np
-import pandas as pd
 import pytest
-import soundfile as sf
-import torch
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # so small networks lose more by waiting for a second thread than it gains
+# Networks this small lose more by waiting for a second thread than it gains; read when torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 RATE = 8000
 
 
 def tones(rng, seconds):
     """Two sources that a small network can tell apart: a low and a high tone, each with a slow envelope."""
+    import numpy as np
+
     time = np.arange(round(seconds * RATE)) / RATE
     frequencies = rng.uniform([100, 900], [300, 2000])
     envelope = 0.5 + 0.5 * np.sin(
         2 * np.pi * rng.uniform(1, 4, (2, 1)) * time + rng.uniform(0, 6, (2, 1))
     )
     return (0.3 * envelope * np.sin(2 * np.pi * frequencies[:, None] * time)).astype(np.float32)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks as slow the cases that `fast_every` leaves out, before `-m` chooses by the marks."""
+    numbers = collections.Counter()
+    for item in items:
+        marker = item.get_closest_marker("fast_every")
+        if marker is None:
+            continue
+        function = item.nodeid.partition("[")[0]
+        if numbers[function] % marker.args[0]:
+            item.add_marker("slow")
+        numbers[function] += 1
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +65,10 @@ def torchiva():
 @pytest.fixture(scope="session")
 def tone_manifests(tmp_path_factory):
     """A folder with train.csv, valid.csv, test.csv and train_sources.csv of 1.0 to 1.5 s mixtures of tones at 8 kHz."""
+    import numpy as np
+    import pandas as pd
+    import soundfile as sf
+
     folder = tmp_path_factory.mktemp("tones")
     rng = np.random.default_rng(0)
     recordings = []

@@ -20,6 +20,7 @@ from utils.training.model_files import build_system, pack
 
 ROOT = Path(__file__).parents[1]  # of the repository
 RATE = 8000
+TIMES = ["seconds", "audio_seconds_per_second", "peak_memory_mib"]  # columns of metrics.csv
 
 
 class Bands(System):
@@ -148,15 +149,16 @@ def write_set(folder: Path, examples: list, name: str = "test") -> Path:
 
 @contextlib.contextmanager
 def recipe_scripts(folder: Path, names: tuple[str, ...]):
-    """The scripts of a recipe by name; other recipes' have the same names, so they are not left in sys.modules."""
+    """Scripts of a recipe by name; other recipes' have the same names, so none of its is left in sys.modules."""
     sys.path.insert(0, str(folder))
+    own = [path.stem for path in folder.glob("*.py")]
     try:
-        for name in names:
+        for name in own:
             sys.modules.pop(name, None)
         yield {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(folder))
-        for name in names:
+        for name in own:
             sys.modules.pop(name, None)
 
 
@@ -169,16 +171,19 @@ def noise_set(folder: Path, number: int, seconds: float = 0.5, n_src: int = 2) -
     return write_set(folder, [(s.sum(0), s) for s in sources])
 
 
+def tiny_two_step(channels: int = 8, n_blocks: int = 2) -> dict:
+    """A two-step system of a few hundred weights, by class_path and init_args."""
+    sizes = {"n_blocks": n_blocks, "n_repeats": 1, "bn_chan": channels, "hid_chan": channels}
+    separator = {"class_path": "local_models.two_step.TDCN", "init_args": sizes}
+    return {
+        "class_path": "local_models.two_step.TwoStep",
+        "init_args": {"n_basis": 16, "kernel_size": 40, "separator": separator},
+    }
+
+
 @functools.cache
 def _two_step(seed: int) -> dict:
-    separator = {
-        "class_path": "local_models.two_step.TDCN",
-        "init_args": {"bn_chan": 8, "hid_chan": 8, "n_blocks": 2, "n_repeats": 1},
-    }
-    config = {
-        "class_path": "local_models.two_step.TwoStep",
-        "init_args": {"separator": separator, "n_basis": 16},
-    }
+    config = tiny_two_step()
     torch.manual_seed(seed)
     return pack(config, build_system(config).state_dict())
 

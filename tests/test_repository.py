@@ -67,16 +67,21 @@ def module_of(path):
 
 
 MODULES = {module_of(path): path for path in FILES if path.suffix == ".py"}
-IMPORTS = {module: imports(path) for module, path in MODULES.items()}
 
 
-def test_dependencies_point_one_way():
+@pytest.fixture(scope="module")
+def imported_by():
+    """By module, the modules of this repository that it imports."""
+    return {module: imports(path) for module, path in MODULES.items()}
+
+
+def test_dependencies_point_one_way(imported_by):
     allowed = {
         "local_models": {"local_models"},
         "utils": {"utils", "local_models"},
         "egs": {"utils", "local_models"},  # scripts of a recipe import each other by bare names
     }
-    for module, imported in IMPORTS.items():
+    for module, imported in imported_by.items():
         part = module.partition(".")[0]
         for other in imported:
             assert other.partition(".")[0] in allowed.get(part, {"tests", *allowed}), (
@@ -85,7 +90,7 @@ def test_dependencies_point_one_way():
             )
 
 
-def test_no_room_of_local_models_imports_another():
+def test_no_room_of_local_models_imports_another(imported_by):
     rooms = {path.parent.name for path in ROOT.glob("local_models/*/__init__.py")}
     assert len(rooms) >= 6
 
@@ -93,14 +98,24 @@ def test_no_room_of_local_models_imports_another():
         name = [*module.split("."), ""][1]
         return name if name in rooms else None
 
-    for module, imported in IMPORTS.items():
+    for module, imported in imported_by.items():
         if module.startswith("local_models."):
             for other in imported:
                 assert room(other) in (None, room(module)), (module, other)
 
 
-def test_no_module_imports_itself_through_others():
-    graph = {module: imported - {module} for module, imported in IMPORTS.items()}
+def test_data_are_made_without_what_is_done_with_them(imported_by):
+    """Neither training nor evaluation nor report is needed to make, read or mix data."""
+    later = ("utils.training", "utils.evaluation", "utils.report")
+    makers = [module for module in imported_by if module.startswith("utils.data.")]
+    assert len(makers) >= 20
+    for module in makers:
+        for other in imported_by[module]:
+            assert not other.startswith(later), (module, other)
+
+
+def test_no_module_imports_itself_through_others(imported_by):
+    graph = {module: imported - {module} for module, imported in imported_by.items()}
     for package in [module for module, path in MODULES.items() if path.name == "__init__.py"]:
         graph.pop(package)  # a room's door, which imports what is in it
     for imported in graph.values():

@@ -50,14 +50,19 @@ class FasNet(System):
     def separate_centred(self, mixture: Tensor) -> Tensor:
         """(batch, mic, time) to (batch, n_src, 1, time)."""
         # The network cannot take less than one window with its context.
+        length = mixture.shape[-1]
         shortest = self.model.window + self.model.context
-        missing = max(shortest - mixture.shape[-1], 0)
+        missing = max(shortest - length, 0)
         padded = nn.functional.pad(mixture, (0, missing))
         # The level of recordings varies, and the network is not blind to it.
         power = padded.square().mean((1, 2), keepdim=True)
-        level = power.sqrt().clamp(min=SMALLEST_LEVEL)
-        estimates = self.model(padded / level) * level
-        return estimates[:, :, None, : mixture.shape[-1]]
+        level = power.sqrt()
+        level = level.clamp(min=SMALLEST_LEVEL)
+        estimates = self.model(padded / level)
+        # At the level of the recording again, (batch, n_src, time), and without what was padded.
+        estimates = estimates * level
+        estimates = estimates[..., :length]
+        return estimates[:, :, None]
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         mixture = batch["mixture"]

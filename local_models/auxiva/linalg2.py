@@ -21,15 +21,19 @@ def inverse2(matrix: torch.Tensor, eps: float) -> torch.Tensor:
     a, _, d = entries(matrix)
     above = matrix[..., 0, 1]
     # The determinant is a difference of terms of size a d.
-    determinant = a * d - above.abs().square()
-    regular = determinant > eps * a * d
+    product = a * d
+    determinant = product - above.abs().square()
+    # Below their rounding it says nothing, and the gradient of its reciprocal would be infinite.
+    regular = determinant > eps * product
     safe = torch.where(regular, determinant, 1.0)
     factor = torch.where(regular, 1 / safe, 0.0)
-    # The inverse is [[d, -conj(b)], [-b, a]] over the determinant.
-    first_row = torch.stack([d.to(above.dtype), -above], dim=-1)
-    second_row = torch.stack([-above.conj(), a.to(above.dtype)], dim=-1)
-    adjugate = torch.stack([first_row, second_row], dim=-2)
-    return adjugate * factor[..., None, None]
+    # The inverse is [[d, -conj(b)], [-b, a]] over the determinant, here entry by entry, row after row.
+    first = d.to(above.dtype)
+    last = a.to(above.dtype)
+    below = above.conj()
+    adjugate = torch.stack([first, -above, -below, last], dim=-1)
+    inverse = adjugate * factor[..., None]
+    return inverse.unflatten(-1, (2, 2))
 
 
 def eigenvectors(

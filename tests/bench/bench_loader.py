@@ -23,7 +23,7 @@ from asteroid.models import ConvTasNet
 
 from local_models.fast_asteroid import accelerate
 from utils.data.datasets import Batches, loaders
-from utils.training.config import Data, DynamicMixing
+from utils.data.settings import Data, DynamicMixing
 
 RATE, BATCH = 8000, 4
 

@@ -10,7 +10,7 @@ import soundfile as sf
 from tests.support import ROOT, recipe_scripts
 
 LOCAL = ROOT / "egs" / "musdb18" / "local"
-NAMES = ("mini_songs", "prepare_corpus", "make_manifests", "compare_sisec")
+NAMES = ("mini_songs", "prepare_corpus", "songs", "make_manifests", "compare_sisec")
 SONGS = ["A - One", "B.C. - Two. Three", "D - It's", "E - Four"]
 SILENT = "Nettle - Silent Bridge"
 

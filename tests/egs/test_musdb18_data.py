@@ -75,11 +75,11 @@ def test_tree_becomes_manifests_with_stems_and_accompaniment(hq, run):
 
 
 def test_validation_songs_are_the_official_ones_by_their_exact_names(local):
-    make = local["make_manifests"]
-    assert len(make.VALIDATION) == 14
-    names = [*make.VALIDATION, *(f"Band - {k}" for k in range(85)), "Leaf - Summerghost.2"]
-    split = make.split_songs(names)
-    assert sorted(split["valid"]) == sorted(make.VALIDATION)
+    songs = local["songs"]
+    assert len(songs.VALIDATION) == 14
+    names = [*songs.VALIDATION, *(f"Band - {k}" for k in range(85)), "Leaf - Summerghost.2"]
+    split = songs.split_songs(names)
+    assert sorted(split["valid"]) == sorted(songs.VALIDATION)
     assert len(split["train"]) == 86 and "Leaf - Summerghost.2" in split["train"]
 
 

@@ -20,7 +20,7 @@ import soundfile as sf
 import torch
 import yaml
 
-from tests.support import ROOT, two_step_model
+from tests.support import ROOT, TIMES, tiny_two_step, two_step_model
 
 RATE = 8000
 RECIPE = Path("egs/wsj0-2mix")
@@ -32,17 +32,7 @@ LIMIT = 240  # seconds after which a command counts as stuck
 # What a training that is killed somewhere is compared with; checkpoints within the epochs too.
 CONF = {
     "description": "tiny",
-    "system": {
-        "class_path": "local_models.two_step.TwoStep",
-        "init_args": {
-            "n_basis": 16,
-            "kernel_size": 40,
-            "separator": {
-                "class_path": "local_models.two_step.TDCN",
-                "init_args": {"n_blocks": 2, "n_repeats": 1, "bn_chan": 8, "hid_chan": 8},
-            },
-        },
-    },
+    "system": tiny_two_step(),
     "data": {
         "segment": 0.3,
         "valid_segment": 0.4,
@@ -229,6 +219,14 @@ class Lab:
         corpus = f"{self.folder / 'train'},{self.folder / 'test'}"
         return (script, "--corpus", corpus, "--name", "voices", "--nj", "1", *options)
 
+    def command(self, what: str) -> tuple:
+        """The usual command of `stage 0`, `stage 1`, `training`, `evaluation` or `report`."""
+        if what.startswith("stage "):
+            return self.stage(int(what.removeprefix("stage ")))
+        if what == "training":
+            return self.training()
+        return self.evaluation() if what == "evaluation" else self.report()
+
     def run_sh(self, *options, recipe: Path | None = None):
         return ("bash", str((recipe or self.recipe) / "run.sh"), "--nj", "1", *options)
 
@@ -344,8 +342,7 @@ def epochs(step: Path) -> list[dict]:
     lines = (step / "metrics.csv").read_text().splitlines()
     names = lines[0].split(",")
     rows = [dict(zip(names, line.split(","), strict=False)) for line in lines[1:]]
-    times = ("seconds", "audio_seconds_per_second", "peak_memory_mib")
-    return [{name: row[name] for name in names if name not in times} for row in rows]
+    return [{name: row[name] for name in names if name not in TIMES} for row in rows]
 
 
 def evaluation_folder(exp: Path) -> Path:

@@ -285,13 +285,7 @@ def two_at_once(base, folder, what):
         lab.run(*lab.stage(0))
     if what == "evaluation":
         reset_evaluations(lab)
-    commands = {
-        "stage 0": lab.stage(0),
-        "stage 1": lab.stage(1),
-        "evaluation": lab.evaluation(),
-        "report": lab.report(),
-    }
-    both = [lab.start(*commands[what]) for _ in range(2)]
+    both = [lab.start(*lab.command(what)) for _ in range(2)]
     codes = [command.wait() for command in both]
     text = "".join(command.text for command in both)
     expect("Traceback" not in text, text)

@@ -84,6 +84,7 @@ def assert_blind_to_offsets(system):
     assert torch.equal(estimates, expected)
 
 
+@pytest.mark.fast_every(4)
 @pytest.mark.parametrize("path", CONFS, ids=lambda path: f"{path.parents[1].name}/{path.stem}")
 def test_the_system_of_every_yaml_is_blind_to_offsets_and_gives_sources_and_channels(path):
     parsed = config.parse(config.read_yaml(path), str(path))

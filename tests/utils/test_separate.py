@@ -93,6 +93,7 @@ def model_file(tmp_path):
 # ---- cutting and joining
 
 
+@pytest.mark.fast_every(4)
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 1.001, 1.3, 1.75, 4.0, 4.111])

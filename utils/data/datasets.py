@@ -19,9 +19,9 @@ from utils.data import audio
 from utils.data.manifest import read_manifest, source_columns
 from utils.data.mixing import PEAK, peak_of
 from utils.data.recordings import by_group, draw_different, read_listed
+from utils.data.settings import Data, DynamicMixing
 from utils.data.split import Split
 from utils.errors import UserError
-from utils.training.config import Data, DynamicMixing
 
 TRIES = 20  # segments of a speaker that are drawn until one is not silent
 SILENT_POWER = 1e-10  # of a segment, full scale 1

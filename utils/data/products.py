@@ -41,11 +41,17 @@ class Product:
 def problems_error(title: str | Path, problems: Iterable[str]) -> UserError:
     """One error for many problems: how many there are, and the first ten."""
     problems = list(problems)
-    lines = [f"{title}: {len(problems)} problem{'s' * (len(problems) > 1)}:"]
-    lines += [f"  {problem}" for problem in problems[:SHOWN]]
-    if len(problems) > SHOWN:
-        lines.append(f"  ... and {len(problems) - SHOWN} more")
-    return UserError("\n".join(lines))
+    number = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+    return UserError(listing(f"{title}: {number}:", problems))
+
+
+def listing(title: str, texts: list[str]) -> str:
+    """A title and the first ten of some texts, one a line."""
+    lines = [title]
+    lines += [f"  {text}" for text in texts[:SHOWN]]
+    if len(texts) > SHOWN:
+        lines.append(f"  ... and {len(texts) - SHOWN} more")
+    return "\n".join(lines)
 
 
 def make(

@@ -296,9 +296,13 @@ def random_state(device: torch.device) -> dict[str, Any]:
 def restore_random_state(state: dict[str, Any]) -> None:
     """Put the generators back to what `random_state` has noted."""
     torch.set_rng_state(state["torch"])
+    # A checkpoint holds tensors of whole numbers, and lists in place of tuples.
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    keys = keys.numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, *rest))
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    internal = tuple(internal)
+    random.setstate((version, internal, gauss))
+    # A training on a GPU may go on where there is none.
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

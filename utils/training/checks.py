@@ -5,6 +5,7 @@ One walk over values and type hints serves all of them. All other types are left
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import pydoc
@@ -112,7 +113,7 @@ def _settings_of_mapping(values: dict, kind, key: str):
         # A mapping of names that are free, like `steps`, or a class that is not there: the parser says so.
         hints = dict.fromkeys(values, _hint_of_item(kind, 1))
     else:
-        hints = _arguments(cls)
+        hints = _arguments(typing.cast(typing.Hashable, cls))
         for name in values:
             if name not in hints:
                 words = f"{prefix}{name}: {cls.__name__} has no such key"
@@ -163,6 +164,7 @@ def _locate(class_path: str):
         return None  # the parser imports it again, and says what is wrong
 
 
+@functools.cache
 def _arguments(cls: typing.Any) -> dict[str, object]:
     """The settings of a class with their types, None where there is none; those handed on to its bases included."""
     # Fields that no value may set are no settings.

@@ -1,19 +1,19 @@
 """Configuration: a YAML file of plain data, parsed onto typed classes; every key can be overridden by KEY=VALUE.
 
 `null` is a value like any other. `remove: [steps.separator]` takes keys of the file that this one extends away.
+The keys of `data:` are in `utils.data.settings`, those of all other sections in this file.
 """
 
 import copy
 import pydoc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from torch.utils.data import Dataset
 
 from local_models.ranges import (
     Count,
@@ -22,66 +22,14 @@ from local_models.ranges import (
     Limit,
     NonNegative,
     Patience,
-    Positive,
     Range,
 )
 from local_models.system import Optimisation, System
-from utils.data.split import Split
+from utils.data.settings import Data
 from utils.errors import UserError
 from utils.training.checks import check_numbers, check_values, suggestion
 from utils.training.model_files import build_system
 from utils.training.trust import check_importable
-
-
-@dataclass
-class DynamicMixing:
-    """New training mixtures each epoch, from the recordings of single sources in train_sources.csv."""
-
-    max_gain: NonNegative = 5.0
-    """Largest level difference between two sources of a mixture, in dB."""
-    levels: Literal["independent", "opposite"] = "independent"
-    """`independent`: the level of each source is uniform within half of max_gain about zero, so that large differences
-    are rare; `opposite`: the difference of the first two is uniform, as in the lists of wsj0-2mix, and further sources
-    lie between them."""
-    speed: Decay = 0.0
-    """Largest relative change of speed of a source, e.g. 0.05; 0: none."""
-
-
-@dataclass
-class Data:
-    """Which examples a training sees."""
-
-    segment: Positive = 4.0
-    """Length of a training example in seconds: a random stretch of a mixture, padded with zeros if that is shorter."""
-    valid_segment: Positive = 8.0
-    """Length of a validation example in seconds: always the same stretch of a mixture."""
-    epoch_size: Count | None = None
-    """Training mixtures an epoch; null: all of them. Of a list of mixtures, a new random subset each epoch, so that
-    there must be as many; data sets that draw mixtures anew draw as many as asked."""
-    valid_size: Count | None = None
-    """The first so many validation mixtures; null: all of them."""
-    dynamic_mixing: DynamicMixing | None = None
-    """New mixtures on the fly; null: the mixtures of train.csv, if there is one. Not together with `dataset`."""
-    dataset: Callable[[Split], Dataset] | None = None
-    """Another source of examples, by class_path and init_args; null: `utils.data.datasets.Mixtures`. Like this, any
-    such class takes a `utils.data.split.Split` as its first argument, and keys (epoch, index)."""
-
-    def splits(
-        self, manifests: Path, n_src: int | None, sample_rate: int, seed: int = 0
-    ) -> tuple[Split, Split]:
-        """The examples of training and of validation.
-
-        Args:
-            manifests: folder of the lists train.csv and valid.csv.
-            n_src: of the system; None: as many as the lists say.
-            sample_rate: of the system, in Hz.
-            seed: of all that is random.
-        """
-        train = Split(manifests, "train", n_src, sample_rate, self.segment, seed)
-        valid = Split(
-            manifests, "valid", n_src, sample_rate, self.valid_segment, seed, self.valid_size
-        )
-        return train, valid
 
 
 @dataclass
@@ -348,6 +296,8 @@ def parse(values: dict, where: str) -> Experiment:
     # In this order, since each check needs that those before it have passed.
     check_importable(values, where)
     check_values(values, Experiment, where)
+    # The parser puts objects of its own into what it is given.
+    values = copy.deepcopy(values)
     parser = _parser(has_system=True)
     try:
         settings = parser.parse_object(values, defaults=True)

@@ -21,6 +21,8 @@ STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # of a .stem.mp4, in 
 STEMS = STREAMS[1:4]
 STEM_FILE = ".stem.mp4"
 PARTS = ("train", "test")
+SETS = ("train", "valid", "test")  # of which stage 1 makes manifests
+RATES = {"hq": 44100, "stems": 44100, "mir1k": 16000}  # of each form, in Hz
 ACCEPTED = """  1. MUSDB18-HQ: {train,test}/<song>/{mixture,vocals,drums,bass,other}.wav
   2. MUSDB18: {train,test}/<song>.stem.mp4 (decoded once, with ffmpeg)
   3. MIR-1K: Wavfile/<singer>_<song>_<clip>.wav, left accompaniment, right voice

@@ -37,6 +37,7 @@ class Fixed(torch.nn.Module):
         return self.real if signals.sum() > 0 else self.fake
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize("options", ALL, ids=lambda a: a.name)
 @pytest.mark.parametrize("with_mixture", [False, True])
 def test_every_discriminator_learns_and_sends_a_gradient_to_estimates_only(options, with_mixture):

@@ -77,6 +77,7 @@ def si_sdr(estimate, source):
     return 10 * np.log10((target @ target) / ((estimate - target) @ (estimate - target)))
 
 
+@pytest.mark.fast_every(3)
 @each_model
 @torch.no_grad()
 def test_separates_as_the_plain_network_of_asteroid_at_any_length(name):
@@ -98,6 +99,7 @@ def test_a_single_sample_and_silence_give_finite_estimates(name):
     assert torch.equal(system.separate(torch.zeros(1, 1, 500)), torch.zeros(1, 2, 1, 500))
 
 
+@pytest.mark.fast_every(3)
 @each_model
 def test_the_resolved_configuration_builds_the_same_system(name):
     parsed = config.parse(settings(name), "x.yml")

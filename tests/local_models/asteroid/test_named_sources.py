@@ -40,6 +40,7 @@ def batch():
     return {"mixture": sources.sum(1), "sources": sources}
 
 
+@pytest.mark.fast_every(2)
 @pytest.mark.parametrize("make", [convtasnet, xumx])
 def test_it_learns_which_source_is_which_and_how_loud(make):
     system = make().train()

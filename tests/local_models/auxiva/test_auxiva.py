@@ -6,6 +6,8 @@ import torch
 from ssspy.bss._update_spatial_model import update_by_ip2
 from ssspy.bss.ilrma import GaussILRMA
 
+from local_models.auxiva import auxiva
+from local_models.auxiva.audible import Small
 from local_models.auxiva.auxiva import AuxIVA, compiled_sums, covariances, projection_back
 from local_models.auxiva.demixing_updates import pairs
 from local_models.auxiva.source_models import NMF, Gauss, Laplace
@@ -89,6 +91,19 @@ def test_single_precision_stays_within_a_ten_thousandth(ssspy_results, taken):
             spectrogram(n_src), MODELS[name], update, n_iter, torch.complex64, taken
         )
         assert error(estimates, reference) < 3e-4, (n_src, name, update, n_iter)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_the_noise_of_the_kernel_is_that_of_torch(update, monkeypatch):
+    """So little is added that no score tells; here it is a tenth of the channels' power."""
+    much = Small(noise=0.1, rounding=1e-14)
+    monkeypatch.setattr(auxiva, "small_powers", lambda mixture: much)
+    mixture = spectrogram(3)
+    compiled, by_torch = (
+        separate(mixture, MODELS["laplace"], update, 3, taken=taken)
+        for taken in ("compiled", "torch")
+    )
+    assert error(compiled, by_torch) < 1e-8
 
 
 @pytest.mark.parametrize("n_src", [3, 4])
@@ -236,6 +251,7 @@ def test_swapped_and_inverted_channels_give_the_same_sources(update):
         assert sorted(match) == [0, 1, 2] and error(estimates, reference[match]) < 0.05
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize("taken", ["compiled", "torch"])
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 @pytest.mark.parametrize("update", UPDATES)

@@ -51,6 +51,7 @@ def plain(separation, mixture):
     return (scaled @ separation.observations(mixture)).transpose(1, 2)
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize("taps", [0, 2])
 @pytest.mark.parametrize("n_src", [2, 3])
 @pytest.mark.parametrize("update", UPDATES)

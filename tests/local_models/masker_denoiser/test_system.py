@@ -54,6 +54,7 @@ def moving_image(length):
     return (gains * tone + 0.1 * torch.randn(2, length))[None]
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize("wiener", [0, 1, 2])
 @pytest.mark.parametrize("n_sequences", [1, 2, 7])
 def test_output_does_not_depend_on_how_sequences_are_put_into_blocks(

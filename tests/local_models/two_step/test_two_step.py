@@ -67,6 +67,7 @@ FRONT_ENDS = {
 }
 
 
+@pytest.mark.fast_every(5)
 @pytest.mark.parametrize("n_src", [2, 3])
 @pytest.mark.parametrize("latent_loss", ["si_sdr", "heard", "decoder_metric"])
 @pytest.mark.parametrize("front_end", FRONT_ENDS)

@@ -151,6 +151,7 @@ def without_index(path):
     path.write_bytes(content[content.index(content[:2], 48) :])
 
 
+@pytest.mark.fast_every(4)
 @pytest.mark.parametrize("indexed", [True, False])
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
 @pytest.mark.parametrize("rate, compression", [(44100, 0.5), (44100, 0.99), (16000, 0.9)])

@@ -11,10 +11,11 @@ from tests.support import write_set
 from utils.data import audio
 from utils.data.datasets import Batches, DynamicMixtures, EpochSampler, Mixtures, loaders
 from utils.data.scenes import Scenes
+from utils.data.settings import Data, DynamicMixing
 from utils.data.songs import Songs
 from utils.data.split import Split
 from utils.errors import UserError
-from utils.training.config import Data, DynamicMixing, parse
+from utils.training.config import parse
 
 
 class Numbered(Songs):

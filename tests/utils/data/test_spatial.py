@@ -7,6 +7,7 @@ from utils.data.datasets import Batches, loaders
 from utils.data.manifest import read_manifest
 from utils.data.recordings import read_listed
 from utils.data.rooms import RoomRules, load_room, make_rooms
+from utils.data.settings import Data
 from utils.data.spatial import (
     ArrayMixtures,
     MixingRules,
@@ -16,7 +17,6 @@ from utils.data.spatial import (
 )
 from utils.data.split import Split
 from utils.errors import UserError
-from utils.training.config import Data
 
 RATE = 8000
 RULES = RoomRules(length=(4, 5), width=(4, 5), height=(2.5, 3), t60=(0.12, 0.2))
@@ -188,7 +188,7 @@ def test_array_files_keep_the_first_microphones(corpus, tmp_path):
 
 
 def test_too_few_speakers_silence_and_missing_stages_are_told(corpus, tmp_path):
-    with pytest.raises(UserError, match="has 3 speakers; a mixture needs 4"):
+    with pytest.raises(UserError, match=r"has 3 speakers \(or classes\); a mixture needs 4"):
         SpatialMixtures(Split(corpus, "train", 4, RATE, 1.0))
     for name in ("sources", "rooms"):
         rows = pd.read_csv(corpus / f"train_{name}.csv").drop(columns="rate", errors="ignore")

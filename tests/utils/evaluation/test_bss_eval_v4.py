@@ -65,6 +65,7 @@ def test_windows_and_hops_are_those_of_museval(track, window, hop):
     assert_as_museval(*track, window=window, hop=hop, filter_length=TAPS)
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize(
     "length", [7, 511, 1500, 3000, RATE - 1, RATE, RATE + 1, 2 * RATE - 1, 2 * RATE]
 )

@@ -154,6 +154,7 @@ def test_what_the_package_cannot_score_only_for_the_estimates_sake_is_a_failure(
     )
 
 
+@pytest.mark.slow
 def test_pesq_of_a_long_signal_is_the_mean_over_parts_that_have_a_score(voices):
     estimates, references = (np.tile(x, 18) for x in voices[8000])  # 45 s, in 3 parts of 15 s
     references[0, : 15 * 8000] = 0

@@ -458,6 +458,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize(
     "what, said",
     [

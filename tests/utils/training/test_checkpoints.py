@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.utils.training.small_training import (
+    FIRST,
     FRONTEND,
     arguments,
     assert_same_training,
@@ -212,6 +213,7 @@ def test_a_damaged_last_checkpoint_is_named_with_what_to_do(
     assert (step / "metrics.csv").read_bytes() == before, "told before anything is trained"
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize("damage", [cut, empty, other_shapes])
 def test_a_damaged_best_checkpoint_of_the_step_can_be_given_up(
     conf, tone_manifests, tmp_path, step, capsys, damage
@@ -229,17 +231,18 @@ def test_a_damaged_best_checkpoint_of_the_step_can_be_given_up(
     assert done["best_sha256"] == sha256(step / "best.ckpt")
 
 
+@pytest.mark.fast_every(3)
 @pytest.mark.parametrize("damage", [cut, empty, lambda path: path.unlink()])
 def test_a_damaged_best_checkpoint_of_the_step_before_is_named(
     conf, tone_manifests, tmp_path, step, capsys, damage
 ):
-    train.main(arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND))
+    train.main(arguments(conf, tone_manifests, tmp_path / "exp", *FIRST))
     damage(step / "best.ckpt")
     message = refusal(capsys, *arguments(conf, tone_manifests, tmp_path / "exp", "--steps", "rest"))
     assert message.count("\n") == 1
     assert f"{step / 'best.ckpt'} is" in message and f"delete {step} to train it anew" in message
     assert "best.ckpt is not the file" in refusal(
-        capsys, *arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
+        capsys, *arguments(conf, tone_manifests, tmp_path / "exp", *FIRST)
     )
 
 
@@ -271,7 +274,7 @@ def test_weights_of_another_kind_in_a_checkpoint_are_not_converted(
 @pytest.mark.slow
 def test_other_damaged_notes_are_named_with_what_to_do(conf, tone_manifests, tmp_path, capsys):
     exp = tmp_path / "exp"
-    first = arguments(conf, tone_manifests, exp, *FRONTEND)
+    first = arguments(conf, tone_manifests, exp, *FIRST)
     rest = arguments(conf, tone_manifests, exp, "--steps", "rest")
     train.main(first)
     train_until((1, 0), rest)

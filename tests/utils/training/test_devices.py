@@ -19,7 +19,7 @@ from tests.utils.training.small_training import (
     write_conf,
 )
 from utils.data.datasets import Batches, EpochSampler, loaders
-from utils.training.config import Data
+from utils.data.settings import Data
 from utils.training.model_files import load_system
 
 LATE = """

@@ -17,6 +17,7 @@ import yaml
 
 from tests.support import ROOT
 from tests.utils.training.small_training import (
+    FIRST,
     FRONTEND,
     arguments,
     assert_same_training,
@@ -151,6 +152,7 @@ def remove_list(manifests):
     (manifests / "train_sources.csv").unlink()
 
 
+@pytest.mark.fast_every(2)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -177,7 +179,7 @@ def test_data_of_the_test_set_may_change(conf, manifests, tmp_path):
 
 
 def test_a_finished_step_needs_its_data_no_more(conf, manifests, tmp_path, capsys):
-    run = arguments(conf, manifests, tmp_path / "exp", *FRONTEND)
+    run = arguments(conf, manifests, tmp_path / "exp", *FIRST)
     train.main(run)
     shutil.rmtree(manifests)
     train.main(run)
@@ -213,6 +215,7 @@ def test_what_killed_runs_left_is_removed(conf, tone_manifests, tmp_path):
     assert [path.exists() for path in leftovers] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_finished_experiment_that_can_only_be_read_is_left_alone(
     conf, tone_manifests, tmp_path, capsys, monkeypatch
 ):

@@ -118,6 +118,7 @@ def test_a_finished_experiment_is_tuned_to_other_data(donor, tone_manifests, tmp
     assert started(exp) == {"taken": N_TENSORS, "unused": 0, "fresh": 0}
 
 
+@pytest.mark.fast_every(2)
 @pytest.mark.parametrize("place", ["frontend", "frontend/best.ckpt"])
 def test_a_step_of_another_experiment_takes_the_place_of_the_step_before(
     donor, tone_manifests, tmp_path, run, place

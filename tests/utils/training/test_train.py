@@ -14,9 +14,11 @@ import pytest
 import soundfile as sf
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from local_models.two_step.system import FrontEndStep, SeparatorStep
 from tests.utils.training.small_training import (
+    FIRST,
     FRONTEND,
     arguments,
     assert_same_training,
@@ -40,7 +42,7 @@ def conf(tmp_path):
 @pytest.mark.slow
 def test_steps_train_in_order_and_leave_a_model_that_separates(conf, tone_manifests, tmp_path):
     exp = tmp_path / "exp"
-    train.main(arguments(conf, tone_manifests, exp, "--steps", "first"))
+    train.main(arguments(conf, tone_manifests, exp, *FIRST))
     assert not (exp / "model.pth").exists()
     train.main(arguments(conf, tone_manifests, exp, "--steps", "rest"))
     for step, epochs in (("frontend", 2), ("separator", 4)):
@@ -71,7 +73,7 @@ def test_steps_train_in_order_and_leave_a_model_that_separates(conf, tone_manife
 def test_a_finished_step_is_not_trained_again(conf, tone_manifests, tmp_path, capsys):
     exp = tmp_path / "exp"
     for _ in range(2):
-        train.main(arguments(conf, tone_manifests, exp, "--steps", "first"))
+        train.main(arguments(conf, tone_manifests, exp, *FRONTEND))
     assert capsys.readouterr().out.count("already trained") == 1
 
 
@@ -189,6 +191,23 @@ def test_rates_are_halved_as_the_schedule_of_torch_says(
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
+def test_examples_can_be_heard_and_seen_in_tensorboard(conf, tone_manifests, tmp_path):
+    """Mixture and sources once, at the start, and estimates every so many epochs."""
+    exp = tmp_path / "exp"
+    options = ("runtime.log_audio=1", "runtime.log_audio_every=2", "steps.frontend.epochs=3")
+    train.main(arguments(conf, tone_manifests, exp, *options, *FRONTEND, "data.epoch_size=4"))
+    events = EventAccumulator(str(exp / "frontend"), {"audio": 0, "images": 0}).Reload()
+    lengths = {tag: len(events.Audio(tag)) for tag in events.Tags()["audio"]}
+    estimates = {"example0/estimate1": 2, "example0/estimate2": 2}
+    assert lengths == {
+        **estimates,
+        "example0/mixture": 1,
+        "example0/source1": 1,
+        "example0/source2": 1,
+    }
+    assert len(events.Images("example0/spectrograms")) == 2
+
+
 @pytest.mark.slow
 def test_compiled_training_equals_plain_training(conf, tone_manifests, tmp_path):
     losses = []
@@ -206,13 +225,13 @@ def test_early_stopping_stops(conf, tone_manifests, tmp_path):
         "steps.frontend.epochs=50",
         "steps.frontend.optim.lr=1e-9",
     ]
-    train.main(arguments(conf, tone_manifests, tmp_path / "exp", *options, "--steps", "first"))
+    train.main(arguments(conf, tone_manifests, tmp_path / "exp", *options, *FRONTEND))
     assert json.loads((tmp_path / "exp/frontend/done.json").read_text())["epochs"] < 10
 
 
 def test_other_settings_in_an_old_folder_are_refused(conf, tone_manifests, tmp_path, capsys):
     exp = tmp_path / "exp"
-    train.main(arguments(conf, tone_manifests, exp, "--steps", "first"))
+    train.main(arguments(conf, tone_manifests, exp, *FIRST))
     message = refusal(capsys, *arguments(conf, tone_manifests, exp, "steps.separator.epochs=9"))
     assert "steps.separator.epochs: 4 -> 9" in message and "--tag" in message
     train.main(arguments(conf, tone_manifests, exp, "--steps", "first", "runtime.workers=1"))
@@ -236,7 +255,7 @@ def test_the_self_test_stops_a_training_that_cannot_work(
     conf, tone_manifests, tmp_path, capsys, option, said
 ):
     assert said in refusal(
-        capsys, *arguments(conf, tone_manifests, tmp_path / "exp", option, "--steps", "first")
+        capsys, *arguments(conf, tone_manifests, tmp_path / "exp", option, *FRONTEND)
     )
     assert not (tmp_path / "exp/frontend/done.json").exists()
 
@@ -277,7 +296,7 @@ def test_later_steps_are_rehearsed_once_and_leave_the_training_as_it_is(
     conf, tone_manifests, tmp_path, capsys, monkeypatch
 ):
     exp = tmp_path / "exp"
-    train.main(arguments(conf, tone_manifests, exp, "--steps", "first"))
+    train.main(arguments(conf, tone_manifests, exp, *FIRST))
     assert capsys.readouterr().out.count("step `separator`: self-test passed") == 1
     train.main(arguments(conf, tone_manifests, exp, "--steps", "rest"))
     assert capsys.readouterr().out.count("self-test passed") == 1
@@ -290,7 +309,7 @@ def test_later_steps_are_rehearsed_once_and_leave_the_training_as_it_is(
 def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(
     conf, tone_manifests, tmp_path, capsys
 ):
-    settings = arguments(conf, tone_manifests, tmp_path / "exp", "--steps", "first")
+    settings = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
     assert "choose from" in refusal(capsys, *settings, "steps.frontend.monitor=val_sdr")
     train.main(settings)
     assert (
@@ -299,11 +318,12 @@ def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_spares_the_checkpoint_before_and_is_named(
     conf, tone_manifests, tmp_path, capsys, monkeypatch
 ):
     """The disk of the experiment is full at the second checkpoint; that of temporary files is another one."""
-    settings = arguments(conf, tone_manifests, tmp_path / "exp", "--steps", "first")
+    settings = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
     last, write = tmp_path / "exp/frontend/last.ckpt", os.replace
 
     def full(source, target):
@@ -334,9 +354,7 @@ def test_damaged_audio_is_named_before_training(conf, tone_manifests, tmp_path, 
                 frame.loc[index, "mixture_path"] = str(tmp_path / "nan.wav")
             sf.write(tmp_path / "nan.wav", np.resize(signal, 12000), rate, subtype="FLOAT")
         frame.to_csv(manifests / f"{name}.csv", index=False)
-    assert "nan.wav" in refusal(
-        capsys, *arguments(conf, manifests, tmp_path / "exp", "--steps", "first")
-    )
+    assert "nan.wav" in refusal(capsys, *arguments(conf, manifests, tmp_path / "exp", *FRONTEND))
 
 
 @pytest.mark.parametrize("accelerator", ["tpux", "tpu"])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from local_models.auxiva.surrogate import SurrogateIVA
 from local_models.system import Optimisation, System
-from tests.support import RATE
+from tests.support import RATE, tiny_two_step
 from utils import train
 from utils.errors import UserError
 from utils.training.watchdog import LEFT_OUT_IN_A_ROW, Watchdog
@@ -21,17 +21,7 @@ from utils.training.watchdog import LEFT_OUT_IN_A_ROW, Watchdog
 
 CONFIG = {
     "description": "tiny",
-    "system": {
-        "class_path": "local_models.two_step.TwoStep",
-        "init_args": {
-            "n_basis": 16,
-            "kernel_size": 40,
-            "separator": {
-                "class_path": "local_models.two_step.TDCN",
-                "init_args": {"n_blocks": 1, "n_repeats": 1, "bn_chan": 4, "hid_chan": 4},
-            },
-        },
-    },
+    "system": tiny_two_step(channels=4, n_blocks=1),
     "data": {
         "segment": 0.5,
         "valid_segment": 1.0,
