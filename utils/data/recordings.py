@@ -56,9 +56,7 @@ def by_speaker(recordings: pd.DataFrame, n_src: int, origin: str | Path) -> list
     """
     speakers = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
     if len(speakers) < n_src:
-        raise UserError(
-            f"{origin} has {len(speakers)} speakers (or classes); a mixture needs {n_src}"
-        )
+        raise UserError(f"{origin} has {len(speakers)} speakers; a mixture needs {n_src}")
     return speakers
 
 
