@@ -96,6 +96,7 @@ def from_single_sources(stage: Stage) -> Tables:
     all_sources = of_all(stage.layout, stage.args.n_src)
     parts: dict[str, list[Recording]] = {}
     warnings = []
+    # The parts of joined corpora are put together.
     for single in all_sources:
         warnings += single.warnings()
         for part, recordings in single.parts.items():
@@ -123,6 +124,7 @@ def draw_entries(
     # By names relative to the data, on which alone the draw depends: the list is the same each time.
     names = [str(Path(path).relative_to(folder)) for path in sources["path"]]
     groups: dict[str, dict[str, list[str]]] = {}
+    # Of a corpus alone all are of one group.
     keys = sources["group"] if "group" in sources else [""] * len(sources)
     for group, speaker, name in zip(keys, sources["speaker"], names, strict=True):
         speakers = groups.setdefault(group, {})
@@ -295,6 +297,7 @@ def write_sources(recordings: list[Recording], part: str, stage: Stage) -> pd.Da
     Returns:
         a table of speaker, path, length and, of joined corpora, group.
     """
+    # Joined corpora may have the same speakers' names, and get a folder each.
     labels = [str(Path(one.group, one.speaker, one.name)) for one in recordings]
     counts = Counter(labels)
     repeated = sorted(label for label in counts if counts[label] > 1)
@@ -341,6 +344,7 @@ def consists_of(layout: dict) -> dict:
     Reading all of it would take hours; a file that has changed under its name is noticed by its time.
     """
     content: dict[str, Any] = {}
+    # Two corpora may have lists or directories of the same name.
     if layout["form"] == "joined":
         for number, inner in enumerate(layout["layouts"], 1):
             for name, value in consists_of(inner).items():
@@ -352,6 +356,7 @@ def consists_of(layout: dict) -> dict:
     folders = {key: layout[key] for key in ("train", "test") if key in layout}
     if layout["form"] == "tree":
         folders["root"] = layout["root"]
+    # Its readme and notebooks do not count.
     if layout["form"] == "esc50":
         tables.append(layout["root"] / "meta" / "esc50.csv")
         folders["audio"] = layout["root"] / "audio"

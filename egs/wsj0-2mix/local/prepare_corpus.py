@@ -76,8 +76,10 @@ def detect(parts: Parts, args: argparse.Namespace) -> dict:
         UserError: it has none of the forms, or one that cannot be joined with others.
     """
     layouts = [detect_one(folders, args) for folders in parts]
+    # Most corpora are one alone.
     if len(layouts) == 1:
         return layouts[0]
+    # The sources in mixtures are cut, or levelled for these.
     for folders, layout in zip(parts, layouts, strict=True):
         if layout["form"] not in JOINABLE:
             raise UserError(

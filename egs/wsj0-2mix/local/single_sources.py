@@ -62,6 +62,7 @@ class SingleSources:
         """A warning if test scores are of speakers that were trained on."""
         if self.known_classes:
             return []
+        # Validation is of the speakers of training.
         trained = speakers_of(self.parts["tr"]) | speakers_of(self.parts["cv"])
         shared = trained & speakers_of(self.parts["tt"])
         if not shared:
@@ -80,6 +81,7 @@ def of_pair(layout: dict, n_src: int) -> SingleSources:
     speakers.
     """
     given = find_recordings(layout["train"])
+    # In the order of their paths: each speaker is met.
     parts = {
         "tr": [recording for i, recording in enumerate(given) if i % 10],
         "cv": given[::10],
@@ -98,6 +100,7 @@ def of_lists(layout: dict, n_src: int) -> SingleSources:
     root = layout["root"]
     parts = {}
     origins = {}
+    # An utterance comes in several mixtures, and counts once.
     for name, part in PARTS.items():
         origins[part] = layout["lists"][name]
         entries = mixing.parse_list(origins[part], root, n_src)
@@ -129,11 +132,13 @@ def of_esc50(layout: dict, n_src: int) -> SingleSources:
     table = read_clips(csv, root / "audio")
     parts: dict[str, list[Recording]] = {"tr": [], "cv": [], "tt": []}
     for category, rows in table.groupby("category"):
+        # Those of the last fold apart, each in the order of names.
         clips: dict[bool, list[Recording]] = {}
         for row in rows.sort_values("filename").itertuples():
             path = root / "audio" / str(row.filename)
             recording = Recording(str(category), path.stem, str(path))
             clips.setdefault(row.fold == "5", []).append(recording)
+        # Eight clips in the real corpus: four and four.
         last_fold = clips.get(True, [])
         half = len(last_fold) // 2
         parts["tr"] += clips.get(False, [])
@@ -158,12 +163,14 @@ def read_clips(csv: Path, folder: Path) -> pd.DataFrame:
         raise UserError(
             f"{csv}, line {line_of(is_odd)}: the fold is {fold!r}, but folds are 1 to 5"
         )
+    # A class becomes a folder, and a word of mixing lists.
     is_odd = ~table["category"].str.fullmatch(r"\w[\w-]*")
     if is_odd.any():
         category = table["category"][is_odd.idxmax()]
         raise UserError(
             f"{csv}, line {line_of(is_odd)}: the class {category!r} must consist of letters, digits, _ and -"
         )
+    # All at once, by one listing of the folder.
     present = {path.name for path in walk(folder)}
     absent = [name for name in table["filename"] if name not in present]
     if absent:
@@ -193,11 +200,13 @@ def of_all(layout: dict, n_src: int) -> list[SingleSources]:
     """
     if layout["form"] == "joined":
         sources = []
+        # Numbered as their links are: names would change with those of the directories.
         for number, inner in enumerate(layout["layouts"], 1):
             single = SOURCES[inner["form"]](inner, n_src)
             sources.append(single.of_group(str(number)))
     else:
         sources = [SOURCES[layout["form"]](layout, n_src)]
+    # Of each alone, since all sources of a mixture may be of one corpus.
     for single in sources:
         single.require(n_src)
     return sources
