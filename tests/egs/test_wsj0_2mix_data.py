@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
-from tests.egs.wsj0_2mix_corpora import LOCAL, TINY, run, stages, tiny  # noqa: F401
+from tests.egs.wsj0_2mix_corpora import LOCAL, TINY, numbered, run, stages, tiny  # noqa: F401
 from tests.support import ROOT
 from utils.data import audio
 from utils.data.manifest import read_manifest
@@ -282,16 +282,6 @@ def test_two_directories_of_recordings_are_mixed_on_the_fly(run, tmp_path):
     )
     assert "alone" in (manifests / "test.csv").read_text()
     assert not run(f"{tmp_path / 'mine'},{tmp_path / 'theirs'}").joinpath("train.csv").exists()
-
-
-def numbered(folder, speakers, n_files, seed=0):
-    """The usual layout: folders of speakers with files 00.wav, 01.wav, ..."""
-    rng = np.random.default_rng(seed)
-    for speaker in speakers:
-        for number in range(n_files):
-            samples = 0.1 * rng.standard_normal(4000 + 100 * number)
-            audio.write(folder / speaker / f"{number:02d}.wav", samples, 8000)
-    return folder
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from tests.egs.wsj0_2mix_corpora import make_directories, make_esc50, run, stages, tiny  # noqa: F401
+from tests.egs.wsj0_2mix_corpora import make_esc50, numbered, run, stages, tiny  # noqa: F401
 from tests.support import ROOT
 from utils.data import audio
 from utils.data.datasets import Batches, DynamicMixtures, loaders
@@ -35,8 +35,8 @@ def esc50(tmp_path):
 @pytest.fixture
 def speech(tmp_path):
     """TRAIN_DIR,TEST_DIR of speech."""
-    make_directories(tmp_path / "A", "abcd")
-    make_directories(tmp_path / "B", "xyz", 2)
+    numbered(tmp_path / "A", "abcd", 5)
+    numbered(tmp_path / "B", "xyz", 2)
     return f"{tmp_path / 'A'},{tmp_path / 'B'}"
 
 
@@ -96,8 +96,8 @@ def test_classes_of_esc50_in_training_and_test_are_no_fault_those_of_directories
 ):
     run(esc50)
     assert "in training and test" not in capsys.readouterr().out
-    train = make_directories(tmp_path / "train", CLASSES, 10)
-    test = make_directories(tmp_path / "test", CLASSES, 2)
+    train = numbered(tmp_path / "train", CLASSES, 10)
+    test = numbered(tmp_path / "test", CLASSES, 2)
     run(f"{train},{test}")
     told = capsys.readouterr().out
     assert "3 speakers or classes are in training and test, e.g. dog" in told
@@ -177,7 +177,7 @@ def test_what_cannot_be_joined_is_told(run, tiny, esc50, speech, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "empty: no corpus of 2 speakers" in run(f"{esc50}+{tmp_path / 'empty'}")
     # A group must do alone, since both sources may be of it.
-    one = make_directories(tmp_path / "one", "a")
+    one = numbered(tmp_path / "one", "a", 5)
     message = run(f"{esc50}+{one},{one}")
     assert "corpus/2/train: 1 speakers or classes for the part tr" in message
 

@@ -6,6 +6,7 @@ import pytest
 import soundfile as sf
 
 from tests.support import ROOT, recipe_scripts
+from utils.data import audio
 
 LOCAL = ROOT / "egs" / "wsj0-2mix" / "local"
 TINY = {
@@ -79,12 +80,11 @@ def make_esc50(folder, classes, clips_a_fold=2, rate=22050):
     return folder
 
 
-def make_directories(folder, names, n_files=5, rate=8000):
-    """A folder for each speaker, with files of noise."""
-    rng = np.random.default_rng(0)
-    for name in names:
+def numbered(folder, speakers, n_files, seed=0):
+    """The usual layout: folders of speakers with files 00.wav, 01.wav, ..."""
+    rng = np.random.default_rng(seed)
+    for speaker in speakers:
         for number in range(n_files):
-            path = folder / name / f"{number:02d}.wav"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sf.write(path, 0.1 * rng.standard_normal(rate // 2 + 100 * number), rate)
+            samples = 0.1 * rng.standard_normal(4000 + 100 * number)
+            audio.write(folder / speaker / f"{number:02d}.wav", samples, 8000)
     return folder
