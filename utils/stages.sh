@@ -12,8 +12,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 . ../../utils/env.sh
 
-# find_corpus [--pair] [--downloaded NAME]: the corpus's name and place, by the rules of utils/data/corpus.py and from
-# where the user stands; stops if data/NAME is of another corpus. Of --pair and --downloaded see there.
+# find_corpus [--pair] [--joined] [--downloaded NAME]: the corpus's name and place, by the rules of utils/data/corpus.py
+# and from where the user stands; stops if data/NAME is of another corpus. Of the options see there.
 find_corpus() {
     local _found=()
     mapfile -d '' _found < <($python -m utils.data.corpus --corpus="$corpus" --name="$name" --base="$_user_folder" "$@")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two-step separation of two (or three) speakers, WSJ0-2mix and its relatives.
+# Two-step separation of two (or three) speakers or sounds, WSJ0-2mix and its relatives.
 #
 #   stage 0  corpus      make the mini corpus, or look at the one given
 #   stage 1  mixtures    mix, list and check them
@@ -9,6 +9,7 @@
 #   stage 5  comparison  of all experiments: RESULTS.md, report.html
 #
 #   --corpus    mini, or DIR: wsj0-2mix tree | WSJ0 as wav + MERL lists | LibriMix CSVs | TRAIN_DIR,TEST_DIR of single speakers
+#               or classes of sounds | ESC-50 | several joined: DIR+DIR
 #   --n_src (2 or 3), --sample_rate (8000 or 16000), --mode (min or max)
 set -euo pipefail
 
@@ -18,7 +19,7 @@ mode=min
 . "$(dirname "$(realpath -- "$0")")/../../utils/stages.sh"
 
 whole_number n_src sample_rate
-find_corpus --pair
+find_corpus --pair --joined
 find_conf conf/two_step_tdcn.yml conf/mini_two_step_tdcn.yml
 name_experiment
 manifests=data/$name/manifests/${n_src}spk_$((sample_rate / 1000))k_$mode

@@ -113,6 +113,18 @@ def test_a_corpus_is_found_from_where_the_user_stands_and_through_a_link(call, c
     assert (data / "corpus" / "test").resolve() == home / "-dash"
 
 
+def test_corpora_are_joined_by_a_plus_sign(call, checkout, tmp_path):
+    for name in ("A", "B", "C+D"):
+        speakers(tmp_path / name, "xyz")
+    script = checkout / "egs" / "wsj0-2mix" / "run.sh"
+    options = ("--corpus", "A,B+C+D,B", "--stop_stage", "0", "--nj", "1")
+    done = call(script, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "corpus A-B+C+D-B: joined" in done.stdout
+    links = script.parent / "data" / "A-B+C+D-B" / "corpus"
+    assert (links / "2" / "train").resolve() == tmp_path / "C+D"
+
+
 @pytest.mark.slow
 def test_the_word_of_the_user_for_a_package_reaches_the_training(call, checkout, tmp_path):
     script = checkout / "egs/wsj0-2mix/run.sh"

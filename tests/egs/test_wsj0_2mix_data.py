@@ -1,5 +1,7 @@
 """Stages 0 and 1 of egs/wsj0-2mix: every form of corpus, restart after a kill, and messages for what is wrong."""
 
+# ruff: noqa: F811 (fixtures are imported)
+
 import json
 import os
 import re
@@ -15,61 +17,12 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
-from tests.support import ROOT, recipe_scripts
+from tests.egs.wsj0_2mix_corpora import LOCAL, TINY, numbered, run, stages, tiny  # noqa: F401
+from tests.support import ROOT
 from utils.data import audio
 from utils.data.manifest import read_manifest
 from utils.data.tables import read_table
 from utils.data.walking import walk
-
-LOCAL = ROOT / "egs" / "wsj0-2mix" / "local"
-TINY = {
-    "speakers": 4,
-    "utterances": 4,
-    "valid_utterances": 1,
-    "test_speakers": 4,
-    "test_utterances": 2,
-}
-TINY |= {"tr": 12, "cv": 3, "tt": 3}
-
-
-@pytest.fixture(scope="module")
-def stages():
-    with recipe_scripts(LOCAL, ("prepare_corpus", "make_mixtures")) as modules:
-        yield list(modules.values())
-
-
-@pytest.fixture(scope="module")
-def tiny(stages, tmp_path_factory):
-    """A corpus in the layout of WSJ0 and MERL's lists."""
-    folder = tmp_path_factory.mktemp("corpora") / "tiny"
-    stages[0].make_mini(folder, 1, TINY)
-    return folder
-
-
-@pytest.fixture
-def run(stages, tmp_path, capsys):
-    """Run both stages on a corpus (one process); returns the manifests' folder, or the message of the error."""
-
-    def run(corpus, *options, first=0):
-        capsys.readouterr()
-        arguments = [
-            "--corpus",
-            str(corpus),
-            "--nj",
-            "1",
-            "--out",
-            str(tmp_path / "data"),
-            *options,
-        ]
-        try:
-            for stage in stages[first:]:
-                stage.main(arguments)
-        except SystemExit as stop:
-            assert stop.code == 2
-            return capsys.readouterr().err
-        return next((tmp_path / "data").glob("*/manifests/*"))
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -331,16 +284,6 @@ def test_two_directories_of_recordings_are_mixed_on_the_fly(run, tmp_path):
     assert not run(f"{tmp_path / 'mine'},{tmp_path / 'theirs'}").joinpath("train.csv").exists()
 
 
-def numbered(folder, speakers, n_files, seed=0):
-    """The usual layout: folders of speakers with files 00.wav, 01.wav, ..."""
-    rng = np.random.default_rng(seed)
-    for speaker in speakers:
-        for number in range(n_files):
-            samples = 0.1 * rng.standard_normal(4000 + 100 * number)
-            audio.write(folder / speaker / f"{number:02d}.wav", samples, 8000)
-    return folder
-
-
 @pytest.mark.slow
 def test_numbered_files_of_many_speakers_are_listed_without_repetition(run, tmp_path):
     # So many that stems and gains alone would repeat in a list of 3000.
@@ -363,7 +306,7 @@ def test_speakers_behind_links_and_with_odd_names_count(run, tmp_path, capsys):
     (train / "linked" / "loop").symlink_to(train)
     (train / "NA" / "._00.wav").write_bytes(b"litter of macOS")
     manifests = run(f"{train},{train}")
-    assert "6 speakers are in training and test" in capsys.readouterr().out
+    assert "6 speakers or classes are in training and test" in capsys.readouterr().out
     table = read_table(manifests / "train_sources.csv")
     speakers = set(table["speaker"])
     assert {"NA", "null", "007", "linked"} <= speakers and len(speakers) == 6
@@ -396,7 +339,7 @@ def test_too_few_speakers_are_told(run, tmp_path):
     make_recordings(tmp_path / "mine", 1, 3)
     make_recordings(tmp_path / "theirs", 2, 1)
     pair = f"{tmp_path / 'mine'},{tmp_path / 'theirs'}"
-    assert "1 speakers for the part tr" in run(pair)
+    assert "1 speakers or classes for the part tr" in run(pair)
 
 
 def test_all_bad_recordings_are_named_at_once_and_may_be_mended(run, tmp_path):

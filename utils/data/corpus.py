@@ -137,6 +137,7 @@ class Corpus:
         # One name for all corpora, so that what is made does not depend on where they are.
         place = self.folder / "corpus"
         linked = []
+        # Parts are numbered as they were given.
         for number, part in enumerate(self.parts, 1):
             root = place
             if len(self.parts) > 1:

@@ -36,7 +36,11 @@ def readings(text: str, base: Path, pair: bool, joined: bool) -> list[Parts]:
 
 def as_text(parts: Parts) -> str:
     """What to write after `--corpus` to get these directories."""
-    return "+".join(",".join(map(str, part)) for part in parts)
+    texts = []
+    for part in parts:
+        folders = map(str, part)
+        texts.append(",".join(folders))
+    return "+".join(texts)
 
 
 def linked_text(place: Path) -> str:
@@ -45,21 +49,28 @@ def linked_text(place: Path) -> str:
         return str(place.readlink())
     texts = []
     # Those of several parts are numbered.
-    for folder in (place, *sorted(place.glob("[0-9]*"))):
+    numbered = sorted(place.glob("[0-9]*"))
+    for folder in (place, *numbered):
         links = [path for path in (folder, folder / "train", folder / "test") if path.is_symlink()]
-        if links:
-            texts.append(",".join(str(link.readlink()) for link in links))
+        origins = [str(link.readlink()) for link in links]
+        # The folder of numbered links has none of its own.
+        if origins:
+            texts.append(",".join(origins))
     return "+".join(texts)
 
 
 def name_of(parts: Parts) -> str:
     """A name made of those of the directories, for the folder of the data."""
-    names = ["-".join(plain(folder.name) for folder in part) for part in parts]
+    names = []
+    for part in parts:
+        folders = [plain(folder.name) for folder in part]
+        names.append("-".join(folders))
     return "+".join(names)
 
 
 def _resolved(text: str, base: Path) -> Path:
     path = Path(text).expanduser()
+    # An absolute path replaces the base.
     return (base / path).resolve()
 
 
@@ -80,6 +91,7 @@ def _existing(text: str, base: Path, pair: bool, joined: bool) -> Parts | None:
         return (part,)
     if not joined:
         return None
+    # Any of the plus signs may be the first one between two corpora.
     for first, rest in _cuts(text, "+"):
         part = _existing_part(first, base, pair)
         if part is None:
@@ -107,6 +119,7 @@ def _existing_part(text: str, base: Path, pair: bool) -> Part | None:
 def _by_signs(text: str, base: Path, pair: bool, joined: bool) -> Parts:
     """The reading that takes each sign for one between names, so that a message names the wrong one of them alone."""
     pieces = text.split("+") if joined else [text]
+    # A sign at an end joins nothing: it is part of a name.
     if not all(pieces):
         pieces = [text]
     parts: list[Part] = []

@@ -30,6 +30,7 @@ def read_listed(csv: str | Path, columns: Sequence[str] = ("path",)) -> pd.DataF
     # Speakers may be called NA, null or 007, which pandas would take for something else.
     table = read_numbers(read_table(csv))
     require_columns(csv, table, columns)
+    # A cell that was forgotten would be one more speaker.
     for column in ("speaker", "group"):
         if column not in table:
             continue
@@ -56,9 +57,7 @@ def by_speaker(recordings: pd.DataFrame, n_src: int, origin: str | Path) -> list
     """
     speakers = [rows.to_dict("records") for _, rows in recordings.groupby("speaker")]
     if len(speakers) < n_src:
-        raise UserError(
-            f"{origin} has {len(speakers)} speakers (or classes); a mixture needs {n_src}"
-        )
+        raise UserError(f"{origin} has {len(speakers)} speakers; a mixture needs {n_src}")
     return speakers
 
 
@@ -71,9 +70,11 @@ def by_group(recordings: pd.DataFrame, n_src: int, origin: str | Path) -> list[l
     Raises:
         UserError: a group has too few speakers for a mixture of this group alone.
     """
+    # Most lists are of one corpus.
     if "group" not in recordings:
         return [by_speaker(recordings, n_src, origin)]
     groups = []
+    # In the order of their names, on which what is drawn depends.
     for group, rows in recordings.groupby("group"):
         groups.append(by_speaker(rows, n_src, f"{origin}: group {group}"))
     return groups
@@ -96,14 +97,17 @@ def draw_different(
     Returns:
         the group of each source, and the place of its speaker there.
     """
+    # Ends, since each group alone has enough names.
     while True:
-        members = [0] * len(picks)
+        # All sources of a group are drawn at once, which keeps them apart.
+        places = [0] * len(picks)
         for group in sorted(set(picks)):
             sources = [source for source, pick in enumerate(picks) if pick == group]
             drawn = sample(len(groups[group]), len(sources))
-            for source, member in zip(sources, drawn, strict=True):
-                members[source] = int(member)
-        chosen = list(zip(picks, members, strict=True))
-        names = {groups[group][member] for group, member in chosen}
+            for source, place in zip(sources, drawn, strict=True):
+                places[source] = int(place)
+        chosen = list(zip(picks, places, strict=True))
+        # Those of different groups may still have one name; the groups stay, so that each is as likely as before.
+        names = {groups[group][place] for group, place in chosen}
         if len(names) == len(picks):
             return chosen

@@ -12,25 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from prepare_corpus import PARTS, detect, find_corpus, parse_arguments
+from single_sources import Recording, of_all, utterances_of
 
 from utils import files
 from utils.data import audio, mixing
 from utils.data.corpus import Corpus, refuse_changes
 from utils.data.manifest import check_manifest, read_manifest, source_columns, write_manifest
-from utils.data.names import distinct
 from utils.data.products import Product, make
 from utils.data.sets import print_reports, write_sets
 from utils.data.walking import is_audio, is_litter, walk
 from utils.errors import UserError, command
-
-
-class Recording(NamedTuple):
-    """A recording of one speaker."""
-
-    speaker: str
-    name: str
-    """Unique among the recordings of the speaker."""
-    path: str
 
 
 @dataclass(frozen=True)
@@ -68,8 +59,23 @@ class Tables(NamedTuple):
     manifests: dict[str, pd.DataFrame]
     """By set."""
     recordings: pd.DataFrame | None
-    """Of single speakers, for dynamic mixing; None: the corpus does not name the speakers."""
+    """Of single sources, for dynamic mixing; None: the corpus does not name the speakers."""
     warnings: list[str]
+
+
+class Rules(NamedTuple):
+    """How the mixtures of lists drawn here are levelled."""
+
+    largest_difference: float
+    """Of the levels of two sources, in dB."""
+    level: mixing.Level
+    """What is level."""
+
+
+# MERL's rules for wsj0-2mix, and those of the two-step paper (etzinis/two_step_mask_learning,
+# augmented_mix_dataloader.py): sources of one power, up to 2.5 dB apart.
+OF_SPEECH = Rules(5.0, "speech")
+WITH_SOUNDS = Rules(2.5, "power")
 
 
 def from_lists(stage: Stage) -> Tables:
@@ -79,71 +85,55 @@ def from_lists(stage: Stage) -> Tables:
     entries = of_all_parts(
         lambda name: mixing.parse_list(lists[name], root, stage.args.n_src), lists
     )
-    paths: set[str] = set()
-    for entry in entries["train"]:
-        paths.update(entry.paths)
-    recordings = []
-    for path in sorted(paths):
-        # WSJ0 has a folder for each speaker.
-        speaker = Path(path).parent.name
-        recordings.append(Recording(speaker, Path(path).stem, path))
     frames, warnings = mix(entries, stage)
     # For dynamic mixing: MERL's mixtures hold the utterances cut.
-    sources = write_sources(recordings, "tr", stage)
+    sources = write_sources(utterances_of(entries["train"]), "tr", stage)
     return Tables(frames, sources, warnings)
 
 
-def from_pair(stage: Stage) -> Tables:
-    """Directories of recordings: validation (every tenth recording) and test are mixed here, training on the fly."""
-    given = find_recordings(stage.layout["train"])
-    # Speakers of validation are those of training, as in WSJ0.
-    # Every tenth, and not the last tenth, which would be of few speakers.
-    parts = {
-        "tr": [recording for i, recording in enumerate(given) if i % 10],
-        "cv": given[::10],
-        "tt": find_recordings(stage.layout["test"]),
-    }
-    for part, recordings in parts.items():
-        # Told before anything is written.
-        n_speakers = len(speakers_of(recordings))
-        if n_speakers < stage.args.n_src:
-            origin = stage.layout["test" if part == "tt" else "train"]
-            raise UserError(
-                f"{origin}: {n_speakers} speakers for the part {part}, but at least {stage.args.n_src} are needed. A "
-                "speaker is a folder (or a file that lies directly in the directory); every tenth recording of the "
-                "training directory goes to validation (cv)"
-            )
+def from_single_sources(stage: Stage) -> Tables:
+    """Recordings of single sources: validation and test are mixed here, training on the fly."""
+    all_sources = of_all(stage.layout, stage.args.n_src)
+    parts: dict[str, list[Recording]] = {}
     warnings = []
-    shared = speakers_of(given) & speakers_of(parts["tt"])
-    if shared:
-        warnings.append(f"{len(shared)} speakers are in training and test, e.g. {min(shared)}")
+    # The parts of joined corpora are put together.
+    for single in all_sources:
+        warnings += single.warnings()
+        for part, recordings in single.parts.items():
+            parts.setdefault(part, []).extend(recordings)
     sources = of_all_parts(lambda part: write_sources(parts[part], part, stage), parts)
+    # Directories of speakers alone are mixed as wsj0-2mix is; with sounds, as in the paper's experiments.
+    rules = WITH_SOUNDS
+    if stage.layout["form"] == "pair":
+        rules = OF_SPEECH
     # Training has new mixtures in each epoch; those that scores are compared on stay the same.
     entries = {}
     for name in ("valid", "test"):
         part = PARTS[name]
-        entries[name] = draw_entries(sources[part], part, stage)
-    frames, left_out = mix(entries, stage)
+        entries[name] = draw_entries(sources[part], part, rules, stage)
+    frames, left_out = mix(entries, stage, rules.level)
     return Tables(frames, sources["tr"], warnings + left_out)
 
 
-def speakers_of(recordings: list[Recording]) -> set[str]:
-    return {recording.speaker for recording in recordings}
-
-
-def draw_entries(sources: pd.DataFrame, part: str, stage: Stage) -> list[mixing.Entry]:
+def draw_entries(
+    sources: pd.DataFrame, part: str, rules: Rules, stage: Stage
+) -> list[mixing.Entry]:
     """Draw a mixing list of recordings, write it to mix_lists/, and read it."""
     folder = stage.corpus.folder
     n_src = stage.args.n_src
     # By names relative to the data, on which alone the draw depends: the list is the same each time.
-    names: dict[str, list[str]] = {}
-    for speaker, path in zip(sources["speaker"], sources["path"], strict=True):
-        name = str(Path(path).relative_to(folder))
-        names.setdefault(speaker, []).append(name)
+    names = [str(Path(path).relative_to(folder)) for path in sources["path"]]
+    groups: dict[str, dict[str, list[str]]] = {}
+    # Of a corpus alone all are of one group.
+    keys = sources["group"] if "group" in sources else [""] * len(sources)
+    for group, speaker, name in zip(keys, sources["speaker"], names, strict=True):
+        speakers = groups.setdefault(group, {})
+        speakers.setdefault(speaker, []).append(name)
     # Each recording comes about four times.
     n_mixtures = max(20, 2 * len(sources))
     n_mixtures = min(3000, n_mixtures)
-    text = mixing.draw_list([names], n_src, n_mixtures, seed=part)
+    difference = rules.largest_difference
+    text = mixing.draw_list(list(groups.values()), n_src, n_mixtures, part, difference)
     mixing_list = folder / "mix_lists" / f"mix_{n_src}_spk_{part}.txt"
     files.write_changed(mixing_list, text)
     return mixing.parse_list(mixing_list, folder, n_src)
@@ -265,13 +255,15 @@ def sources_of(
     return table[["speaker", "path", "length"]].reset_index(drop=True)
 
 
-def mix(entries: dict, stage: Stage) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def mix(
+    entries: dict, stage: Stage, level: mixing.Level = "speech"
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Mix the lists of all sets; returns manifests by set, and warnings."""
     args = stage.args
 
     def mix_set(name: str) -> tuple[pd.DataFrame, list[str]]:
         place = stage.mixtures / PARTS[name]
-        return mixing.mix_list(entries[name], place, args.sample_rate, args.mode, args.nj)
+        return mixing.mix_list(entries[name], place, args.sample_rate, args.mode, args.nj, level)
 
     frames = {}
     warnings = []
@@ -299,63 +291,34 @@ def of_all_parts(work: Callable[[str], Any], parts: Iterable[str]) -> dict[str, 
     return results
 
 
-def find_recordings(root: Path) -> list[Recording]:
-    """The audio files below a directory, sorted by path.
-
-    Names of speakers and recordings have no white space, so that they can stand in mixing lists. They differ where the
-    folders and files do: `a b`, `a_b` and `a/b` are three.
-    """
-    groups: dict[str, list[Path]] = {}
-    for path in walk(root):
-        folder, *_ = parts_below(root, path)
-        groups.setdefault(folder, []).append(path)
-    # Two folders may become the same name without white space.
-    speakers = distinct(map(_dense, groups), groups)
-    recordings = {}
-    for speaker, folder in zip(speakers, groups, strict=True):
-        paths = groups[folder]
-        # Of the folders below that of the speaker, and the stem.
-        labels = []
-        for path in paths:
-            _, *inner = parts_below(root, path)
-            # A file that lies directly in the directory is a speaker, and its own recording.
-            label = "-".join(inner) or folder
-            labels.append(_dense(label))
-        # Names need to differ within a speaker only.
-        names = distinct(labels, map(str, paths))
-        for path, name in zip(paths, names, strict=True):
-            recordings[path] = Recording(speaker, name, str(path))
-    return [recordings[path] for path in sorted(recordings)]
-
-
-def parts_below(root: Path, path: Path) -> tuple[str, ...]:
-    """The folders on the way to a file, and its stem."""
-    return path.relative_to(root).with_suffix("").parts
-
-
-def _dense(text):
-    return re.sub(r"\s", "_", text)
-
-
 def write_sources(recordings: list[Recording], part: str, stage: Stage) -> pd.DataFrame:
-    """Write single-speaker recordings at the rate needed, peak 0.9; returns a table of speaker, path, length."""
-    counts = Counter(f"{speaker}/{name}" for speaker, name, _ in recordings)
-    repeated = sorted(name for name in counts if counts[name] > 1)
+    """Write recordings of single sources at the rate needed, peak 0.9.
+
+    Returns:
+        a table of speaker, path, length and, of joined corpora, group.
+    """
+    # Joined corpora may have the same speakers' names, and get a folder each.
+    labels = [str(Path(one.group, one.speaker, one.name)) for one in recordings]
+    counts = Counter(labels)
+    repeated = sorted(label for label in counts if counts[label] > 1)
     if repeated:
         shown = ", ".join(repeated[:3])
         raise UserError(f"several recordings have the same speaker and name: {shown}. Rename them")
     folder = stage.sources / part
     rate = stage.args.sample_rate
     products = []
-    for speaker, name, path in recordings:
-        target = folder / speaker / f"{name}.wav"
-        arguments = (path, target, rate)
-        products.append(Product(f"{speaker}/{name}", rate, (target,), arguments))
+    for label, recording in zip(labels, recordings, strict=True):
+        target = folder / f"{label}.wav"
+        arguments = (recording.path, target, rate)
+        products.append(Product(label, rate, (target,), arguments))
     lengths = make(write_source, products, folder, stage.args.nj, f"sources {part}")
     table = pd.DataFrame(recordings)
     table["path"] = [str(product.paths[0]) for product in products]
     table["length"] = lengths
-    return table[["speaker", "path", "length"]]
+    columns = ["speaker", "path", "length"]
+    if stage.layout["form"] == "joined":
+        columns.append("group")
+    return table[columns]
 
 
 def write_source(path: str, target: Path, sample_rate: int) -> tuple[int, list[str]]:
@@ -376,22 +339,32 @@ def write_source(path: str, target: Path, sample_rate: int) -> tuple[int, list[s
 
 
 def consists_of(layout: dict) -> dict:
-    """What a corpus consists of: the hashes of lists and CSV files, or the names of the files in directories."""
-    tables = []
-    if layout["form"] == "lists":
-        # A missing list is an error when it is read.
-        tables = [path for path in layout["lists"].values() if path.is_file()]
-    if layout["form"] == "csv":
-        tables = list(itertools.chain(*layout["csvs"].values()))
-    if tables:
-        return {path.name: files.sha256(path) for path in tables}
-    # Reading all of it would take hours; a file that has changed under its name is noticed by its time.
-    content = {}
-    for key in ("root", "train", "test"):
-        if key in layout and layout["form"] != "lists":
-            folder = layout[key]
-            names = [path.relative_to(folder) for path in walk(folder)]
-            content[key] = list(map(str, names))
+    """What a corpus consists of: the hashes of lists and CSV files, or the names of the files in directories.
+
+    Reading all of it would take hours; a file that has changed under its name is noticed by its time.
+    """
+    content: dict[str, Any] = {}
+    # Two corpora may have lists or directories of the same name.
+    if layout["form"] == "joined":
+        for number, inner in enumerate(layout["layouts"], 1):
+            for name, value in consists_of(inner).items():
+                content[f"{name} of corpus {number}"] = value
+        return content
+    # A missing list is an error when it is read.
+    tables = [path for path in layout.get("lists", {}).values() if path.is_file()]
+    tables += itertools.chain(*layout.get("csvs", {}).values())
+    folders = {key: layout[key] for key in ("train", "test") if key in layout}
+    if layout["form"] == "tree":
+        folders["root"] = layout["root"]
+    # Its readme and notebooks do not count.
+    if layout["form"] == "esc50":
+        tables.append(layout["root"] / "meta" / "esc50.csv")
+        folders["audio"] = layout["root"] / "audio"
+    for path in tables:
+        content[path.name] = files.sha256(path)
+    for key, folder in folders.items():
+        names = [path.relative_to(folder) for path in walk(folder)]
+        content[key] = list(map(str, names))
     return content
 
 
@@ -400,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv, __doc__)
     corpus = find_corpus(args)
     corpus.require()
-    layout = detect(corpus.roots, args)
+    layout = detect(corpus.linked_parts, args)
     stage = Stage(corpus, layout, args)
     # Manifests of another corpus, or of this one before it changed, are not mixed with new ones.
     content = consists_of(layout)
@@ -408,11 +381,10 @@ def main(argv: list[str] | None = None) -> None:
     # Each of them keeps files that exist and are whole.
     makers = {
         "lists": from_lists,
-        "pair": from_pair,
         "tree": from_tree,
         "csv": from_csv,
     }
-    from_form = makers[layout["form"]]
+    from_form = makers.get(layout["form"], from_single_sources)
     tables = from_form(stage)
     if tables.recordings is not None:
         write_manifest(tables.recordings, stage.manifests / "train_sources.csv")

@@ -8,6 +8,7 @@ from pathlib import Path
 from utils import files
 from utils.data import mixing, speech
 from utils.data.corpus import Corpus, add_arguments, contents, locate
+from utils.data.directories import Parts
 from utils.data.walking import walk
 from utils.errors import UserError, command
 
@@ -27,7 +28,10 @@ MINI_RATE = 16000
 ACCEPTED = """  1. a finished wsj0-2mix tree: wav8k/min/{tr,cv,tt}/{mix,s1,s2}/*.wav (also wav16k, max)
   2. WSJ0 as wav (wsj0/si_tr_s/<speaker>/<utterance>.wav, ...) and the lists mix_2_spk_{tr,cv,tt}.txt
   3. LibriMix-style CSV files: metadata/mixture_{train-*,dev,test}_mix_clean.csv, or {train,valid,test}.csv
-  4. two directories of single-speaker recordings, one folder a speaker: --corpus TRAIN_DIR,TEST_DIR"""
+  4. two directories of recordings, one folder a speaker or a class of sounds: --corpus TRAIN_DIR,TEST_DIR
+  5. ESC-50 as distributed: meta/esc50.csv and audio/*.wav
+  6. several of 2, 4 and 5, from any of which a source comes: --corpus TRAIN_DIR,TEST_DIR+ESC_DIR"""
+JOINABLE = ("lists", "pair", "esc50")  # forms that have recordings of single sources
 
 
 def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
@@ -55,31 +59,53 @@ def find_corpus(args: argparse.Namespace) -> Corpus:
             "WSJ0 is licensed (LDC93S6A) and cannot be downloaded here. Give the directory that holds it, or use "
             "Libri2Mix, which needs no licence: make it with LibriMix's scripts and give its folder as --corpus"
         )
-    return locate(args, ACCEPTED, pair=True)
+    return locate(args, ACCEPTED, pair=True, joined=True)
 
 
-def detect(folders: tuple[Path, ...], args: argparse.Namespace) -> dict:
-    """The form of a corpus (tree, lists, csv, pair), as `form`, and where its parts lie.
+def detect(parts: Parts, args: argparse.Namespace) -> dict:
+    """The form of a corpus (tree, lists, csv, pair, esc50, joined), as `form`, and where its parts lie.
+
+    Args:
+        parts: the directories of each of the joined corpora, or of the only one.
+        args: of `parse_arguments`.
+
+    Returns:
+        the layout; of joined corpora `layouts` has that of each.
 
     Raises:
-        UserError: it has none of the forms.
+        UserError: it has none of the forms, or one that cannot be joined with others.
     """
+    layouts = [detect_one(folders, args) for folders in parts]
+    # Most corpora are one alone.
+    if len(layouts) == 1:
+        return layouts[0]
+    # The sources in mixtures are cut, or levelled for these.
+    for folders, layout in zip(parts, layouts, strict=True):
+        if layout["form"] not in JOINABLE:
+            raise UserError(
+                f"{folders[0]}: holds mixtures, but corpora that are joined by + need recordings of single sources, as "
+                f"2, 4 and 5 have:\n{ACCEPTED}"
+            )
+    return {"form": "joined", "layouts": layouts}
+
+
+def detect_one(folders: tuple[Path, ...], args: argparse.Namespace) -> dict:
+    """The form of a corpus that is not joined of several, see `detect`."""
     if len(folders) == 2:
         return {"form": "pair", "train": folders[0], "test": folders[1]}
     folder = folders[0]
+    if (folder / "meta" / "esc50.csv").is_file():
+        if not (folder / "audio").is_dir():
+            raise UserError(f"{folder / 'audio'}: no such folder. Is the corpus complete?")
+        return {"form": "esc50", "root": folder}
     wav = f"wav{args.sample_rate // 1000}k"
     # The scripts of MERL write into a folder for each number of speakers.
     for root in (folder, folder / f"{args.n_src}speakers"):
         if (root / wav / args.mode / "tr" / "mix").is_dir():
             return {"form": "tree", "root": root / wav / args.mode}
-    # Lists may lie beside the recordings, or in a folder of theirs.
-    for pattern in ("", "*/", "*/*/"):
-        for path in sorted(folder.glob(f"{pattern}mix_{args.n_src}_spk_tr.txt")):
-            lists = {
-                name: path.with_name(f"mix_{args.n_src}_spk_{part}.txt")
-                for name, part in PARTS.items()
-            }
-            return {"form": "lists", "root": folder, "lists": lists}
+    lists = _lists(folder, args.n_src)
+    if lists:
+        return {"form": "lists", "root": folder, "lists": lists}
     # LibriMix keeps its CSVs in metadata/, some copies at the top.
     for place in (folder / "metadata", folder / wav / args.mode / "metadata", folder):
         csvs = _csvs(place)
@@ -95,6 +121,16 @@ def detect(folders: tuple[Path, ...], args: argparse.Namespace) -> dict:
             "\nIts .wv1 files are NIST SPHERE; convert each with `sph2pipe -f wav in.wv1 out.wav`"
         )
     raise UserError(message)
+
+
+def _lists(folder: Path, n_src: int) -> dict[str, Path]:
+    """{set: mixing list}, which may lie beside the recordings or in a folder of theirs; empty if there are none."""
+    for pattern in ("", "*/", "*/*/"):
+        for path in sorted(folder.glob(f"{pattern}mix_{n_src}_spk_tr.txt")):
+            return {
+                name: path.with_name(f"mix_{n_src}_spk_{part}.txt") for name, part in PARTS.items()
+            }
+    return {}
 
 
 def _csvs(place):
@@ -150,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     # A mini corpus of another size is another one.
     details = corpus.prepare({"size": MINI}, partial(make_mini, n_jobs=args.nj))
     # By the user's own paths, before anything is written.
-    layout = detect(corpus.origins, args)
+    layout = detect(corpus.parts, args)
     corpus.claim(details)
     print(f"corpus {corpus.name}: {layout['form']}, {corpus.given}")
 

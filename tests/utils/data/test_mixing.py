@@ -2,6 +2,7 @@
 
 import cmath
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -361,3 +362,38 @@ def test_drawn_lists_have_different_speakers_and_opposite_gains():
         one, gain, two, opposite, three, zero = line.split()
         assert len({one[0], two[0], three[0]}) == 3
         assert 0 <= float(gain) == -float(opposite) <= 2.5 and float(zero) == 0
+
+
+def test_drawn_lists_take_each_group_with_the_same_probability_and_no_name_twice():
+    few = {name: [f"1/{name}/1.wav"] for name in "abc"}
+    many = {name: [f"2/{name}/1.wav"] for name in "cdefghijkl"}
+    text = mixing.draw_list([few, many], 2, 4000, seed=1, largest_difference=2.5)
+    kinds = Counter()
+    for line in text.splitlines():
+        one, gain, two, opposite = line.split()
+        kinds[one[0] + two[0]] += 1
+        # Both groups have a class c, which nobody could tell from itself.
+        assert one.split("/")[1] != two.split("/")[1]
+        assert 0 <= float(gain) == -float(opposite) <= 1.25
+    shares = {kind: count / 4000 for kind, count in kinds.items()}
+    # Four standard errors of a share of a quarter are 0.027.
+    assert shares == pytest.approx(dict.fromkeys(("11", "12", "21", "22"), 0.25), abs=0.027)
+
+
+def test_levels_by_power_are_those_of_what_the_mixture_holds(tmp_path):
+    # A rumble below the band of speech, loud where the shorter one has ended.
+    time = np.arange(24000) / 8000
+    rumble = np.sin(2 * np.pi * 30 * time) * np.where(time < 1, 0.05, 0.5)
+    audio.write(tmp_path / "rumble.wav", rumble, 8000)
+    audio.write(tmp_path / "voice.wav", speechlike(1, 8000), 8000)
+    path = write_list(tmp_path, "rumble.wav 1 voice.wav -1")
+    entries = mixing.parse_list(path, tmp_path, 2)
+    differences = {}
+    for level in ("power", "speech"):
+        folder = tmp_path / level
+        frame, _ = mixing.mix_list(entries, folder, 8000, "min", 1, level)
+        [row] = frame.itertuples()
+        powers = [np.mean(audio.read(path) ** 2) for path in (row.source_1_path, row.source_2_path)]
+        differences[level] = 10 * np.log10(powers[0] / powers[1])
+    assert differences["power"] == pytest.approx(2, abs=0.01)
+    assert differences["speech"] > 10

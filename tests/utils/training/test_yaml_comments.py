@@ -56,6 +56,17 @@ PROMISES = [
     ),
     ("wsj0-2mix/asteroid_dprnn", "batch 4, 4 s", {f"{JOINT}.batch_size": 4, "data.segment": 4}),
     ("wsj0-2mix/two_step_tdcn", "N = 256", {f"{INIT}.n_basis": 256}),
+    ("wsj0-2mix/sounds_two_step_tdcn", "4 s long", {"data.segment": 4}),
+    (
+        "wsj0-2mix/sounds_two_step_tdcn",
+        "-2.5 to 2.5 dB (uniformly)",
+        {"data.dynamic_mixing": {"max_gain": 2.5, "levels": "opposite"}},
+    ),
+    (
+        "wsj0-2mix/sounds_two_step_tdcn",
+        "20,000 mixtures an epoch and 120 epochs",
+        {"data.epoch_size": 20000, "steps.separator.epochs": 120},
+    ),
 ]
 
 
