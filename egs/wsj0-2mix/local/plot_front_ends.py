@@ -28,13 +28,11 @@ CLOSE_UP = 0.03  # s of waveform in the last column
 RANGE = 50  # dB
 
 
-def load(experiment: Path) -> TwoStep:
-    """The system of an experiment, after whichever step was the last."""
-    system = load_system(experiment / "model.pth")
+def load(path: Path) -> TwoStep:
+    """The system of an experiment or of a checkpoint."""
+    system = load_system(path)
     if not isinstance(system, TwoStep):
-        raise UserError(
-            f"{experiment}: is a {type(system).__name__}, which has no learnt front end"
-        )
+        raise UserError(f"{path}: is a {type(system).__name__}, which has no learnt front end")
     return system
 
 
@@ -87,18 +85,22 @@ def draw(axes: np.ndarray, name: str, system: TwoStep, sources: torch.Tensor) ->
     mask = frontend.oracle_masks(truth)[0, 0].numpy(force=True)
     level = 20 * np.log10(magnitude[order] + SMALLEST_LEVEL)
     top = level.max()
-    draw_image(axes[0], level, f"{name}: code of the mixture (dB)", vmin=top - RANGE, vmax=top)
+    draw_image(axes[0], level, "code of the mixture (dB)", vmin=top - RANGE, vmax=top)
+    axes[0].set_ylabel(name, fontsize=10)
     draw_image(axes[1], mask[order], "oracle mask of source 1", vmin=0, vmax=1, cmap="gray")
 
     # How much of the code's energy gets which mask: a front end that masks has it at 0 and 1.
     energy = np.square(magnitude).ravel()
     axes[2].hist(mask.ravel(), bins=40, range=(0, 1), weights=energy / energy.sum())
     axes[2].set_title("energy of the code by value of its mask", fontsize=9)
-    axes[2].set_ylim(0, 1)
+    axes[2].set_ylim(0, 0.25)
 
     # The masks without a mixture, decoded.
     alone, departure = instruments.without_mixture(frontend, truth)
     score = si_snr(alone, departure)[0, 0].item()
+    # SI-SDR leaves gain and sign free: those that bring one nearest to the other.
+    power = alone[0, 0].square().sum().clamp(min=SMALLEST_LEVEL)
+    gain = (alone[0, 0] * departure[0, 0]).sum() / power
     length = round(CLOSE_UP * system.sample_rate)
     # Where there is most to see.
     start = int(departure[0, 0].abs().argmax()) - length // 2
@@ -108,7 +110,7 @@ def draw(axes: np.ndarray, name: str, system: TwoStep, sources: torch.Tensor) ->
     axes[3].plot(
         milliseconds, departure[0, 0, shown], label="(s1 - s2) / 2", linewidth=2, alpha=0.5
     )
-    axes[3].plot(milliseconds, alone[0, 0, shown], label="masks, no mixture", linewidth=1)
+    axes[3].plot(milliseconds, gain * alone[0, 0, shown], label="masks, no mixture", linewidth=1)
     axes[3].set_title(f"decoded masks without a mixture: {score:.0f} dB", fontsize=9)
     axes[3].set_xlabel("ms", fontsize=8)
     axes[3].legend(fontsize=7, loc="upper right")
@@ -117,27 +119,33 @@ def draw(axes: np.ndarray, name: str, system: TwoStep, sources: torch.Tensor) ->
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", type=Path, nargs="+", help="folders with a model.pth")
+    parser.add_argument(
+        "models", type=Path, nargs="+", help="experiments, or checkpoints of step 1"
+    )
+    parser.add_argument("--names", nargs="+", help="what they are called; their paths by default")
     parser.add_argument("--manifest", type=Path, required=True, help="of the mixtures")
     parser.add_argument("--row", type=int, default=0, help="which of them")
     parser.add_argument("--out", type=Path, default=Path("front_ends.png"))
     args = parser.parse_args(argv)
+    names = args.names or list(map(str, args.models))
+    if len(names) != len(args.models):
+        raise UserError(f"--names has {len(names)} names for {len(args.models)} models")
     sources, sample_rate = read_example(args.manifest, args.row)
     figure, axes = plt.subplots(
-        len(args.experiments),
+        len(args.models),
         4,
-        figsize=(16, 2.6 * len(args.experiments)),
+        figsize=(16, 2.6 * len(args.models)),
         width_ratios=[1.3, 1.3, 1, 1.2],
         squeeze=False,
         layout="constrained",
     )
-    for row, experiment in zip(axes, args.experiments, strict=True):
-        system = load(experiment)
+    for row, path, name in zip(axes, args.models, names, strict=True):
+        system = load(path)
         if system.sample_rate != sample_rate:
-            raise UserError(f"{experiment}: is for {system.sample_rate} Hz, not {sample_rate}")
-        draw(row, experiment.name, system, sources)
+            raise UserError(f"{path}: is for {system.sample_rate} Hz, not {sample_rate}")
+        draw(row, name, system, sources)
     figure.savefig(args.out, dpi=70)
-    print(f"{args.out}: {len(args.experiments)} front ends")
+    print(f"{args.out}: {len(args.models)} front ends")
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def test_array_files_keep_the_first_microphones(corpus, tmp_path):
 
 
 def test_too_few_speakers_silence_and_missing_stages_are_told(corpus, tmp_path):
-    with pytest.raises(UserError, match=r"has 3 speakers \(or classes\); a mixture needs 4"):
+    with pytest.raises(UserError, match="has 3 speakers; a mixture needs 4"):
         SpatialMixtures(Split(corpus, "train", 4, RATE, 1.0))
     for name in ("sources", "rooms"):
         rows = pd.read_csv(corpus / f"train_{name}.csv").drop(columns="rate", errors="ignore")
