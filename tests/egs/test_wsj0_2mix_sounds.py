@@ -19,10 +19,11 @@ from tests.support import ROOT
 from utils.data import audio
 from utils.data.datasets import Batches, DynamicMixtures, loaders
 from utils.data.manifest import read_manifest
+from utils.data.settings import DynamicMixing
 from utils.data.split import Split
 from utils.data.tables import read_table
 from utils.errors import UserError
-from utils.training.config import DynamicMixing, override, parse, read_yaml
+from utils.training.config import override, parse, read_yaml
 
 CLASSES = ("dog", "rain", "sea_waves")
 
