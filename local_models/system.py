@@ -72,6 +72,10 @@ class TrainingStep:
         """Scalars of a batch, as `System.losses`."""
         return self.system.losses(batch)
 
+    def validation(self, batch: dict) -> Mapping[str, Tensor | None]:
+        """What is logged of a batch of validation; None: it does not tell."""
+        return self.losses(batch)
+
     def training_loss(self, batch: dict) -> tuple[Tensor, Mapping[str, Tensor | None]]:
         """What an update minimises, and what is logged of the batch; None: it does not tell."""
         values = self.losses(batch)
@@ -252,7 +256,7 @@ class System(pl.LightningModule):
             self.step.after_training(self.trainer.callback_metrics)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._log("val", self.step.losses(batch), batch)
+        self._log("val", self.step.validation(batch), batch)
 
     def _log(self, phase: str, values: Mapping[str, Tensor | None], batch: dict) -> None:
         # Devices average in the order in which names come up, so a value that this batch lacks, None, is logged too,

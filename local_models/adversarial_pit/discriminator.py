@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from local_models.adversarial_pit.balancer import DECAY, GradientBalancer
 from local_models.adversarial_pit.discriminator_networks import DOMAINS
-from local_models.adversarial_pit.i_replacement import Pairs, context_pairs, instance_pairs
+from local_models.adversarial_pit.i_replacement import NReal, Pairs, context_pairs, instance_pairs
 from local_models.ranges import NonNegative, Range
 
-# Running accuracy above which a discriminator is not trained until the separator has caught up.
+# Running accuracy of tuples above which a discriminator is not trained until the separator has caught up.
 SATURATED = 0.95
+DECAY = 0.98  # per batch, of that running mean
 
 
 @dataclass
@@ -29,10 +29,12 @@ class DiscriminatorOptions:
     """What it looks at."""
     family: Literal["instance", "context"] = "context"
     """One source at a time, or all sources of a mixture together."""
-    n_real: Annotated[int, Range(at_least=0)] = 0
-    """I, of family context: true sources in the fake tuple, from 0 (the standard adversarial loss) to n_src - 1."""
-    with_mixture: bool = False
-    """It sees the mixture too."""
+    n_real: Annotated[NReal, Range(at_least=0)] = "all_but_one"
+    """I, of family context: how many of a mixture's active sources the fake tuple shows as they are: a whole number, at
+    most all of them but one (0: the standard adversarial loss); a share between 0 and 1; or all_but_one. Without
+    meaning for family instance."""
+    with_mixture: bool | None = None
+    """It sees the mixture too; null: if it is of family context."""
     share: NonNegative = 0.1
     """Norm of its gradient at the estimates, as a part of the norm of the PIT loss's gradient there."""
     filters: Annotated[int, Range(at_least=8)] = 16
@@ -41,11 +43,29 @@ class DiscriminatorOptions:
     """STFT windows in samples, multiples of 4: resolutions of domain stft; domain mask takes the first."""
 
     @property
+    def sees_mixture(self) -> bool:
+        """Whether the mixture is one of its inputs."""
+        if self.with_mixture is None:
+            return self.family == "context"
+        return self.with_mixture
+
+    @property
     def name(self) -> str:
         """Such as stft_context2_mixture: tells the discriminators of a system apart in weights and logs."""
-        family = f"context{self.n_real}" if self.family == "context" else self.family
-        suffix = "_mixture" if self.with_mixture else ""
-        return f"{self.domain}_{family}{suffix}"
+        parts: list[str] = [self.domain, self.family]
+        if self.family == "context":
+            parts[1] += self._name_of_n_real()
+        if self.sees_mixture:
+            parts.append("mixture")
+        return "_".join(parts)
+
+    def _name_of_n_real(self) -> str:
+        if isinstance(self.n_real, float):
+            # A name of a module has no dots in it.
+            return f"_{100 * self.n_real:.0f}_percent"
+        if isinstance(self.n_real, str):
+            return f"_{self.n_real}"
+        return f"{self.n_real}"
 
     def check(self, n_src: int) -> None:
         """Refuse what makes no discriminator of tuples of `n_src` sources.
@@ -53,11 +73,21 @@ class DiscriminatorOptions:
         Raises:
             ValueError: names the option and its range.
         """
-        most = n_src - 1 if self.family == "context" else 0
-        if not 0 <= self.n_real <= most:
+        if isinstance(self.n_real, float):
+            is_possible = 0 < self.n_real < 1
+        elif isinstance(self.n_real, int):
+            is_possible = 0 <= self.n_real < n_src
+        else:
+            is_possible = self.n_real == "all_but_one"
+        if not is_possible:
             raise ValueError(
-                f"discriminators: n_real is {self.n_real}; it goes from 0 to {n_src - 1}, one less than n_src, in a "
-                "context-based one, and is 0 in an instance-based one"
+                f"discriminators: n_real is {self.n_real}; it is a whole number from 0 to {n_src - 1}, one less than "
+                "n_src, a share between 0 and 1, or all_but_one"
+            )
+        if self.family == "context" and n_src < 2:
+            raise ValueError(
+                f"discriminators: a context-based one compares sources of a mixture, but n_src is {n_src}; take "
+                "family: instance"
             )
         # Grouped convolutions of the waveform, in groups of filters.
         if self.filters < 8 or self.filters % 8:
@@ -80,11 +110,13 @@ class Judgement(NamedTuple):
     adversarial_loss: Tensor
     """What the separator is trained for: high scores of the fake tuples."""
     log: dict[str, Tensor]
-    """Mean scores `real` and `fake`, `accuracy`, and whether it is `trained`; only the last if it saw nothing."""
+    """Mean scores `real` and `fake`; `accuracy`, the share of the tuples whose score is on the right side of zero;
+    `told_apart`, the share of the pairs in which the real tuple has the higher score; `accuracy_of_places`, the share
+    of all places of the maps of scores on the right side; whether it is `trained`. Only the last if it saw nothing."""
 
 
 class Discriminator(nn.Module):
-    """A discriminator with its running accuracy and the balancer of its gradient.
+    """A discriminator with its running accuracy.
 
     Args:
         options: see `DiscriminatorOptions`.
@@ -101,13 +133,12 @@ class Discriminator(nn.Module):
         super().__init__()
         options.check(n_src)
         self.options = options
-        self.balancer = GradientBalancer(options.share)
         # An instance-based one sees a tuple of one.
         n_signals = n_src if options.family == "context" else 1
         network = DOMAINS[options.domain]
         self.network = network(
             n_signals,
-            options.with_mixture,
+            options.sees_mixture,
             options.filters,
             options.windows,
         )
@@ -115,19 +146,27 @@ class Discriminator(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("accuracy", torch.tensor(0.5))
 
-    def draw_pairs(self, sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
+    def draw_pairs(
+        self,
+        sources: Tensor,
+        aligned: Tensor,
+        mixture: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Pairs:
         """The real and fake tuples of a batch.
 
         Args:
             sources: (batch, n_src, time).
             aligned: estimates in the order of the sources, same shape.
             mixture: (batch, time).
+            generator: random numbers on the CPU; None: those of the present update.
         """
         if self.options.family == "instance":
             return instance_pairs(sources, aligned, mixture)
-        # Drawn from the number of the update, and not from the global generator, which a continued run has moved on.
-        seed = torch.initial_seed() + 7919 * int(self.updates)
-        generator = torch.Generator().manual_seed(seed % 2**63)
+        if generator is None:
+            # Of the number of the update, and not the global generator, which a continued run has moved on.
+            seed = torch.initial_seed() + 7919 * int(self.updates)
+            generator = torch.Generator().manual_seed(seed % 2**63)
         return context_pairs(sources, aligned, mixture, self.options.n_real, generator)
 
     def judge(self, pairs: Pairs) -> Judgement:
@@ -144,31 +183,32 @@ class Discriminator(nn.Module):
         real_scores = self.network(pairs.real, pairs.mixture)
         fake_scores = self.network(pairs.fake, pairs.mixture)
         own_losses = []
-        adversarial_losses = []
-        accuracies = []
+        right_of_places = []
         for real, fake in zip(real_scores, fake_scores, strict=True):
-            # Hinge: max(0, 1 - D(real)) + max(0, 1 + D(fake)) for the discriminator, -D(fake) for the separator.
+            # Hinge: max(0, 1 - D(real)) + max(0, 1 + D(fake)).
             real_loss = F.relu(1 - real).mean()
             fake_loss = F.relu(1 + fake).mean()
             own_losses.append(real_loss + fake_loss)
-            adversarial_losses.append(-fake.mean())
-            # Half of the tuples are real.
-            right_of_real = (real > 0).float().mean()
-            right_of_fake = (fake < 0).float().mean()
-            accuracies.append((right_of_real + right_of_fake) / 2)
-        accuracy = torch.stack(accuracies).mean()
+            right_of_places.append(right_side(real, fake))
+        # Each scale counts alike.
+        own_loss = torch.stack(own_losses).mean()
+        accuracy_of_places = torch.stack(right_of_places).mean()
+        real_of_tuples = scores_of_tuples(real_scores)
+        fake_of_tuples = scores_of_tuples(fake_scores)
+        # -D(fake) for the separator.
+        adversarial_loss = -fake_of_tuples.mean()
+
+        accuracy = right_side(real_of_tuples, fake_of_tuples)
         with torch.no_grad():
             self.updates += 1
             self.accuracy.lerp_(accuracy, 1 - DECAY)
-
-        # Each scale counts alike.
-        own_loss = torch.stack(own_losses).mean()
-        adversarial_loss = torch.stack(adversarial_losses).mean()
         is_trained = not self.is_saturated()
         log = {
-            "real": mean_score(real_scores),
-            "fake": mean_score(fake_scores),
+            "real": real_of_tuples.detach().mean(),
+            "fake": fake_of_tuples.detach().mean(),
             "accuracy": accuracy,
+            "told_apart": told_apart(real_of_tuples, fake_of_tuples).mean(),
+            "accuracy_of_places": accuracy_of_places,
             "trained": torch.tensor(float(is_trained), device=own_loss.device),
         }
         return Judgement(own_loss, adversarial_loss, log)
@@ -178,7 +218,19 @@ class Discriminator(nn.Module):
         return self.accuracy.item() > SATURATED
 
 
-def mean_score(scores: Iterable[Tensor]) -> Tensor:
-    """Mean over all places, each scale counting alike."""
-    means = [score.float().mean() for score in scores]
-    return torch.stack(means).mean().detach()
+def scores_of_tuples(scores: Iterable[Tensor]) -> Tensor:
+    """Maps of scores (tuple, 1, ...) of each scale to a score for each tuple, (tuple,): all scales count alike."""
+    means = [score.float().flatten(1).mean(1) for score in scores]
+    return torch.stack(means).mean(0)
+
+
+def right_side(real: Tensor, fake: Tensor) -> Tensor:
+    """Share of scores on the right side of zero; real and fake ones, of the same shape, count alike."""
+    right_of_real = (real > 0).float().mean()
+    right_of_fake = (fake < 0).float().mean()
+    return (right_of_real + right_of_fake) / 2
+
+
+def told_apart(real: Tensor, fake: Tensor) -> Tensor:
+    """Whether a real tuple scores above the fake one of its mixture, (tuple,): 1 or 0, and 0.5 for equal scores."""
+    return (torch.sign(real - fake) + 1) / 2

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from local_models.adversarial_pit.balancer import without_overflow
+from local_models.adversarial_pit.balancer import balanced, share_of
 from local_models.adversarial_pit.discriminator import Discriminator, DiscriminatorOptions
+from local_models.adversarial_pit.gauge import reading_of_batch
 from local_models.adversarial_pit.stft_masking import StftMasking
 from local_models.log_mse import LogMSE, align
 from local_models.ranges import Count, CountOrNone, NonNegative, Positive
@@ -24,7 +25,15 @@ from local_models.universal import Universal
 # Of the discriminators' Adam; other optimisers have none.
 BETAS = (0.5, 0.9)
 # Of each discriminator, in training.
-LOGGED = ("real", "fake", "accuracy", "trained", "share")
+LOGGED = (
+    "real",
+    "fake",
+    "accuracy",
+    "told_apart",
+    "accuracy_of_places",
+    "trained",
+    "share",
+)
 
 
 @dataclass
@@ -200,18 +209,33 @@ class AdversarialStep(TrainingStep):
             aligned = align(leaf, order)
             pairs = discriminator.draw_pairs(sources, aligned, mixture)
             judgement = discriminator.judge(pairs)
-            gradient = adversarial_gradient(judgement.adversarial_loss, leaf)
-            n_batches = int(discriminator.updates)
-            factor, share = discriminator.balancer(gradient, pit_gradient, n_batches)
-            log = judgement.log
-            # The balancer follows the ratio during the warm-up too, the separator does not.
-            if n_batches > warm_up:
-                total = total + factor * gradient
-                log["share"] = share
+            log: dict[str, Tensor | None] = dict(judgement.log)
+            if int(discriminator.updates) > warm_up:
+                gradient = adversarial_gradient(judgement.adversarial_loss, leaf)
+                push = balanced(gradient, pit_gradient, discriminator.options.share)
+                total = total + push
+                log["share"] = share_of(push, pit_gradient)
             for key in LOGGED:
                 values[f"{name}_{key}"] = log.get(key)
             discriminator_loss = discriminator_loss + judgement.own_loss
         return Gradients(values, total, discriminator_loss)
+
+    def validation(self, batch: dict) -> Mapping[str, Tensor | None]:
+        """Loss and scores, and what the push of each discriminator is worth (gauge.py)."""
+        system = self.system
+        estimates = system.separate(batch["mixture"])
+        values: dict[str, Tensor | None] = dict(system.pit_losses(estimates, batch))
+        sources = only_channel(batch["sources"])
+        mixture = only_channel(batch["mixture"])
+        estimates = only_channel(estimates)
+        with system.full_precision():
+            _, order = system.loss_of(estimates, sources, mixture)
+        aligned = align(estimates, order)
+        for name, discriminator in system.each_discriminator():
+            reading = reading_of_batch(discriminator, sources, aligned, mixture, batch["id"])
+            for key, value in reading.items():
+                values[f"{name}_{key}"] = value
+        return values
 
     def before_update(self) -> None:
         """Let discriminators rest that are too good at present."""
@@ -233,7 +257,7 @@ def adversarial_gradient(loss: Tensor, estimates: Tensor) -> Tensor:
     device = estimates.device.type
     scale = 1
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.half:
-        # The gradient of a mean over a million scores is zero in float16; the balancer takes any factor out again.
+        # The gradient of a mean over a million scores is zero in float16; the balance takes any factor out again.
         scale = estimates.numel()
     (gradient,) = torch.autograd.grad(loss * scale, estimates, retain_graph=True)
-    return without_overflow(gradient)
+    return gradient

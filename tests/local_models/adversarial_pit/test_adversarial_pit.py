@@ -37,6 +37,11 @@ class Fixed(torch.nn.Module):
         return self.real if signals.sum() > 0 else self.fake
 
 
+def one_pair():
+    ones = torch.ones(1, 1, 5)
+    return Pairs(ones, -ones, ones[:, 0], ones[..., 0] > 0)
+
+
 @pytest.mark.parametrize("options", ALL, ids=lambda a: a.name)
 @pytest.mark.parametrize("with_mixture", [False, True])
 def test_every_discriminator_learns_and_sends_a_gradient_to_estimates_only(options, with_mixture):
@@ -63,11 +68,10 @@ def test_scores_and_losses_are_those_of_the_hinge():
     discriminator = Discriminator(ALL[0], 4)
     real, fake = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 1.0]])
     discriminator.network = Fixed([real], [fake])
-    pairs = Pairs(torch.ones(1, 1, 5), -torch.ones(1, 1, 5), torch.ones(1, 5))
-    own, theirs, log = discriminator.judge(pairs)
+    own, theirs, log = discriminator.judge(one_pair())
     assert own.item() == pytest.approx((0 + 0.5) / 2 + (0 + 2) / 2)
     assert theirs.item() == pytest.approx(-(-3 + 1) / 2)
-    assert log["accuracy"].item() == pytest.approx(0.75)
+    assert log["accuracy_of_places"].item() == pytest.approx(0.75)
     assert log["real"].item() == pytest.approx(1.25)
     assert log["fake"].item() == pytest.approx(-1.0)
 
@@ -76,10 +80,41 @@ def test_scales_count_alike_whatever_their_size():
     discriminator = Discriminator(ALL[2], 4)
     scores = [torch.full((1, 1, 1000), 3.0), torch.full((1, 1, 10), 1.0)]
     discriminator.network = Fixed(scores, scores)
-    _, theirs, _ = discriminator.judge(
-        Pairs(torch.ones(1, 1, 5), torch.ones(1, 1, 5), torch.ones(1, 5))
-    )
+    _, theirs, _ = discriminator.judge(one_pair())
     assert theirs.item() == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "accuracy", "told_apart", "of_places"),
+    [
+        ([[3.0, -1.0]], [[1.0, -2.0]], 1.0, 1.0, 0.5),
+        ([[3.0, -1.0]], [[2.0, -1.0]], 0.5, 1.0, 0.5),
+        ([[-3.0, 1.0]], [[2.0, -1.0]], 0.0, 0.0, 0.5),
+        ([[1.0, 1.0]], [[1.0, 1.0]], 0.5, 0.5, 0.5),
+    ],
+)
+def test_tuples_are_counted_by_their_mean_score_and_places_one_by_one(
+    real, fake, accuracy, told_apart, of_places
+):
+    discriminator = Discriminator(ALL[0], 4)
+    discriminator.network = Fixed([torch.tensor(real)], [torch.tensor(fake)])
+    before = discriminator.accuracy.item()
+    _, _, log = discriminator.judge(one_pair())
+    assert log["accuracy"].item() == pytest.approx(accuracy)
+    assert log["told_apart"].item() == pytest.approx(told_apart)
+    assert log["accuracy_of_places"].item() == pytest.approx(of_places)
+    assert discriminator.accuracy.item() == pytest.approx(before + 0.02 * (accuracy - before))
+
+
+def test_the_guard_acts_on_tuples():
+    """Most places of a map have no evidence, so that their accuracy stays low where every tuple is told."""
+    discriminator = Discriminator(ALL[0], 4)
+    real = torch.cat([torch.full((1, 30), 5.0), torch.full((1, 70), -0.01)], 1)
+    discriminator.network = Fixed([real], [-real])
+    for _ in range(300):
+        log = discriminator.judge(one_pair()).log
+    assert log["accuracy_of_places"].item() == pytest.approx(0.3)
+    assert discriminator.is_saturated() and log["trained"] == 0
 
 
 def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator():
@@ -98,9 +133,8 @@ def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator()
         theirs_at_leaf = torch.autograd.grad(theirs, leaf)[0]
         norm = theirs_at_leaf.flatten(1).norm(dim=1)
         pit_norm = pit.flatten(1).norm(dim=1)
-        judged = norm > 0
-        ratio = (pit_norm[judged] / norm[judged]).log().mean().exp()
-        balanced.append(discriminator.options.share * ratio * theirs_at_leaf)
+        ratio = torch.where(norm > 0, pit_norm / norm, 0.0)
+        balanced.append(discriminator.options.share * ratio[:, None, None] * theirs_at_leaf)
     values, gradient, _ = model.step.gradients(estimates_of(model, data), *signals(data))
     torch.testing.assert_close(gradient, pit + sum(balanced), rtol=1e-4, atol=1e-7)
     assert values["waveform_instance_share"].item() == pytest.approx(0.3, rel=1e-4)
@@ -171,7 +205,7 @@ def test_the_same_names_are_logged_whatever_a_batch_holds():
         model.training_step(data, 0)
         runs.append({name: (value, weight) for name, value, weight in logged})
         logged.clear()
-    assert all(list(run) == list(runs[0]) for run in runs) and len(runs[0]) == 1 + 5 * len(ALL)
+    assert all(list(run) == list(runs[0]) for run in runs) and len(runs[0]) == 1 + 7 * len(ALL)
     weights = [{name: weight for name, (_, weight) in run.items()} for run in runs]
     assert [w["train_mask_context2_real"] for w in weights] == [3, 0, 3, 3]
     assert [w["train_mask_context2_share"] for w in weights] == [0, 0, 0, 3]
@@ -345,7 +379,9 @@ def test_a_discriminator_with_the_mixture_hears_it():
     ("options", "said"),
     [
         ({"discriminators": [DiscriminatorOptions(n_real=4)]}, "n_real is 4"),
-        ({"discriminators": [DiscriminatorOptions(family="instance", n_real=1)]}, "n_real is 1"),
+        ({"discriminators": [DiscriminatorOptions(n_real=1.0)]}, "n_real is 1.0"),
+        ({"discriminators": [DiscriminatorOptions(n_real="all")]}, "or all_but_one"),
+        ({"discriminators": [DiscriminatorOptions()], "n_src": 1}, "n_src is 1; take .*instance"),
         ({"discriminators": [DiscriminatorOptions(), DiscriminatorOptions()]}, "two are alike"),
         (
             {"discriminators": [DiscriminatorOptions("waveform", filters=12)]},
@@ -379,11 +415,13 @@ def test_a_plain_configuration_builds_the_system_and_stays_plain():
                 "class_path": "local_models.adversarial_pit.TDCNpp",
                 "init_args": {"bn_chan": 4, "hid_chan": 4},
             },
-            "discriminators": [{"domain": "mask", "n_real": 1}],
+            "discriminators": [{"domain": "mask", "n_real": 1}, {}, {"n_real": 0.5}],
             "game": {"lr": 1e-3},
         },
     }
     before = copy.deepcopy(config)
     model = build_system(config)
-    assert list(model.discriminators) == ["mask_context1"] and model.game.lr == 1e-3
+    names = ["mask_context1", "stft_context_all_but_one", "stft_context_50_percent"]
+    assert list(model.discriminators) == [f"{name}_mixture" for name in names]
+    assert model.game.lr == 1e-3
     assert config == before

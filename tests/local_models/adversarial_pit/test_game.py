@@ -69,7 +69,7 @@ class Overflowing(torch.nn.Module):
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan, 1e30])
-def test_one_gradient_that_overflows_harms_neither_the_update_nor_the_balance(bad):
+def test_one_gradient_that_overflows_leaves_the_others_as_they_are(bad):
     options = DiscriminatorOptions("stft", "instance", share=0.2, filters=8, windows=(128,))
     data, gradients = batch(), []
     for first in (1.0, bad):
@@ -78,14 +78,9 @@ def test_one_gradient_that_overflows_harms_neither_the_update_nor_the_balance(ba
         discriminator.network = Overflowing(first)
         estimates = estimates_of(model, data)
         _, gradient, _ = model.step.gradients(estimates, *signals(data))
-        assert discriminator.balancer.log_ratio.isfinite()
         assert gradient.abs().max() < 1e3
-        discriminator.network = Overflowing(1.0)
-        for _ in range(3):
-            _, gradient, _ = model.step.gradients(estimates, *signals(data))
         gradients.append(gradient)
-    ratio = gradients[0].norm() / gradients[1].norm()
-    assert ratio.item() == pytest.approx(1, rel=0.1)
+    torch.testing.assert_close(gradients[1][1:], gradients[0][1:])
 
 
 def test_a_negative_limit_of_the_gradient_is_no_limit():

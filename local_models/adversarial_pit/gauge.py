@@ -1,0 +1,92 @@
+"""A gauge of discriminators: can they tell truth from estimates, and does their push lead to the truth?
+
+A discriminator that learns to tell real tuples from fake ones need not help: it may go by cues whose removal brings an
+estimate no nearer to its source. The push is the gradient of its score at the estimates, which is what a separator is
+sent. PIT's own gradient leads straight to the truth by construction, on the examples that it is trained on.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from local_models.adversarial_pit.discriminator import Discriminator, scores_of_tuples, told_apart
+from local_models.adversarial_pit.i_replacement import Pairs
+
+STEP = 0.1  # length of a step along the push, as a part of the error's length
+READINGS = ("told_apart", "cosine", "gain")
+
+
+class Reading(NamedTuple):
+    """What a push is worth, for each pair of tuples: all (tuple,)."""
+
+    told_apart: Tensor
+    """1 if the real tuple has the higher score, 0 if the fake one has, 0.5 if they are equal."""
+    cosine: Tensor
+    """Of the push with `truth - estimate`, over all estimates of the tuple: 1 leads straight to the truth, 0 says
+    nothing of it. 0 where there is no push."""
+    gain: Tensor
+    """Change of the SNR of these estimates, in dB, by a step along the push of `STEP` times the length of the error."""
+
+
+def measure(discriminator: Discriminator, pairs: Pairs) -> Reading:
+    """Read the push of a discriminator, which stays as it is.
+
+    Args:
+        discriminator: whose network is read.
+        pairs: a batch of tuples, as of `Discriminator.draw_pairs`.
+    """
+    # Validation runs in inference mode, whose tensors know no gradients: these are copies outside of it.
+    with torch.inference_mode(False), torch.enable_grad():
+        real = pairs.real.detach().clone()
+        mixture = pairs.mixture.detach().clone()
+        fake = pairs.fake.detach().clone().requires_grad_()
+        of_real = scores_of_tuples(discriminator.network(real, mixture)).detach()
+        of_fake = scores_of_tuples(discriminator.network(fake, mixture))
+        # Upwards, since the separator minimises -D(fake).
+        (push,) = torch.autograd.grad(of_fake.sum(), fake)
+    of_fake = of_fake.detach()
+    fake = fake.detach()
+    # Slots that hold the truth take no push: (tuple, source, 1).
+    is_estimate = pairs.is_estimate[..., None]
+    push = torch.where(is_estimate, push, 0.0).flatten(1)
+    error = torch.where(is_estimate, real - fake, 0.0).flatten(1)
+    # cos = <g, s - e> / (|g| |s - e|)
+    lengths = push.norm(dim=1) * error.norm(dim=1)
+    product = (push * error).sum(1)
+    cosine = torch.where(lengths > 0, product / lengths.clamp(min=1e-30), 0.0)
+    # With a step of length a |d| along the unit push u, the error d becomes d - a |d| u, whose energy is
+    # |d|^2 (1 - 2 a cos + a^2).
+    energy = 1 - 2 * STEP * cosine + STEP**2
+    gain = -10 * torch.log10(energy)
+    return Reading(told_apart(of_real, of_fake), cosine, gain)
+
+
+def reading_of_batch(
+    discriminator: Discriminator,
+    sources: Tensor,
+    aligned: Tensor,
+    mixture: Tensor,
+    ids: Sequence[str],
+) -> dict[str, Tensor | None]:
+    """Means of `Reading` over the tuples of a batch, by name; None: the batch shows the discriminator nothing.
+
+    Args:
+        discriminator: which is read.
+        sources: (batch, n_src, time).
+        aligned: estimates in the order of the sources, same shape.
+        mixture: (batch, time).
+        ids: names of the mixtures, which decide what is drawn: the same at each validation.
+    """
+    seed = zlib.crc32("\n".join(ids).encode())
+    generator = torch.Generator().manual_seed(seed)
+    pairs = discriminator.draw_pairs(sources, aligned, mixture, generator)
+    if not len(pairs.real):
+        return dict.fromkeys(READINGS)
+    reading = measure(discriminator, pairs)
+    values: dict[str, Tensor | None] = {}
+    for name in READINGS:
+        values[name] = getattr(reading, name).mean()
+    return values
