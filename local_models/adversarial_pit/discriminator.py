@@ -19,6 +19,7 @@ from local_models.ranges import NonNegative, Range
 # Running accuracy of tuples above which a discriminator is not trained until the separator has caught up.
 SATURATED = 0.95
 DECAY = 0.98  # per batch, of that running mean
+BETAS = (0.5, 0.9)  # of the discriminators' Adam; other optimisers have none
 
 
 @dataclass

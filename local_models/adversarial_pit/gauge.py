@@ -5,6 +5,7 @@ estimate no nearer to its source. The push is the gradient of its score at the e
 sent. PIT's own gradient leads straight to the truth by construction, on the examples that it is trained on.
 """
 
+import time
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from local_models.adversarial_pit.discriminator import Discriminator, scores_of_tuples, told_apart
+from local_models.adversarial_pit.discriminator import (
+    BETAS,
+    Discriminator,
+    scores_of_tuples,
+    told_apart,
+)
 from local_models.adversarial_pit.i_replacement import Pairs
 
 STEP = 0.1  # length of a step along the push, as a part of the error's length
@@ -90,3 +96,29 @@ def reading_of_batch(
     for name in READINGS:
         values[name] = getattr(reading, name).mean()
     return values
+
+
+class Contest:
+    """A discriminator that is trained against estimates of a separator that stays as it is.
+
+    Args:
+        discriminator: with fresh weights.
+        lr: of its Adam.
+    """
+
+    def __init__(self, discriminator: Discriminator, lr: float):
+        self.discriminator = discriminator
+        self.optimizer = torch.optim.Adam(discriminator.parameters(), lr, betas=BETAS)
+        self.seconds = 0.0
+        """Of CPU time, in updates."""
+
+    def update(self, sources: Tensor, aligned: Tensor, mixture: Tensor) -> None:
+        """One update; a batch that shows it nothing changes nothing. Signals as of `reading_of_batch`."""
+        begin = time.process_time()
+        pairs = self.discriminator.draw_pairs(sources, aligned, mixture)
+        if len(pairs.real):
+            loss = self.discriminator.judge(pairs).own_loss
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.seconds += time.process_time() - begin

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from local_models.adversarial_pit.balancer import balanced, share_of
-from local_models.adversarial_pit.discriminator import Discriminator, DiscriminatorOptions
+from local_models.adversarial_pit.discriminator import BETAS, Discriminator, DiscriminatorOptions
 from local_models.adversarial_pit.gauge import reading_of_batch
 from local_models.adversarial_pit.stft_masking import StftMasking
 from local_models.log_mse import LogMSE, align
@@ -22,8 +22,6 @@ from local_models.ranges import Count, CountOrNone, NonNegative, Positive
 from local_models.system import Optimisation, System, TrainingStep, only_channel
 from local_models.universal import Universal
 
-# Of the discriminators' Adam; other optimisers have none.
-BETAS = (0.5, 0.9)
 # Of each discriminator, in training.
 LOGGED = (
     "real",
