@@ -72,10 +72,6 @@ class TrainingStep:
         """Scalars of a batch, as `System.losses`."""
         return self.system.losses(batch)
 
-    def validation(self, batch: dict) -> Mapping[str, Tensor | None]:
-        """What is logged of a batch of validation; None: it does not tell."""
-        return self.losses(batch)
-
     def training_loss(self, batch: dict) -> tuple[Tensor, Mapping[str, Tensor | None]]:
         """What an update minimises, and what is logged of the batch; None: it does not tell."""
         values = self.losses(batch)
@@ -83,6 +79,17 @@ class TrainingStep:
 
     def before_update(self) -> None:
         """Called once the gradients of all batches of an update are there."""
+
+    def check_epoch(self) -> None:
+        """Called at the end of each epoch of training: refuse to go on with one that is in vain.
+
+        Raises:
+            ValueError: says why, and what to change.
+        """
+
+    def suspect(self) -> str | None:
+        """What made the loss or a gradient of the last batch not finite, and what to change; None: it cannot tell."""
+        return None
 
     def after_training(self, metrics: Mapping[str, Tensor]) -> None:
         """Called once, by the first process, when it is trained, with the last values of validation (`val_...`)."""
@@ -256,7 +263,7 @@ class System(pl.LightningModule):
             self.step.after_training(self.trainer.callback_metrics)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._log("val", self.step.validation(batch), batch)
+        self._log("val", self.step.losses(batch), batch)
 
     def _log(self, phase: str, values: Mapping[str, Tensor | None], batch: dict) -> None:
         # Devices average in the order in which names come up, so a value that this batch lacks, None, is logged too,

@@ -41,11 +41,11 @@ class Universal:
             if not self.training:
                 # A batch that only fills up the share of a device does not count.
                 is_counted = batch.get("weight", 1.0) > 0
-                self._take_down(estimates, sources, mixture, is_counted)
+                self._take_down_scores(estimates, sources, mixture, is_counted)
         return {"loss": loss}
 
     @torch.no_grad()
-    def _take_down(
+    def _take_down_scores(
         self, estimates: Tensor, sources: Tensor, mixture: Tensor, is_counted: bool
     ) -> None:
         """Keep the scores of one batch until the epoch ends."""
@@ -67,17 +67,25 @@ class Universal:
         score = si_snr(aligned, sources)
         unprocessed = si_snr(mixture[:, None].expand_as(sources), sources)
         improvement = score - unprocessed
-        self._scores["si_sdri"].append(improvement[is_among_others])
-        self._scores["msi"].append(improvement[is_among_others & is_audible])
-        self._scores["si_sdr_single"].append(score[is_alone])
+        self.take_down("si_sdri", improvement[is_among_others])
+        self.take_down("msi", improvement[is_among_others & is_audible])
+        self.take_down("si_sdr_single", score[is_alone])
         # Of mixtures in which anything sounds.
         excess = is_audible.sum(1) - n_active[:, 0]
         excess = excess[n_active[:, 0] > 0]
-        self._scores["under"].append((excess < 0).double())
-        self._scores["over"].append((excess > 0).double())
+        self.take_down("under", excess < 0)
+        self.take_down("over", excess > 0)
+
+    def names_of_scores(self) -> list[str]:
+        """What a validation takes down: the same names on every device."""
+        return list(SCORES)
+
+    def take_down(self, name: str, values: Tensor) -> None:
+        """Keep values, (any number,), whose mean over the validation is logged as `val_` and the name."""
+        self._scores[name].append(values.double())
 
     def on_validation_epoch_start(self) -> None:
-        self._scores = {name: [] for name in SCORES}
+        self._scores = {name: [] for name in self.names_of_scores()}
 
     def on_validation_epoch_end(self) -> None:
         for name, batches in self._scores.items():

@@ -4,7 +4,7 @@ Its networks are in discriminator_networks.py, the tuples that it is shown in i_
 gradient in balancer.py. The losses are those of the hinge (Lim and Ye 2017, arXiv 1705.02894).
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from local_models.adversarial_pit.discriminator_networks import DOMAINS
+from local_models.adversarial_pit.discriminator_networks import DOMAINS, Maps
 from local_models.adversarial_pit.i_replacement import NReal, Pairs, context_pairs, instance_pairs
 from local_models.ranges import NonNegative, Range
 
-# Running accuracy of tuples above which a discriminator is not trained until the separator has caught up.
-SATURATED = 0.95
-DECAY = 0.98  # per batch, of that running mean
+DECAY = 0.98  # per batch, of the running mean of accuracies
+SMALLEST_FEATURE = 1e-6  # mean magnitude that distances of features are divided by
 BETAS = (0.5, 0.9)  # of the discriminators' Adam; other optimisers have none
 
 
@@ -40,6 +39,9 @@ class DiscriminatorOptions:
     """Norm of its gradient at the estimates, as a part of the norm of the PIT loss's gradient there."""
     filters: Annotated[int, Range(at_least=8)] = 16
     """Its width; a multiple of 8."""
+    matching: NonNegative = 0.0
+    """Weight of the distance of its features of fake and real tuples in what it asks of the separator, beside 1 for its
+    score (feature matching)."""
     windows: tuple[Annotated[int, Range(at_least=4)], ...] = (512, 1024, 2048)
     """STFT windows in samples, multiples of 4: resolutions of domain stft; domain mask takes the first."""
 
@@ -122,6 +124,7 @@ class Discriminator(nn.Module):
     Args:
         options: see `DiscriminatorOptions`.
         n_src: number of slots.
+        rest_above: running accuracy above which it is not trained.
 
     Raises:
         ValueError: options out of their range.
@@ -130,10 +133,11 @@ class Discriminator(nn.Module):
     updates: Tensor
     accuracy: Tensor
 
-    def __init__(self, options: DiscriminatorOptions, n_src: int):
+    def __init__(self, options: DiscriminatorOptions, n_src: int, rest_above: float = 1.0):
         super().__init__()
         options.check(n_src)
         self.options = options
+        self.rest_above = rest_above
         # An instance-based one sees a tuple of one.
         n_signals = n_src if options.family == "context" else 1
         network = DOMAINS[options.domain]
@@ -180,24 +184,23 @@ class Discriminator(nn.Module):
             log = {"trained": torch.zeros((), device=pairs.fake.device)}
             return Judgement(nothing, nothing, log)
 
-        # One tensor of scores for each scale of the network.
-        real_scores = self.network(pairs.real, pairs.mixture)
-        fake_scores = self.network(pairs.fake, pairs.mixture)
+        # Features and scores of each scale of the network.
+        real_maps = self.network(pairs.real, pairs.mixture)
+        fake_maps = self.network(pairs.fake, pairs.mixture)
         own_losses = []
         right_of_places = []
-        for real, fake in zip(real_scores, fake_scores, strict=True):
+        for real, fake in zip(real_maps, fake_maps, strict=True):
             # Hinge: max(0, 1 - D(real)) + max(0, 1 + D(fake)).
-            real_loss = F.relu(1 - real).mean()
-            fake_loss = F.relu(1 + fake).mean()
+            real_loss = F.relu(1 - real[-1]).mean()
+            fake_loss = F.relu(1 + fake[-1]).mean()
             own_losses.append(real_loss + fake_loss)
-            right_of_places.append(right_side(real, fake))
+            right_of_places.append(right_side(real[-1], fake[-1]))
         # Each scale counts alike.
         own_loss = torch.stack(own_losses).mean()
         accuracy_of_places = torch.stack(right_of_places).mean()
-        real_of_tuples = scores_of_tuples(real_scores)
-        fake_of_tuples = scores_of_tuples(fake_scores)
-        # -D(fake) for the separator.
-        adversarial_loss = -fake_of_tuples.mean()
+        real_of_tuples = scores_of_tuples(real_maps)
+        fake_of_tuples = scores_of_tuples(fake_maps)
+        adversarial_loss = self.asks(real_maps, fake_maps).mean()
 
         accuracy = right_side(real_of_tuples, fake_of_tuples)
         with torch.no_grad():
@@ -214,15 +217,42 @@ class Discriminator(nn.Module):
         }
         return Judgement(own_loss, adversarial_loss, log)
 
+    def asks(self, real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
+        """What the separator is to make small for each fake tuple, (tuple,): -D(fake), and the distance of features."""
+        loss = -scores_of_tuples(fake)
+        if self.options.matching:
+            loss = loss + self.options.matching * feature_distance(real, fake)
+        return loss
+
     def is_saturated(self) -> bool:
         """Whether it is too good at present to be trained further."""
-        return self.accuracy.item() > SATURATED
+        return self.accuracy.item() > self.rest_above
 
 
-def scores_of_tuples(scores: Iterable[Tensor]) -> Tensor:
-    """Maps of scores (tuple, 1, ...) of each scale to a score for each tuple, (tuple,): all scales count alike."""
-    means = [score.float().flatten(1).mean(1) for score in scores]
+def scores_of_tuples(scales: Sequence[Maps]) -> Tensor:
+    """A score for each tuple, (tuple,), of the maps of each scale: means over all places, then over the scales."""
+    means = [over_places(maps[-1]) for maps in scales]
     return torch.stack(means).mean(0)
+
+
+def feature_distance(real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
+    """Mean distance of the features of two tuples, re the size of those of the real one: (tuple,).
+
+    mean |f(real) - f(fake)| / mean |f(real)| of each hidden layer, and the mean over all layers of all scales; Defossez
+    et al. 2022 (arXiv 2210.13438, eq. 2).
+    """
+    distances = []
+    for real_maps, fake_maps in zip(real, fake, strict=True):
+        for of_real, of_fake in zip(real_maps[:-1], fake_maps[:-1], strict=True):
+            size = over_places(of_real.detach().abs())
+            distance = over_places((of_real.detach() - of_fake).abs())
+            distances.append(distance / size.clamp(min=SMALLEST_FEATURE))
+    return torch.stack(distances).mean(0)
+
+
+def over_places(maps: Tensor) -> Tensor:
+    """Mean of (tuple, ...) over all but the first axis, (tuple,)."""
+    return maps.float().flatten(1).mean(1)
 
 
 def right_side(real: Tensor, fake: Tensor) -> Tensor:

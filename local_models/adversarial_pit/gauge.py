@@ -22,7 +22,6 @@ from local_models.adversarial_pit.discriminator import (
 from local_models.adversarial_pit.i_replacement import Pairs
 
 STEP = 0.1  # length of a step along the push, as a part of the error's length
-READINGS = ("told_apart", "cosine", "gain")
 
 
 class Reading(NamedTuple):
@@ -37,6 +36,9 @@ class Reading(NamedTuple):
     """Change of the SNR of these estimates, in dB, by a step along the push of `STEP` times the length of the error."""
 
 
+READINGS = Reading._fields
+
+
 def measure(discriminator: Discriminator, pairs: Pairs) -> Reading:
     """Read the push of a discriminator, which stays as it is.
 
@@ -44,16 +46,22 @@ def measure(discriminator: Discriminator, pairs: Pairs) -> Reading:
         discriminator: whose network is read.
         pairs: a batch of tuples, as of `Discriminator.draw_pairs`.
     """
+    if not len(pairs.real):
+        nothing = torch.zeros(0, device=pairs.real.device)
+        return Reading(nothing, nothing, nothing)
     # Validation runs in inference mode, whose tensors know no gradients: these are copies outside of it.
     with torch.inference_mode(False), torch.enable_grad():
         real = pairs.real.detach().clone()
         mixture = pairs.mixture.detach().clone()
         fake = pairs.fake.detach().clone().requires_grad_()
-        of_real = scores_of_tuples(discriminator.network(real, mixture)).detach()
-        of_fake = scores_of_tuples(discriminator.network(fake, mixture))
-        # Upwards, since the separator minimises -D(fake).
-        (push,) = torch.autograd.grad(of_fake.sum(), fake)
-    of_fake = of_fake.detach()
+        real_maps = discriminator.network(real, mixture)
+        fake_maps = discriminator.network(fake, mixture)
+        loss = discriminator.asks(real_maps, fake_maps).sum()
+        (gradient,) = torch.autograd.grad(loss, fake)
+    # Downwards, since the separator is to make it small.
+    push = -gradient
+    of_real = scores_of_tuples(real_maps).detach()
+    of_fake = scores_of_tuples(fake_maps).detach()
     fake = fake.detach()
     # Slots that hold the truth take no push: (tuple, source, 1).
     is_estimate = pairs.is_estimate[..., None]
@@ -76,8 +84,8 @@ def reading_of_batch(
     aligned: Tensor,
     mixture: Tensor,
     ids: Sequence[str],
-) -> dict[str, Tensor | None]:
-    """Means of `Reading` over the tuples of a batch, by name; None: the batch shows the discriminator nothing.
+) -> Reading:
+    """Read the push of a discriminator at a batch; there may be no pairs of tuples in it.
 
     Args:
         discriminator: which is read.
@@ -89,13 +97,7 @@ def reading_of_batch(
     seed = zlib.crc32("\n".join(ids).encode())
     generator = torch.Generator().manual_seed(seed)
     pairs = discriminator.draw_pairs(sources, aligned, mixture, generator)
-    if not len(pairs.real):
-        return dict.fromkeys(READINGS)
-    reading = measure(discriminator, pairs)
-    values: dict[str, Tensor | None] = {}
-    for name in READINGS:
-        values[name] = getattr(reading, name).mean()
-    return values
+    return measure(discriminator, pairs)
 
 
 class Contest:

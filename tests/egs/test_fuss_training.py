@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+from local_models.adversarial_pit.discriminator import Discriminator, Judgement
 from local_models.adversarial_pit.gauge import READINGS
 from local_models.adversarial_pit.system import LOGGED
 from tests.support import ROOT
@@ -279,6 +280,40 @@ def test_a_warm_up_as_long_as_the_step_is_refused_before_the_first_update(
     said = capsys.readouterr().err
     assert "steps.adversarial: game.warm_up is 6, but the step has 6 updates" in said
     assert not list((tmp_path / "cold" / "adversarial").glob("*.ckpt"))
+
+
+@pytest.mark.parametrize("fault", ["nan", "nothing"])
+def test_a_discriminator_that_fails_or_sees_nothing_is_one_line(
+    exp, tone_manifests, tmp_path, capsys, monkeypatch, fault
+):
+    config = copy.deepcopy(CONFIG)
+    shutil.copytree(exp / "pit", tmp_path / "bad" / "pit")
+    manifests = tone_manifests
+    if fault == "nan":
+        judge = Discriminator.judge
+
+        def judge_later(self, pairs):
+            own, theirs, log = judge(self, pairs)
+            bad = torch.nan if self.options.domain == "stft" and self.updates > 5 else 1
+            return Judgement(own * bad, theirs, log)
+
+        monkeypatch.setattr(Discriminator, "judge", judge_later)
+    else:
+        manifests = shutil.copytree(tone_manifests, tmp_path / "single")
+        for name in ("train", "valid"):
+            table = pd.read_csv(manifests / f"{name}.csv")
+            table["source_2_path"] = ""
+            table.to_csv(manifests / f"{name}.csv", index=False)
+        config["steps"]["adversarial"]["start_from"] = str(exp / "pit")
+        del config["steps"]["pit"]
+    with pytest.raises(SystemExit):
+        run(tmp_path, manifests, "bad", "all" if fault == "nothing" else "rest", config)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    if fault == "nan":
+        assert "epoch 2, batch 2" in said and "It is the discriminator stft_context1" in said
+        assert (tmp_path / "bad/adversarial/last.ckpt").exists()
+    else:
+        assert "stft_context1_mixture has been shown 0 batches in 1 epochs" in said
 
 
 def test_evaluation_reports_the_official_score_and_holes(exp, tone_manifests):

@@ -194,11 +194,10 @@ def run(args: argparse.Namespace, system: Any, data: Data, manifests: Path) -> p
         for contest, reading in zip(contests, readings, strict=True):
             generator = torch.Generator().manual_seed(index)
             pairs = contest.discriminator.draw_pairs(*batch, generator)
-            if len(pairs.real):
-                reading.append(measure(contest.discriminator, pairs))
+            reading.append(measure(contest.discriminator, pairs))
     rows = []
     for one, contest, reading in zip(options, contests, readings, strict=True):
-        if not reading:
+        if not any(len(pairs.cosine) for pairs in reading):
             raise UserError(
                 f"{one.name} was shown nothing: no stretch that was read has so many active sources"
             )

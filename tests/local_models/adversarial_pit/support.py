@@ -34,7 +34,7 @@ class Devices:
         return tensor if self.mean is None else torch.full_like(tensor, self.mean)
 
 
-ALONE, IN_DOUBT, SURE = Devices(), Devices(0.6), Devices(0.96)
+ALONE, IN_DOUBT, SURE = Devices(), Devices(0.6), Devices(0.995)
 
 
 def system(*discriminators, seed=0, step="adversarial", **options):

@@ -34,7 +34,8 @@ class Fixed(torch.nn.Module):
         self.real, self.fake = real, fake
 
     def forward(self, signals, mixture):
-        return self.real if signals.sum() > 0 else self.fake
+        scores = self.real if signals.sum() > 0 else self.fake
+        return [[score] for score in scores]
 
 
 def one_pair():
@@ -108,13 +109,50 @@ def test_tuples_are_counted_by_their_mean_score_and_places_one_by_one(
 
 def test_the_guard_acts_on_tuples():
     """Most places of a map have no evidence, so that their accuracy stays low where every tuple is told."""
-    discriminator = Discriminator(ALL[0], 4)
+    discriminator = Discriminator(ALL[0], 4, rest_above=0.95)
     real = torch.cat([torch.full((1, 30), 5.0), torch.full((1, 70), -0.01)], 1)
     discriminator.network = Fixed([real], [-real])
     for _ in range(300):
         log = discriminator.judge(one_pair()).log
     assert log["accuracy_of_places"].item() == pytest.approx(0.3)
     assert discriminator.is_saturated() and log["trained"] == 0
+    assert not Discriminator(ALL[0], 4).is_saturated()
+
+
+def test_matching_asks_for_the_features_of_the_truth():
+    """By the formula, and with a gradient that leads to the truth where the score has none."""
+    options = dataclasses.replace(ALL[1], matching=2.0)
+    torch.manual_seed(0)
+    discriminator = Discriminator(options, 4)
+    sources, mixture = signals(batch())
+    aligned = (sources + 0.01 * torch.randn_like(sources)).requires_grad_()
+    pairs = discriminator.draw_pairs(sources, aligned, mixture)
+    real = discriminator.network(pairs.real, pairs.mixture)
+    fake = discriminator.network(pairs.fake, pairs.mixture)
+    assert len(real[0]) == 5
+    expected = torch.zeros(len(pairs.real))
+    for of_real, of_fake in zip(real[0][:-1], fake[0][:-1], strict=True):
+        for k, (one, other) in enumerate(zip(of_real, of_fake, strict=True)):
+            expected[k] += (one - other).abs().mean() / one.abs().mean() / 4
+    asked = discriminator.asks(real, fake)
+    scores = fake[0][-1].mean((1, 2))
+    torch.testing.assert_close(asked, 2 * expected - scores)
+    torch.testing.assert_close(discriminator.asks(real, real), -real[0][-1].mean((1, 2)))
+    (gradient,) = torch.autograd.grad((asked + scores).sum(), aligned)
+    way = torch.where(gradient != 0, sources - aligned, 0)
+    assert torch.nn.functional.cosine_similarity(-gradient.flatten(), way.flatten(), 0) > 0.1
+
+
+def test_a_spectral_discriminator_with_the_mixture_sees_what_a_tuple_misses_of_it():
+    """Of signals with the same magnitudes: magnitudes alone could not tell."""
+    torch.manual_seed(0)
+    signals = torch.randn(1, 2, 2000)
+    mixture = signals.sum(1)
+    turned = signals * torch.tensor([1.0, -1.0])[:, None]
+    for with_mixture in (True, False):
+        network = Spectrum(2, with_mixture, 8, (128,))
+        one, other = (network(each, mixture)[0][-1] for each in (signals, turned))
+        assert torch.allclose(one, other) != with_mixture
 
 
 def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator():
@@ -158,7 +196,7 @@ def test_one_backward_pass_gives_every_weight_its_own_gradient():
 
 
 def test_a_saturated_discriminator_rests_until_the_separator_has_caught_up():
-    model, data = system(ALL[3]), batch()
+    model, data = system(ALL[3], game=Game(rest_above=0.95)), batch()
     optimizer = model.configure_optimizers()
     (discriminator,) = model.discriminators.values()
     update(model, optimizer, data)
@@ -322,7 +360,7 @@ class Faint(torch.nn.Module):
         self.dtype = dtype
 
     def forward(self, signals, mixture):
-        return [(signals.to(self.dtype) * 1e-4).float()]
+        return [[(signals.to(self.dtype) * 1e-4).float()]]
 
 
 def test_float16_does_not_lose_the_gradient_of_discriminators():
@@ -361,8 +399,8 @@ def test_masks_mean_nothing_where_the_mixture_is_silent():
     quiet, loud = 0.5 * mixture[:, None], (0.5 * mixture[:, None]).clone()
     loud[..., 1300:] = 5.0
     assert (
-        torch.equal(*(model(x, mixture)[0] for x in (quiet, loud)))
-        and model(quiet, mixture)[0].abs().max() > 0
+        torch.equal(*(model(x, mixture)[0][-1] for x in (quiet, loud)))
+        and model(quiet, mixture)[0][-1].abs().max() > 0
     )
 
 
@@ -371,7 +409,8 @@ def test_a_discriminator_with_the_mixture_hears_it():
     signals, mixtures = torch.randn(1, 2, 2000), torch.randn(2, 1, 2000)
     for cls in DOMAINS.values():
         aware = cls(2, True, 8, (128,))
-        assert not torch.equal(aware(signals, mixtures[0])[0], aware(signals, mixtures[1])[0])
+        one, other = (aware(signals, mixture)[0][-1] for mixture in mixtures)
+        assert not torch.equal(one, other)
     assert len(Spectrum(2, False, 8, (128, 256))(signals, mixtures[0])) == 2
 
 

@@ -55,6 +55,47 @@ def test_a_warm_up_that_never_ends_is_refused():
     model.step.check_updates(1)
 
 
+def single_source():
+    data = batch()
+    sources = torch.cat([data["sources"][2:]] * 2)
+    return {"mixture": sources.sum(1), "sources": sources, "id": ["a", "b"]}
+
+
+def test_a_discriminator_that_the_data_show_nothing_is_found_after_an_epoch():
+    model = system(ALL[1], ALL[2])
+    model.training_step(single_source(), 0)
+    with pytest.raises(ValueError, match="^waveform_context2 .* 0 batches in 1 epochs.* two ac"):
+        model.step.check_epoch()
+    model.training_step(batch(), 0)
+    model.step.check_epoch()
+
+
+def test_so_few_batches_that_the_warm_up_cannot_end_are_refused_too():
+    model = system(ALL[1], game=Game(warm_up=15))
+    model.training_step(batch(), 0)
+    with pytest.raises(ValueError, match="1 batches in 1 epochs.*warm_up of 15"):
+        model.step.check_epoch()
+    # Two in an epoch are 20 in all ten of them.
+    model.training_step(batch(), 0)
+    model.step.check_epoch()
+
+
+def test_a_discriminator_whose_weights_are_not_finite_is_named_and_pushes_nothing():
+    data = batch()
+    model = system(ALL[1], ALL[2])
+    assert model.step.suspect() is None
+    next(model.discriminators["stft_instance"].parameters()).data.fill_(torch.nan)
+    _, gradient, loss = model.step.gradients(estimates_of(model, data), *signals(data))
+    assert gradient.isfinite().all() and not loss.isfinite()
+    said = model.step.suspect()
+    assert said.startswith("It is the discriminator stft_instance: lower system.init_args.game.lr")
+    model.discriminators["stft_instance"].network.apply(
+        lambda module: [p.data.normal_() for p in module.parameters(recurse=False)]
+    )
+    model.step.gradients(estimates_of(model, data), *signals(data))
+    assert model.step.suspect() is None
+
+
 class Overflowing(torch.nn.Module):
     """Scores whose gradient at the first example is `bad`, and 1 at the others."""
 
@@ -65,7 +106,7 @@ class Overflowing(torch.nn.Module):
     def forward(self, signals, mixture):
         factors = torch.ones(len(signals), 1, 1)
         factors[0] = self.bad
-        return [signals * factors]
+        return [[signals * factors]]
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan, 1e30])

@@ -20,7 +20,7 @@ class Residual(torch.nn.Module):
 
     def forward(self, signals, mixture):
         missing = signals.sum(1) - mixture
-        return [self.sign * missing.square()[:, None]]
+        return [[self.sign * missing.square()[:, None]]]
 
 
 class Aside(torch.nn.Module):
@@ -31,7 +31,7 @@ class Aside(torch.nn.Module):
         self.push = torch.tensor([cosine, math.sqrt(1 - cosine**2)])
 
     def forward(self, signals, mixture):
-        return [(signals[..., :2] * self.push).sum((1, 2))[:, None, None]]
+        return [[(signals[..., :2] * self.push).sum((1, 2))[:, None, None]]]
 
 
 def discriminator(network, n_real="all_but_one"):
@@ -81,7 +81,7 @@ def test_the_gain_is_the_change_of_the_snr_along_the_push(cosine):
 def test_a_discriminator_that_does_not_look_pushes_nowhere():
     class Blind(torch.nn.Module):
         def forward(self, signals, mixture):
-            return [0 * signals[:, :1]]
+            return [[0 * signals[:, :1]]]
 
     read = measure(discriminator(Blind()), context_pairs(*scene(), 0))
     assert read.cosine.tolist() == [0, 0] and read.told_apart.tolist() == [0.5, 0.5]
@@ -93,7 +93,8 @@ def test_reading_is_repeatable_and_changes_nothing(options):
     it = Discriminator(options, 4)
     before = {name: value.clone() for name, value in it.state_dict().items()}
     one, other = (reading_of_batch(it, *scene(), ["a", "b", "c"]) for _ in range(2))
-    assert list(one) == list(READINGS) and one == other
+    assert len(one.cosine) > 0
+    assert all(map(torch.equal, one, other))
     assert all(torch.equal(value, before[name]) for name, value in it.state_dict().items())
     assert all(parameter.grad is None for parameter in it.parameters())
 
@@ -118,7 +119,7 @@ def test_a_batch_that_shows_nothing_has_no_reading():
     single = torch.zeros(1, 4, 400)
     single[0, 0] = 1
     read = reading_of_batch(discriminator(Residual()), single, single, single.sum(1), ["a"])
-    assert read == dict.fromkeys(READINGS)
+    assert [len(values) for values in read] == [0, 0, 0]
 
 
 def test_validation_logs_the_readings_in_inference_mode():
@@ -128,11 +129,14 @@ def test_validation_logs_the_readings_in_inference_mode():
     with torch.inference_mode():
         model.on_validation_epoch_start()
         model.validation_step(data, 0)
+        model.on_validation_epoch_end()
     for options in ALL:
         for key in READINGS:
-            assert f"val_{options.name}_{key}" in logged
+            assert logged[f"val_{options.name}_{key}"].isfinite()
     assert logged["val_loss"].item() == pytest.approx(model.losses(data)["loss"].item(), abs=1e-4)
     model.begin_step("continued", model.optimisation)
     logged.clear()
+    model.on_validation_epoch_start()
     model.validation_step(data, 0)
-    assert set(logged) == {"val_loss"}
+    model.on_validation_epoch_end()
+    assert not [name for name in logged if "context" in name or "instance" in name]
