@@ -128,6 +128,8 @@ class System(pl.LightningModule):
     one, a mono song. Else estimates have one channel: the one that is heard, or that of the reference microphone."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
+    spare_slots: bool = False
+    """Whether it has more slots than a mixture may have sources, so that some estimates are silent."""
     training_only: tuple[str, ...] = ()
     """Names of the parts that only training needs, like discriminators. Their weights are in the checkpoints of a
     training but not in exported models, and a step may start from a file without them."""

@@ -23,6 +23,7 @@ class Universal:
     `over`, the share of mixtures with less or more active estimates than sources. 0 where there are no such mixtures.
     """
 
+    spare_slots = True
     loss_of: LogMSE
     # Of the `System` that it is mixed into.
     full_precision: Any

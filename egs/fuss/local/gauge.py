@@ -106,10 +106,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--manifests", type=Path, help="folder of train.csv and valid.csv (default: as trained)"
     )
     sweep = parser.add_argument_group("the discriminators: all combinations")
-    sweep.add_argument("--domain", nargs="+", default=["waveform", "stft"])
-    sweep.add_argument("--family", nargs="+", default=["context"])
+    sweep.add_argument(
+        "--domain", nargs="+", default=["waveform", "stft"], choices=("waveform", "stft", "mask")
+    )
+    sweep.add_argument("--family", nargs="+", default=["context"], choices=("context", "instance"))
     sweep.add_argument("--n-real", nargs="+", type=number, default=["all_but_one"])
     sweep.add_argument("--mixture", nargs="+", default=["yes"], choices=("yes", "no"))
+    sweep.add_argument("--matching", nargs="+", type=float, default=[0.0])
     sweep.add_argument("--filters", nargs="+", type=int, default=[16])
     sweep.add_argument("--windows", nargs="+", type=int, default=[512], help="of the STFTs")
     parser.add_argument("--updates", type=int, default=250, help="of each (%(default)s)")
@@ -133,8 +136,8 @@ def asked(args: argparse.Namespace, n_src: int) -> list[DiscriminatorOptions]:
         UserError: one of them makes no discriminator.
     """
     options = []
-    sweep = (args.domain, args.family, args.n_real, args.mixture, args.filters)
-    for domain, family, n_real, mixture, filters in itertools.product(*sweep):
+    sweep = (args.domain, args.family, args.n_real, args.mixture, args.matching, args.filters)
+    for domain, family, n_real, mixture, matching, filters in itertools.product(*sweep):
         # Which slots hold the truth is no question for one source at a time.
         if family == "instance":
             n_real = "all_but_one"
@@ -144,6 +147,7 @@ def asked(args: argparse.Namespace, n_src: int) -> list[DiscriminatorOptions]:
             n_real=n_real,
             with_mixture=mixture == "yes",
             filters=filters,
+            matching=matching,
             windows=tuple(args.windows),
         )
         try:
@@ -212,6 +216,7 @@ def row(options: DiscriminatorOptions, contest: Contest, readings: Sequence) -> 
         "family": options.family,
         "I": options.n_real if options.family == "context" else "",
         "mixture": "yes" if options.sees_mixture else "no",
+        "matching": options.matching,
         "filters": options.filters,
         "seconds": round(contest.seconds, 1),
         "accuracy": round(contest.discriminator.accuracy.item(), 3),
@@ -234,6 +239,8 @@ def label(values: dict) -> str:
         parts.append(f"I = {values['I']}")
     if values["mixture"] == "yes":
         parts.append("mixture")
+    if values["matching"]:
+        parts.append(f"matching {values['matching']:g}")
     return ", ".join([*parts, f"{values['filters']} filters"])
 
 
@@ -272,8 +279,8 @@ def main(argv: list[str] | None = None) -> None:
     table = run(args, system, data, manifests)
     table = table.sort_values("cosine", ascending=False)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(f"{args.out}.csv", index=False)
     print_table(table)
+    table.to_csv(f"{args.out}.csv", index=False)
     height = 1.2 + 0.3 * len(table)
     figure, axes = plt.subplots(1, 2, figsize=(10, height), layout="constrained")
     draw(axes, table)
