@@ -16,6 +16,9 @@ from tests.local_models.adversarial_pit.support import (
     system,
     update,
 )
+from tests.support import ROOT
+from utils.training.config import read_yaml
+from utils.training.model_files import build_system
 
 
 def test_after_the_warm_up_the_gradient_is_no_longer_that_of_the_pit_loss_alone():
@@ -147,3 +150,37 @@ def test_warm_up_leaves_the_separator_to_the_pit_loss():
         states.append(torch.cat([p.detach().flatten() for p in model.masking.parameters()]))
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     assert not torch.equal(states[0], states[2])
+
+
+def test_the_demonstration_plays_the_game():
+    """After the warm-up of its YAML the separator is pushed aside from PIT's way, by the share that is asked for."""
+    values = read_yaml(ROOT / "egs/fuss/conf/mini_adversarial.yml")
+    torch.manual_seed(0)
+    model = build_system(values["system"])
+    model.begin_step("adversarial", Optimisation(lr=5e-4))
+    model.log = lambda *args, **kwargs: None
+    model.trainer = Devices()
+    step = values["steps"]["adversarial"]
+    warm_up = values["system"]["init_args"]["game"]["warm_up"]
+    [(name, discriminator)] = model.each_discriminator()
+    data = batch(time=1000)
+    # The mini corpus has 200 training mixtures.
+    updates = step["epochs"] * 200 // step["batch_size"]
+    model.step.check_updates(updates)
+    pushed = []
+    for seen in (0, warm_up - 1, warm_up, updates - 1):
+        discriminator.updates.fill_(seen)
+        estimates = estimates_of(model, data).detach()
+        leaf = estimates.clone().requires_grad_()
+        loss, _ = model.loss_of(leaf, *signals(data))
+        (pit,) = torch.autograd.grad(loss, leaf)
+        logged, gradient, _ = model.step.gradients(estimates, *signals(data))
+        share = logged[f"{name}_share"]
+        pushed.append(share is not None)
+        assert torch.equal(gradient, pit) != pushed[-1]
+        if pushed[-1]:
+            assert share.item() == pytest.approx(discriminator.options.share, rel=0.01)
+            # Mixtures of one source take no push.
+            part = (gradient - pit)[:2].norm() / pit[:2].norm()
+            assert part.item() == pytest.approx(discriminator.options.share, rel=0.01)
+    assert pushed == [False, False, True, True]
