@@ -243,9 +243,14 @@ def feature_distance(real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
     """
     distances = []
     for real_maps, fake_maps in zip(real, fake, strict=True):
-        for of_real, of_fake in zip(real_maps[:-1], fake_maps[:-1], strict=True):
-            size = over_places(of_real.detach().abs())
-            distance = over_places((of_real.detach() - of_fake).abs())
+        # The last map is that of the scores.
+        real_features = real_maps[:-1]
+        fake_features = fake_maps[:-1]
+        for of_real, of_fake in zip(real_features, fake_features, strict=True):
+            of_real = of_real.detach()
+            size = over_places(of_real.abs())
+            difference = of_real - of_fake
+            distance = over_places(difference.abs())
             distances.append(distance / size.clamp(min=SMALLEST_FEATURE))
     return torch.stack(distances).mean(0)
 

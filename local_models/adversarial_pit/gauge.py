@@ -65,17 +65,23 @@ def measure(discriminator: Discriminator, pairs: Pairs) -> Reading:
     fake = fake.detach()
     # Slots that hold the truth take no push: (tuple, source, 1).
     is_estimate = pairs.is_estimate[..., None]
-    push = torch.where(is_estimate, push, 0.0).flatten(1)
-    error = torch.where(is_estimate, real - fake, 0.0).flatten(1)
-    # cos = <g, s - e> / (|g| |s - e|)
-    lengths = push.norm(dim=1) * error.norm(dim=1)
-    product = (push * error).sum(1)
-    cosine = torch.where(lengths > 0, product / lengths.clamp(min=1e-30), 0.0)
+    push = torch.where(is_estimate, push, 0.0)
+    error = torch.where(is_estimate, real - fake, 0.0)
+    # cos = <g, s - e> / (|g| |s - e|), each of them divided by its length first.
+    along = unit(push) * unit(error)
+    cosine = along.sum((1, 2))
     # With a step of length a |d| along the unit push u, the error d becomes d - a |d| u, whose energy is
     # |d|^2 (1 - 2 a cos + a^2).
     energy = 1 - 2 * STEP * cosine + STEP**2
     gain = -10 * torch.log10(energy)
     return Reading(told_apart(of_real, of_fake), cosine, gain)
+
+
+def unit(signals: Tensor) -> Tensor:
+    """(tuple, source, time) with energy one for each tuple; nothing stays nothing."""
+    length = signals.flatten(1).norm(dim=1)
+    length = torch.where(length > 0, length, 1.0)
+    return signals / length[:, None, None]
 
 
 def reading_of_batch(

@@ -66,9 +66,12 @@ def draw_real_slots(
     """
     numbers = number_of_real(n_real, is_active.sum(1))
     # The active slots in random order, silent ones behind them: the first I hold the truth.
-    lots = torch.rand(is_active.shape, generator=generator).to(is_active.device)
+    lots = torch.rand(is_active.shape, generator=generator)
+    lots = lots.to(is_active.device)
     lots = lots.masked_fill(~is_active, torch.inf)
-    rank = lots.argsort(1).argsort(1)
+    order = lots.argsort(1)
+    # The place of each slot in this order.
+    rank = order.argsort(1)
     return rank < numbers[:, None]
 
 

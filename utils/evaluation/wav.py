@@ -46,8 +46,10 @@ class WavWriter:
     def write(self, samples: np.ndarray) -> None:
         """Append samples (time, source * channel)."""
         parts = np.split(samples, len(self.files), axis=1)
-        for index, (file, part) in enumerate(zip(self.files, parts, strict=True)):
+        for file, part in zip(self.files, parts, strict=True):
             write_samples(file, part)
+        # Of each source, over all its channels.
+        for index, part in enumerate(parts):
             self.energies[index] += np.sum(part**2, dtype=np.float64)
         self.written += len(samples)
         # Integers cannot hold what is beyond 1, so somebody may ask for it.

@@ -40,6 +40,8 @@ import matplotlib.pyplot as plt
 
 TRAINING_KEY = 0  # first parts of the keys of random numbers
 READING_KEY = 1
+# What is drawn, and what it is for a discriminator that knows nothing.
+CHANCE = {"told_apart": 0.5, "cosine": 0.0}
 
 
 class Examples:
@@ -63,21 +65,24 @@ class Examples:
         """So many batches: sources and aligned estimates (batch, n_src, time), mixtures (batch, time)."""
         for index in range(number):
             rng = rng_of(*key, index)
-            # Epochs are other stretches of the same mixtures.
-            epochs = rng.integers(2**31, size=self.batch_size)
-            mixtures = rng.integers(self.n_items, size=self.batch_size)
             examples = []
-            for epoch, mixture in zip(epochs, mixtures, strict=True):
-                examples.append(self.dataset[int(epoch), int(mixture)])
-            yield self.separated(default_collate(examples))
+            for _ in range(self.batch_size):
+                # Epochs are other stretches of the same mixtures.
+                epoch = int(rng.integers(2**31))
+                mixture = int(rng.integers(self.n_items))
+                examples.append(self.dataset[epoch, mixture])
+            batch = default_collate(examples)
+            yield self.separated(batch)
 
     @torch.no_grad()
     def separated(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """A batch as discriminators take it."""
         device = self.system.device
-        sources = only_channel(without_offset(batch["sources"]).to(device))
+        sources = without_offset(batch["sources"]).to(device)
         mixture = without_offset(batch["mixture"]).to(device)
-        estimates = only_channel(self.system.separate(mixture))
+        estimates = self.system.separate(mixture)
+        sources = only_channel(sources)
+        estimates = only_channel(estimates)
         mixture = only_channel(mixture)
         _, order = self.loss_of(estimates, sources, mixture)
         return sources, align(estimates, order), mixture
@@ -178,9 +183,18 @@ def load(args: argparse.Namespace) -> tuple[Any, Data, Path]:
 
 def run(args: argparse.Namespace, system: Any, data: Data, manifests: Path) -> pd.DataFrame:
     """Train and read every discriminator that is asked for; a row each."""
-    shared = (system.n_src, system.sample_rate, data.segment, args.seed)
-    train: Any = training_set(Split(manifests, "train", *shared), data)
-    valid: Any = training_set(Split(manifests, "valid", *shared), data)
+    # Validation mixtures in stretches as long as those of the training.
+    sets: dict[str, Any] = {}
+    for name in ("train", "valid"):
+        split = Split(
+            manifests,
+            name,
+            system.n_src,
+            system.sample_rate,
+            data.segment,
+            args.seed,
+        )
+        sets[name] = training_set(split, data)
     options = asked(args, system.n_src)
     torch.manual_seed(args.seed)
     contests = []
@@ -188,11 +202,11 @@ def run(args: argparse.Namespace, system: Any, data: Data, manifests: Path) -> p
         discriminator = Discriminator(one, system.n_src).to(args.device)
         contests.append(Contest(discriminator, args.lr))
     # The separator is the dearest part: one forward pass serves all.
-    examples = Examples(system, train, len(train), args.batch)
+    examples = Examples(system, sets["train"], len(sets["train"]), args.batch)
     for batch in examples.draw(args.updates, args.seed, TRAINING_KEY):
         for contest in contests:
             contest.update(*batch)
-    unseen = Examples(system, valid, len(valid), 1)
+    unseen = Examples(system, sets["valid"], len(sets["valid"]), 1)
     readings: list[list] = [[] for _ in contests]
     for index, batch in enumerate(unseen.draw(args.unseen, args.seed, READING_KEY)):
         for contest, reading in zip(contests, readings, strict=True):
@@ -258,11 +272,14 @@ def print_table(table: pd.DataFrame) -> None:
 
 def draw(axes: Sequence[Axes], table: pd.DataFrame) -> None:
     """A bar for each discriminator: of the share told apart, and of the cosine."""
+    # The first row at the top.
     places = np.arange(len(table))[::-1]
     labels = [label(values) for values in table.to_dict("records")]
-    for axis, name, chance in zip(axes, ("told_apart", "cosine"), (0.5, 0.0), strict=True):
+    # Bars begin at what would be read of a discriminator that knows nothing.
+    for axis, (name, chance) in zip(axes, CHANCE.items(), strict=True):
         values = table[name] - chance
-        axis.barh(places, values, left=chance, xerr=1.96 * table[f"{name}_se"], height=0.6)
+        error = 1.96 * table[f"{name}_se"]
+        axis.barh(places, values, left=chance, xerr=error, height=0.6)
         axis.axvline(chance, color="black", linewidth=0.8)
         axis.set_yticks([])
     axes[0].set_yticks(places, labels, fontsize=8)
