@@ -87,7 +87,16 @@ def best_order(estimates: Tensor, sources: Tensor) -> Tensor:
     energies = energy_of_sources[:, None] + energy_of_estimates[..., None]
     error = energies - 2 * cross
     # Rounding may bring an error of nothing below zero.
-    pairwise = decibels(error.clamp(min=0))
+    return best_of_all_orders(decibels(error.clamp(min=0)))
+
+
+@torch.no_grad()
+def best_of_all_orders(pairwise: Tensor) -> Tensor:
+    """The order of estimates with the smallest sum of losses, as `best_order`.
+
+    Args:
+        pairwise: (batch, estimate, source).
+    """
     # Up to 6 sources all orders are tried at once; Asteroid's assignment, example by example, is for more.
     if pairwise.shape[-1] <= 6:
         _, order = PITLossWrapper.find_best_perm_factorial(

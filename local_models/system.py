@@ -80,6 +80,17 @@ class TrainingStep:
     def before_update(self) -> None:
         """Called once the gradients of all batches of an update are there."""
 
+    def check_epoch(self) -> None:
+        """Called at the end of each epoch of training: refuse to go on with one that is in vain.
+
+        Raises:
+            ValueError: says why, and what to change.
+        """
+
+    def suspect(self) -> str | None:
+        """What made the loss or a gradient of the last batch not finite, and what to change; None: it cannot tell."""
+        return None
+
     def after_training(self, metrics: Mapping[str, Tensor]) -> None:
         """Called once, by the first process, when it is trained, with the last values of validation (`val_...`)."""
 
@@ -117,6 +128,8 @@ class System(pl.LightningModule):
     one, a mono song. Else estimates have one channel: the one that is heard, or that of the reference microphone."""
     ordered: bool = False
     """Whether the sources have names (vocals, accompaniment), so that their order is never a matter of choice."""
+    spare_slots: bool = False
+    """Whether it has more slots than a mixture may have sources, so that some estimates are silent."""
     training_only: tuple[str, ...] = ()
     """Names of the parts that only training needs, like discriminators. Their weights are in the checkpoints of a
     training but not in exported models, and a step may start from a file without them."""

@@ -7,6 +7,9 @@ from utils.arguments import add_trust
 from utils.errors import command, importing
 from utils.evaluation.options import Blocks, chosen_device
 
+DROP = 30.0  # dB below the loudest estimate, below which a spare slot is taken for empty
+DEFAULT = -1.0  # in the place of a number of dB, until the model is known
+
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="utils.separate", description=__doc__)
@@ -38,8 +41,26 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch", type=int, default=Blocks.batch, help="segments in a forward pass (%(default)s)"
     )
+    parser.add_argument(
+        "--drop",
+        type=_decibels,
+        default=DEFAULT,
+        metavar="DB",
+        help="leave out estimates so many dB below the loudest, and number the others by their energy; `off`: all, as "
+        f"the model has them (default: {DROP:g} for models with spare slots, of any sounds, else off)",
+    )
     add_trust(parser)
     return parser.parse_args(arguments)
+
+
+def _decibels(text: str) -> float | None:
+    """A number of dB; None for `off`."""
+    if text == "off":
+        return None
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0; `off` keeps all")
+    return value
 
 
 @command
@@ -53,7 +74,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     device = chosen_device(args.device)
     system = load_system(args.model, args.trust).to(device)
-    separate_files(system, args.files, args.out, blocks, args.subtype)
+    drop = args.drop
+    if drop == DEFAULT:
+        drop = DROP if system.spare_slots else None
+    separate_files(system, args.files, args.out, blocks, args.subtype, drop)
 
 
 if __name__ == "__main__":

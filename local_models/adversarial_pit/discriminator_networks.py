@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+# What the layers of one scale say, each (tuple, channel, ...): features, and at last scores, of one channel.
+Maps = list[Tensor]
+
 SLOPE = 0.2
 SILENT_BIN = 1e-3  # magnitude of a bin, of a signal of unit RMS, below which a mask means nothing
 
@@ -48,11 +51,11 @@ class Waveform(nn.Module):
             self.layers.append(weight_norm(layer))
             in_chan = out_chan
 
-    def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
-        """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, fewer steps)."""
+    def forward(self, signals: Tensor, mixture: Tensor) -> list[Maps]:
+        """(tuple, source, time) and (tuple, time), of unit RMS, to maps (tuple, channel, fewer steps)."""
         if self.with_mixture:
             signals = torch.cat([signals, mixture[:, None]], 1)
-        # One scale: a list of one tensor.
+        # One scale: a list of one.
         return [_through(self.layers, signals)]
 
 
@@ -60,7 +63,9 @@ class Spectrum(nn.Module):
     """2-D convolutions over compressed magnitudes at several resolutions.
 
     Args:
-        n_signals, with_mixture: as of `Waveform`.
+        n_signals: as of `Waveform`.
+        with_mixture: the mixture is one more channel, and so is what the sources of a tuple miss of it, which nobody
+            could tell from magnitudes.
         filters: channels.
         windows: of the STFTs in samples; the hop is a quarter.
     """
@@ -72,18 +77,19 @@ class Spectrum(nn.Module):
         # Layers of their own for each resolution.
         self.scales = nn.ModuleList()
         for _ in windows:
-            self.scales.append(spectral_layers(n_signals + with_mixture, filters))
+            self.scales.append(spectral_layers(n_signals + 2 * with_mixture, filters))
 
-    def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
-        """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands) of each scale."""
+    def forward(self, signals: Tensor, mixture: Tensor) -> list[Maps]:
+        """(tuple, source, time) and (tuple, time), of unit RMS, to maps (tuple, channel, frames, bands) by scale."""
         if self.with_mixture:
-            signals = torch.cat([signals, mixture[:, None]], 1)
-        scores = []
+            missing = mixture - signals.sum(1)
+            signals = torch.cat([signals, mixture[:, None], missing[:, None]], 1)
+        maps = []
         for layers, window in zip(self.scales, self.windows, strict=True):
             magnitudes = magnitude(signals, window)
             inputs = compress(magnitudes)
-            scores.append(_through(layers, inputs))
-        return scores
+            maps.append(_through(layers, inputs))
+        return maps
 
 
 class Mask(nn.Module):
@@ -103,8 +109,8 @@ class Mask(nn.Module):
         self.window = windows[0]
         self.layers = spectral_layers(n_signals + with_mixture, filters)
 
-    def forward(self, signals: Tensor, mixture: Tensor) -> list[Tensor]:
-        """(tuple, source, time) and (tuple, time), of unit RMS, to scores (tuple, 1, frames, bands)."""
+    def forward(self, signals: Tensor, mixture: Tensor) -> list[Maps]:
+        """(tuple, source, time) and (tuple, time), of unit RMS, to maps (tuple, channel, frames, bands)."""
         # (tuple, 1, frames, bins) and (tuple, source, frames, bins)
         of_mixture = magnitude(mixture[:, None], self.window)
         of_sources = magnitude(signals, self.window)
@@ -193,10 +199,13 @@ def compress(magnitudes: Tensor) -> Tensor:
     return magnitudes.sqrt()
 
 
-def _through(layers: Any, x: Tensor) -> Tensor:
+def _through(layers: Any, x: Tensor) -> Maps:
     """Layers with leaky ReLUs between them."""
     *hidden, last = layers
+    maps = []
     for layer in hidden:
         x = layer(x)
         x = F.leaky_relu(x, SLOPE)
-    return last(x).float()
+        maps.append(x)
+    maps.append(last(x).float())
+    return maps

@@ -1,62 +1,78 @@
 """What discriminators compare: tuples of true sources, and tuples in which estimates stand for some of them.
 
-I-replacement: in the fake tuple, I of the K slots hold the true source instead of its estimate (Postolache et al.,
-ICASSP 2023, arXiv 2210.12108; patent application WO2024/083422A1). I = 0 is the standard context-based loss. How the
-slots are drawn is this project's choice: uniformly, anew for each example and update.
+I-replacement: in the fake tuple, I of the K' active sources stand as they are instead of their estimates (Postolache et
+al., ICASSP 2023, arXiv 2210.12108; patent application WO2024/083422A1). I = 0 is the standard context-based loss. How
+the sources are drawn is this project's choice: uniformly, anew for each example and update.
 """
 
-import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from local_models.silence import SMALLEST_LEVEL, active
 
+# I: so many sources, a share of the active ones, or all of these but one.
+NReal = int | float | Literal["all_but_one"]
+
 
 @dataclass
 class Pairs:
-    """Real and fake inputs (tuple, source, time) of a discriminator, and the mixture (tuple, time) of each."""
+    """What a discriminator compares, each pair of tuples of one mixture."""
 
     real: Tensor
+    """True sources, (tuple, source, time)."""
     fake: Tensor
+    """Estimates in the place of some of them, same shape."""
     mixture: Tensor
+    """(tuple, time)."""
+    is_estimate: Tensor
+    """Which slots of `fake` hold an estimate, (tuple, source) of bool."""
+
+
+def number_of_real(n_real: NReal, n_active: Tensor) -> Tensor:
+    """I of each mixture: how many of its active sources the fake tuple shows as they are.
+
+    Args:
+        n_real: a number of sources; a share of those that are active, between 0 and 1; or `all_but_one` of them.
+        n_active: K' of each mixture, (batch,).
+
+    Returns:
+        (batch,), from 0 to K' - 1, so that an active source is left to estimate.
+    """
+    most = (n_active - 1).clamp(min=0)
+    if n_real == "all_but_one":
+        return most
+    if isinstance(n_real, float):
+        wanted = (n_real * n_active).round().long()
+    else:
+        wanted = torch.full_like(n_active, n_real)
+    return torch.minimum(wanted, most)
 
 
 def draw_real_slots(
-    is_active: Tensor, n_real: int, generator: torch.Generator | None = None
+    is_active: Tensor, n_real: NReal, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Which slots of a fake tuple hold the truth: a random subset of `n_real`, with an active slot left to estimate.
+    """Which active slots of a fake tuple hold the truth: a random subset, uniform over those of its size.
 
     Args:
         is_active: (batch, n_src) of bool.
-        n_real: I, from 0 to n_src - 1.
+        n_real: see `number_of_real`.
         generator: random numbers on the CPU; None: torch's own.
 
     Returns:
-        (batch, n_src) of bool; uniform over the subsets that leave an active slot.
+        (batch, n_src) of bool.
     """
-    n_src = is_active.shape[1]
-    if not 0 <= n_real < n_src:
-        raise ValueError(f"{n_real} of {n_src} slots cannot be replaced: from 0 to {n_src - 1}")
-
-    # All subsets of n_real slots: (subset, n_src) of bool.
-    rows = []
-    for slots in itertools.combinations(range(n_src), n_real):
-        row = torch.zeros(n_src, dtype=torch.bool)
-        row[list(slots)] = True
-        rows.append(row)
-    subsets = torch.stack(rows)
-
-    # Those that leave an active slot to estimate: (batch, subset). Where nothing is active any will do, since the
-    # example is left out.
-    is_estimated = is_active.cpu()[:, None] & ~subsets
-    is_allowed = is_estimated.any(-1)
-    is_allowed |= ~is_allowed.any(-1, keepdim=True)
-    # One of them, all alike: (batch, n_src).
-    drawn = torch.multinomial(is_allowed.float(), 1, generator=generator)
-    slots_of_batch = subsets[drawn[:, 0]]
-    return slots_of_batch.to(is_active.device)
+    numbers = number_of_real(n_real, is_active.sum(1))
+    # The active slots in random order, silent ones behind them: the first I hold the truth.
+    lots = torch.rand(is_active.shape, generator=generator)
+    lots = lots.to(is_active.device)
+    lots = lots.masked_fill(~is_active, torch.inf)
+    order = lots.argsort(1)
+    # The place of each slot in this order.
+    rank = order.argsort(1)
+    return rank < numbers[:, None]
 
 
 def instance_pairs(sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
@@ -79,17 +95,18 @@ def instance_pairs(sources: Tensor, aligned: Tensor, mixture: Tensor) -> Pairs:
     examples = torch.arange(len(mixture), device=mixture.device)
     examples = examples[:, None].expand_as(is_active)
     example_of_pair = examples[is_active]
-    return Pairs(real, fake, mixture[example_of_pair])
+    is_estimate = torch.ones(real.shape[:2], dtype=torch.bool, device=real.device)
+    return Pairs(real, fake, mixture[example_of_pair], is_estimate)
 
 
 def context_pairs(
     sources: Tensor,
     aligned: Tensor,
     mixture: Tensor,
-    n_real: int,
+    n_real: NReal,
     generator: torch.Generator | None = None,
 ) -> Pairs:
-    """All sources of a mixture together, against the same with estimates in all but `n_real` slots.
+    """All sources of a mixture together, against the same with estimates of all active ones but I.
 
     The slots come in random order, the same for real and fake. True sources carry no gradient. Silent slots, whose
     exact zeros a discriminator could tell, hold the truth on both sides. Mixtures of less than two active sources are
@@ -97,7 +114,7 @@ def context_pairs(
 
     Args:
         sources, aligned, mixture: as of `instance_pairs`.
-        n_real: I, the number of true sources in the fake tuple.
+        n_real: I, see `number_of_real`.
         generator: as of `draw_real_slots`.
     """
     is_active = active(sources)
@@ -114,10 +131,11 @@ def context_pairs(
     # The same random order of the slots on both sides.
     order = torch.rand(is_true.shape, generator=generator).argsort(1)
     order = order.to(is_true.device)
+    is_estimate = ~is_true.gather(1, order)
     order = order[..., None].expand_as(sources)
     real = sources.gather(1, order)
     fake = fake.gather(1, order)
-    return Pairs(real, fake, mixture)
+    return Pairs(real, fake, mixture, is_estimate)
 
 
 def _levelled(sources: Tensor, aligned: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:

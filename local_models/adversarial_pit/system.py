@@ -8,23 +8,35 @@ statement, and the abstract of the patent application: discriminators, constants
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from local_models.adversarial_pit.balancer import without_overflow
-from local_models.adversarial_pit.discriminator import Discriminator, DiscriminatorOptions
+from local_models.adversarial_pit.balancer import balanced, share_of
+from local_models.adversarial_pit.discriminator import BETAS, Discriminator, DiscriminatorOptions
+from local_models.adversarial_pit.gauge import READINGS, reading_of_batch
 from local_models.adversarial_pit.stft_masking import StftMasking
 from local_models.log_mse import LogMSE, align
-from local_models.ranges import Count, CountOrNone, NonNegative, Positive
+from local_models.ranges import Count, CountOrNone, NonNegative, Positive, Range
 from local_models.system import Optimisation, System, TrainingStep, only_channel
 from local_models.universal import Universal
 
-# Of the discriminators' Adam; other optimisers have none.
-BETAS = (0.5, 0.9)
 # Of each discriminator, in training.
-LOGGED = ("real", "fake", "accuracy", "trained", "share")
+LOGGED = (
+    "real",
+    "fake",
+    "accuracy",
+    "told_apart",
+    "accuracy_of_places",
+    "trained",
+    "share",
+)
+# What a family of discriminators is shown.
+SHOWN = {
+    "context": "it compares sources of mixtures of two active sources and more, of which the data must have enough",
+    "instance": "it looks at active sources, of which the data must have enough",
+}
 
 
 @dataclass
@@ -36,6 +48,9 @@ class Game:
     warm_up: CountOrNone = 0
     """Updates of each discriminator before the separator, which follows the PIT loss alone till then, hears it. Batches
     that show it nothing do not count."""
+    rest_above: Annotated[float, Range(at_least=0.5, at_most=1)] = 0.99
+    """Running accuracy of tuples above which a discriminator is not trained until the separator has caught up; 1: it
+    always is. One that is right of nearly all tuples may still push towards the truth: this is a last resort."""
 
 
 class Gradients(NamedTuple):
@@ -90,7 +105,8 @@ class AdversarialPIT(Universal, System):
             raise ValueError(f"discriminators: two are alike ({', '.join(names)})")
         self.discriminators = nn.ModuleDict()
         for options in discriminators:
-            self.discriminators[options.name] = Discriminator(options, n_src)
+            discriminator = Discriminator(options, n_src, self.game.rest_above)
+            self.discriminators[options.name] = discriminator
 
     @classmethod
     def training_steps(cls) -> dict[str, type[TrainingStep]]:
@@ -121,6 +137,13 @@ class AdversarialPIT(Universal, System):
         for part in [self.masking, *self.discriminators.values()]:
             nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
+    def names_of_scores(self) -> list[str]:
+        names = super().names_of_scores()
+        if isinstance(self.step, AdversarialStep):
+            for name in self.discriminators:
+                names += [f"{name}_{key}" for key in READINGS]
+        return names
+
     def each_discriminator(self) -> Iterator[tuple[str, Discriminator]]:
         """Name and discriminator, of all of them."""
         for name, discriminator in self.discriminators.items():
@@ -140,6 +163,8 @@ class AdversarialStep(TrainingStep):
     """The separator by the PIT loss and the discriminators, and the discriminators by their own losses."""
 
     system: AdversarialPIT
+    _not_finite: str | None = None
+    """Name of a discriminator whose loss of the last batch was not finite."""
 
     def parts(self) -> list[nn.Module]:
         if not self.system.discriminators:
@@ -153,6 +178,27 @@ class AdversarialStep(TrainingStep):
                 f"game.warm_up is {warm_up}, but the step has {updates} updates, in which the separator would never "
                 "hear a discriminator: give it more epochs, or a shorter warm-up"
             )
+
+    def check_epoch(self) -> None:
+        trainer = self.system.trainer
+        warm_up = self.system.game.warm_up * trainer.accumulate_grad_batches
+        for name, discriminator in self.system.each_discriminator():
+            # Over all devices, so that they end together.
+            updates = discriminator.updates.float()
+            seen = float(trainer.strategy.reduce(updates, reduce_op="mean"))
+            expected = seen * (trainer.max_epochs or 1) / (trainer.current_epoch + 1)
+            if expected > warm_up:
+                continue
+            raise ValueError(
+                f"{name} has been shown {seen:.0f} batches in {trainer.current_epoch + 1} epochs, too few for the "
+                f"separator ever to hear it after a game.warm_up of {self.system.game.warm_up}: "
+                f"{SHOWN[discriminator.options.family]}"
+            )
+
+    def suspect(self) -> str | None:
+        if self._not_finite is None:
+            return None
+        return f"It is the discriminator {self._not_finite}: lower system.init_args.game.lr, with a --tag of its own"
 
     def optimizer(self, optimisation: Optimisation) -> torch.optim.Optimizer:
         """The separator has the settings of the step, the discriminators have their own."""
@@ -187,6 +233,7 @@ class AdversarialStep(TrainingStep):
             mixture: (batch, time).
         """
         system = self.system
+        self._not_finite = None
         leaf = estimates.detach().float().requires_grad_()
         with system.full_precision():
             loss, order = system.loss_of(leaf, sources, mixture)
@@ -200,18 +247,38 @@ class AdversarialStep(TrainingStep):
             aligned = align(leaf, order)
             pairs = discriminator.draw_pairs(sources, aligned, mixture)
             judgement = discriminator.judge(pairs)
-            gradient = adversarial_gradient(judgement.adversarial_loss, leaf)
-            n_batches = int(discriminator.updates)
-            factor, share = discriminator.balancer(gradient, pit_gradient, n_batches)
-            log = judgement.log
-            # The balancer follows the ratio during the warm-up too, the separator does not.
-            if n_batches > warm_up:
-                total = total + factor * gradient
-                log["share"] = share
+            log: dict[str, Tensor | None] = dict(judgement.log)
+            if int(discriminator.updates) > warm_up:
+                gradient = adversarial_gradient(judgement.adversarial_loss, leaf)
+                push = balanced(gradient, pit_gradient, discriminator.options.share)
+                total = total + push
+                log["share"] = share_of(push, pit_gradient)
             for key in LOGGED:
                 values[f"{name}_{key}"] = log.get(key)
             discriminator_loss = discriminator_loss + judgement.own_loss
+            if not judgement.own_loss.isfinite():
+                self._not_finite = name
         return Gradients(values, total, discriminator_loss)
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        """The PIT loss; validation takes down what the push of each discriminator is worth, too (gauge.py)."""
+        system = self.system
+        estimates = system.separate(batch["mixture"])
+        values = system.pit_losses(estimates, batch)
+        # A batch that only fills up the share of a device does not count.
+        if system.training or not batch.get("weight", 1.0):
+            return values
+        sources = only_channel(batch["sources"])
+        mixture = only_channel(batch["mixture"])
+        estimates = only_channel(estimates)
+        with system.full_precision():
+            _, order = system.loss_of(estimates, sources, mixture)
+        aligned = align(estimates, order)
+        for name, discriminator in system.each_discriminator():
+            reading = reading_of_batch(discriminator, sources, aligned, mixture, batch["id"])
+            for key in READINGS:
+                system.take_down(f"{name}_{key}", getattr(reading, key))
+        return values
 
     def before_update(self) -> None:
         """Let discriminators rest that are too good at present."""
@@ -233,7 +300,7 @@ def adversarial_gradient(loss: Tensor, estimates: Tensor) -> Tensor:
     device = estimates.device.type
     scale = 1
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.half:
-        # The gradient of a mean over a million scores is zero in float16; the balancer takes any factor out again.
+        # The gradient of a mean over a million scores is zero in float16; the balance takes any factor out again.
         scale = estimates.numel()
     (gradient,) = torch.autograd.grad(loss * scale, estimates, retain_graph=True)
-    return without_overflow(gradient)
+    return gradient

@@ -11,10 +11,11 @@ import pytest
 import soundfile as sf
 
 from tests.support import ROOT, recipe_scripts
-from utils.data.clips import draw_events, find_clips
+from utils.data.clips import draw_events, find_clips, loudness, mix
 from utils.data.datasets import rng_of
 from utils.data.manifest import read_manifest
 from utils.data.walking import walk
+from utils.errors import UserError
 
 LOCAL = ROOT / "egs" / "fuss" / "local"
 NAMES = ("sounds", "scenes", "prepare_corpus", "make_mixtures")
@@ -233,6 +234,102 @@ def test_pools_without_backgrounds_or_classes_are_messages(run, local, clips, tm
     assert "come from 1 classes (dog), but 4 are needed" in run(poor, "--seconds", "4")
 
 
+@pytest.mark.slow
+def test_mixtures_of_two_sources_have_two_slots(run, clips):
+    options = ("--mixtures", "6,1,2", "--seconds", "3", "--room", "dry", "--foregrounds", "1,1")
+    frame = read_manifest(run(clips, *options) / "train.csv")
+    assert "source_3_path" not in frame and (frame["n_active"] == 2).all()
+    assert "foregrounds" in run(clips, *options[:-1], "0,1", first=1)
+
+
+def test_levels_are_loudnesses_or_powers(local, clips):
+    pool = find_clips(clips, SPLITS)["train"]
+    levels = {}
+    for measure in ("lufs", "rms"):
+        rules = local.scenes.fuss_rules(3.0, RATE, (0, 0), measure)
+        levels[measure] = []
+        for seed in range(6):
+            [event], [signal] = mix(pool, rules, rng_of(seed))
+            assert event.level == -35
+            found = {"rms": 20 * np.log10(signal.std()), "lufs": loudness(signal, RATE)}
+            levels[measure].append(found[measure])
+            other = found["lufs" if measure == "rms" else "rms"]
+            assert abs(other + 35) > 0.02
+    assert np.allclose(levels["lufs"], -35, atol=0.02)
+    assert np.allclose(levels["rms"], -35, atol=0.02)
+
+
+@pytest.fixture
+def responses(tmp_path):
+    """Recorded rooms of five places: a click after 10 + 100 k samples, at 48 kHz, of two channels."""
+    for split, rooms in (("train", "ab"), ("validation", "c"), ("eval", "d")):
+        for name in rooms:
+            folder = tmp_path / "responses" / split / name
+            folder.mkdir(parents=True)
+            for k in range(5):
+                signal = np.zeros((3000, 2))
+                signal[30 + 300 * k] = 0.1 / (k + 1)
+                sf.write(folder / f"{k}.wav", signal, 3 * RATE)
+    return tmp_path / "responses"
+
+
+def test_recorded_rooms_stand_beside_simulated_ones(local, clips, tmp_path, responses, monkeypatch):
+    recorded = local.scenes.find_rooms(responses)
+    assert [len(recorded[split]) for split in SPLITS] == [2, 1, 1]
+    simulated = []
+    monkeypatch.setattr(
+        local.scenes,
+        "simulate",
+        lambda split, index, rate: simulated.append(index) or np.ones((4, 1)),
+    )
+    rules = local.scenes.fuss_rules(3.0, RATE)
+    numbers = {"train": 16}
+    arguments = (find_clips(clips, SPLITS), tmp_path / "tree", numbers, rules, True, 1, recorded)
+    local.scenes.make_tree(*arguments)
+    # Of the four rooms of 16 mixtures every second is a recorded one.
+    assert sorted(simulated) == [0, 2]
+    delayed = 0
+    for _, *sources in lines_of(tmp_path / "tree"):
+        background = sf.read(tmp_path / "tree" / sources[0])[0]
+        delayed += not background[:9].any()
+    assert delayed == 8
+    # Another response, another mixture; none is simulated anew.
+    path = responses / "train" / "a" / "0.wav"
+    signal, rate = sf.read(path)
+    sf.write(path, -signal, rate)
+    before = {p: p.read_bytes() for p in (tmp_path / "tree" / "train").rglob("*.wav")}
+    local.scenes.make_tree(*arguments)
+    assert any(p.read_bytes() != content for p, content in before.items())
+    assert sorted(simulated) == [0, 2]
+
+
+def test_responses_of_a_room_are_resampled_and_keep_their_relative_levels(local, responses):
+    [room, _] = local.scenes.find_rooms(responses)["train"]
+    taps = local.scenes.read_responses(room, RATE)
+    assert len(taps) == 5 and np.abs(taps).max() == 1
+    assert np.abs(taps).argmax(1).tolist() == [10, 110, 210, 310, 410]
+    assert np.abs(taps).max(1) == pytest.approx(1 / np.arange(1, 6), rel=0.01)
+
+
+def test_rooms_that_cannot_be_used_are_messages(local, responses):
+    last = responses / "eval" / "d"
+    (last / "4.wav").unlink()
+    (last / "3.wav").unlink()
+    with pytest.raises(UserError, match="d: 3 responses, but a room needs 4"):
+        local.scenes.find_rooms(responses)
+    shutil.rmtree(last)
+    with pytest.raises(UserError, match="no room for eval.*folders train, validation, eval"):
+        local.scenes.find_rooms(responses)
+    sf.write(responses / "validation" / "c" / "song.wav", np.zeros(11 * 1000), 1000)
+    with pytest.raises(UserError, match="11 s is no response"):
+        local.scenes.find_rooms(responses)
+    silent = [SimpleNamespace(path=responses / "train" / "a" / f"{k}.wav") for k in range(4)]
+    for place in silent:
+        sf.write(place.path, np.zeros(100), RATE)
+    with pytest.raises(UserError, match="a: the responses of this room are silent"):
+        local.scenes.read_responses(silent, RATE)
+
+
 # ---- lists and manifests
 
 
@@ -394,6 +491,10 @@ def test_what_a_corpus_may_be_is_explained(run, tree, tmp_path):
     assert "its lists are in" in run(tree.parent, "--room", "reverb")
     assert "three numbers" in run(tree, "--mixtures", "5,5")
     assert "--seconds -1" in run(tree, "--seconds", "-1")
+    for bad in ("3", "1,x", "2,1", "0,4", "-1,2"):
+        assert f"--foregrounds {bad}" in run(tree, f"--foregrounds={bad}")
+    assert "is not a directory" in run(tree, "--responses", str(tmp_path / "nowhere"))
+    assert "--room dry are not in" in run(tree, "--responses", str(tree), "--room", "dry")
     assert "run stage 0 first" in run(tree, first=1)
 
 

@@ -15,6 +15,9 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+from local_models.adversarial_pit.discriminator import Discriminator, Judgement
+from local_models.adversarial_pit.gauge import READINGS
+from local_models.adversarial_pit.system import LOGGED
 from tests.support import ROOT
 from utils import evaluate, train
 from utils.training import steps
@@ -112,7 +115,10 @@ def test_arms_with_their_own_discriminators_start_from_one_pit_model(
     n_discriminators = len(expected) - n_separator
     said = capsys.readouterr().out
     assert f"{n_separator} tensors are taken; {n_discriminators} of the file are not used" in said
-    assert f"{n_discriminators} of the system stay fresh (discriminators.stft_context1." in said
+    assert (
+        f"{n_discriminators} of the system stay fresh (discriminators.stft_context1_mixture."
+        in said
+    )
     # Of another kind, and one of the same name and another size.
     config["system"]["init_args"]["discriminators"] = [
         {"domain": "stft", "n_real": 1, "filters": 16, "windows": [128]},
@@ -131,17 +137,19 @@ def test_the_adversarial_step_goes_on_elsewhere_with_its_discriminators(
     train.main(arguments(tmp_path, tone_manifests, "more", config=config))
     before = weights(exp / "adversarial/best.ckpt")
     after = weights(tmp_path / "more/adversarial/best.ckpt")
-    updates = "discriminators.stft_context1.updates"
+    updates = "discriminators.stft_context1_mixture.updates"
     assert after[updates] > before[updates] > 4, "it counts on"
     assert "0 of the file are not used; 0 of the system stay fresh" in capsys.readouterr().out
 
 
 def test_the_log_tells_how_each_discriminator_fares(exp):
     table = pd.read_csv(exp / "adversarial" / "metrics.csv")
-    for name in ("stft_context1", "waveform_instance"):
-        for value in ("real", "fake", "accuracy", "share", "trained"):
+    for name in ("stft_context1_mixture", "waveform_instance"):
+        for value in LOGGED:
             assert table[f"train_{name}_{value}"].map(math.isfinite).all()
-        assert (table[f"train_{name}_share"] > 0).all(), "the game is played"
+        for value in READINGS:
+            assert table[f"val_{name}_{value}"].map(math.isfinite).all()
+        assert table[f"train_{name}_share"].to_list() == pytest.approx([0.1] * 3, rel=0.01)
         assert table[f"train_{name}_accuracy"].between(0, 1).all()
     assert {"val_msi", "val_si_sdri", "val_si_sdr_single", "val_loss"} <= {*table.columns}
 
@@ -211,7 +219,7 @@ BAND_SPLIT |= {"init_args": {"chan": 4, "hid_chan": 4, "n_layers": 1}}
 def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path, system, step):
     config = copy.deepcopy(CONFIG)
     config["system"]["init_args"] |= system
-    config["system"]["init_args"]["discriminators"][0]["with_mixture"] = True
+    config["system"]["init_args"]["discriminators"][0]["with_mixture"] = False
     config["steps"]["adversarial"] |= step
     table = pd.read_csv(
         run(tmp_path, tone_manifests, "other", "all", config) / "adversarial" / "metrics.csv"
@@ -272,6 +280,40 @@ def test_a_warm_up_as_long_as_the_step_is_refused_before_the_first_update(
     said = capsys.readouterr().err
     assert "steps.adversarial: game.warm_up is 6, but the step has 6 updates" in said
     assert not list((tmp_path / "cold" / "adversarial").glob("*.ckpt"))
+
+
+@pytest.mark.parametrize("fault", ["nan", "nothing"])
+def test_a_discriminator_that_fails_or_sees_nothing_is_one_line(
+    exp, tone_manifests, tmp_path, capsys, monkeypatch, fault
+):
+    config = copy.deepcopy(CONFIG)
+    shutil.copytree(exp / "pit", tmp_path / "bad" / "pit")
+    manifests = tone_manifests
+    if fault == "nan":
+        judge = Discriminator.judge
+
+        def judge_later(self, pairs):
+            own, theirs, log = judge(self, pairs)
+            bad = torch.nan if self.options.domain == "stft" and self.updates > 5 else 1
+            return Judgement(own * bad, theirs, log)
+
+        monkeypatch.setattr(Discriminator, "judge", judge_later)
+    else:
+        manifests = shutil.copytree(tone_manifests, tmp_path / "single")
+        for name in ("train", "valid"):
+            table = pd.read_csv(manifests / f"{name}.csv")
+            table["source_2_path"] = ""
+            table.to_csv(manifests / f"{name}.csv", index=False)
+        config["steps"]["adversarial"]["start_from"] = str(exp / "pit")
+        del config["steps"]["pit"]
+    with pytest.raises(SystemExit):
+        run(tmp_path, manifests, "bad", "all" if fault == "nothing" else "rest", config)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    if fault == "nan":
+        assert "epoch 2, batch 2" in said and "It is the discriminator stft_context1" in said
+        assert (tmp_path / "bad/adversarial/last.ckpt").exists()
+    else:
+        assert "stft_context1_mixture has been shown 0 batches in 1 epochs" in said
 
 
 def test_evaluation_reports_the_official_score_and_holes(exp, tone_manifests):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.support import ROOT
@@ -177,3 +178,38 @@ def test_a_recipe_runs_from_the_first_stage_to_the_last_and_again(call, checkout
     assert (recipe / "RESULTS.md").is_file() and (recipe / "report.html").is_file()
     done = call(script, *options, cwd=tmp_path)
     assert done.returncode == 0 and "already made" in done.stdout
+
+
+@pytest.mark.slow
+def test_arms_of_fuss_go_on_from_one_pit_model_with_their_own_keys(call, checkout, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation", "eval"):
+        for kind in "abcde":
+            for number, seconds in enumerate((0.2, 0.8)):
+                path = tmp_path / "clips" / split / kind / f"{number}.wav"
+                audio.write(path, 0.1 * rng.standard_normal(round(seconds * 16000)), 16000)
+    script = checkout / "egs" / "fuss" / "run.sh"
+    arms = ("mini_continued", "mini_adversarial")
+    options = ["--corpus", "clips", "--room", "dry", "--mixtures", "8,2,2", "--seconds", "0.5"]
+    options += ["--conf", "conf/mini_pit.yml", "--arms", ",".join(arms), "--nj", "1", "--"]
+    options += ["data.segment=0.3", "data.valid_segment=0.3", "steps.pit.epochs=1"]
+    options += ["steps.adversarial.epochs=2", "steps.continued.epochs=3"]
+    options += ["system.init_args.game={warm_up: 1}"]
+    done = call(script, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    exps = {name: script.parent / "exp" / f"clips-dry-{name}" for name in ("mini_pit", *arms)}
+    rows = (script.parent / "RESULTS.md").read_text()
+    for name, exp in exps.items():
+        assert (exp / "model.pth").is_file() and name in rows
+        assert (exp / "pit" / "done.json").read_text() == (
+            exps["mini_pit"] / "pit" / "done.json"
+        ).read_text()
+    for name, step, epochs in (("mini_continued", "continued", 3), (arms[1], "adversarial", 2)):
+        table = pd.read_csv(exps[name] / step / "metrics.csv")
+        assert len(table) == epochs
+    assert (table["train_waveform_context_all_but_one_mixture_share"].dropna() > 0).all()
+    # Another PIT model is not mixed up with the one that the arms have.
+    shutil.rmtree(exps["mini_pit"])
+    options[options.index("steps.pit.epochs=1")] = "steps.pit.epochs=2"
+    done = call(script, "--stage", "2", *options, cwd=tmp_path)
+    assert done.returncode == 2 and "went on from another model than" in done.stderr

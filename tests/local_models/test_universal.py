@@ -1,12 +1,14 @@
 """Scores in validation against the official ones, and Asteroid's networks on mixtures with silent slots."""
 
+import pandas as pd
 import pytest
 import torch
 from asteroid.models import ConvTasNet
 
 from local_models.asteroid.universal import UniversalAsteroid
-from local_models.log_mse import LogMSE
+from local_models.log_mse import LogMSE, best_order
 from local_models.scores import si_snr
+from utils.evaluation.metrics import fuss
 
 
 class Logged(UniversalAsteroid):
@@ -89,7 +91,36 @@ def test_single_sources_are_scored_apart_and_batches_together():
         "val_si_sdri": 0,
         "val_msi": 0,
         "val_si_sdr_single": 0,
+        "val_under": 0,
+        "val_over": 0,
     }
+
+
+def test_a_validation_scores_as_the_evaluation_does():
+    """Of estimates so poor that the order of the loss is another one than that of the score."""
+    draw = torch.Generator().manual_seed(0)
+    examples, rows, orders = [], [], []
+    for n_active in (1, 2, 3, 4, 2, 4):
+        sources = torch.zeros(4, 800)
+        gains = 10 ** torch.randn(n_active, 1, generator=draw)
+        sources[:n_active] = gains * torch.randn(n_active, 800, generator=draw)
+        estimates = sources[torch.randperm(4, generator=draw)]
+        estimates = estimates + 0.3 * torch.randn(4, 1, generator=draw) * sources.sum(0)
+        examples.append((estimates[None], sources[None]))
+        clip = fuss.clip_score(estimates.numpy(), sources.numpy(), sources.sum(0).numpy())
+        rows.append(fuss.row(clip))
+        orders.append(clip.order[:n_active].tolist())
+    of_loss = [best_order(*example)[0].tolist() for example in examples]
+    assert any(a != b[: len(a)] for a, b in zip(orders, of_loss, strict=True))
+    expected = fuss.summary(pd.DataFrame(rows))
+    logged = validate(Logged(), *examples)
+    assert logged["val_msi"] == pytest.approx(expected["msi"]["mean"], abs=1e-4)
+    assert logged["val_si_sdri"] == pytest.approx(expected["msi_all"]["mean"], abs=1e-4)
+    single = expected["si_snr_1s_all"]["mean"]
+    assert logged["val_si_sdr_single"] == pytest.approx(single, abs=1e-4)
+    assert logged["val_under"] == pytest.approx(expected["under"])
+    assert logged["val_over"] == pytest.approx(expected["over"])
+    assert 0 < logged["val_over"] < 1
 
 
 def test_devices_weigh_in_by_the_number_of_their_sources():

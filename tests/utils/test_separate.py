@@ -263,6 +263,71 @@ def test_integer_files_are_scaled_by_one_gain_only_if_they_would_clip(tmp_path):
             assert len(os.listdir(tmp_path / subtype)) == 2
 
 
+class Slots(Parts):
+    """Four slots: the quieter part of the mixture, nothing at all, the louder one, and next to nothing."""
+
+    spare_slots = True
+
+    def __init__(self):
+        super().__init__(400)
+        self.n_src = 4
+
+    def separate_centred(self, mixture):
+        parts = super().separate_centred(mixture)
+        low, high = parts.unbind(1)
+        return torch.stack([low, 0 * low, high, 0.001 * high], 1)
+
+
+@pytest.mark.parametrize(("drop", "slots"), [(None, 4), (30.0, 2), (70.0, 3), (5.0, 1)])
+def test_slots_are_numbered_by_their_energy_and_empty_ones_left_out(tmp_path, drop, slots):
+    path = save(tmp_path / "mix.wav", noise(2.0))
+    out = tmp_path / "out"
+    everything = separate_file(Slots(), path, out)
+    signals = [sf.read(name)[0] for name in everything]
+    energies = [np.sum(signal**2) for signal in signals]
+    assert energies[2] > 10 * energies[0] > 10 * energies[3] > 10 * energies[1] == 0
+    for subtype in ("FLOAT", "PCM_24"):
+        paths = separate_file(Slots(), path, out, Blocks(1.0, 0.25), subtype, drop)
+        assert paths == [out / f"mix_s{k + 1}.wav" for k in range(slots)]
+        # Those of the run before are no longer there.
+        assert sorted(os.listdir(out)) == [name.name for name in paths]
+        order = range(4) if drop is None else [2, 0, 3][:slots]
+        for name, slot in zip(paths, order, strict=True):
+            assert np.abs(sf.read(name)[0] - signals[slot]).max() < 1e-5
+
+
+def test_silence_has_no_empty_slots(tmp_path):
+    path = save(tmp_path / "mix.wav", np.zeros(RATE, np.float32))
+    assert len(separate_file(Slots(), path, tmp_path, drop=30.0)) == 4
+
+
+@pytest.mark.parametrize(
+    ("spare", "options", "drop"),
+    [
+        (True, [], separate.DROP),
+        (False, [], None),
+        (True, ["--drop", "off"], None),
+        (False, ["--drop", "12"], 12.0),
+    ],
+)
+def test_the_command_leaves_empty_slots_out_of_models_that_have_them(
+    model_file, tmp_path, monkeypatch, spare, options, drop
+):
+    monkeypatch.setattr(AsteroidSystem, "spare_slots", spare)
+    given = []
+    name = "utils.evaluation.separate_files.separate_files"
+    monkeypatch.setattr(name, lambda *arguments: given.append(arguments[-1]))
+    separate.main([str(model_file), "mix.wav", *options])
+    assert given == [drop]
+
+
+def test_a_drop_that_is_none_is_refused(model_file, capsys):
+    for text in ("0", "-3", "inf", "loud"):
+        with pytest.raises(SystemExit):
+            separate.main([str(model_file), "mix.wav", f"--drop={text}"])
+        assert "--drop" in capsys.readouterr().err
+
+
 # ---- bad input
 
 

@@ -6,7 +6,7 @@
 
 The rules are those of FUSS (Wisdom et al., arXiv 2011.00803; github.com/google-research/sound-separation,
 datasets/fuss), with the numbers as arguments: a background is a stretch of a clip longer than the mixture, a
-foreground a clip placed at random, no class comes twice. Levels are RMS here, LUFS there.
+foreground a clip placed at random, no class comes twice. Levels are loudnesses (ITU-R BS.1770-4), as there.
 """
 
 import dataclasses
@@ -14,10 +14,11 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyloudnorm
 from scipy.signal import fftconvolve
 
 from utils.data import audio, mixing
@@ -27,6 +28,7 @@ from utils.data.walking import walk
 from utils.errors import UserError
 
 TRIES = 20  # of stretches of a long clip, until one sounds
+SHORTEST = 0.5  # seconds whose loudness is measured: shorter sounds are repeated, as in Scaper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,10 @@ class Rules:
     """Whether the first source is a stretch of a clip longer than the mixture. Foregrounds are then whole clips, which
     fit into the mixture; else of longer clips they are stretches."""
     level: float = -25.0
-    """RMS of the background, in dB re full scale; of foregrounds without their relative level."""
+    """Level of the background, in dB re full scale; of foregrounds without their relative level."""
+    measure: Literal["lufs", "rms"] = "lufs"
+    """What a level is: the loudness of ITU-R BS.1770-4, which leaves pauses out and weighs frequencies as ears do, or
+    the RMS."""
     relative_levels: tuple[float, float] = (-2.5, 2.5)
     """Range of the level of a foreground re `level`, in dB."""
 
@@ -77,13 +82,15 @@ class Event(NamedTuple):
     start: float
     """In seconds."""
     level: float
-    """RMS, in dB re full scale."""
+    """As `Rules.level`."""
 
 
 # ---- clips
 
 
-def find_clips(folder: Path, splits: tuple[str, str, str]) -> dict[str, list[Clip]]:
+def find_clips(
+    folder: Path, splits: tuple[str, str, str], by_class: bool = False
+) -> dict[str, list[Clip]]:
     """The clips below a folder, by split.
 
     If there is a folder for each split, these decide, else the hash of a clip's name does, in the proportion 8 : 1 : 1.
@@ -92,6 +99,7 @@ def find_clips(folder: Path, splits: tuple[str, str, str]) -> dict[str, list[Cli
     Args:
         folder: where the clips are.
         splits: names of the parts for training, validation and test.
+        by_class: whether the hash is that of the class, so that it is in one split as a whole.
 
     Raises:
         UserError: lists all files that cannot be read.
@@ -107,7 +115,8 @@ def find_clips(folder: Path, splits: tuple[str, str, str]) -> dict[str, list[Cli
             split = parts.pop(0)
         else:
             # A clip stays in its split whatever is added to the corpus.
-            whole_name = os.fsencode("/".join(parts))
+            counted = parts[:1] if by_class else parts
+            whole_name = os.fsencode("/".join(counted))
             digest = hashlib.sha256(whole_name).hexdigest()
             tenth = int(digest, 16) % 10
             split = splits[max(0, tenth - 7)]
@@ -127,13 +136,21 @@ def find_clips(folder: Path, splits: tuple[str, str, str]) -> dict[str, list[Cli
 
 def check_pools(pools: dict[str, list[Clip]], folder: Path, rules: Rules) -> None:
     """Raise a `UserError` if a split has no background, or too few foregrounds, to draw from."""
+    # Small collections fail by chance: without folders for the splits the names of clips decide.
+    folders = ", ".join(pools)
+    divided = (
+        f". Which split a clip is in is decided by its name, or by you, with folders {folders}"
+    )
+    if all((folder / split).is_dir() for split in pools):
+        divided = ""
     for split, pool in pools.items():
         longest = max((clip.seconds for clip in pool), default=0.0)
         # A background sounds all the time.
         if rules.background and longest <= rules.seconds:
             raise UserError(
                 f"{folder}, {split}: no clip is longer than the mixtures ({rules.seconds:g} s), as a background must "
-                f"be; the longest of {len(pool)} clips has {longest:.1f} s. Choose shorter mixtures with --seconds"
+                f"be; the longest of {len(pool)} clips has {longest:.1f} s. Choose shorter mixtures with "
+                f"--seconds{divided}"
             )
         kinds = {clip.kind for clip in pool if rules.is_foreground(clip)}
         if len(kinds) < rules.most_sources:
@@ -143,7 +160,7 @@ def check_pools(pools: dict[str, list[Clip]], folder: Path, rules: Rules) -> Non
             raise UserError(
                 f"{folder}, {split}: clips{condition} come from {len(kinds)} classes "
                 f"({', '.join(sorted(kinds)) or 'none'}), but {rules.most_sources} are needed, since no class comes "
-                "twice in a mixture. A class is a folder"
+                f"twice in a mixture. A class is a folder; mixtures of fewer sources need fewer of them{divided}"
             )
 
 
@@ -186,7 +203,7 @@ def place(event: Event, rules: Rules, rng: np.random.Generator) -> np.ndarray:
     """(time,) with the clip at its place and level; of a clip longer than the mixture, a random stretch.
 
     Raises:
-        UserError: the clip is silent.
+        UserError: the clip is silent, or, to ears, almost.
     """
     path = event.clip.path
     total, own_rate, _ = audio.info(path)
@@ -210,10 +227,29 @@ def place(event: Event, rules: Rules, rng: np.random.Generator) -> np.ndarray:
     start = round(event.start * rules.sample_rate)
     part = signal[: rules.frames - start]
     # Unit power first, then the level.
-    gain = 10 ** (event.level / 20)
+    signal_level = 0.0
+    if rules.measure == "lufs":
+        signal_level = loudness(signal / np.sqrt(power), rules.sample_rate)
+        if not np.isfinite(signal_level):
+            raise UserError(
+                f"{path}: nothing in it that ears could hear, so that it has no loudness. Leave it out, or take "
+                "levels by their RMS"
+            )
+    gain = 10 ** ((event.level - signal_level) / 20)
     placed = np.zeros(rules.frames)
     placed[start : start + len(part)] = part * gain / np.sqrt(power)
     return placed
+
+
+def loudness(signal: np.ndarray, sample_rate: int) -> float:
+    """Integrated loudness of (time,) in LUFS (ITU-R BS.1770-4); -inf if no part of it is above -70."""
+    needed = math.ceil(SHORTEST * sample_rate)
+    if len(signal) < needed:
+        repetitions = math.ceil(needed / len(signal))
+        signal = np.tile(signal, repetitions)
+    meter = pyloudnorm.Meter(sample_rate)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(meter.integrated_loudness(signal))
 
 
 def mix(

@@ -7,6 +7,7 @@ from local_models.silence import SILENT_RMS
 from utils.data.datasets import rng_of, segment_of
 from utils.data.manifest import read_manifest, source_columns
 from utils.data.split import Split
+from utils.errors import UserError
 
 TRIES = 10
 
@@ -35,6 +36,13 @@ class Scenes(Dataset):
         slots = source_columns(table)[: split.n_src]
         # Lists, since a table is slow to index.
         self.paths = table[slots].to_numpy().tolist()
+        # What has more sources than slots would be another mixture in training than in an evaluation.
+        others = source_columns(table)[split.n_src :]
+        if (table[others] != "").any(axis=None):
+            raise UserError(
+                f"{split.csv()}: mixtures have up to {len(slots) + len(others)} sources, but the system has "
+                f"{split.n_src} slots: give it more (system.init_args.n_src), or mixtures of fewer sources"
+            )
         self.names = table["mixture_ID"].tolist()
         self.lengths = table["length"].tolist()
         self.split = split

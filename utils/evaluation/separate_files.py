@@ -35,11 +35,12 @@ def separate_files(
     out_dir: Path,
     blocks: Blocks | None = None,
     subtype: str = "FLOAT",
+    drop: float | None = None,
 ) -> None:
     """Separate audio files as `separate_file` does, saying so on the terminal; one bad file does not cost the others.
 
     Args:
-        system, out_dir, blocks, subtype: as of `separate_file`.
+        system, out_dir, blocks, subtype, drop: as of `separate_file`.
         paths: of the files.
 
     Raises:
@@ -51,7 +52,7 @@ def separate_files(
     reasons = []
     for path in paths:
         try:
-            estimates = separate_file(system, path, out_dir, blocks, subtype)
+            estimates = separate_file(system, path, out_dir, blocks, subtype, drop)
         except Exception as error:
             # The others would fail as well.
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -91,6 +92,7 @@ def separate_file(
     out_dir: str | Path,
     blocks: Blocks | None = None,
     subtype: str = "FLOAT",
+    drop: float | None = None,
 ) -> list[Path]:
     """Separate an audio file into `<out_dir>/<stem>_s1.wav`, ...: same rate, length and channels as the file.
 
@@ -102,9 +104,12 @@ def separate_file(
         system: in evaluation mode.
         subtype: of the wav files, FLOAT, PCM_16 or PCM_24. Integers cannot hold samples beyond 1: if there are any, all
             sources get the same gain, so that the largest is at 0.99.
+        drop: for systems with more slots than there may be sources: estimates are numbered by their energy, the loudest
+            first, and those that are so many dB below it are empty slots, and left out. None: all, as the system has
+            them.
 
     Returns:
-        The files written, in the order of the sources.
+        The files written, in the order of their numbers.
 
     Raises:
         UserError: if the file is missing, empty, not audio or not finite, or an output cannot be written. A file that
@@ -128,7 +133,13 @@ def separate_file(
         temporary = [files.temporary_name(out_dir) for _ in targets]
         for name in temporary:
             stack.callback(name.unlink, missing_ok=True)
-        peak = _stream(system, reader, temporary, blocks or Blocks())
+        peak, energies = _stream(system, reader, temporary, blocks or Blocks())
+        if drop is not None:
+            temporary = [temporary[slot] for slot in audible_slots(energies, drop)]
+            # Of an earlier run, they would pass for estimates of this one.
+            for target in targets[len(temporary) :]:
+                target.unlink(missing_ok=True)
+            targets = targets[: len(temporary)]
         if subtype != "FLOAT":
             # One gain for all, so that the estimates still add up to the mixture, if quieter.
             gain = 0.99 / peak if peak > 1 else 1.0
@@ -137,6 +148,19 @@ def separate_file(
         for name, target in zip(temporary, targets, strict=True):
             os.replace(name, target)
     return targets
+
+
+def audible_slots(energies: np.ndarray, drop: float) -> list[int]:
+    """Which slots are not empty, the loudest first.
+
+    Args:
+        energies: of each slot.
+        drop: dB below the loudest at which an estimate counts as an empty slot.
+    """
+    # Of equally loud ones, the first slot first.
+    order = np.argsort(-energies, kind="stable")
+    smallest = energies.max() * 10 ** (-drop / 10)
+    return [int(slot) for slot in order if energies[slot] >= smallest]
 
 
 def _targets(system: System, path: Path, out_dir: Path, channels: int) -> list[Path]:
@@ -164,8 +188,14 @@ def _explained(path: Path, out_dir: Path) -> Iterator[None]:
         raise UserError(f"cannot write in {out_dir}: {reason}") from None
 
 
-def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: Blocks) -> float:
-    """Take a file through resampling, system and resampling into float wav files; returns the largest sample."""
+def _stream(
+    system: System, source: audio.Reader, outputs: list[Path], blocks: Blocks
+) -> tuple[float, np.ndarray]:
+    """Take a file through resampling, system and resampling into float wav files.
+
+    Returns:
+        the largest sample, and the energy of each estimate, (source,).
+    """
     path = source.path
     rate = source.sample_rate
     try:
@@ -204,7 +234,7 @@ def _stream(system: System, source: audio.Reader, outputs: list[Path], blocks: B
     if not separation.one_by_one:
         _warn_of_silence(source, alive)
     _warn_of_length(source)
-    return writer.peak
+    return writer.peak, writer.energies
 
 
 def _warn(message: str) -> None:

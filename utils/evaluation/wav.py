@@ -29,6 +29,8 @@ class WavWriter:
         self.n_channels = n_channels
         self.written = 0
         self.peak = 0.0
+        self.energies = np.zeros(len(outputs))
+        """Sum of the squares so far, of each source."""
         self.files: list[sf.SoundFile] = []
         for output in outputs:
             file = open_to_write(output, sample_rate, n_channels, "FLOAT", container)
@@ -46,6 +48,9 @@ class WavWriter:
         parts = np.split(samples, len(self.files), axis=1)
         for file, part in zip(self.files, parts, strict=True):
             write_samples(file, part)
+        # Of each source, over all its channels.
+        for index, part in enumerate(parts):
+            self.energies[index] += np.sum(part**2, dtype=np.float64)
         self.written += len(samples)
         # Integers cannot hold what is beyond 1, so somebody may ask for it.
         loudest = np.abs(samples).max(initial=0)

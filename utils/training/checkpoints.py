@@ -124,16 +124,20 @@ class Checkpoints(Checkpoint):
         monitor: the logged value that chooses the best model.
         mode: `min` or `max`.
         minutes: of training within an epoch after which last.ckpt is written; 0: only at its end.
+        keeps_last: whether best.ckpt is the model of the last epoch, whatever the logged value.
     """
 
     sampler: EpochSampler
     """Of the training data, which is told where to begin; set before the training starts."""
 
-    def __init__(self, folder: Path, monitor: str, mode: str, minutes: float):
+    def __init__(
+        self, folder: Path, monitor: str, mode: str, minutes: float, keeps_last: bool = False
+    ):
         self.folder = folder
         self.monitor = monitor
         self.mode = mode
         self.minutes = minutes
+        self.keeps_last = keeps_last
         self.best_score: float | None = None
         self._place: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
@@ -230,7 +234,7 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer, system):
         score = trainer.callback_metrics[self.monitor].item()
         self._note_place(trainer, 0)
-        if self._is_better(score):
+        if self.keeps_last or self._is_better(score):
             self.best_score = score
             trainer.save_checkpoint(self.folder / "best.ckpt")
         self._write_last(trainer)

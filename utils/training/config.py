@@ -57,6 +57,8 @@ class Step:
     divided by this number all the same."""
     monitor: str = "val_loss"
     """The logged value that chooses the best model: smallest if its name has `loss` in it, else largest."""
+    keep: Literal["best", "last"] = "best"
+    """The model that the step leaves as best.ckpt: of the epoch with the best value of the monitor, or of the last."""
     early_stop: Patience = 0
     """Epochs without a better value of the monitor after which the step ends; 0: never."""
     ema: Decay = 0.0

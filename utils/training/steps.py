@@ -181,7 +181,8 @@ def train_step(training: Training, name: str) -> None:
     bookkeeping = Bookkeeping(folder, experiment.system, experiment.data.segment)
     # As `Step.monitor` says: losses are to be small, scores large.
     mode = "min" if "loss" in step.monitor else "max"
-    checkpoints = Checkpoints(folder, step.monitor, mode, experiment.runtime.checkpoint_minutes)
+    minutes = experiment.runtime.checkpoint_minutes
+    checkpoints = Checkpoints(folder, step.monitor, mode, minutes, step.keep == "last")
     trainer = make_trainer(system, step, experiment.runtime, bookkeeping, checkpoints)
     workers = experiment.runtime.workers
     batches = Batches(step.batch_size, workers, trainer.global_rank, trainer.world_size)

@@ -49,11 +49,11 @@ class Watchdog(pl.Callback):
             return
         problem = f"the loss ({self._loss.item():g}) or its gradient is not finite"
         if not _may_leave_out(trainer, system):
-            raise UserError(self._message(trainer, system, problem))
+            raise UserError(self._message(trainer, system, problem, system.step.suspect()))
         self.left_out += 1
         if self.left_out == LEFT_OUT_IN_A_ROW:
             problem = f"for {self.left_out} batches in a row {problem}"
-            raise UserError(self._message(trainer, system, problem))
+            raise UserError(self._message(trainer, system, problem, system.step.suspect()))
         for buffer, before in zip(system.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         if _scaler(trainer) is None:  # a scaler needs the gradient to find its factor
@@ -68,6 +68,11 @@ class Watchdog(pl.Callback):
 
     def on_train_epoch_end(self, trainer, system):
         self._check_monitor(trainer, system)
+        if not self.rehearsal:
+            try:
+                system.step.check_epoch()
+            except ValueError as error:
+                raise UserError(f"step `{system.step.name}`: {error}") from None
 
     def _check_monitor(self, trainer, system):
         value = trainer.callback_metrics.get(self.monitor)
@@ -92,8 +97,10 @@ class Watchdog(pl.Callback):
             place += f", batch {self._index + 1}"
         return place
 
-    def _message(self, trainer, system, problem: str) -> str:
+    def _message(self, trainer, system, problem: str, suspect: str | None = None) -> str:
         begin = "self-test: " if self.rehearsal else ""
+        if suspect:
+            return f"{begin}{self._place(trainer, system)}: {problem}. {suspect}. What was saved before stays"
         mixtures = f" Look at the mixtures {', '.join(self._ids)}." if self._ids else ""
         return (
             f"{begin}{self._place(trainer, system)}: {problem}.{mixtures} If the files are sound, lower "

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from prepare_corpus import RATE, TREES, detect, find_corpus, parse_arguments
-from scenes import SPLITS, fuss_rules, make_tree
+from scenes import SPLITS, find_rooms, fuss_rules, make_tree
 
 from utils import files
 from utils.data import audio
@@ -74,7 +74,7 @@ def levels(mixture: Path, sources: list[Path]) -> tuple[dict, list[Path]]:
 
 
 def manifest_of(
-    rows: list[list[Path]], folder: Path, n_jobs: int, name: str
+    rows: list[list[Path]], folder: Path, n_jobs: int, name: str, n_slots: int
 ) -> tuple[pd.DataFrame, list[str]]:
     """The manifest of a set, with empty cells for silent sources.
 
@@ -83,6 +83,7 @@ def manifest_of(
         folder: where measured levels are stored.
         n_jobs: processes.
         name: of the set, for the progress bar.
+        n_slots: sources that a mixture may have.
 
     Returns:
         the manifest, and the names of the mixtures that are left out because nothing sounds in them.
@@ -100,7 +101,7 @@ def manifest_of(
     skipped = []
     for product, result in zip(products, measured, strict=True):
         mixture, sources = product.arguments
-        slots = [""] * N_SLOTS
+        slots = [""] * n_slots
         for k, path in enumerate(sources):
             # A silent source is one that is not there.
             if result["rms"][k] > SILENCE:
@@ -127,7 +128,9 @@ def tree_of(layout: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
     if layout["form"] == "tree":
         return root
     pools = find_clips(root, SPLITS)
-    rules = fuss_rules(args.seconds, RATE)
+    rules = fuss_rules(args.seconds, RATE, args.foregrounds, args.levels)
+    is_reverberant = args.room == "reverb"
+    recorded = find_rooms(args.responses) if args.responses and is_reverberant else None
     tree = corpus.folder / TREES[args.room]
     manifests = corpus.folder / "manifests" / args.room
     check_pools(pools, root, rules)
@@ -135,7 +138,13 @@ def tree_of(layout: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
     names = []
     for pool in pools.values():
         names += [str(clip.path.relative_to(root)) for clip in pool]
-    settings = {"mixtures": args.mixtures, "seconds": args.seconds}
+    settings = {
+        "mixtures": args.mixtures,
+        "seconds": args.seconds,
+        "foregrounds": list(args.foregrounds),
+        "levels": args.levels,
+        "responses": str(args.responses.resolve()) if recorded else "",
+    }
     stamp = tree / STAMP
     # Until something is finished, the corpus may be mended after an error, and so become another one.
     if stamp.is_file() and (manifests / STAMP).is_file():
@@ -152,8 +161,7 @@ def tree_of(layout: dict, corpus: Corpus, args: argparse.Namespace) -> Path:
             )
     else:
         files.write_json(stamp, settings | {"clips": names})
-    is_reverberant = args.room == "reverb"
-    make_tree(pools, tree, args.mixtures, rules, is_reverberant, args.nj)
+    make_tree(pools, tree, args.mixtures, rules, is_reverberant, args.nj, recorded)
     return tree
 
 
@@ -190,11 +198,15 @@ def main(argv: list[str] | None = None) -> None:
     # Lists of a finished corpus do not change.
     if (manifests / STAMP).is_file():
         claim(manifests, hashes)
+    # A system has as many slots as there are columns of sources.
+    n_slots = N_SLOTS
+    if layout["form"] == "clips":
+        n_slots = 1 + args.foregrounds[1]
     frames = {}
     figures = {}
     for split, name in NAMES.items():
         folder = manifests / "levels" / name
-        frame, skipped = manifest_of(rows[split], folder, args.nj, name)
+        frame, skipped = manifest_of(rows[split], folder, args.nj, name, n_slots)
         if frame.empty:
             raise UserError(f"{lists[split]}: no mixture has an active source")
         frames[name] = frame

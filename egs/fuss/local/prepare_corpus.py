@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import sounds
-from scenes import SPLITS
+from scenes import MAX_FOREGROUNDS, SPLITS
 
 from utils import files
 from utils.data import audio
@@ -44,6 +44,28 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
     """The options of stages 0 and 1."""
     parser = argparse.ArgumentParser(description=description)
     add_arguments(parser)
+    add_options_of_mixtures(parser)
+    args = parser.parse_args(argv)
+    # One option, as the three numbers are a decision.
+    numbers = args.mixtures.split(",")
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise UserError(
+            f"--mixtures {args.mixtures}: give three numbers, TRAIN,VALIDATION,EVAL, e.g. 20000,1000,1000"
+        )
+    args.mixtures = dict(zip(SPLITS, map(int, numbers), strict=True))
+    args.foregrounds = bounds_of_foregrounds(args.foregrounds)
+    if not args.seconds > 0:
+        raise UserError(f"--seconds {args.seconds:g}: must be greater than 0")
+    if args.responses is not None:
+        if not args.responses.is_dir():
+            raise UserError(f"--responses {args.responses} is not a directory")
+        if args.room == "dry":
+            raise UserError("--responses are of rooms, which mixtures of --room dry are not in")
+    return args
+
+
+def add_options_of_mixtures(parser: argparse.ArgumentParser) -> None:
+    """How mixtures are made where a corpus has clips."""
     parser.add_argument(
         "--room", default="reverb", choices=sorted(TREES), help="mixtures with or without rooms"
     )
@@ -55,17 +77,37 @@ def parse_arguments(argv: list[str] | None, description: str) -> argparse.Namesp
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="length of mixtures made of clips"
     )
-    args = parser.parse_args(argv)
-    # One option, as the three numbers are a decision.
-    numbers = args.mixtures.split(",")
-    if len(numbers) != 3 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+    parser.add_argument(
+        "--foregrounds",
+        default=f"0,{MAX_FOREGROUNDS}",
+        help="least and greatest number of clips over the background: 1,1 for mixtures of two",
+    )
+    parser.add_argument(
+        "--levels",
+        default="lufs",
+        choices=("lufs", "rms"),
+        help="what the level of a clip is: its loudness, as in FUSS, or its RMS",
+    )
+    parser.add_argument(
+        "--responses",
+        type=Path,
+        metavar="DIR",
+        help="recorded responses, a folder for each room, for every second mixture of clips",
+    )
+
+
+def bounds_of_foregrounds(text: str) -> tuple[int, int]:
+    """The least and the greatest number of foregrounds, e.g. of `0,3`."""
+    bounds = text.split(",")
+    if len(bounds) != 2 or not all(bound.isdecimal() for bound in bounds):
+        raise UserError(f"--foregrounds {text}: give two numbers, e.g. 0,{MAX_FOREGROUNDS}")
+    fewest, most = map(int, bounds)
+    if not fewest <= most <= MAX_FOREGROUNDS:
         raise UserError(
-            f"--mixtures {args.mixtures}: give three numbers, TRAIN,VALIDATION,EVAL, e.g. 20000,1000,1000"
+            f"--foregrounds {text}: from 0 to {MAX_FOREGROUNDS}, the smaller number first; with the background that is "
+            f"at most {MAX_FOREGROUNDS + 1} sources"
         )
-    if not args.seconds > 0:
-        raise UserError(f"--seconds {args.seconds:g}: must be greater than 0")
-    args.mixtures = dict(zip(SPLITS, map(int, numbers), strict=True))
-    return args
+    return fewest, most
 
 
 def find_corpus(args: argparse.Namespace) -> Corpus:

@@ -34,7 +34,13 @@ class Fixed(torch.nn.Module):
         self.real, self.fake = real, fake
 
     def forward(self, signals, mixture):
-        return self.real if signals.sum() > 0 else self.fake
+        scores = self.real if signals.sum() > 0 else self.fake
+        return [[score] for score in scores]
+
+
+def one_pair():
+    ones = torch.ones(1, 1, 5)
+    return Pairs(ones, -ones, ones[:, 0], ones[..., 0] > 0)
 
 
 @pytest.mark.fast_every(3)
@@ -64,11 +70,10 @@ def test_scores_and_losses_are_those_of_the_hinge():
     discriminator = Discriminator(ALL[0], 4)
     real, fake = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 1.0]])
     discriminator.network = Fixed([real], [fake])
-    pairs = Pairs(torch.ones(1, 1, 5), -torch.ones(1, 1, 5), torch.ones(1, 5))
-    own, theirs, log = discriminator.judge(pairs)
+    own, theirs, log = discriminator.judge(one_pair())
     assert own.item() == pytest.approx((0 + 0.5) / 2 + (0 + 2) / 2)
     assert theirs.item() == pytest.approx(-(-3 + 1) / 2)
-    assert log["accuracy"].item() == pytest.approx(0.75)
+    assert log["accuracy_of_places"].item() == pytest.approx(0.75)
     assert log["real"].item() == pytest.approx(1.25)
     assert log["fake"].item() == pytest.approx(-1.0)
 
@@ -77,10 +82,78 @@ def test_scales_count_alike_whatever_their_size():
     discriminator = Discriminator(ALL[2], 4)
     scores = [torch.full((1, 1, 1000), 3.0), torch.full((1, 1, 10), 1.0)]
     discriminator.network = Fixed(scores, scores)
-    _, theirs, _ = discriminator.judge(
-        Pairs(torch.ones(1, 1, 5), torch.ones(1, 1, 5), torch.ones(1, 5))
-    )
+    _, theirs, _ = discriminator.judge(one_pair())
     assert theirs.item() == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "accuracy", "told_apart", "of_places"),
+    [
+        ([[3.0, -1.0]], [[1.0, -2.0]], 1.0, 1.0, 0.5),
+        ([[3.0, -1.0]], [[2.0, -1.0]], 0.5, 1.0, 0.5),
+        ([[-3.0, 1.0]], [[2.0, -1.0]], 0.0, 0.0, 0.5),
+        ([[1.0, 1.0]], [[1.0, 1.0]], 0.5, 0.5, 0.5),
+    ],
+)
+def test_tuples_are_counted_by_their_mean_score_and_places_one_by_one(
+    real, fake, accuracy, told_apart, of_places
+):
+    discriminator = Discriminator(ALL[0], 4)
+    discriminator.network = Fixed([torch.tensor(real)], [torch.tensor(fake)])
+    before = discriminator.accuracy.item()
+    _, _, log = discriminator.judge(one_pair())
+    assert log["accuracy"].item() == pytest.approx(accuracy)
+    assert log["told_apart"].item() == pytest.approx(told_apart)
+    assert log["accuracy_of_places"].item() == pytest.approx(of_places)
+    assert discriminator.accuracy.item() == pytest.approx(before + 0.02 * (accuracy - before))
+
+
+def test_the_guard_acts_on_tuples():
+    """Most places of a map have no evidence, so that their accuracy stays low where every tuple is told."""
+    discriminator = Discriminator(ALL[0], 4, rest_above=0.95)
+    real = torch.cat([torch.full((1, 30), 5.0), torch.full((1, 70), -0.01)], 1)
+    discriminator.network = Fixed([real], [-real])
+    for _ in range(300):
+        log = discriminator.judge(one_pair()).log
+    assert log["accuracy_of_places"].item() == pytest.approx(0.3)
+    assert discriminator.is_saturated() and log["trained"] == 0
+    assert not Discriminator(ALL[0], 4).is_saturated()
+
+
+def test_matching_asks_for_the_features_of_the_truth():
+    """By the formula, and with a gradient that leads to the truth where the score has none."""
+    options = dataclasses.replace(ALL[1], matching=2.0)
+    torch.manual_seed(0)
+    discriminator = Discriminator(options, 4)
+    sources, mixture = signals(batch())
+    aligned = (sources + 0.01 * torch.randn_like(sources)).requires_grad_()
+    pairs = discriminator.draw_pairs(sources, aligned, mixture)
+    real = discriminator.network(pairs.real, pairs.mixture)
+    fake = discriminator.network(pairs.fake, pairs.mixture)
+    assert len(real[0]) == 5
+    expected = torch.zeros(len(pairs.real))
+    for of_real, of_fake in zip(real[0][:-1], fake[0][:-1], strict=True):
+        for k, (one, other) in enumerate(zip(of_real, of_fake, strict=True)):
+            expected[k] += (one - other).abs().mean() / one.abs().mean() / 4
+    asked = discriminator.asks(real, fake)
+    scores = fake[0][-1].mean((1, 2))
+    torch.testing.assert_close(asked, 2 * expected - scores)
+    torch.testing.assert_close(discriminator.asks(real, real), -real[0][-1].mean((1, 2)))
+    (gradient,) = torch.autograd.grad((asked + scores).sum(), aligned)
+    way = torch.where(gradient != 0, sources - aligned, 0)
+    assert torch.nn.functional.cosine_similarity(-gradient.flatten(), way.flatten(), 0) > 0.1
+
+
+def test_a_spectral_discriminator_with_the_mixture_sees_what_a_tuple_misses_of_it():
+    """Of signals with the same magnitudes: magnitudes alone could not tell."""
+    torch.manual_seed(0)
+    signals = torch.randn(1, 2, 2000)
+    mixture = signals.sum(1)
+    turned = signals * torch.tensor([1.0, -1.0])[:, None]
+    for with_mixture in (True, False):
+        network = Spectrum(2, with_mixture, 8, (128,))
+        one, other = (network(each, mixture)[0][-1] for each in (signals, turned))
+        assert torch.allclose(one, other) != with_mixture
 
 
 def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator():
@@ -99,9 +172,8 @@ def test_the_separator_gets_the_pit_gradient_and_a_share_of_each_discriminator()
         theirs_at_leaf = torch.autograd.grad(theirs, leaf)[0]
         norm = theirs_at_leaf.flatten(1).norm(dim=1)
         pit_norm = pit.flatten(1).norm(dim=1)
-        judged = norm > 0
-        ratio = (pit_norm[judged] / norm[judged]).log().mean().exp()
-        balanced.append(discriminator.options.share * ratio * theirs_at_leaf)
+        ratio = torch.where(norm > 0, pit_norm / norm, 0.0)
+        balanced.append(discriminator.options.share * ratio[:, None, None] * theirs_at_leaf)
     values, gradient, _ = model.step.gradients(estimates_of(model, data), *signals(data))
     torch.testing.assert_close(gradient, pit + sum(balanced), rtol=1e-4, atol=1e-7)
     assert values["waveform_instance_share"].item() == pytest.approx(0.3, rel=1e-4)
@@ -125,7 +197,7 @@ def test_one_backward_pass_gives_every_weight_its_own_gradient():
 
 
 def test_a_saturated_discriminator_rests_until_the_separator_has_caught_up():
-    model, data = system(ALL[3]), batch()
+    model, data = system(ALL[3], game=Game(rest_above=0.95)), batch()
     optimizer = model.configure_optimizers()
     (discriminator,) = model.discriminators.values()
     update(model, optimizer, data)
@@ -172,7 +244,7 @@ def test_the_same_names_are_logged_whatever_a_batch_holds():
         model.training_step(data, 0)
         runs.append({name: (value, weight) for name, value, weight in logged})
         logged.clear()
-    assert all(list(run) == list(runs[0]) for run in runs) and len(runs[0]) == 1 + 5 * len(ALL)
+    assert all(list(run) == list(runs[0]) for run in runs) and len(runs[0]) == 1 + 7 * len(ALL)
     weights = [{name: weight for name, (_, weight) in run.items()} for run in runs]
     assert [w["train_mask_context2_real"] for w in weights] == [3, 0, 3, 3]
     assert [w["train_mask_context2_share"] for w in weights] == [0, 0, 0, 3]
@@ -289,7 +361,7 @@ class Faint(torch.nn.Module):
         self.dtype = dtype
 
     def forward(self, signals, mixture):
-        return [(signals.to(self.dtype) * 1e-4).float()]
+        return [[(signals.to(self.dtype) * 1e-4).float()]]
 
 
 def test_float16_does_not_lose_the_gradient_of_discriminators():
@@ -328,8 +400,8 @@ def test_masks_mean_nothing_where_the_mixture_is_silent():
     quiet, loud = 0.5 * mixture[:, None], (0.5 * mixture[:, None]).clone()
     loud[..., 1300:] = 5.0
     assert (
-        torch.equal(*(model(x, mixture)[0] for x in (quiet, loud)))
-        and model(quiet, mixture)[0].abs().max() > 0
+        torch.equal(*(model(x, mixture)[0][-1] for x in (quiet, loud)))
+        and model(quiet, mixture)[0][-1].abs().max() > 0
     )
 
 
@@ -338,7 +410,8 @@ def test_a_discriminator_with_the_mixture_hears_it():
     signals, mixtures = torch.randn(1, 2, 2000), torch.randn(2, 1, 2000)
     for cls in DOMAINS.values():
         aware = cls(2, True, 8, (128,))
-        assert not torch.equal(aware(signals, mixtures[0])[0], aware(signals, mixtures[1])[0])
+        one, other = (aware(signals, mixture)[0][-1] for mixture in mixtures)
+        assert not torch.equal(one, other)
     assert len(Spectrum(2, False, 8, (128, 256))(signals, mixtures[0])) == 2
 
 
@@ -346,7 +419,9 @@ def test_a_discriminator_with_the_mixture_hears_it():
     ("options", "said"),
     [
         ({"discriminators": [DiscriminatorOptions(n_real=4)]}, "n_real is 4"),
-        ({"discriminators": [DiscriminatorOptions(family="instance", n_real=1)]}, "n_real is 1"),
+        ({"discriminators": [DiscriminatorOptions(n_real=1.0)]}, "n_real is 1.0"),
+        ({"discriminators": [DiscriminatorOptions(n_real="all")]}, "or all_but_one"),
+        ({"discriminators": [DiscriminatorOptions()], "n_src": 1}, "n_src is 1; take .*instance"),
         ({"discriminators": [DiscriminatorOptions(), DiscriminatorOptions()]}, "two are alike"),
         (
             {"discriminators": [DiscriminatorOptions("waveform", filters=12)]},
@@ -380,11 +455,13 @@ def test_a_plain_configuration_builds_the_system_and_stays_plain():
                 "class_path": "local_models.adversarial_pit.TDCNpp",
                 "init_args": {"bn_chan": 4, "hid_chan": 4},
             },
-            "discriminators": [{"domain": "mask", "n_real": 1}],
+            "discriminators": [{"domain": "mask", "n_real": 1}, {}, {"n_real": 0.5}],
             "game": {"lr": 1e-3},
         },
     }
     before = copy.deepcopy(config)
     model = build_system(config)
-    assert list(model.discriminators) == ["mask_context1"] and model.game.lr == 1e-3
+    names = ["mask_context1", "stft_context_all_but_one", "stft_context_50_percent"]
+    assert list(model.discriminators) == [f"{name}_mixture" for name in names]
+    assert model.game.lr == 1e-3
     assert config == before

@@ -1,11 +1,9 @@
-"""The balancer of gradients follows the formula of its docstring."""
-
-import math
+"""The balance of gradients follows the formula of its docstring, from the first update on."""
 
 import pytest
 import torch
 
-from local_models.adversarial_pit.balancer import DECAY, GradientBalancer, without_overflow
+from local_models.adversarial_pit.balancer import balanced, share_of
 
 
 def gradient(*norms):
@@ -13,40 +11,43 @@ def gradient(*norms):
     return torch.tensor([[[0.6 * norm, 0.8 * norm]] for norm in norms])
 
 
-def test_the_first_ratios_are_averaged_plainly_and_later_ones_with_a_decay():
-    balancer = GradientBalancer(0.2)
-    ratios = [4.0, 1.0] + [9.0] * 60
-    mean = 0.0
-    for t, ratio in enumerate(ratios, 1):
-        factor, share = balancer(gradient(2.0), gradient(2.0 * ratio), t)
-        mean += max(1 - DECAY, 1 / t) * (math.log(ratio) - mean)
-        assert factor.item() == pytest.approx(0.2 * math.exp(mean), rel=1e-4)
-        assert share.item() == pytest.approx(0.2 * math.exp(mean) / ratio, rel=1e-4)
-        if t == 2:
-            assert factor.item() == pytest.approx(0.2 * 2.0)  # the geometric mean of 4 and 1
+def norms(gradients):
+    return [each.norm().item() for each in gradients]
 
 
-def test_a_balanced_gradient_has_its_share_of_the_other_one():
-    factor, share = GradientBalancer(0.3)(gradient(5.0), gradient(20.0), 1)
-    assert (factor * gradient(5.0)).norm().item() == pytest.approx(0.3 * 20)
-    assert share.item() == pytest.approx(0.3)
+def test_each_example_is_pushed_by_its_share_whatever_the_norms():
+    push = balanced(gradient(5.0, 1e-6, 300.0), gradient(20.0, 4.0, 1e-3), 0.3)
+    assert norms(push) == pytest.approx([6.0, 1.2, 3e-4], rel=1e-5)
+    assert share_of(push, gradient(20.0, 4.0, 1e-3)).item() == pytest.approx(0.3)
+
+
+def test_the_direction_is_kept():
+    random = torch.Generator().manual_seed(0)
+    theirs, ours = torch.randn(2, 3, 4, 50, generator=random)
+    push = balanced(theirs, ours, 0.5)
+    cosine = torch.nn.functional.cosine_similarity(push.flatten(1), theirs.flatten(1))
+    assert cosine.tolist() == pytest.approx([1.0] * 3)
+
+
+@pytest.mark.parametrize("growth", [1.0, 1.05, 0.95])
+def test_the_share_is_held_while_the_ratio_grows_and_batches_differ_by_orders_of_magnitude(growth):
+    random = torch.Generator().manual_seed(0)
+    for update in range(200):
+        spread = 10 ** (2 * torch.randn(4, 1, 1, generator=random))
+        theirs = growth**update * spread * torch.randn(4, 2, 30, generator=random)
+        ours = torch.randn(4, 2, 30, generator=random)
+        share = share_of(balanced(theirs, ours, 0.2), ours)
+        assert share.item() == pytest.approx(0.2, rel=0.1), update
 
 
 @pytest.mark.parametrize("bad", [0.0, torch.inf, torch.nan])
 @pytest.mark.parametrize("side", [0, 1])
-def test_examples_without_a_usable_norm_say_nothing(bad, side):
-    balancer = GradientBalancer(1.0)
+def test_examples_without_a_usable_norm_are_not_pushed(bad, side):
     pair = [gradient(1.0, 1.0), gradient(3.0, 3.0)]
     pair[side][0] = bad
-    assert balancer(*pair, 1)[0].item() == pytest.approx(3.0)
+    push = balanced(*pair, 1.0)
+    assert norms(push) == pytest.approx([0.0, 3.0])
+    assert share_of(push, gradient(9.0, 3.0)).item() == pytest.approx(1.0), "of the other alone"
     pair[side][1] = bad
-    assert [value.item() for value in balancer(*pair, 2)] == [0.0, 0.0]
-    assert balancer.log_ratio.item() == pytest.approx(math.log(3.0))
-
-
-def test_only_the_examples_that_overflow_lose_their_gradient():
-    both = gradient(1.0, 2.0)
-    both[0, 0, 0] = torch.inf
-    cleaned = without_overflow(both)
-    assert not cleaned[0].any()
-    assert torch.equal(cleaned[1], both[1])
+    assert not balanced(*pair, 1.0).any()
+    assert share_of(balanced(*pair, 1.0), gradient(3.0, 3.0)) is None

@@ -9,6 +9,7 @@ from local_models.adversarial_pit.i_replacement import (
     context_pairs,
     draw_real_slots,
     instance_pairs,
+    number_of_real,
 )
 
 
@@ -29,25 +30,37 @@ def unlevelled(pairs, mixture):
     return pairs.real * level[:, None, None], pairs.fake * level[:, None, None]
 
 
-@pytest.mark.parametrize("n_real", [0, 1, 2, 3])
-def test_every_allowed_subset_is_drawn_equally_often_and_leaves_something_to_judge(n_real):
+@pytest.mark.parametrize(
+    ("n_real", "numbers"),
+    [
+        (0, [0, 0, 0, 0, 0]),
+        (1, [0, 0, 1, 1, 1]),
+        (2, [0, 0, 1, 2, 2]),
+        (3, [0, 0, 1, 2, 3]),
+        ("all_but_one", [0, 0, 1, 2, 3]),
+        (0.5, [0, 0, 1, 2, 2]),
+        (0.3, [0, 0, 1, 1, 1]),
+        (0.9, [0, 0, 1, 2, 3]),
+    ],
+)
+def test_so_many_active_sources_are_shown_and_one_is_always_left(n_real, numbers):
+    assert number_of_real(n_real, torch.arange(5)).tolist() == numbers
+
+
+@pytest.mark.parametrize("n_real", [0, 1, 2, 3, "all_but_one"])
+@pytest.mark.parametrize("active", [(0, 2), (0, 1, 3), (0, 1, 2, 3)])
+def test_every_subset_of_active_slots_is_drawn_equally_often(n_real, active):
     torch.manual_seed(0)
-    is_active = torch.tensor([[True, False, True, False]]).expand(6000, -1)
+    is_active = torch.tensor([k in active for k in range(4)]).expand(6000, -1)
     drawn = draw_real_slots(is_active, n_real)
-    assert (drawn.sum(1) == n_real).all()
-    assert (is_active & ~drawn).any(1).all()
-    allowed = [c for c in itertools.combinations(range(4), n_real) if not {0, 2} <= set(c)]
-    counts = {
-        c: int((drawn == torch.tensor([k in c for k in range(4)])).all(1).sum()) for c in allowed
-    }
-    assert sum(counts.values()) == 6000
-    assert min(counts.values()) > 0.9 * 6000 / len(allowed)
-
-
-@pytest.mark.parametrize("n_real", [-1, 4])
-def test_impossible_numbers_of_true_sources_are_refused(n_real):
-    with pytest.raises(ValueError, match="0 to 3"):
-        draw_real_slots(torch.ones(2, 4, dtype=torch.bool), n_real)
+    assert not (drawn & ~is_active).any()
+    n_drawn = int(number_of_real(n_real, torch.tensor([len(active)])))
+    counts = []
+    for subset in itertools.combinations(active, n_drawn):
+        row = torch.tensor([k in subset for k in range(4)])
+        counts.append(int((drawn == row).all(1).sum()))
+    assert sum(counts) == 6000
+    assert min(counts) > 0.9 * 6000 / len(counts)
 
 
 @pytest.mark.parametrize("n_real", [0, 1, 2, 3])
@@ -96,13 +109,19 @@ def test_the_same_seed_gives_the_same_tuples():
     assert torch.equal(runs[0].fake, runs[1].fake) and torch.equal(runs[0].real, runs[1].real)
 
 
-def test_silent_slots_hold_the_truth_on_both_sides():
+@pytest.mark.parametrize("n_real", [1, 2, "all_but_one"])
+def test_silent_slots_hold_the_truth_on_both_sides_and_do_not_count(n_real):
     sources, estimates, mixture = scene()
-    torch.manual_seed(0)
-    pairs = context_pairs(sources, estimates, mixture, 1)
-    is_silent = pairs.real.abs().amax(-1) == 0
-    assert is_silent.sum(1).tolist() == [0, 2]
-    assert (pairs.fake.abs().amax(-1) == 0)[is_silent].all()
+    for seed in range(10):
+        torch.manual_seed(seed)
+        pairs = context_pairs(sources, estimates, mixture, n_real)
+        is_silent = pairs.real.abs().amax(-1) == 0
+        assert is_silent.sum(1).tolist() == [0, 2]
+        assert (pairs.fake.abs().amax(-1) == 0)[is_silent].all()
+        # Of two active sources one is shown and one estimated, whatever I is.
+        is_estimate = (pairs.fake - pairs.real).abs().amax(-1) > 0
+        assert is_estimate[1].sum() == 1
+        assert torch.equal(is_estimate, pairs.is_estimate)
 
 
 def test_mixtures_of_one_source_have_no_context():
@@ -120,6 +139,7 @@ def test_instances_are_the_active_sources_with_their_mixtures():
     sources, estimates, mixture = scene()
     pairs = instance_pairs(sources, estimates, mixture)
     assert pairs.real.shape == (7, 1, 200) and pairs.mixture.shape == (7, 200)
+    assert pairs.is_estimate.shape == (7, 1) and pairs.is_estimate.all()
     level = mixture.square().mean(-1).sqrt()
     torch.testing.assert_close(pairs.real[4, 0] * level[1], sources[1, 0])
     torch.testing.assert_close(pairs.fake[5, 0] * level[1], estimates[1, 2])

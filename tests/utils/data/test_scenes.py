@@ -113,3 +113,19 @@ def test_examples_depend_on_seed_epoch_and_index_alone(manifests):
 def test_files_of_another_rate_are_a_message(manifests):
     with pytest.raises(UserError, match="1000 Hz"):
         Scenes(Split(manifests, "train", 4, 16000, 1.0))[0, 0]
+
+
+def test_mixtures_of_more_sources_than_the_system_has_slots_are_refused(manifests):
+    for name in ("train", "valid"):
+        split = Split(manifests, name, 2, RATE, 1.0)
+        with pytest.raises(UserError, match=f"{name}.csv: .* up to 4 sources, but .* has 2 slots"):
+            Scenes(split)
+
+
+def test_columns_of_sources_that_no_mixture_has_do_no_harm(manifests, tmp_path):
+    table = pd.read_csv(manifests / "train.csv")[:2]
+    for column in ("mixture_path", "source_1_path", "source_2_path"):
+        table[column] = [str(manifests / path) if path == path else "" for path in table[column]]
+    table.to_csv(tmp_path / "train.csv", index=False)
+    data = Scenes(Split(tmp_path, "train", 2, RATE, 1.0))
+    assert data[0, 1]["sources"].shape == (2, 1, RATE)

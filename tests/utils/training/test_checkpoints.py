@@ -77,6 +77,18 @@ def test_at_most_the_epoch_under_way_is_lost(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("keep", "kept"), [("last", 2), ("best", 0)])
+def test_a_step_leaves_its_last_model_if_it_is_asked_to(
+    conf, tone_manifests, tmp_path, step, monkeypatch, keep, kept
+):
+    follow(monkeypatch, CURVES["worse from the start"])
+    options = ("steps.frontend.epochs=3", f"steps.frontend.keep={keep}", "data.epoch_size=4")
+    train.main(arguments(conf, tone_manifests, tmp_path / "exp", *options, *FRONTEND))
+    assert torch.load(step / "best.ckpt", weights_only=True)["epoch"] == kept
+    assert json.loads((step / "done.json").read_text())["best"] == {"val_loss": float(kept)}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_of_a_queue_writes_the_place_within_the_epoch_and_ends(
     conf, tone_manifests, tmp_path, step, capsys, monkeypatch, number

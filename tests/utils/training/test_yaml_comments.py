@@ -21,7 +21,13 @@ PROMISES = [
     ("fuss/pit_tdcnpp", "no clipping of gradients", {"steps.pit.gradient_clip": 0}),
     ("fuss/adversarial_band_split", "no faded edges", {f"{INIT}.edges": "padded"}),
     ("fuss/small_pit", "at 10 dB", {f"{INIT}.snr_max": 10}),
-    ("fuss/mini_adversarial", "the first 40 are the", {f"{INIT}.game.warm_up": 40}),
+    ("fuss/mini_adversarial", "first 40 are the", {f"{INIT}.game.warm_up": 40}),
+    (
+        "fuss/small_pit",
+        "never remixed",
+        {"data.dataset": {"class_path": "utils.data.scenes.Scenes"}},
+    ),
+    ("fuss/small_continued", "its last model", {"steps.continued.keep": "last"}),
     ("musdb18/asteroid_convtasnet", "for voice and", {"data.dataset.init_args.channels": 2}),
     ("musdb18/asteroid_xumx", "segments of 6 s", {"data.segment": 6}),
     ("musdb18/asteroid_xumx", "Adam, rate 1e-3", {f"{JOINT}.optim.lr": 1e-3}),
@@ -94,18 +100,24 @@ def test_a_comment_says_what_the_keys_hold(name, words, promised):
         assert held == value, key
 
 
-def test_the_small_context_yaml_replaces_no_source():
-    values = values_of("fuss/small_context0")
-    assert [each["n_real"] for each in at(values, DISCRIMINATORS)] == [0]
-    assert values["description"].endswith("I = 0")
+def test_the_small_context_yamls_differ_by_what_they_replace():
+    standard, replaced = (values_of(f"fuss/small_{name}") for name in ("context0", "waveform"))
+    [of_standard], [of_replaced] = (at(values, DISCRIMINATORS) for values in (standard, replaced))
+    assert of_standard["n_real"] == 0 and standard["description"].endswith("I = 0")
+    assert of_replaced == of_standard | {"n_real": "all_but_one"}
+    assert standard["steps"] == replaced["steps"]
+
+
+@pytest.mark.parametrize("name", ["pit", "continued", "context0", "waveform"])
+def test_yamls_of_two_sources_differ_by_their_slots(name):
+    two, small = (values_of(f"fuss/{size}_{name}") for size in ("two", "small"))
+    assert two["system"]["init_args"].pop("n_src") == 2
+    assert two.pop("description") == f"{small.pop('description')}, two sources"
+    assert two == small
 
 
 def test_yamls_of_several_discriminators_have_the_ones_that_they_tell_of():
-    for name, families, domains in (
-        ("adversarial_tdcnpp", ["context"] * 3 + ["instance"], {"mask", "stft", "waveform"}),
-        ("small_several", ["context"] * 3, {"mask", "stft", "waveform"}),
-        ("small_instance_context", ["context", "instance"], {"stft"}),
-    ):
+    for name, families, domains in (("adversarial_tdcnpp", ["context"] * 2, {"stft", "waveform"}),):
         discriminators = at(values_of(f"fuss/{name}"), DISCRIMINATORS)
         assert sorted(each["family"] for each in discriminators) == families
         assert {each["domain"] for each in discriminators} == domains
@@ -121,8 +133,12 @@ def test_budgets_that_comments_call_equal_are_equal():
 
     assert updates("fuss/pit_tdcnpp", "pit", 20_000) == pytest.approx(1e6, rel=0.01)
     assert updates("fuss/mini_adversarial", "adversarial", 200) == 200
-    control = at(values_of("fuss/small_continued"), "steps.continued")
-    assert control == at(values_of("fuss/small_context0"), "steps.adversarial")
+    assert updates("fuss/small_pit", "pit", 600) == 6000
+    assert updates("fuss/small_continued", "continued", 600) == 3000
+    for size in ("small", "mini"):
+        control = at(values_of(f"fuss/{size}_continued"), "steps.continued")
+        game = "adversarial" if size == "mini" else "waveform"
+        assert control == at(values_of(f"fuss/{size}_{game}"), "steps.adversarial")
     assert epochs("fuss/small_asteroid_convtasnet") == epochs("fuss/small_context0")
     smallest = {"small_two_step_tdcn", "small_joint_tdcn", "small_asteroid_convtasnet"}
     smallest |= {"small_two_step_tdcn_finetune", "small_frontend_joint_tdcn"}

@@ -16,15 +16,12 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
-from local_models.silence import SILENT_RMS
+from local_models.silence import QUIET, SILENT_RMS
 from utils.evaluation.metrics.si_sdr import as_signals, silenced, sum_over_time
 from utils.evaluation.signals import Samples, Signals, all_finite, as_samples, computed
 
 _RATIO_FLOOR = 1e-8  # bounds scores to +-80 dB
 _ENERGY_FLOOR = 1e-16
-_ACTIVE_FROM = (
-    0.01  # power of an active estimate over that of the quietest active reference: -20 dB
-)
 
 
 def si_snr(
@@ -153,7 +150,7 @@ def clip_score(
     return Clip(
         order=order,
         active_references=active,
-        active_estimates=power_of_estimates > _ACTIVE_FROM * quietest,
+        active_estimates=power_of_estimates > QUIET * quietest,
         si_snr=scores[slots, order],
         input_si_snr=si_snr(mixture[None], references),
     )
