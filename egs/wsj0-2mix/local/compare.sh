@@ -8,12 +8,14 @@
 # FRONT_END  published: ReLU code with biases, softmax masks
 #            ratio:     ReLU code without biases, ratio masks
 #            tied:      the same, decoded by the transposed encoder
-#            analytic:  pairs of learnt filters, ratio masks of magnitudes, decoded by the transposed encoder
+#            logratio:  ratio, whose mask network hears logarithms
+#            analytic:  pairs of learnt filters, ratio masks of magnitudes, decoded by the transposed encoder, logarithms
 # TRAINING   si_sdr (the paper's), heard, decoder_metric: latent losses after step 1
 #            source: decoder_metric, but with the codes of clean sources as targets
 #            finetune: decoder_metric, the last epoch on waveforms; frontend_joint: step 1, then all on waveforms
 #            joint: all on waveforms; convtasnet: the same with Asteroid's network and code (FRONT_END asteroid)
 #
+# TAG        of experiments with further keys
 # EPOCHS (7) epochs of BATCHES (300) batches of four segments, of one second each; step 1 takes the first epoch.
 set -euo pipefail
 cd "$(dirname "$(realpath -- "$0")")/.."
@@ -27,12 +29,13 @@ epochs=${EPOCHS:-7}
 keys=(seed="$seed" data.segment=1.0 data.epoch_size=$((4 * ${BATCHES:-300})) "${@:6}")
 
 init=system.init_args
-ratio=($init.bias=false $init.oracle_mask=ratio $init.log_features=true)
+ratio=($init.bias=false $init.oracle_mask=ratio)
 case $front_end in
     published | asteroid) ;;
     ratio) keys+=("${ratio[@]}") ;;
     tied) keys+=("${ratio[@]}" $init.decoder=tied) ;;
-    analytic) keys+=("${ratio[@]}" $init.decoder=tied $init.filterbank=analytic_free) ;;
+    logratio) keys+=("${ratio[@]}" $init.log_features=true) ;;
+    analytic) keys+=("${ratio[@]}" $init.decoder=tied $init.filterbank=analytic_free $init.log_features=true) ;;
     *) echo "error: no front end $front_end" >&2; exit 2 ;;
 esac
 
@@ -55,5 +58,5 @@ if [ $first = 1 ]; then keys+=(steps.frontend.epochs=1); fi
 if [ "$training" != finetune ]; then keys+=(steps.$last.epochs=$((epochs - first))); fi
 keys+=(steps.$last.ema=0.99)
 
-./run.sh --corpus "$corpus" --name "$name" --conf conf/$conf.yml --tag "$front_end-$training-seed$seed" \
+./run.sh --corpus "$corpus" --name "$name" --conf conf/$conf.yml --tag "$front_end-$training${EPOCHS:+-epochs$EPOCHS}${TAG:+-$TAG}-seed$seed" \
     --stage 2 --stop_stage 4 --nj 1 -- "${keys[@]}"
