@@ -105,10 +105,12 @@ def test_the_small_context_yamls_differ_by_what_they_replace():
     [of_standard], [of_replaced] = (at(values, DISCRIMINATORS) for values in (standard, replaced))
     assert of_standard["n_real"] == 0 and standard["description"].endswith("I = 0")
     assert of_replaced == of_standard | {"n_real": "all_but_one"}
+    [of_matching] = at(values_of("fuss/small_matching"), DISCRIMINATORS)
+    assert of_matching == of_replaced | {"matching": 10}
     assert standard["steps"] == replaced["steps"]
 
 
-@pytest.mark.parametrize("name", ["pit", "continued", "context0", "waveform"])
+@pytest.mark.parametrize("name", ["pit", "continued", "context0", "waveform", "matching"])
 def test_yamls_of_two_sources_differ_by_their_slots(name):
     two, small = (values_of(f"fuss/{size}_{name}") for size in ("two", "small"))
     assert two["system"]["init_args"].pop("n_src") == 2
