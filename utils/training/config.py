@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data import Dataset
@@ -29,7 +30,9 @@ from local_models.system import Optimisation, System
 from utils.data.split import Split
 from utils.errors import UserError
 from utils.training.checks import check_numbers, check_values, suggestion
+from utils.training.loggers import LoggerName, check_logger
 from utils.training.model_files import build_system
+from utils.training.schedules import check as check_optimisation
 from utils.training.trust import check_importable
 
 
@@ -107,12 +110,23 @@ class Step:
     """The logged value that chooses the best model: smallest if its name has `loss` in it, else largest."""
     early_stop: Patience = 0
     """Epochs without a better value of the monitor after which the step ends; 0: never."""
+    recompute: list[str] = field(default_factory=list)
+    """Modules, by patterns of their names, whose activations are computed again on the way back and not kept
+    (activation checkpointing): less memory, about a third more time, the same result. E.g. [separator.blocks.*]."""
+    average_best: Count = 1
+    """The mean of the weights of so many best epochs takes the place of the best one at the end, if the monitor is
+    better with it; 1: no mean."""
     ema: Decay = 0.0
     """Decay per update of an exponential moving average of the weights, then validated and kept instead; 0: none."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Networks in this precision; encoder, decoder and losses stay in 32 bit."""
     compile: bool = False
     """torch.compile the networks for training."""
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Which values of the monitor are better: losses are to be small, scores large."""
+        return "min" if "loss" in self.monitor else "max"
 
 
 @dataclass
@@ -127,8 +141,10 @@ class Runtime:
     """Machines (start one process on each as Lightning's cluster guide says)."""
     workers: CountOrNone = 2
     """Loader processes for each device."""
+    logger: LoggerName = "tensorboard"
+    """Where values are drawn; wandb and mlflow are packages to be installed. metrics.csv is there in any case."""
     log_audio: CountOrNone = 2
-    """Validation examples whose audio and spectrograms go to TensorBoard; 0: none."""
+    """Validation examples whose audio and spectrograms go to TensorBoard or W&B; 0: none."""
     log_audio_every: Count = 5
     """... every so many epochs."""
     checkpoint_minutes: NonNegative = 30.0
@@ -341,6 +357,7 @@ def parse(values: dict, where: str) -> Experiment:
         UserError: an unknown key, a value of another type, a number outside its range, settings that exclude each
             other, a training step that the system does not have.
     """
+    _complete_paths(values)
     # In this order, since each check needs that those before it have passed.
     check_importable(values, where)
     check_values(values, Experiment, where)
@@ -362,8 +379,22 @@ def parse(values: dict, where: str) -> Experiment:
     return experiment
 
 
+def _complete_paths(values: dict) -> None:
+    """Classes of torch are known by their last names too, where they optimise: in place."""
+    homes = {"optimizer": torch.optim, "schedule": torch.optim.lr_scheduler}
+    steps = values.get("steps")
+    for step in steps.values() if isinstance(steps, dict) else ():
+        optim = step.get("optim") if isinstance(step, dict) else None
+        for key, home in homes.items() if isinstance(optim, dict) else ():
+            named = optim.get(key) if optim else None
+            path = named.get("class_path") if isinstance(named, dict) else None
+            if isinstance(path, str) and "." not in path:
+                named["class_path"] = f"{home.__name__}.{path}"
+
+
 def _check_together(experiment: Experiment, where: str) -> None:
     """Stop at keys that are right each by itself, but not together."""
+    check_logger(experiment.runtime.logger)
     if experiment.data.dataset is not None and experiment.data.dynamic_mixing is not None:
         raise UserError(
             f"{where}: data.dynamic_mixing and data.dataset exclude each other, since both say where training "
@@ -385,6 +416,10 @@ def _check_together(experiment: Experiment, where: str) -> None:
             raise UserError(
                 f"{where}: steps.{name}.partial says how to start_from a file, which is not given"
             )
+        try:
+            check_optimisation(step.optim, step.mode, step.epochs)
+        except ValueError as error:
+            raise UserError(f"{where}: steps.{name}.optim.{error}") from None
         if step.batch_size % processes:
             raise UserError(
                 f"{where}: steps.{name}.batch_size: {step.batch_size} cannot be divided among {processes} devices"

@@ -226,6 +226,8 @@ OUTSIDE = {
     "steps.frontend.optim.lr": ["0", "-1", ".nan", ".inf"],
     "steps.frontend.optim.weight_decay": ["-1"],
     "steps.frontend.optim.halve_after": ["-1"],
+    "steps.frontend.optim.warmup": ["-1"],
+    "steps.frontend.average_best": ["0"],
 }
 OUTSIDE_THE_GAME = {
     "game.lr": ["0", ".inf"],
