@@ -12,7 +12,7 @@ from tqdm import tqdm
 from utils.evaluation.apply import apply
 from utils.files import write_text
 from utils.training.loggers import write_audio, write_image
-from utils.training.model_files import KEY
+from utils.training.model_files import KEY, requirements
 
 
 class Bookkeeping(pl.Callback):
@@ -30,6 +30,7 @@ class Bookkeeping(pl.Callback):
         self.folder = folder
         self.system_config = system_config
         self.segment = segment
+        self.requirements = requirements(system_config)
         self.rows: list[dict] = []
         self.seconds = 0.0
         self.peak_memory = 0.0
@@ -101,6 +102,7 @@ class Bookkeeping(pl.Callback):
 
     def on_save_checkpoint(self, trainer, system, checkpoint):
         checkpoint[KEY] = self.system_config
+        checkpoint.update(self.requirements)
 
 
 class CountOnce(pl.Callback):

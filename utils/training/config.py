@@ -30,8 +30,9 @@ from local_models.system import Optimisation, System
 from utils.data.split import Split
 from utils.errors import UserError
 from utils.training.checks import check_numbers, check_values, suggestion
+from utils.training.extras import told_in_a_line
 from utils.training.loggers import LoggerName, check_logger
-from utils.training.model_files import build_system
+from utils.training.model_files import build_system, foreign_modules
 from utils.training.schedules import check as check_optimisation
 from utils.training.trust import check_importable
 
@@ -91,8 +92,9 @@ class Step:
     """Epochs at most."""
     start_from: str | None = None
     """Where its first weights come from: the folder of an experiment (its model.pth) or of one of its steps (its
-    best.ckpt), or a model file; null: from the step before. Relative to the folder in which the program runs, which
-    is the recipe's with run.sh."""
+    best.ckpt), a model file (of this project, or saved by Asteroid), or `hf://user/name[@revision][:FILE]` on the
+    Hugging Face Hub; null: from the step before. Relative to the folder in which the program runs, which is the
+    recipe's with run.sh."""
     partial: bool = False
     """With `start_from`: take the tensors whose names and shapes fit, and leave the others of the system fresh."""
     freeze: list[str] = field(default_factory=list)
@@ -185,10 +187,8 @@ class Experiment:
         Raises:
             UserError: its arguments do not go together.
         """
-        try:
+        with told_in_a_line("system", foreign_modules(self.system)):
             return build_system(self.system)
-        except ValueError as error:
-            raise UserError(f"system: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -386,8 +386,10 @@ def _complete_paths(values: dict) -> None:
     for step in steps.values() if isinstance(steps, dict) else ():
         optim = step.get("optim") if isinstance(step, dict) else None
         for key, home in homes.items() if isinstance(optim, dict) else ():
-            named = optim.get(key) if optim else None
-            path = named.get("class_path") if isinstance(named, dict) else None
+            named = optim[key] if optim and key in optim else None
+            if not isinstance(named, dict):
+                continue
+            path = named.get("class_path")
             if isinstance(path, str) and "." not in path:
                 named["class_path"] = f"{home.__name__}.{path}"
 
@@ -442,6 +444,17 @@ def _explain_step(values: dict) -> str | None:
 
 # What the parser says and a reader of YAML has no use for, and what is said instead.
 _SHORTER = (
+    (
+        r"Import path (\S+) does not correspond to a subclass of Module",
+        r"\1 is no network (a class derived from torch.nn.Module)",
+    ),
+    (
+        r"Import path (\S+) does not correspond to a subclass of Form",
+        r"\1 is no form: take WaveformNetwork, SpectrumNetwork or FilterbankNetwork of local_models.networks, "
+        "and name the network inside",
+    ),
+    (r"Not a valid subclass of (\w+)\.", r"not a \1 by class_path and init_args."),
+    (r" Subclass types expect one of: .*", ""),
     (r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1"),
     (r" Got value: Namespace\(.*\)", ""),
     (r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", ""),

@@ -15,7 +15,8 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.training.callbacks import peak_memory
 from utils.training.config import Experiment
-from utils.training.model_files import export, load_system, pack, save
+from utils.training.extras import told_in_a_line
+from utils.training.model_files import export, foreign_modules, load_system, pack, save
 from utils.training.recompute import not_called
 from utils.training.trainer import quiet_trainer
 from utils.training.watchdog import Watchdog
@@ -67,7 +68,8 @@ def self_test(
     callbacks = [clock, Watchdog(step.monitor, rehearsal=True)]
     limits = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1}
     trainer = quiet_trainer(rehearsal, step, experiment.runtime, callbacks, **limits)
-    trainer.fit(rehearsal, train, valid)
+    with told_in_a_line("self-test", foreign_modules(experiment.system)):
+        trainer.fit(rehearsal, train, valid)
     memory = peak_memory(next(rehearsal.parameters()).device)
     unused = not_called(rehearsal)
     if unused:

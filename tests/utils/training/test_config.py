@@ -5,11 +5,11 @@ import pytest
 import torch
 import yaml
 
-from tests.support import ROOT
+from tests.support import ROOT, usable_confs
 from utils.errors import UserError
 from utils.training import config
 
-CONFS = sorted(ROOT.glob("egs/*/conf/*.yml"))
+CONFS = usable_confs()
 
 SMALL = {
     "system": {
