@@ -245,7 +245,9 @@ def only_trusted_imports(trust: Trust = NOBODY) -> Iterator[None]:
     # a name in torch.nn.functional stands for a function that is defined elsewhere, and a package may show a class of
     # another one
     for function in FUNCTIONS.values():
-        names.add(f"{function.__module__ or 'torch'}.{function.__name__}")
+        home = function.__module__ or "torch"
+        # Of torch's built-in ones the longer name is where the parser looks.
+        names |= {f"{home}.{function.__name__}", f"{home}.{function.__qualname__}"}
     for name in trust.networks:
         names |= {name.split(".")[0], resolve(name, name, trust).__module__}
     before = dict(parsing_settings)

@@ -20,6 +20,8 @@ from utils.training import extras, model_files
 from utils.training.model_files import load_system
 
 NETWORKS = """
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -68,6 +70,12 @@ class Picky(Waves):
         assert options is None
 
 
+class Windowed(Waves):
+    def __init__(self, window_fn: Callable = torch.hann_window, activation: Callable = torch.tanh):
+        super().__init__()
+        assert callable(window_fn) and callable(activation)
+
+
 class Nothing:
     pass
 """
@@ -103,6 +111,7 @@ MASKS = {"class_path": "theirnet.Masks", "init_args": {"filters": 16}}
 FORMS = [
     ("WaveformNetwork", "theirnet.Waves", {}),
     ("WaveformNetwork", "theirnet.Pair", {"call": "lengths"}),
+    ("WaveformNetwork", "theirnet.Windowed", {}),
     ("SpectrumNetwork", "theirnet.Spectra", {"n_fft": 64, "hop": 32}),
     ("FilterbankNetwork", MASKS, {"n_filters": 16}),
 ]
