@@ -7,6 +7,7 @@ A room for each method; each begins with its `system.py`, and its `__init__.py` 
 - `masker_denoiser`: singing voice by recurrent masks, MaD and MDL1.
 - `auxiva`: AuxIVA with fixed and learnt source models; the ISS update is in `demixing_updates.py`.
 - `asteroid`: Asteroid's networks, the baselines.
+- `networks`: networks of other packages and of the user's own, and TF-GridNet.
 - `oracles`: what sees the true sources.
 
 What several rooms share:
@@ -17,5 +18,6 @@ What several rooms share:
 - `scores.py`: what else is logged in validation. The scores of an evaluation, the FUSS score among them, are in
   `utils/evaluation/metrics`.
 - `stft.py`, `silence.py`: the one transform, and when a signal counts as silent.
+- `optimisation.py`: the optimiser of a step, and how its rate goes on.
 - `ranges.py`, `compiled.py`: bounds of settings, and numba's compiler.
 """

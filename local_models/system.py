@@ -3,36 +3,14 @@
 A `System` separates. A `TrainingStep` says which parts of one are trained, and towards what.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, final
+from collections.abc import Mapping
+from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from local_models.ranges import NonNegative, Patience, Positive
-
-
-@dataclass
-class Optimisation:
-    """How the parameters of one training step are optimised."""
-
-    optimizer: Literal["Adam", "AdamW", "SGD", "RMSprop", "RAdam"] = "Adam"
-    """A class of torch.optim."""
-    lr: Positive = 1e-3
-    """Learning rate at the start."""
-    weight_decay: NonNegative = 0.0
-    """L2 penalty (decoupled with AdamW)."""
-    halve_after: Patience = 6
-    """Epochs without a better value of the step's monitor after which `utils.training.callbacks.Halving` halves the
-    rate; 0: never."""
-
-    def of(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimiser with these settings of those parameters that are trained, in one group."""
-        make = getattr(torch.optim, self.optimizer)
-        group = {"params": [p for p in parameters if p.requires_grad]}
-        return make([group], lr=self.lr, weight_decay=self.weight_decay)
+from local_models.optimisation import Optimisation
 
 
 class TrainingStep:

@@ -16,11 +16,23 @@ from torch import nn
 from local_models.system import System, TrainingStep
 from utils.data.datasets import Mixtures
 from utils.data.split import Split
-from utils.training.model_files import build_system, pack
+from utils.training.config import read_yaml
+from utils.training.extras import is_there
+from utils.training.model_files import build_system, foreign_modules, pack
 
 ROOT = Path(__file__).parents[1]  # of the repository
 RATE = 8000
 TIMES = ["seconds", "audio_seconds_per_second", "peak_memory_mib"]  # columns of metrics.csv
+
+
+def usable_confs(foreign: bool = True) -> list[Path]:
+    """The YAMLs of all recipes whose packages are installed; if not `foreign`, only those of our own networks."""
+    confs = []
+    for path in sorted(ROOT.glob("egs/*/conf/*.yml")):
+        modules = foreign_modules(read_yaml(path))
+        if not modules or (foreign and all(map(is_there, modules))):
+            confs.append(path)
+    return confs
 
 
 class Bands(System):

@@ -8,22 +8,24 @@ import torch
 from local_models.auxiva import BlindSeparation
 from local_models.oracles.shares import Shares
 from local_models.system import System, without_offset
-from tests.support import ROOT
+from tests.support import usable_confs
 from utils.training import config
 from utils.training.model_files import build_system
 
-CONFS = sorted(ROOT.glob("egs/*/conf/*.yml"))
+CONFS = usable_confs(foreign=False)  # sizes of others go by other names
 
 # Greatest values of the sizes in a YAML: the property does not depend on them, the time of the test does.
 CAPS = {
     "bandwidth": 4000.0,
     "bn_chan": 8,
     "chan": 8,
+    "channels": 8,
     "denoiser_size": 8,
     "enc_dim": 8,
     "feature_dim": 8,
     "hid_chan": 8,
     "hid_size": 8,
+    "hidden": 8,
     "hidden_dim": 8,
     "hidden_size": 8,
     "n_basis": 16,

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from utils.evaluation.apply import apply
 from utils.files import write_text
-from utils.training.model_files import KEY
+from utils.training.loggers import write_audio, write_image
+from utils.training.model_files import KEY, requirements
 
 
 class Bookkeeping(pl.Callback):
@@ -29,6 +30,7 @@ class Bookkeeping(pl.Callback):
         self.folder = folder
         self.system_config = system_config
         self.segment = segment
+        self.requirements = requirements(system_config)
         self.rows: list[dict] = []
         self.seconds = 0.0
         self.peak_memory = 0.0
@@ -100,46 +102,7 @@ class Bookkeeping(pl.Callback):
 
     def on_save_checkpoint(self, trainer, system, checkpoint):
         checkpoint[KEY] = self.system_config
-
-
-class Halving(pl.Callback):
-    """Halves the learning rates when the monitored value has stopped to improve.
-
-    Lightning steps such a schedule after the checkpoint is written and skips it on resuming, which would make a
-    continued run differ from an uninterrupted one. A callback is stepped before, and its state is in the checkpoint.
-
-    Args:
-        monitor: the logged value.
-        mode: `min` or `max`.
-        halve_after: as in `local_models.system.Optimisation`.
-    """
-
-    def __init__(self, monitor: str, mode: str, halve_after: int):
-        self.monitor = monitor
-        self.mode = mode
-        self.halve_after = halve_after
-        self._schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
-        self._restored: dict | None = None
-
-    def state_dict(self):
-        return self._schedule.state_dict()
-
-    def load_state_dict(self, state):
-        self._restored = state
-
-    def on_train_start(self, trainer, system):
-        self._schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            trainer.optimizers[0],
-            mode=self.mode,
-            factor=0.5,
-            # PyTorch acts in the epoch after `patience`, Lightning's early stopping in that epoch itself.
-            patience=self.halve_after - 1,
-        )
-        if self._restored is not None:
-            self._schedule.load_state_dict(self._restored)
-
-    def on_train_epoch_end(self, trainer, system):
-        self._schedule.step(trainer.callback_metrics[self.monitor].item())
+        checkpoint.update(self.requirements)
 
 
 class CountOnce(pl.Callback):
@@ -168,21 +131,20 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Examples(pl.Callback):
-    """Audio and spectrograms of the first validation examples to TensorBoard, every so many epochs."""
+    """Audio and spectrograms of the first validation examples to the logger, every so many epochs."""
 
     def __init__(self, number: int, every: int):
-        self.number, self.every = number, every
+        self.number = number
+        self.every = every
 
     @torch.no_grad()
     def on_validation_end(self, trainer, system):
         epoch = trainer.current_epoch
-        if (
-            trainer.sanity_checking
-            or not trainer.is_global_zero
-            or (epoch and (epoch + 1) % self.every)
-        ):
+        is_due = epoch == 0 or (epoch + 1) % self.every == 0
+        if trainer.sanity_checking or not trainer.is_global_zero or not is_due:
             return
-        board, dataset = trainer.logger.experiment, trainer.val_dataloaders.dataset
+        dataset = trainer.val_dataloaders.dataset
+        step = trainer.global_step
         for index in range(min(self.number, len(dataset))):
             example = dataset[0, index]
             # The first channel is enough to be heard, unless the system needs all.
@@ -197,14 +159,10 @@ class Examples(pl.Callback):
                     signals[f"source{i}"] = source[0]
             for name, signal in signals.items():
                 audible = signal / signal.abs().max().clamp(min=1e-8)
-                board.add_audio(
-                    f"example{index}/{name}", audible, trainer.global_step, system.sample_rate
-                )
-            board.add_image(
-                f"example{index}/spectrograms",
-                spectrograms(list(signals.values())),
-                trainer.global_step,
-            )
+                place = f"example{index}/{name}"
+                write_audio(trainer.logger, place, audible, system.sample_rate, step)
+            image = spectrograms(list(signals.values()))
+            write_image(trainer.logger, f"example{index}/spectrograms", image, step)
 
 
 def spectrograms(signals: list[torch.Tensor]) -> torch.Tensor:

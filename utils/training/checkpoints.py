@@ -86,6 +86,13 @@ def check_frozen(checkpoint: dict, system: System, path: str | Path, remedy: str
             )
 
 
+def is_better(score: float, other: float, mode: str) -> bool:
+    """Whether a monitored value is better than another; what is not a number is worse than any number."""
+    if math.isnan(score) or math.isnan(other):
+        return not math.isnan(score)
+    return score < other if mode == "min" else score > other
+
+
 class StepCheckpoints(TorchCheckpointIO):
     """Checkpoints that are whole or not there, and are read with care.
 
@@ -234,19 +241,15 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer, system):
         score = trainer.callback_metrics[self.monitor].item()
         self._note_place(trainer, 0)
-        if self.keeps_last or self._is_better(score):
+        # Any model is better than none.
+        is_first = self.best_score is None
+        if self.keeps_last or is_first or is_better(score, self.best_score, self.mode):
             self.best_score = score
             trainer.save_checkpoint(self.folder / "best.ckpt")
         self._write_last(trainer)
         is_last = trainer.fit_loop.epoch_progress.current.processed >= trainer.max_epochs
         if not is_last and not trainer.should_stop:
             self._stop_if_told(trainer)
-
-    def _is_better(self, score: float) -> bool:
-        """A value that is not a number is worse than any, but better than no model at all."""
-        if self.best_score is None or math.isnan(self.best_score):
-            return self.best_score is None or not math.isnan(score)
-        return score < self.best_score if self.mode == "min" else score > self.best_score
 
     def _note_place(self, trainer, batches: int) -> None:
         """Note the epoch under way or to come, the batches of it that are done, and what each process needs."""

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from local_models.ranges import Range
 from utils.errors import UserError
+from utils.training.extras import installed
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
@@ -117,9 +118,16 @@ def _settings_of_mapping(values: dict, kind, key: str):
         for name in values:
             if name not in hints:
                 words = f"{prefix}{name}: {cls.__name__} has no such key"
-                raise KeyError(words + suggestion(str(name), list(hints)))
+                raise KeyError(words + suggestion(str(name), list(hints)) + _package_of(cls))
     for name, value in values.items():
         yield from _settings(value, hints[name], f"{prefix}{name}")
+
+
+def _package_of(cls: type) -> str:
+    """` [package==version]` of a class of another package, whose versions may take other arguments; else nothing."""
+    module = cls.__module__.split(".")[0]
+    package = installed(module) if module not in ("local_models", "utils", "builtins") else ""
+    return f" [{package}]" if package else ""
 
 
 def _declared(hint) -> tuple[object, bool, Range | None]:

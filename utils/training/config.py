@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -28,7 +29,10 @@ from local_models.system import Optimisation, System
 from utils.data.settings import Data
 from utils.errors import UserError
 from utils.training.checks import check_numbers, check_values, suggestion
-from utils.training.model_files import build_system
+from utils.training.extras import told_in_a_line
+from utils.training.loggers import LoggerName, check_logger
+from utils.training.model_files import build_system, foreign_modules
+from utils.training.schedules import check as check_optimisation
 from utils.training.trust import check_importable
 
 
@@ -40,8 +44,9 @@ class Step:
     """Epochs at most."""
     start_from: str | None = None
     """Where its first weights come from: the folder of an experiment (its model.pth) or of one of its steps (its
-    best.ckpt), or a model file; null: from the step before. Relative to the folder in which the program runs, which
-    is the recipe's with run.sh."""
+    best.ckpt), a model file (of this project, or saved by Asteroid), or `hf://user/name[@revision][:FILE]` on the
+    Hugging Face Hub; null: from the step before. Relative to the folder in which the program runs, which is the
+    recipe's with run.sh."""
     partial: bool = False
     """With `start_from`: take the tensors whose names and shapes fit, and leave the others of the system fresh."""
     freeze: list[str] = field(default_factory=list)
@@ -61,12 +66,23 @@ class Step:
     """The model that the step leaves as best.ckpt: of the epoch with the best value of the monitor, or of the last."""
     early_stop: Patience = 0
     """Epochs without a better value of the monitor after which the step ends; 0: never."""
+    recompute: list[str] = field(default_factory=list)
+    """Modules, by patterns of their names, whose activations are computed again on the way back and not kept
+    (activation checkpointing): less memory, about a third more time, the same result. E.g. [separator.blocks.*]."""
+    average_best: Count = 1
+    """The mean of the weights of so many best epochs takes the place of the best one at the end, if the monitor is
+    better with it; 1: no mean."""
     ema: Decay = 0.0
     """Decay per update of an exponential moving average of the weights, then validated and kept instead; 0: none."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Networks in this precision; encoder, decoder and losses stay in 32 bit."""
     compile: bool = False
     """torch.compile the networks for training."""
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Which values of the monitor are better: losses are to be small, scores large."""
+        return "min" if "loss" in self.monitor else "max"
 
 
 @dataclass
@@ -81,8 +97,10 @@ class Runtime:
     """Machines (start one process on each as Lightning's cluster guide says)."""
     workers: CountOrNone = 2
     """Loader processes for each device."""
+    logger: LoggerName = "tensorboard"
+    """Where values are drawn; wandb and mlflow are packages to be installed. metrics.csv is there in any case."""
     log_audio: CountOrNone = 2
-    """Validation examples whose audio and spectrograms go to TensorBoard; 0: none."""
+    """Validation examples whose audio and spectrograms go to TensorBoard or W&B; 0: none."""
     log_audio_every: Count = 5
     """... every so many epochs."""
     checkpoint_minutes: NonNegative = 30.0
@@ -123,10 +141,8 @@ class Experiment:
         Raises:
             UserError: its arguments do not go together.
         """
-        try:
+        with told_in_a_line("system", foreign_modules(self.system)):
             return build_system(self.system)
-        except ValueError as error:
-            raise UserError(f"system: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -295,6 +311,7 @@ def parse(values: dict, where: str) -> Experiment:
         UserError: an unknown key, a value of another type, a number outside its range, settings that exclude each
             other, a training step that the system does not have.
     """
+    _complete_paths(values)
     # In this order, since each check needs that those before it have passed.
     check_importable(values, where)
     check_values(values, Experiment, where)
@@ -318,8 +335,24 @@ def parse(values: dict, where: str) -> Experiment:
     return experiment
 
 
+def _complete_paths(values: dict) -> None:
+    """Classes of torch are known by their last names too, where they optimise: in place."""
+    homes = {"optimizer": torch.optim, "schedule": torch.optim.lr_scheduler}
+    steps = values.get("steps")
+    for step in steps.values() if isinstance(steps, dict) else ():
+        optim = step.get("optim") if isinstance(step, dict) else None
+        for key, home in homes.items() if isinstance(optim, dict) else ():
+            named = optim[key] if optim and key in optim else None
+            if not isinstance(named, dict):
+                continue
+            path = named.get("class_path")
+            if isinstance(path, str) and "." not in path:
+                named["class_path"] = f"{home.__name__}.{path}"
+
+
 def _check_together(experiment: Experiment, where: str) -> None:
     """Stop at keys that are right each by itself, but not together."""
+    check_logger(experiment.runtime.logger)
     if experiment.data.dataset is not None and experiment.data.dynamic_mixing is not None:
         raise UserError(
             f"{where}: data.dynamic_mixing and data.dataset exclude each other, since both say where training "
@@ -341,6 +374,14 @@ def _check_together(experiment: Experiment, where: str) -> None:
             raise UserError(
                 f"{where}: steps.{name}.partial says how to start_from a file, which is not given"
             )
+        if step.keep == "last" and step.average_best > 1:
+            raise UserError(
+                f"{where}: steps.{name}.keep: last and average_best exclude each other; take one away"
+            )
+        try:
+            check_optimisation(step.optim, step.mode, step.epochs)
+        except ValueError as error:
+            raise UserError(f"{where}: steps.{name}.optim.{error}") from None
         if step.batch_size % processes:
             raise UserError(
                 f"{where}: steps.{name}.batch_size: {step.batch_size} cannot be divided among {processes} devices"
@@ -363,6 +404,17 @@ def _explain_step(values: dict) -> str | None:
 
 # What the parser says and a reader of YAML has no use for, and what is said instead.
 _SHORTER = (
+    (
+        r"Import path (\S+) does not correspond to a subclass of Module",
+        r"\1 is no network (a class derived from torch.nn.Module)",
+    ),
+    (
+        r"Import path (\S+) does not correspond to a subclass of Form",
+        r"\1 is no form: take WaveformNetwork, SpectrumNetwork or FilterbankNetwork of local_models.networks, "
+        "and name the network inside",
+    ),
+    (r"Not a valid subclass of (\w+)\.", r"not a \1 by class_path and init_args."),
+    (r" Subclass types expect one of: .*", ""),
     (r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1"),
     (r" Got value: Namespace\(.*\)", ""),
     (r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", ""),

@@ -21,6 +21,7 @@ from local_models.asteroid.system import AsteroidSystem
 from local_models.system import System
 from utils.errors import UserError
 from utils.files import read_yaml, write_bytes
+from utils.training.extras import installed, missing, other_versions
 from utils.training.trust import (
     NOBODY,
     Trust,
@@ -35,6 +36,7 @@ from utils.training.trust import (
 from utils.training.weights import other_kinds
 
 KEY = "separation_system"
+REQUIRED = "requires"  # the packages of networks of others
 
 # What a model file may be made of besides tensors and plain values: Asteroid stores the version of torch, and metrics
 # as numpy numbers. Files of numpy 1 name the same function by its old path.
@@ -99,6 +101,21 @@ def pack(config: dict, state_dict: dict) -> dict:
     return {KEY: config, "state_dict": state_dict}
 
 
+def foreign_modules(config: object) -> list[str]:
+    """The modules of networks that are neither of this project nor of Asteroid or torch, at the top."""
+    names = [name for _, name in class_paths(config) if isinstance(name, str)]
+    return sorted({name.split(".")[0] for name in names if may_be_own(name)})
+
+
+def requirements(config: object) -> dict[str, dict[str, str]]:
+    """What else a model file holds: the packages of its networks by module, e.g. `{speechbrain: speechbrain==1.1.2}`.
+
+    A module of the user's own, which no package has installed, has an empty text. Nothing, if there are none.
+    """
+    packages = {module: installed(module) for module in foreign_modules(config)}
+    return {REQUIRED: packages} if packages else {}
+
+
 def load_system(path: str | Path, trust: Sequence[str] = ()) -> System:
     """Load a system for separation: in evaluation mode, on the CPU, without gradients.
 
@@ -133,7 +150,7 @@ def export(checkpoint: str | Path, target: str | Path, trust: Sequence[str] = ()
     if isinstance(system, AsteroidSystem) and is_plain:
         packed = system.pack()
     else:
-        packed = pack(content[KEY], system.weights_to_export())
+        packed = pack(content[KEY], system.weights_to_export()) | requirements(content[KEY])
     save(packed, target)
 
 
@@ -183,6 +200,7 @@ def _system_of(path: Path, content: dict, trust: Trust) -> System:
     try:
         if KEY in content:
             trust = _with_own_networks(trust, path, content[KEY])
+            _check_packages(content, trust, path)
             system = build_untrusted(content[KEY], str(path), trust)
             _refuse_other_kinds(content["state_dict"], system, path)
             system.load_exported(content["state_dict"])
@@ -197,7 +215,7 @@ def _system_of(path: Path, content: dict, trust: Trust) -> System:
     except UserError:
         raise
     except Exception as error:  # networks fail in any way when their arguments make no sense
-        raise _refusal(path, error) from error
+        raise _refusal(path, error, content.get(REQUIRED)) from error
     _check_system(system, path)
     return system.eval().requires_grad_(False)
 
@@ -235,7 +253,16 @@ def _with_own_networks(trust: Trust, path: Path, config) -> Trust:
     return trust
 
 
-def _refusal(path: Path, error: Exception) -> UserError:
+def _check_packages(content: dict, trust: Trust, path: Path) -> None:
+    """Stop at a package that is not there, of those whose networks may be built; of others not even that is asked."""
+    trusted = {name.split(".")[0] for name in (*trust.packages, *trust.networks)}
+    modules = [name for name in foreign_modules(content[KEY]) if name in trusted]
+    problem = missing(content.get(REQUIRED), modules)
+    if problem:
+        raise UserError(f"{path}: {problem}")
+
+
+def _refusal(path: Path, error: Exception, required: object) -> UserError:
     """One line: the option that this version does not know, the code that is asked for, or what the class said."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     unknown = re.search(r"Option '([^']+)' is not accepted|No action for key \"([^\"]+)\"", text)
@@ -243,12 +270,14 @@ def _refusal(path: Path, error: Exception) -> UserError:
         option = unknown[1] or unknown[2]
         return UserError(
             f"{path}: this version knows no option `{option}`; did a newer version make the file?"
+            + other_versions(required)
         )
     denied = re.search(r"Importing '([^']+)' is not allowed", text)
     if denied:
         return UserError(f"{path} is refused: it asks for {denied[1]}, which is no network")
     reason = re.sub(r"Parser key \"(?:system\.)?([^\"]+)\":", r"\1:", text).removeprefix("system: ")
     reason = reason[:LONGEST_REASON] or type(error).__name__
+    reason += other_versions(required)
     return UserError(f"{path}: the model cannot be built as the file describes it: {reason}")
 
 

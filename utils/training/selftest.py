@@ -1,11 +1,9 @@
 """A short rehearsal before a long training: does it learn, is validation repeatable, does the model survive saving?"""
 
 import copy
-import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,10 +14,11 @@ from local_models.system import System
 from utils.errors import UserError
 from utils.files import write_text
 from utils.training.callbacks import peak_memory
-from utils.training.clusters import without_requeueing
 from utils.training.config import Experiment
-from utils.training.model_files import export, load_system, pack, save
-from utils.training.trainer import possible_devices
+from utils.training.extras import told_in_a_line
+from utils.training.model_files import export, foreign_modules, load_system, pack, save
+from utils.training.recompute import not_called
+from utils.training.trainer import quiet_trainer
 from utils.training.watchdog import Watchdog
 
 # What evaluation and separation read of a system, besides its weights.
@@ -59,39 +58,32 @@ def self_test(
         UserError: if the loss is not finite, nothing is learnt, frozen parts move, validation differs from run to run,
             the monitor is not logged, or the model cannot be exported or separates differently once it is loaded again.
     """
-    step = experiment.steps[system.step.name]
+    step_name = system.step.name
+    step = experiment.steps[step_name]
     # a copy, so that the training begins with the weights that its seed gives
     rehearsal = copy.deepcopy(system)
     # frozen and trained parts are told apart afterwards by what moved
     before = {name: value.clone() for name, value in rehearsal.state_dict().items()}
     clock = _Clock()
-    quiet: dict[str, Any] = dict(
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    limits: dict[str, Any] = dict(
-        max_epochs=1, limit_train_batches=3, limit_val_batches=1, num_sanity_val_steps=0
-    )
-    runtime = experiment.runtime
-    with possible_devices(runtime):
-        trainer = pl.Trainer(
-            **quiet, **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision,
-            callbacks=[clock, Watchdog(step.monitor, rehearsal=True)],
-            use_distributed_sampler=False, plugins=without_requeueing(),
-            default_root_dir=os.devnull,  # no hpc_ckpt_*.ckpt of another training is read
-            gradient_clip_val=(step.gradient_clip or None) if system.automatic_optimization else None,
-        )  # fmt: skip
-    trainer.fit(rehearsal, train, valid)
+    callbacks = [clock, Watchdog(step.monitor, rehearsal=True)]
+    limits = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1}
+    trainer = quiet_trainer(rehearsal, step, experiment.runtime, callbacks, **limits)
+    with told_in_a_line("self-test", foreign_modules(experiment.system)):
+        trainer.fit(rehearsal, train, valid)
     memory = peak_memory(next(rehearsal.parameters()).device)
+    unused = not_called(rehearsal)
+    if unused:
+        raise UserError(
+            f"steps.{step_name}.recompute: {unused[0]} is never called as a module, so that there is nothing to "
+            "compute again: name others"
+        )
     _check_learning(rehearsal, before, step, trainer)
     # whatever validation draws at random makes the best epoch a matter of luck
-    results = [trainer.validate(rehearsal, valid, verbose=False)[0] for _ in range(2)]
-    if results[0] != results[1]:
-        raise UserError(
-            f"self-test: validation differs from run to run ({results[0]} and {results[1]})"
-        )
+    metrics = trainer.callback_metrics.items()
+    first = {name: value.item() for name, value in metrics if name.startswith("val_")}
+    second = trainer.validate(rehearsal, valid, verbose=False)[0]
+    if first != second:
+        raise UserError(f"self-test: validation differs from run to run ({first} and {second})")
     _check_saving(rehearsal.cpu().eval(), experiment.system)
     # the first batch includes what is done once: the kernels are chosen, the memory is allocated
     seconds = min(clock.batches) * len(train) + clock.valid * len(valid)

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from local_models.asteroid import AsteroidSystem
 from local_models.system import System
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.training.checkpoints import STEP, read_checkpoint
 from utils.training.config import Step
 from utils.training.folder import is_finished
+from utils.training.hub import download, is_on_hub
 from utils.training.lock import is_first_process
 from utils.training.model_files import load_system
 from utils.training.weights import other_kinds, sha256_of_weights
@@ -110,6 +112,8 @@ def origin_in_advance(step: str, settings: Step, exp: Path) -> Origin | None:
     given = settings.start_from
     if given is None:
         return None
+    if is_on_hub(given):
+        return origin_of(step, settings, None)
     place = Path(given).resolve()
     if exp.resolve() in (place, *place.parents):
         return None
@@ -118,13 +122,15 @@ def origin_in_advance(step: str, settings: Step, exp: Path) -> Origin | None:
 
 def _locate(given: str, key: str) -> Path:
     """The file of weights that `start_from` means."""
+    if is_on_hub(given):
+        return download(given, key)
     path = Path(given)
     if path.is_file():
         return path
     if not path.is_dir():
         raise UserError(
             f"{key}: there is no {given} in {Path.cwd()}; give the folder of an experiment, of one of its steps, "
-            "or a model file"
+            "a model file, or hf://user/name"
         )
     # An experiment that is done, or a folder with nothing but its model.
     if (path / "model.pth").is_file():
@@ -165,7 +171,19 @@ def read_weights(
     # The file's networks are drawn at random before they get its weights.
     with torch.random.fork_rng(devices=[]):
         packages = [*_own_packages(system), *trust]
-        return load_system(origin.path, packages).weights_to_export(), {}
+        donor = load_system(origin.path, packages)
+    prefix = _place_of(donor, system)
+    return {prefix + name: value for name, value in donor.weights_to_export().items()}, {}
+
+
+def _place_of(donor: System, system: System) -> str:
+    """Where a system has what the donor is as a whole, e.g. a network of Asteroid's inside another system."""
+    # A file in Asteroid's format is a plain `AsteroidSystem`.
+    if type(donor) is AsteroidSystem:
+        for name, part in system.named_modules():
+            if name and type(part) is AsteroidSystem:
+                return f"{name}."
+    return ""
 
 
 def _own_packages(system: System) -> list[str]:

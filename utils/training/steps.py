@@ -22,14 +22,16 @@ from utils.errors import UserError
 from utils.files import sha256, write_text
 from utils.training import config as configuration
 from utils.training import starting
+from utils.training.averaging import BestEpochs, forget, take_mean
 from utils.training.callbacks import Bookkeeping
 from utils.training.checkpoints import Checkpoints
 from utils.training.config import Experiment
 from utils.training.folder import check_name, claim_folder, is_begun, is_finished, tidy
 from utils.training.lock import is_first_process, only_training
 from utils.training.model_files import export
+from utils.training.recompute import recompute
 from utils.training.selftest import self_test
-from utils.training.trainer import explained, make_trainer
+from utils.training.trainer import explained, make_trainer, quiet_trainer
 from utils.training.trust import NOBODY, Trust
 
 # Parts of what Lightning says that no user of ours can act upon, or that is not so here.
@@ -179,11 +181,14 @@ def train_step(training: Training, name: str) -> None:
     begin_step(system, experiment, name)
     frozen = fingerprint(system)
     bookkeeping = Bookkeeping(folder, experiment.system, experiment.data.segment)
-    # As `Step.monitor` says: losses are to be small, scores large.
-    mode = "min" if "loss" in step.monitor else "max"
     minutes = experiment.runtime.checkpoint_minutes
-    checkpoints = Checkpoints(folder, step.monitor, mode, minutes, step.keep == "last")
-    trainer = make_trainer(system, step, experiment.runtime, bookkeeping, checkpoints)
+    checkpoints = Checkpoints(folder, step.monitor, step.mode, minutes, step.keep == "last")
+    best_epochs = None
+    if step.average_best > 1:
+        number = step.average_best
+        best_epochs = BestEpochs(folder, step.monitor, step.mode, number, experiment.system)
+    runtime = experiment.runtime
+    trainer = make_trainer(system, step, runtime, bookkeeping, checkpoints, best_epochs)
     workers = experiment.runtime.workers
     batches = Batches(step.batch_size, workers, trainer.global_rank, trainer.world_size)
     train, valid = training.loaders(system, batches)
@@ -205,7 +210,9 @@ def train_step(training: Training, name: str) -> None:
             f"delete {folder} to train this step anew"
         )
     if trainer.is_global_zero:
-        finish(trainer, bookkeeping, checkpoints, system, frozen, experiment.seed)
+        note = {} if best_epochs is None else average(training, name, best_epochs)
+        finish(trainer, bookkeeping, checkpoints, system, frozen, experiment.seed, note)
+        forget(folder)
     # The next step reads in all processes what the first one has written.
     trainer.strategy.barrier("step is finished")
 
@@ -218,6 +225,36 @@ def begin_step(system: System, experiment: Experiment, name: str) -> None:
     except ValueError as error:
         raise UserError(f"steps.{name}: {error}") from None
     starting.freeze(system, step.freeze, name)
+    recompute(system, step.recompute, name)
+
+
+def average(training: Training, name: str, best_epochs: BestEpochs) -> dict:
+    """Put the mean of the best epochs of a step into best.ckpt if it is better than the best one alone.
+
+    Returns:
+        what done.json says of it.
+    """
+    experiment = training.experiment
+    step = experiment.steps[name]
+    system = experiment.build_system()
+    begin_step(system, experiment, name)
+    trainer = quiet_trainer(system, step, experiment.runtime, [])
+    _, valid = training.loaders(system, Batches(step.batch_size))
+    best = training.folder(name) / "best.ckpt"
+    comparison = take_mean(best_epochs, system, trainer, valid, best)
+    if comparison is None:
+        return {}
+    verdict = "is taken" if comparison.is_taken else "is not better"
+    numbers = ", ".join(map(str, comparison.epochs))
+    print(
+        f"step `{name}`: the mean of epochs {numbers} {verdict}: {step.monitor} {comparison.average:.4f}, "
+        f"of the best alone {comparison.alone:.4f}",
+        flush=True,
+    )
+    note: dict = {"average": {"epochs": comparison.epochs, "is_taken": comparison.is_taken}}
+    if comparison.is_taken:
+        note["best"] = {step.monitor: round(comparison.average, 4)}
+    return note
 
 
 def fingerprint(system: torch.nn.Module) -> str:
@@ -260,8 +297,9 @@ def finish(
     system: System,
     frozen: str,
     seed: int,
+    more: dict,
 ) -> None:
-    """Write done.json, which makes the step a finished one."""
+    """Write done.json, with `more` in it, which makes the step a finished one."""
     folder = checkpoints.folder
     best = folder / "best.ckpt"
     # The step was continued behind its last epoch, and its best model is gone.
@@ -282,4 +320,4 @@ def finish(
         "best_sha256": sha256(best),
         "frozen_sha256": frozen,
     }
-    write_text(folder / "done.json", json.dumps(done, indent=1))
+    write_text(folder / "done.json", json.dumps(done | more, indent=1))

@@ -2,23 +2,27 @@
 
 import contextlib
 import multiprocessing.synchronize
+import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from local_models.system import System
 from utils.errors import UserError
-from utils.training.callbacks import Bookkeeping, CountOnce, EagerValidation, Examples, Halving
+from utils.training.averaging import BestEpochs
+from utils.training.callbacks import Bookkeeping, CountOnce, EagerValidation, Examples
 from utils.training.checkpoints import Checkpoints, Interrupted, StepCheckpoints
 from utils.training.clusters import without_requeueing
 from utils.training.config import Runtime, Step
+from utils.training.loggers import RememberRun, make_logger, takes_audio
+from utils.training.schedules import Schedule
 from utils.training.watchdog import Watchdog
 
 # What torch says when a loader process has died, or memory shared with it has run out.
@@ -33,15 +37,18 @@ def make_trainer(
     runtime: Runtime,
     bookkeeping: Bookkeeping,
     checkpoints: Checkpoints,
+    best_epochs: BestEpochs | None,
 ) -> pl.Trainer:
     """The trainer of a step. Its callbacks act in this order at the end of an epoch, `checkpoints` last."""
     folder = checkpoints.folder
     callbacks = [bookkeeping, Watchdog(step.monitor), CountOnce()]
-    if step.optim.halve_after:
-        callbacks.append(Halving(step.monitor, checkpoints.mode, step.optim.halve_after))
+    callbacks.append(Schedule(step.optim, step.monitor, checkpoints.mode))
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=5))
-    if runtime.log_audio:
+    logger = make_logger(runtime.logger, folder)
+    if runtime.logger == "mlflow":
+        callbacks.append(RememberRun(folder))
+    if runtime.log_audio and takes_audio(logger):
         callbacks.append(Examples(runtime.log_audio, runtime.log_audio_every))
     if step.early_stop:
         callbacks.append(
@@ -56,6 +63,8 @@ def make_trainer(
         callbacks.append(EagerValidation())
     if step.ema:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(step.ema)))
+    if best_epochs is not None:
+        callbacks.append(best_epochs)
     callbacks.append(checkpoints)
     parallel = runtime.processes > 1
     # Lightning neither clips nor averages what a system optimises by itself.
@@ -67,9 +76,25 @@ def make_trainer(
             gradient_clip_val=None if manual else step.gradient_clip or None,
             accumulate_grad_batches=1 if manual else step.accumulate,
             callbacks=callbacks, plugins=[StepCheckpoints(system), *without_requeueing()],
-            logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
+            logger=logger,
             default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
             enable_model_summary=False, enable_progress_bar=sys.stderr.isatty(), log_every_n_steps=10,
+        )  # fmt: skip
+
+
+def quiet_trainer(
+    system: System, step: Step, runtime: Runtime, callbacks: Sequence[pl.Callback], **limits: Any
+) -> pl.Trainer:
+    """A trainer for a rehearsal or a validation: one device, nothing is written, nothing is said."""
+    manual = not system.automatic_optimization
+    with possible_devices(runtime):
+        return pl.Trainer(
+            **limits, accelerator=runtime.accelerator, devices=1, precision=step.precision,
+            gradient_clip_val=None if manual else step.gradient_clip or None,
+            callbacks=list(callbacks), plugins=without_requeueing(), use_distributed_sampler=False,
+            default_root_dir=os.devnull,  # no hpc_ckpt_*.ckpt of another training is read
+            logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from jsonargparse import ArgumentParser, Namespace, set_loader, set_parsing_sett
 from jsonargparse._common import parsing_settings
 
 from utils.errors import UserError
+from utils.training.extras import how_to_install
 
 # Paths of classes may lead through these packages only, so that `asteroid.utils.hub_utils.os` ends at the module os.
 PACKAGES = ("local_models", "asteroid", "asteroid_filterbanks", "torch.nn")
@@ -226,6 +227,10 @@ def _check_importable(name: str, place: str) -> None:
         imported = importlib.import_module(module)
     except Exception as error:  # the user's own file may fail in any way
         reason = f"{type(error).__name__}: {error}"
+        # A package may need others.
+        needed = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if needed:
+            reason += f"; {how_to_install(needed.split('.')[0])}"
         raise UserError(f"{place}{module} cannot be imported: {reason}") from error
     if not hasattr(imported, last):
         near = difflib.get_close_matches(last, dir(imported), n=1)
@@ -240,7 +245,9 @@ def only_trusted_imports(trust: Trust = NOBODY) -> Iterator[None]:
     # a name in torch.nn.functional stands for a function that is defined elsewhere, and a package may show a class of
     # another one
     for function in FUNCTIONS.values():
-        names.add(f"{function.__module__ or 'torch'}.{function.__name__}")
+        home = function.__module__ or "torch"
+        # Of torch's built-in ones the longer name is where the parser looks.
+        names |= {f"{home}.{function.__name__}", f"{home}.{function.__qualname__}"}
     for name in trust.networks:
         names |= {name.split(".")[0], resolve(name, name, trust).__module__}
     before = dict(parsing_settings)
@@ -308,10 +315,7 @@ def _import(module: str, name: str, where: str) -> ModuleType:
 
 
 def _not_importable(top: str, name: str) -> str:
-    return (
-        f"there is no module {top} (of {name}): the folder that holds {top}.py or {top}/ must be on PYTHONPATH, "
-        f"or the package installed"
-    )
+    return f"there is no module {top} (of {name}): {how_to_install(top)}"
 
 
 def _stranger(name: str) -> str:

@@ -5,11 +5,11 @@ import pytest
 import torch
 import yaml
 
-from tests.support import ROOT
+from tests.support import ROOT, usable_confs
 from utils.errors import UserError
 from utils.training import config
 
-CONFS = sorted(ROOT.glob("egs/*/conf/*.yml"))
+CONFS = usable_confs()
 
 SMALL = {
     "system": {
@@ -234,6 +234,8 @@ OUTSIDE = {
     "steps.frontend.optim.lr": ["0", "-1", ".nan", ".inf"],
     "steps.frontend.optim.weight_decay": ["-1"],
     "steps.frontend.optim.halve_after": ["-1"],
+    "steps.frontend.optim.warmup": ["-1"],
+    "steps.frontend.average_best": ["0"],
 }
 OUTSIDE_THE_GAME = {
     "game.lr": ["0", ".inf"],
@@ -312,6 +314,11 @@ def test_off_is_said_where_a_negative_number_is_refused():
 def test_numbers_and_texts_are_read_as_they_look(assignment, value):
     key = assignment.partition("=")[0]
     assert dict(flat(parse(assignment).plain()))[key] == value
+
+
+def test_the_last_model_and_a_mean_of_the_best_exclude_each_other():
+    with pytest.raises(UserError, match="keep: last and average_best exclude each other"):
+        parse("steps.separator.keep=last", "steps.separator.average_best=2")
 
 
 def test_examples_come_from_one_place():

@@ -169,6 +169,13 @@ def test_a_repeated_batch_weighs_nothing_in_the_scores_of_any_number_of_sources(
     taken.on_validation_epoch_start()
     sources = torch.randn(2, 3, 400)
     for is_counted in (True, False):
-        taken._take_down(sources, sources, sources.sum(1), is_counted)
-    sizes = [[len(values) for values in scores] for scores in taken._scores.values()]
-    assert sizes == [[6, 0], [6, 0], [0, 0]]
+        taken._take_down_scores(sources, sources, sources.sum(1), is_counted)
+    sizes = {name: [len(values) for values in batches] for name, batches in taken._scores.items()}
+    # Of two mixtures of three sources each.
+    assert sizes == {
+        "msi": [6, 0],
+        "si_sdri": [6, 0],
+        "si_sdr_single": [0, 0],
+        "under": [2, 0],
+        "over": [2, 0],
+    }

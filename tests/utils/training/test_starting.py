@@ -9,6 +9,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from asteroid.models import ConvTasNet
 
 from local_models.two_step import TwoStep
 from tests.utils.training.small_training import (
@@ -145,6 +146,25 @@ def test_a_model_in_asteroids_format_is_a_start(tone_manifests, run, capsys):
     for name, value in weights(model / "model.pth").items():
         torch.testing.assert_close(weights(exp / "model.pth")[name], value)
     assert "0 of the system stay fresh" in capsys.readouterr().out
+
+
+def test_a_file_of_asteroids_starts_a_system_that_holds_its_network(run, tmp_path, refused):
+    """As a training of Asteroid's own saves it: `torch.save(model.serialize(), path)`."""
+    torch.manual_seed(5)
+    network = ConvTasNet(2, **ASTEROID["init_args"]["model"]["init_args"])
+    torch.save(network.serialize(), tmp_path / "theirs.pth")
+    for name in ("AsteroidSystem", "NamedSources", "UniversalAsteroid"):
+        system = copy.deepcopy(ASTEROID) | {"class_path": f"local_models.asteroid.{name}"}
+        system["init_args"] |= {"n_src": 2, "sample_rate": 8000}
+        settings = {"epochs": 1, "start_from": str(tmp_path / "theirs.pth"), "optim": {"lr": 1e-9}}
+        exp = run(finetune() | {"system": system, "steps": {"joint": settings}})
+        counts = started(exp, "joint")
+        assert counts["fresh"] == counts["unused"] == 0 < counts["taken"]
+        trained = load_system(exp).state_dict()
+        for key, value in network.state_dict().items():
+            [own] = [name for name in trained if name.endswith(f"model.{key}")]
+            torch.testing.assert_close(trained[own], value, msg=key)
+        shutil.rmtree(exp)
 
 
 def test_what_does_not_fit_is_named_with_its_shapes(donor, refused, tmp_path):

@@ -181,7 +181,7 @@ def test_rates_are_halved_as_the_schedule_of_torch_says(
     train.main(run)
     table = pd.read_csv(tmp_path / "exp/frontend/metrics.csv")
     last = torch.load(tmp_path / "exp/frontend/last.ckpt", weights_only=True)
-    patience = last["callbacks"]["Halving"]["patience"]
+    patience = last["callbacks"]["Schedule"]["schedulers"][0]["patience"]
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
     for row in table.itertuples():
