@@ -94,7 +94,8 @@ class Recurrence(nn.Module):
 
     def forward(self, sequences: Tensor) -> Tensor:
         """(batch, sequence, step, channel) to the same, along its steps."""
-        n_batch, n_sequences, n_steps, _ = sequences.shape
+        n_steps = sequences.shape[2]
+        # (batch * sequence, step, channel)
         steps = self.norm(sequences).flatten(0, 1)
         # Zeros fill the last group.
         n_strides = math.ceil(max(n_steps - self.kernel, 0) / self.stride)
@@ -104,7 +105,7 @@ class Recurrence(nn.Module):
         groups = steps.unfold(1, self.kernel, self.stride).flatten(2)
         hidden, _ = self.lstm(groups)
         spread = self.spread(hidden.transpose(1, 2))[..., :n_steps]
-        return spread.transpose(1, 2).unflatten(0, (n_batch, n_sequences))
+        return spread.transpose(1, 2).reshape(sequences.shape)
 
 
 class FrameAttention(nn.Module):

@@ -5,6 +5,7 @@ metrics.csv, which the report reads, is written in any case (see `callbacks.Book
 
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -51,12 +52,12 @@ def make_logger(name: LoggerName, folder: Path) -> Logger:
         return loggers.WandbLogger(name=title, save_dir=folder, id=_identity(folder))
     if name == "mlflow":
         note = folder / MLFLOW_RUN
-        return loggers.MLFlowLogger(
-            folder.parent.name,
-            folder.name,
-            save_dir=str((folder.parent / "mlruns").resolve()),
-            run_id=note.read_text().strip() if note.is_file() else None,
-        )
+        run_id = note.read_text().strip() if note.is_file() else None
+        # A data base in the experiment's folder, unless there is a server.
+        here = f"sqlite:///{(folder.parent / 'mlflow.db').resolve()}"
+        place = os.environ.get("MLFLOW_TRACKING_URI") or here
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return loggers.MLFlowLogger(folder.parent.name, folder.name, place, run_id=run_id)
     if name == "csv":
         # Each start writes a file of its own, since Lightning's logger deletes what it finds.
         return loggers.CSVLogger(folder, name="csv")
@@ -71,15 +72,24 @@ def _identity(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class RememberRun(pl.Callback):
-    """Notes the run that MLflow has begun, so that a continued training goes on in it."""
+class Runs(pl.Callback):
+    """Notes the run that MLflow has begun, so that a continued training goes on in it, and ends that of W&B.
+
+    Args:
+        folder: of the step.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def on_train_start(self, trainer, system):
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and isinstance(trainer.logger, loggers.MLFlowLogger):
             write_text(self.folder / MLFLOW_RUN, f"{trainer.logger.run_id}\n")
+
+    def teardown(self, trainer, system, stage):
+        # The next step, in the same process, would go on in it.
+        if trainer.is_global_zero and isinstance(trainer.logger, loggers.WandbLogger):
+            trainer.logger.experiment.finish()
 
 
 def takes_audio(logger: Any) -> bool:

@@ -21,7 +21,7 @@ from utils.training.callbacks import Bookkeeping, CountOnce, EagerValidation, Ex
 from utils.training.checkpoints import Checkpoints, Interrupted, StepCheckpoints
 from utils.training.clusters import without_requeueing
 from utils.training.config import Runtime, Step
-from utils.training.loggers import RememberRun, make_logger, takes_audio
+from utils.training.loggers import Runs, make_logger, takes_audio
 from utils.training.schedules import Schedule
 from utils.training.watchdog import Watchdog
 
@@ -46,8 +46,8 @@ def make_trainer(
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(refresh_rate=5))
     logger = make_logger(runtime.logger, folder)
-    if runtime.logger == "mlflow":
-        callbacks.append(RememberRun(folder))
+    if runtime.logger in ("mlflow", "wandb"):
+        callbacks.append(Runs(folder))
     if runtime.log_audio and takes_audio(logger):
         callbacks.append(Examples(runtime.log_audio, runtime.log_audio_every))
     if step.early_stop:

@@ -102,3 +102,22 @@ def test_a_mean_keeps_counters_and_equal_values():
     mean = averaging.mean_of(files)
     assert mean["n"] == 3 and mean["w"].tolist() == pytest.approx([0.1, 2.0])
     assert mean["w"][0] == torch.tensor(0.1)
+
+
+def test_the_weights_of_an_epoch_are_those_that_its_checkpoint_has(run, tmp_path, monkeypatch):
+    """With a moving average these are not the ones that are trained."""
+    files = {}
+
+    def forget(folder):
+        for path in (folder / "average").iterdir():
+            files[path.stem] = weights(path)
+
+    monkeypatch.setattr(steps, "forget", forget)
+    monkeypatch.setattr(averaging, "is_better", lambda score, other, mode: False)
+    train.main(run("exp", "steps.frontend.ema=0.9"))
+    done = json.loads((tmp_path / "exp/frontend/done.json").read_text())
+    best = done["average"]["epochs"][0]
+    whole = torch.load(tmp_path / "exp/frontend/best.ckpt", weights_only=True)
+    assert_same_tree(dict(files[f"epoch{best - 1:04d}"]), dict(whole["state_dict"]))
+    name = "frontend.encoder.filterbank._filters"
+    assert not torch.equal(whole["state_dict"][name], whole["current_model_state"][name])

@@ -66,6 +66,8 @@ class Recorder(WandbLogger):
     def __init__(self):
         self.calls = []
 
+    experiment = property(lambda self: self._experiment)
+
     def log_audio(self, key, audios, step=None, **options):
         self.calls.append((key, audios[0].shape, step, options))
 
@@ -79,3 +81,23 @@ def test_audio_goes_to_wandb_too():
     loggers.write_audio(recorder, "a", torch.zeros(8), 8000, 3)
     loggers.write_image(recorder, "b", torch.zeros(1, 2, 2), 3)
     assert recorder.calls == [("a", (8,), 3, {"sample_rate": [8000]}), ("b", (1, 2, 2), 3, {})]
+
+
+def test_the_run_of_one_step_is_not_that_of_the_next(tmp_path):
+    """Both are trained in one process, where W&B goes on in a run that is not ended."""
+    recorder = Recorder()
+    ended = []
+    recorder._experiment = types.SimpleNamespace(finish=lambda: ended.append(True))
+    trainer = types.SimpleNamespace(is_global_zero=True, logger=recorder)
+    loggers.Runs(tmp_path).on_train_start(trainer, None)
+    loggers.Runs(tmp_path).teardown(trainer, None, "fit")
+    assert ended == [True] and not list(tmp_path.iterdir())
+
+
+def test_a_continued_step_has_the_name_of_its_run_wherever_its_folder_lies(tmp_path):
+    for place in ("a", "b"):
+        folder = tmp_path / place / "exp"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text('{"started": "2026-01-01"}')
+    first, moved = (loggers._identity(tmp_path / place / "exp/joint") for place in ("a", "b"))
+    assert first == moved != loggers._identity(tmp_path / "a/exp/finetune")
