@@ -26,9 +26,8 @@ CONFIG = {
         "separator": {"epochs": 4, "optim": {"halve_after": 1}, "monitor": "val_si_sdri"},
     },
 }
-FRONTEND = (
-    "remove=[steps.separator]",
-)  # nothing but the first step, so that no other is rehearsed
+# Nothing but the first step, so that no other is rehearsed.
+FRONTEND = ("remove=[steps.separator]",)
 FIRST = ("--steps", "first")
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from tests.utils.training.small_training import (
     CONFIG,
+    FIRST,
     FRONTEND,
     arguments,
     assert_same_training,
@@ -152,7 +153,7 @@ def test_the_second_step_goes_on_exactly_with_rates_halved_by_a_maximum(tmp_path
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
     train.main(arguments(conf, tone_manifests, whole))
-    train.main(arguments(conf, tone_manifests, killed, *FRONTEND))
+    train.main(arguments(conf, tone_manifests, killed, *FIRST))
     run = arguments(conf, tone_manifests, killed, "runtime.workers=2", AT_EACH_BATCH)
     for place in ((0, 2), (2, 1), (3, 3)):
         train_until(place, run)
