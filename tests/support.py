@@ -193,6 +193,26 @@ def tiny_two_step(channels: int = 8, n_blocks: int = 2) -> dict:
     }
 
 
+def both_stages(stages, data: Path, capsys):
+    """A function that runs stages 0 and 1 of a recipe on a corpus, in one process.
+
+    It returns the folder of the manifests, or the message of the error.
+    """
+
+    def run(corpus, *options, first=0):
+        capsys.readouterr()
+        arguments = ["--corpus", str(corpus), "--nj", "1", "--out", str(data), *options]
+        try:
+            for stage in stages[first:]:
+                stage.main(arguments)
+        except SystemExit as stop:
+            assert stop.code == 2
+            return capsys.readouterr().err
+        return next(data.glob("*/manifests/*"))
+
+    return run
+
+
 @functools.cache
 def _two_step(seed: int) -> dict:
     config = tiny_two_step()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from tests.support import ROOT, recipe_scripts
+from tests.support import ROOT, both_stages, recipe_scripts
 from utils.data.clips import draw_events, find_clips, loudness, mix
 from utils.data.datasets import rng_of
 from utils.data.manifest import read_manifest
@@ -52,26 +52,8 @@ def tree(local, clips, tmp_path_factory):
 def run(local, tmp_path, capsys):
     """Run both stages on a corpus; returns the manifests' folder, or the message of the error."""
 
-    def run(corpus, *options, first=0):
-        capsys.readouterr()
-        arguments = [
-            "--corpus",
-            str(corpus),
-            "--nj",
-            "1",
-            "--out",
-            str(tmp_path / "data"),
-            *options,
-        ]
-        try:
-            for stage in (local.prepare_corpus, local.make_mixtures)[first:]:
-                stage.main(arguments)
-        except SystemExit as stop:
-            assert stop.code == 2
-            return capsys.readouterr().err
-        return next((tmp_path / "data").glob("*/manifests/*"))
-
-    return run
+    stages = (local.prepare_corpus, local.make_mixtures)
+    return both_stages(stages, tmp_path / "data", capsys)
 
 
 def copy_of(tree, target):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
-from tests.support import ROOT, recipe_scripts
+from tests.support import ROOT, both_stages, recipe_scripts
 from utils.data import audio
 
 LOCAL = ROOT / "egs" / "wsj0-2mix" / "local"
@@ -37,26 +37,7 @@ def tiny(stages, tmp_path_factory):
 def run(stages, tmp_path, capsys):
     """Run both stages on a corpus (one process); returns the manifests' folder, or the message of the error."""
 
-    def run(corpus, *options, first=0):
-        capsys.readouterr()
-        arguments = [
-            "--corpus",
-            str(corpus),
-            "--nj",
-            "1",
-            "--out",
-            str(tmp_path / "data"),
-            *options,
-        ]
-        try:
-            for stage in stages[first:]:
-                stage.main(arguments)
-        except SystemExit as stop:
-            assert stop.code == 2
-            return capsys.readouterr().err
-        return next((tmp_path / "data").glob("*/manifests/*"))
-
-    return run
+    return both_stages(stages, tmp_path / "data", capsys)
 
 
 def make_esc50(folder, classes, clips_a_fold=2, rate=22050):
