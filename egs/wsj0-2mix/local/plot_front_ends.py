@@ -81,39 +81,53 @@ def draw(axes: np.ndarray, name: str, system: TwoStep, sources: torch.Tensor) ->
         "sources": without_offset(sources),
     }
     mixture, truth, _ = system.normalised(batch)
-    magnitude = frontend.magnitude(frontend.encode(mixture))[0].numpy(force=True)
-    mask = frontend.oracle_masks(truth)[0, 0].numpy(force=True)
+    code = frontend.encode(mixture)
+    magnitude = frontend.magnitude(code)[0].numpy(force=True)
+    masks = frontend.oracle_masks(truth)
+    mask = masks[0, 0].numpy(force=True)
+
+    # In dB, without the logarithm of zero.
     level = 20 * np.log10(magnitude[order] + SMALLEST_LEVEL)
     top = level.max()
-    draw_image(axes[0], level, "code of the mixture (dB)", vmin=top - RANGE, vmax=top)
+    bottom = top - RANGE
+    draw_image(axes[0], level, "code of the mixture (dB)", vmin=bottom, vmax=top)
     axes[0].set_ylabel(name, fontsize=10)
     draw_image(axes[1], mask[order], "oracle mask of source 1", vmin=0, vmax=1, cmap="gray")
-
-    # How much of the code's energy gets which mask: a front end that masks has it at 0 and 1.
-    energy = np.square(magnitude).ravel()
-    axes[2].hist(mask.ravel(), bins=40, range=(0, 1), weights=energy / energy.sum())
-    axes[2].set_title("energy of the code by value of its mask", fontsize=9)
-    axes[2].set_ylim(0, 0.25)
-
-    # The masks without a mixture, decoded.
+    draw_energy(axes[2], magnitude, mask)
+    # Of the first source.
     alone, departure = instruments.without_mixture(frontend, truth)
-    score = si_snr(alone, departure)[0, 0].item()
+    draw_alone(axes[3], alone[0, 0], departure[0, 0], system.sample_rate)
+
+
+def draw_energy(axes: Axes, magnitude: np.ndarray, mask: np.ndarray) -> None:
+    """How much of the code's energy gets which mask: a front end that masks has it at 0 and 1."""
+    energy = np.square(magnitude).ravel()
+    share = energy / energy.sum()
+    axes.hist(mask.ravel(), bins=40, range=(0, 1), weights=share)
+    axes.set_title("energy of the code by value of its mask", fontsize=9)
+    axes.set_ylim(0, 0.25)
+
+
+def draw_alone(axes: Axes, alone: torch.Tensor, departure: torch.Tensor, sample_rate: int) -> None:
+    """The decoded masks without a mixture, beside what they give away, both (time,)."""
+    score = si_snr(alone, departure).item()
     # SI-SDR leaves gain and sign free: those that bring one nearest to the other.
-    power = alone[0, 0].square().sum().clamp(min=SMALLEST_LEVEL)
-    gain = (alone[0, 0] * departure[0, 0]).sum() / power
-    length = round(CLOSE_UP * system.sample_rate)
-    # Where there is most to see.
-    start = int(departure[0, 0].abs().argmax()) - length // 2
-    start = min(max(0, start), departure.shape[-1] - length)
+    power = alone.square().sum()
+    power = power.clamp(min=SMALLEST_LEVEL)
+    gain = (alone * departure).sum() / power
+    # A stretch where there is most to see.
+    length = round(CLOSE_UP * sample_rate)
+    peak = int(departure.abs().argmax())
+    start = min(peak - length // 2, len(departure) - length)
+    start = max(0, start)
     shown = slice(start, start + length)
-    milliseconds = 1000 * np.arange(length) / system.sample_rate
-    axes[3].plot(
-        milliseconds, departure[0, 0, shown], label="(s1 - s2) / 2", linewidth=2, alpha=0.5
-    )
-    axes[3].plot(milliseconds, gain * alone[0, 0, shown], label="masks, no mixture", linewidth=1)
-    axes[3].set_title(f"decoded masks without a mixture: {score:.0f} dB", fontsize=9)
-    axes[3].set_xlabel("ms", fontsize=8)
-    axes[3].legend(fontsize=7, loc="upper right")
+    seconds = np.arange(length) / sample_rate
+    milliseconds = 1000 * seconds
+    axes.plot(milliseconds, departure[shown], label="(s1 - s2) / 2", linewidth=2, alpha=0.5)
+    axes.plot(milliseconds, gain * alone[shown], label="masks, no mixture", linewidth=1)
+    axes.set_title(f"decoded masks without a mixture: {score:.0f} dB", fontsize=9)
+    axes.set_xlabel("ms", fontsize=8)
+    axes.legend(fontsize=7, loc="upper right")
 
 
 @command
