@@ -128,6 +128,7 @@ def test_arms_with_their_own_discriminators_start_from_one_pit_model(
     assert f"{n_separator} tensors are taken" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_adversarial_step_goes_on_elsewhere_with_its_discriminators(
     exp, tone_manifests, tmp_path, capsys
 ):
@@ -229,6 +230,7 @@ def test_the_adversarial_step_goes_with_other_settings(tone_manifests, tmp_path,
     assert table.filter(regex="_(share|accuracy)$").map(math.isfinite).all(axis=None)
 
 
+@pytest.mark.slow
 def test_other_discriminators_start_from_the_same_pit_model(exp, tone_manifests, tmp_path):
     config = copy.deepcopy(CONFIG)
     config["system"]["init_args"]["discriminators"] = [
@@ -240,6 +242,7 @@ def test_other_discriminators_start_from_the_same_pit_model(exp, tone_manifests,
     assert any("mask_context0" in name for name in weights(other / "adversarial" / "best.ckpt"))
 
 
+@pytest.mark.slow
 def test_the_control_goes_on_with_pit_alone(exp, tone_manifests, tmp_path):
     config = copy.deepcopy(CONFIG)
     config["steps"] = {"pit": CONFIG["steps"]["pit"], "continued": {"epochs": 1}}
@@ -283,6 +286,7 @@ def test_a_warm_up_as_long_as_the_step_is_refused_before_the_first_update(
 
 
 @pytest.mark.parametrize("fault", ["nan", "nothing"])
+@pytest.mark.fast_every(2)
 def test_a_discriminator_that_fails_or_sees_nothing_is_one_line(
     exp, tone_manifests, tmp_path, capsys, monkeypatch, fault
 ):

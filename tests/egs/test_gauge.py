@@ -29,6 +29,7 @@ def exp(tone_manifests, tmp_path_factory):
     return folder / "exp"
 
 
+@pytest.mark.slow
 def test_every_combination_is_read_once_on_the_same_examples(gauge, exp, tmp_path, capsys):
     out = tmp_path / "new" / "gauge"
     options = ["--domain", "waveform", "stft", "--family", "context", "instance"]
@@ -54,6 +55,7 @@ def test_every_combination_is_read_once_on_the_same_examples(gauge, exp, tmp_pat
     pd.testing.assert_frame_equal(again[columns], table[columns])
 
 
+@pytest.mark.slow
 def test_the_more_it_is_trained_the_more_a_discriminator_knows(gauge, exp, tmp_path):
     cosines = []
     for updates in ("1", "60"):

@@ -136,6 +136,7 @@ def test_every_reference_can_be_made():
             method.load(16000)
 
 
+@pytest.mark.slow
 def test_stages_make_sets_of_two_three_and_four_speakers(made):
     for n_src in (2, 3, 4):
         frame = read_manifest(made / "manifests" / f"{n_src}spk_8k" / f"test_{n_src}spk.csv", n_src)
@@ -146,6 +147,7 @@ def test_stages_make_sets_of_two_three_and_four_speakers(made):
     assert len(pd.read_csv(made / "manifests" / "2spk_8k" / "train_rooms.csv")) == 3
 
 
+@pytest.mark.slow
 def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path, capsys):
     write_corpus(tmp_path)
     run(local, tmp_path, f"{tmp_path / 'train'},{tmp_path / 'test'}")
@@ -164,6 +166,7 @@ def test_directories_of_recordings_are_taken_and_others_answered(local, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_speakers_behind_links_count_and_all_bad_files_are_named(local, tmp_path, capsys):
     write_corpus(tmp_path)
     (tmp_path / "train" / "c").rename(tmp_path / "far")
@@ -227,6 +230,7 @@ def write_csvs(folder, **changed):
         pd.DataFrame(rows).assign(**changed).to_csv(folder / f"{part}.csv", index=False)
 
 
+@pytest.mark.slow
 def test_texts_and_speakers_may_look_like_numbers_or_missing_values(local, tmp_path):
     write_corpus(tmp_path / "corpus")
     write_csvs(tmp_path / "corpus", text=lambda frame: (["07", "null", "NA"] * 4)[: len(frame)])
@@ -422,6 +426,7 @@ def test_a_trained_surrogate_is_put_into_another_update(local, tmp_path):
                           after.separation.model(mixture[:, :, None].abs().expand(1, 2, 129, 2000))[0])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_convergence_curves(local, made, tmp_path):
     trained = surrogate(tmp_path / "learnt")
     options = ["--exp", str(trained), "--data", str(made), "--out", str(tmp_path / "curves")]

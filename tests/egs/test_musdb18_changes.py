@@ -45,6 +45,7 @@ def sum_of_stems(tree, song, part="train"):
 # ---- changed and damaged
 
 
+@pytest.mark.slow
 def test_corrected_stem_with_an_older_time_stamp_makes_its_accompaniment_again(tree, run):
     folder, _ = run(tree)
     before = snapshot(folder)

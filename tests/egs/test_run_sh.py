@@ -101,6 +101,7 @@ def test_wrong_options_are_one_line(call, tmp_path, options, told):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_corpus_is_found_from_where_the_user_stands_and_through_a_link(call, checkout, tmp_path):
     home = tmp_path / "home"
     speakers(home / "a, b", "xyz")
@@ -114,6 +115,7 @@ def test_a_corpus_is_found_from_where_the_user_stands_and_through_a_link(call, c
     assert (data / "corpus" / "test").resolve() == home / "-dash"
 
 
+@pytest.mark.slow
 def test_corpora_are_joined_by_a_plus_sign(call, checkout, tmp_path):
     for name in ("A", "B", "C+D"):
         speakers(tmp_path / name, "xyz")

@@ -233,6 +233,7 @@ def drawn(folder, number, **options):
     return pairs, np.array(levels)
 
 
+@pytest.mark.slow
 def test_each_source_is_of_each_group_with_the_same_probability(tmp_path):
     # Three speakers and eight classes: what counts is the group, not how many there are.
     frequencies = [400 * (k + 1) for k in range(9)] + [200, 600]
@@ -259,6 +260,7 @@ def test_a_class_that_two_groups_have_is_never_mixed_with_itself(tmp_path):
     assert {tuple(sorted(pair)) for pair in pairs} == {(400, 800)}
 
 
+@pytest.mark.slow
 def test_opposite_levels_are_uniform_in_the_whole_range_and_independent_ones_are_not(tmp_path):
     folder = tones(tmp_path / "plain", [400, 800])
     for levels, deviation in (("opposite", 5 / np.sqrt(12)), ("independent", 2.5 / np.sqrt(6))):

@@ -292,6 +292,7 @@ def test_each_batch_of_training_draws_its_number_of_iterations(monkeypatch):
     assert numbers[-1] is None  # those of `separate`
 
 
+@pytest.mark.slow
 def test_training_makes_separation_better():
     """Sources that differ in spectrum and time, mixed at random: a few steps of the network lower the loss."""
     torch.manual_seed(0)

@@ -40,6 +40,7 @@ def track():
     return stems(2, 3.4, RATE)
 
 
+@pytest.mark.slow
 def test_two_stereo_sources_with_silent_frames_score_as_in_museval(track):
     estimates, references = track
     references[0, :, :RATE] = 0
@@ -158,6 +159,7 @@ def test_rounding_is_not_taken_for_a_channel(track, taps):
         np.testing.assert_allclose(values, scores[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stems_without_a_part_of_the_band_score_as_in_museval_at_16_bits(track):
     spectra = np.fft.rfft(track)
     spectra[..., spectra.shape[-1] // 2 :] = 0

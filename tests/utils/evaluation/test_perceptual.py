@@ -90,6 +90,7 @@ def test_leading_dimensions_broadcast_as_those_of_si_sdr(voices):
         )
 
 
+@pytest.mark.slow
 def test_level_does_not_count(voices):
     estimates, references = voices[8000]
     references = np.round(references * 32767).astype(np.int16)

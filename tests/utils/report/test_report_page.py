@@ -200,6 +200,7 @@ def page(recipe):
 # ---- the page as a file
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_from_outside(page):
     assert not re.search(r"https?:|@import|url\((?!#)", page.text)
     for _, attributes in page.elements:
@@ -228,6 +229,7 @@ def test_names_are_text_and_never_markup(page):
     assert "<b>" not in page.text and "evaluate &lt;it&gt;" in page.text
 
 
+@pytest.mark.slow
 def test_the_page_stands_beside_the_table_or_where_it_is_told(recipe, page, tmp_path):
     assert page.text and (recipe.parent / "RESULTS.md").exists()
     write(recipe, "--html", str(tmp_path / "there/x.html"), "--baseline", "mixture")

@@ -67,6 +67,7 @@ def test_the_mean_of_the_best_epochs_is_what_is_left_of_a_step(run, tmp_path, al
     assert load_system(tmp_path / "exp/frontend/best.ckpt")
 
 
+@pytest.mark.slow
 def test_a_mean_that_is_worse_is_not_taken(run, tmp_path, capsys, monkeypatch):
     train.main(run("without", "steps.frontend.average_best=1"))
     monkeypatch.setattr(averaging, "is_better", lambda score, other, mode: False)

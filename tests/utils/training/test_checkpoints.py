@@ -245,6 +245,7 @@ def test_a_damaged_best_checkpoint_of_the_step_can_be_given_up(
 
 @pytest.mark.fast_every(3)
 @pytest.mark.parametrize("damage", [cut, empty, lambda path: path.unlink()])
+@pytest.mark.fast_every(2)
 def test_a_damaged_best_checkpoint_of_the_step_before_is_named(
     conf, tone_manifests, tmp_path, step, capsys, damage
 ):

@@ -178,6 +178,7 @@ def test_data_of_the_test_set_may_change(conf, manifests, tmp_path):
     train.main(run)
 
 
+@pytest.mark.slow
 def test_a_finished_step_needs_its_data_no_more(conf, manifests, tmp_path, capsys):
     run = arguments(conf, manifests, tmp_path / "exp", *FIRST)
     train.main(run)

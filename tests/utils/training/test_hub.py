@@ -66,6 +66,7 @@ def config(start):
     return CONFIG | {"steps": {"joint": {"epochs": 1, "start_from": start, "optim": {"lr": 1e-9}}}}
 
 
+@pytest.mark.slow
 def test_a_step_starts_from_a_model_of_the_hub(hub, tone_manifests, tmp_path, capsys):
     conf = write_conf(tmp_path, config("hf://someone/model"))
     train.main(arguments(conf, tone_manifests, tmp_path / "exp"))
@@ -75,6 +76,7 @@ def test_a_step_starts_from_a_model_of_the_hub(hub, tone_manifests, tmp_path, ca
     assert sum(line.startswith("GET") for line in Hub.asked) == 1
 
 
+@pytest.mark.slow
 def test_without_a_network_the_cache_serves(hub, tmp_path):
     first = download("hf://someone/model", "x")
     hub.shutdown()

@@ -54,6 +54,7 @@ def test_an_unknown_logger_is_refused_with_those_that_there_are(call, capsys):
     assert "runtime.logger" in message and "tensorboard" in message
 
 
+@pytest.mark.slow
 def test_no_logger_is_imported_that_is_not_named():
     code = "import sys, utils.training.trainer; print([n for n in ('wandb', 'mlflow') if n in sys.modules])"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -118,6 +118,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("form", "network", "options"), FORMS)
+@pytest.mark.fast_every(5)
 def test_a_network_of_each_form_trains_and_is_exported_with_what_it_needs(
     tone_manifests, tmp_path, form, network, options
 ):
@@ -200,6 +201,7 @@ def model(tone_manifests, tmp_path):
     return tmp_path / "exp/model.pth"
 
 
+@pytest.mark.slow
 def test_a_package_that_is_gone_is_told_with_the_command(model, monkeypatch):
     content = torch.load(model, weights_only=True)
     content["requires"] = {"theirnet": "Their-Net==1.2"}
@@ -221,6 +223,7 @@ def test_a_package_that_is_gone_is_told_with_the_command(model, monkeypatch):
         load_system(model)
 
 
+@pytest.mark.slow
 def test_a_package_whose_arguments_have_changed_is_told_with_both_versions(model, monkeypatch):
     content = torch.load(model, weights_only=True)
     content["requires"] = {"theirnet": "Their-Net==1.2"}

@@ -74,6 +74,7 @@ def test_null_keeps_the_rate_whatever_the_monitor_says(rates):
     assert rates(f"{OPTIM}.schedule=null", f"{OPTIM}.halve_after=1") == [1.0] * UPDATES
 
 
+@pytest.mark.slow
 def test_a_class_is_stepped_each_epoch_or_each_update(rates, tmp_path):
     given = "{class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"
     used = rates(f"{OPTIM}.schedule={given}")

@@ -167,6 +167,7 @@ def test_a_module_that_is_not_there_is_told_before_training(folder, tone_manifes
     assert message.count("\n") == 1 and not (folder / "exp").exists()
 
 
+@pytest.mark.slow
 def test_the_rehearsal_leaves_nothing_behind(folder, tone_manifests, monkeypatch):
     (folder / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(folder / "tmp"))

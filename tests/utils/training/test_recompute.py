@@ -46,6 +46,7 @@ def conf(tmp_path):
     return write_conf(tmp_path, config)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_last_bit(conf, tone_manifests, tmp_path):
     train.main(arguments(conf, tone_manifests, tmp_path / "plain"))
     option = "steps.joint.recompute=[blocks.*]"

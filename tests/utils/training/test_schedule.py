@@ -30,6 +30,7 @@ def arguments(tone_manifests, tmp_path):
     return ["--steps", "first", *options]
 
 
+@pytest.mark.slow
 def test_the_rate_is_halved_and_the_step_ends_after_the_same_number_of_epochs(arguments, tmp_path):
     train.main(arguments)
     rates = pd.read_csv(tmp_path / "joint/metrics.csv")["lr"] / 0.01
@@ -39,6 +40,7 @@ def test_the_rate_is_halved_and_the_step_ends_after_the_same_number_of_epochs(ar
     assert json.loads((tmp_path / "early/joint/done.json").read_text())["epochs"] == 4
 
 
+@pytest.mark.slow
 def test_of_a_score_the_larger_value_is_the_better_one(arguments, tmp_path, monkeypatch):
     metrics = tmp_path / "joint/metrics.csv"
 

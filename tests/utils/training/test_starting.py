@@ -148,6 +148,7 @@ def test_a_model_in_asteroids_format_is_a_start(tone_manifests, run, capsys):
     assert "0 of the system stay fresh" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_file_of_asteroids_starts_a_system_that_holds_its_network(run, tmp_path, refused):
     """As a training of Asteroid's own saves it: `torch.save(model.serialize(), path)`."""
     torch.manual_seed(5)
@@ -167,6 +168,7 @@ def test_a_file_of_asteroids_starts_a_system_that_holds_its_network(run, tmp_pat
         shutil.rmtree(exp)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_with_its_shapes(donor, refused, tmp_path):
     config = finetune(start_from=str(donor))
     config["system"]["init_args"]["n_basis"] = 32
@@ -303,6 +305,7 @@ class Masks(TDCN):
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_names_a_network_of_another_package_is_a_start_on_the_users_word(
     tmp_path, refused, run, monkeypatch
 ):

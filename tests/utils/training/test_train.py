@@ -229,6 +229,7 @@ def test_early_stopping_stops(conf, tone_manifests, tmp_path):
     assert json.loads((tmp_path / "exp/frontend/done.json").read_text())["epochs"] < 10
 
 
+@pytest.mark.slow
 def test_other_settings_in_an_old_folder_are_refused(conf, tone_manifests, tmp_path, capsys):
     exp = tmp_path / "exp"
     train.main(arguments(conf, tone_manifests, exp, *FIRST))
