@@ -480,6 +480,7 @@ def test_what_a_corpus_may_be_is_explained(run, tree, tmp_path):
     assert "run stage 0 first" in run(tree, first=1)
 
 
+@pytest.mark.slow
 def test_the_archive_is_fetched_verified_and_unpacked_once(local, tree, tmp_path, monkeypatch):
     source = tmp_path / "FUSS_ssdata.tar.gz"
     with tarfile.open(source, "w:gz") as tar:

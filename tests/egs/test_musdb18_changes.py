@@ -360,6 +360,7 @@ def test_another_corpus_of_the_same_name_is_refused(tree, run, clips):
     assert "another corpus" in run(other)[1]
 
 
+@pytest.mark.slow
 def test_moved_data_go_on_and_hold_no_absolute_path(tree, run, local, tmp_path, monkeypatch):
     prepare = local["prepare_corpus"]
     small = functools.partial(prepare.make_mini, seconds=1.5, train=SONGS, test=[SILENT])

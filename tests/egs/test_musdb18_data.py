@@ -25,6 +25,7 @@ from utils.data.split import Split
 # ---- the mini corpus
 
 
+@pytest.mark.slow
 def test_synthetic_songs_have_the_real_layout_sum_up_and_are_the_same_each_time(
     local, hq, tmp_path
 ):
@@ -273,6 +274,7 @@ def test_stems_without_ffmpeg_are_a_message(run, tmp_path, monkeypatch):
     assert "ffmpeg" in message and "MUSDB18-HQ" in message
 
 
+@pytest.mark.slow
 def test_download_is_checked_unpacked_and_not_repeated(local, hq, tmp_path):
     prepare, served = local["prepare_corpus"], tmp_path / "served"
     served.mkdir()

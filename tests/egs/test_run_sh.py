@@ -94,6 +94,7 @@ def test_help_is_the_comment_at_the_top(call, recipe, tmp_path):
         (["--name", "a/b"], "--name: 'a/b' cannot be the name"),
     ],
 )
+@pytest.mark.fast_every(17)
 def test_wrong_options_are_one_line(call, tmp_path, options, told):
     done = call(ROOT / "egs" / "wsj0-2mix" / "run.sh", *options, cwd=tmp_path)
     assert done.returncode == 2 and told in done.stderr

@@ -299,6 +299,7 @@ def sets_of_pair(manifests):
     return {name: read_manifest(manifests / f"{name}.csv", 2) for name in ("valid", "test")}
 
 
+@pytest.mark.slow
 def test_speakers_behind_links_and_with_odd_names_count(run, tmp_path, capsys):
     train = numbered(tmp_path / "A", ["NA", "null", "a b", "a_b", "007"], 10)
     put_aside = numbered(tmp_path / "far", ["linked"], 10)

@@ -155,6 +155,7 @@ def test_joined_corpora_are_groups_and_keep_their_parts(run, speech, esc50, tmp_
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.slow
 def test_wsj0_with_its_lists_is_joined_with_sounds(run, tiny, esc50):
     manifests = run(f"{tiny}+{esc50}")
     assert manifests.parent.parent.name == "tiny+ESC-50-master"

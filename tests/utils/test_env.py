@@ -84,6 +84,7 @@ def test_a_failure_of_pip_is_one_line_and_the_next_run_tries_again(checkout):
     assert source(checkout)[0].returncode == 0
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_make_one_environment(checkout):
     fake = checkout / "bin" / "python3.11"
     fake.write_text(FAKE.replace('"-m pip install "*)', '"-m pip install "*) sleep 0.5;'))

@@ -252,6 +252,7 @@ def test_the_same_names_are_logged_whatever_a_batch_holds():
     assert all(isinstance(weight, float) for w in weights for weight in w.values())
 
 
+@pytest.mark.slow
 def test_an_adversarial_step_improves_the_pit_loss_too():
     model, data = system(*ALL), batch()
     optimizer = model.configure_optimizers()

@@ -42,6 +42,7 @@ def batch():
 
 @pytest.mark.fast_every(2)
 @pytest.mark.parametrize("make", [convtasnet, xumx])
+@pytest.mark.fast_every(2)
 def test_it_learns_which_source_is_which_and_how_loud(make):
     system = make().train()
     time = torch.arange(2000) / RATE

@@ -83,6 +83,7 @@ def test_one_run_gives_the_estimates_after_several_numbers_of_iterations(taken, 
 
 
 @pytest.mark.parametrize("taken", ["compiled", "torch"])
+@pytest.mark.fast_every(2)
 def test_single_precision_stays_within_a_ten_thousandth(ssspy_results, taken):
     for (n_src, name, update, n_iter), reference in ssspy_results.items():
         if name == "gauss" and n_src > 2 and n_iter > 5:

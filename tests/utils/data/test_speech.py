@@ -20,6 +20,7 @@ for speaker in (a, b) if sys.argv[1] == "forward" else (b, a, b):
 """
 
 
+@pytest.mark.slow
 def test_bytes_depend_neither_on_the_process_nor_on_what_was_said_before():
     run = [sys.executable, "-c", SCRIPT]
     root = ROOT

@@ -169,6 +169,7 @@ SINGULAR = ["upsampled by soxr", "low-passed in float32", "faded tones"]
 
 
 @pytest.mark.parametrize("name", SINGULAR)
+@pytest.mark.fast_every(3)
 def test_singular_correlations_are_noticed_and_the_scores_are_those_of_least_squares(
     voices, name, orthogonalisations
 ):

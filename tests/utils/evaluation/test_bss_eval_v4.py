@@ -95,6 +95,7 @@ def test_block_size_does_not_matter(track, monkeypatch):
     np.testing.assert_allclose(usdr(*track), whole, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_track_and_files_can_stay_on_disk(tmp_path):
     peaks = []
     for seconds in (20, 60):

@@ -274,6 +274,7 @@ def test_every_utterance_has_a_folder_of_its_own_and_no_other_name_is_used():
     assert example_name("a b").startswith("examples/ex_a_b-")
 
 
+@pytest.mark.slow
 def test_odd_names_are_kept_as_examples_and_read_again_as_texts(tmp_path, method):
     sources = noise_of(2, 1, RATE)
     manifest = write_set(tmp_path / "set", [(sources.sum(0), sources)] * len(NAMES))

@@ -339,6 +339,7 @@ def test_an_estimate_is_played_at_the_level_of_its_reference_with_its_own_sign(p
     np.testing.assert_allclose(inverted, -high, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_long_stereo_is_cut_to_the_stretch_with_the_most_energy(tmp_path):
     experiment(tmp_path / "exp/mine", MINE[:3], examples=1, curves=False)
     rate, noise = 44100, rng.normal(0, 0.01, (30 * 44100, 2))

@@ -45,6 +45,7 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_best_epochs_is_what_is_left_of_a_step(run, tmp_path, always, monkeypatch):
     files = {}
 
@@ -105,6 +106,7 @@ def test_a_mean_keeps_counters_and_equal_values():
     assert mean["w"][0] == torch.tensor(0.1)
 
 
+@pytest.mark.slow
 def test_the_weights_of_an_epoch_are_those_that_its_checkpoint_has(run, tmp_path, monkeypatch):
     """With a moving average these are not the ones that are trained."""
     files = {}

@@ -164,6 +164,7 @@ def test_what_torch_says_of_loader_processes_is_known(said):
     assert not trainer.LOADER_DEATH.search("CUDA out of memory")
 
 
+@pytest.mark.slow
 def test_bad_audio_met_by_a_loader_process_is_one_line(
     conf, tone_manifests, tmp_path, capsys, monkeypatch
 ):
@@ -227,6 +228,7 @@ def test_a_damaged_last_checkpoint_is_named_with_what_to_do(
 
 @pytest.mark.fast_every(3)
 @pytest.mark.parametrize("damage", [cut, empty, other_shapes])
+@pytest.mark.fast_every(2)
 def test_a_damaged_best_checkpoint_of_the_step_can_be_given_up(
     conf, tone_manifests, tmp_path, step, capsys, damage
 ):
@@ -306,6 +308,7 @@ def test_other_damaged_notes_are_named_with_what_to_do(conf, tone_manifests, tmp
     train.main(rest)
 
 
+@pytest.mark.slow
 def test_done_json_is_made_again_when_deleted(conf, tone_manifests, tmp_path, step):
     run = arguments(conf, tone_manifests, tmp_path / "exp", *FRONTEND)
     train.main(run)

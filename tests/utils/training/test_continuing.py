@@ -163,6 +163,7 @@ def test_the_second_step_goes_on_exactly_with_rates_halved_by_a_maximum(tmp_path
     assert_same_tree(*exported)
 
 
+@pytest.mark.slow
 def test_an_early_stop_that_was_reached_before_a_kill_is_not_trained_over(
     conf, tone_manifests, tmp_path, monkeypatch
 ):

@@ -113,6 +113,7 @@ def test_a_moved_experiment_keeps_its_best_model(conf, manifests, tmp_path, rate
     )
 
 
+@pytest.mark.slow
 def test_a_moved_experiment_whose_epochs_are_all_done_is_finished(
     conf, tone_manifests, tmp_path, monkeypatch
 ):
@@ -171,6 +172,7 @@ def test_other_data_than_at_the_start_are_refused(conf, manifests, tmp_path, cap
     assert message.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_data_of_the_test_set_may_change(conf, manifests, tmp_path):
     run = arguments(conf, manifests, tmp_path / "exp", *FRONTEND)
     train_until((1, 0), run)

@@ -53,6 +53,7 @@ def test_what_a_model_file_asks_for_is_refused_and_not_run(tmp_path):
         assert not (tmp_path / "exported.pth").exists(), name
 
 
+@pytest.mark.slow
 def test_the_second_wall_holds_alone(tmp_path, monkeypatch):
     """The parser's own allow-list, should the first check ever let something through."""
     monkeypatch.setattr(model_files, "check_names", lambda *arguments: None)
@@ -99,6 +100,7 @@ LOOKED_UP += [
 
 
 @pytest.mark.parametrize("key", ["norm_type", "mask_act", "fb_name", "encoder_activation"])
+@pytest.mark.fast_every(4)
 def test_names_that_asteroid_looks_up_itself_reach_nothing_but_layers(key, tmp_path):
     for name in LOOKED_UP:
         packed = model_files.AsteroidSystem(NETWORKS["ConvTasNet"]).pack()

@@ -94,6 +94,7 @@ def test_without_a_network_the_cache_serves(hub, tmp_path):
         ("hf://model", "is not hf://user/name"),
     ],
 )
+@pytest.mark.fast_every(3)
 def test_what_is_not_there_is_told_before_anything_is_made(
     hub, tone_manifests, tmp_path, capsys, name, said
 ):
@@ -103,6 +104,7 @@ def test_what_is_not_there_is_told_before_anything_is_made(
     assert not (tmp_path / "exp").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_runs_no_code(hub, tone_manifests, tmp_path, capsys):
     asks = {"class_path": "subprocess.Popen", "init_args": {"args": "true"}}
     save(pack(asks, {"weight": torch.zeros(2)}), tmp_path / "bad.pth")

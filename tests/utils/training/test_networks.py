@@ -184,6 +184,7 @@ def test_a_killed_training_goes_on_exactly(tone_manifests, tmp_path):
         ("Separator", "theirnet.Waves", {}, "network: Separator has no such key"),
     ],
 )  # fmt: skip
+@pytest.mark.fast_every(10)
 def test_what_will_not_do_is_told_in_a_line_before_the_first_epoch(
     tone_manifests, tmp_path, capsys, form, network, options, said
 ):

@@ -52,6 +52,7 @@ def rates(conf, tone_manifests, tmp_path, monkeypatch):
     return rates
 
 
+@pytest.mark.slow
 def test_a_warm_up_rises_by_the_update_and_then_the_cosine_falls_to_zero(rates):
     used = rates(f"{OPTIM}.schedule=cosine", f"{OPTIM}.warmup=4")
     rising = [(k + 1) / 5 for k in range(4)]
@@ -59,17 +60,20 @@ def test_a_warm_up_rises_by_the_update_and_then_the_cosine_falls_to_zero(rates):
     assert used == pytest.approx(rising + falling)
 
 
+@pytest.mark.slow
 def test_the_inverse_square_root_falls_from_the_end_of_the_warm_up(rates):
     used = rates(f"{OPTIM}.schedule=inverse_square_root", f"{OPTIM}.warmup=4")
     rising = [(k + 1) / 5 for k in range(4)]
     assert used == pytest.approx(rising + [math.sqrt(4 / (4 + k)) for k in range(12)])
 
 
+@pytest.mark.slow
 def test_steps_halve_the_rate_after_so_many_epochs(rates):
     used = rates(f"{OPTIM}.schedule=step", f"{OPTIM}.halve_after=2")
     assert used == [1.0] * 8 + [0.5] * 8
 
 
+@pytest.mark.slow
 def test_null_keeps_the_rate_whatever_the_monitor_says(rates):
     assert rates(f"{OPTIM}.schedule=null", f"{OPTIM}.halve_after=1") == [1.0] * UPDATES
 
@@ -84,6 +88,7 @@ def test_a_class_is_stepped_each_epoch_or_each_update(rates, tmp_path):
     assert used == [0.5**k for k in range(UPDATES)]
 
 
+@pytest.mark.slow
 def test_a_class_is_told_the_length_of_the_step_and_the_rate(rates):
     used = rates(f"{OPTIM}.schedule=OneCycleLR", f"{OPTIM}.schedule_every=update")
     # Its last update is the one of the lowest rate.

@@ -138,6 +138,7 @@ def test_elsewhere_a_network_of_ones_own_needs_the_word_of_the_user(
         ("Forgetful", {}, "separates differently after saving and loading"),
     ],
 )  # fmt: skip
+@pytest.mark.fast_every(2)
 def test_what_cannot_be_exported_is_refused_before_the_first_epoch(
     folder, tone_manifests, capsys, name, init_args, said
 ):
@@ -147,6 +148,7 @@ def test_what_cannot_be_exported_is_refused_before_the_first_epoch(
     assert not list((folder / "exp").glob("*/*.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_system_whose_estimates_lack_channels_is_refused_before_the_first_epoch(
     folder, tone_manifests, capsys
 ):

@@ -121,6 +121,7 @@ def test_a_finished_experiment_is_tuned_to_other_data(donor, tone_manifests, tmp
 
 @pytest.mark.fast_every(2)
 @pytest.mark.parametrize("place", ["frontend", "frontend/best.ckpt"])
+@pytest.mark.fast_every(2)
 def test_a_step_of_another_experiment_takes_the_place_of_the_step_before(
     donor, tone_manifests, tmp_path, run, place
 ):
@@ -329,6 +330,7 @@ def test_a_package_that_cannot_be_trusted_is_refused_at_once(refused, tmp_path):
     assert not (tmp_path / "exp").exists()
 
 
+@pytest.mark.slow
 def test_another_start_is_another_experiment(donor, run, refused):
     run(finetune(start_from=str(donor)))
     message = refused(finetune(start_from=os.path.join(donor, "separator")))

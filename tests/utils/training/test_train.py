@@ -70,6 +70,7 @@ def test_steps_train_in_order_and_leave_a_model_that_separates(conf, tone_manife
     assert run["commit"] and run["packages"]["torch"]
 
 
+@pytest.mark.slow
 def test_a_finished_step_is_not_trained_again(conf, tone_manifests, tmp_path, capsys):
     exp = tmp_path / "exp"
     for _ in range(2):
@@ -171,6 +172,7 @@ def test_training_options_train(conf, tone_manifests, tmp_path, option):
     assert losses.iloc[-1] < losses.iloc[0]
 
 
+@pytest.mark.slow
 def test_rates_are_halved_as_the_schedule_of_torch_says(
     conf, tone_manifests, tmp_path, monkeypatch
 ):
@@ -191,6 +193,7 @@ def test_rates_are_halved_as_the_schedule_of_torch_says(
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
+@pytest.mark.slow
 def test_examples_can_be_heard_and_seen_in_tensorboard(conf, tone_manifests, tmp_path):
     """Mixture and sources once, at the start, and estimates every so many epochs."""
     exp = tmp_path / "exp"
@@ -219,6 +222,7 @@ def test_compiled_training_equals_plain_training(conf, tone_manifests, tmp_path)
     np.testing.assert_allclose(*losses, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_early_stopping_stops(conf, tone_manifests, tmp_path):
     options = [
         "steps.frontend.early_stop=1",
@@ -307,6 +311,7 @@ def test_later_steps_are_rehearsed_once_and_leave_the_training_as_it_is(
         assert_same_training(exp / step, tmp_path / "other" / step)
 
 
+@pytest.mark.slow
 def test_a_mended_setting_needs_no_new_folder_where_nothing_was_trained(
     conf, tone_manifests, tmp_path, capsys
 ):
