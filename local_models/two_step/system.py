@@ -247,7 +247,10 @@ class FrontEndStep(TrainingStep):
 
 
 class SeparatorStep(TrainingStep):
-    """Step 2 of the paper: the mask network, towards the latents of step 1; `System.begin_step` freezes the rest."""
+    """Step 2 of the paper: the mask network, towards the latents of step 1.
+
+    `System.begin_step` (local_models/system.py) freezes all but `parts()`.
+    """
 
     system: TwoStep
 
