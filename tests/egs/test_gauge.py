@@ -1,5 +1,8 @@
 """The gauge of discriminators as a command: what it trains, what it prints, and what it refuses."""
 
+import shutil
+import sys
+
 import pandas as pd
 import pytest
 import torch
@@ -102,3 +105,20 @@ def test_data_that_show_nothing_are_one_line(gauge, exp, tone_manifests, tmp_pat
         gauge.main(["--exp", str(exp), *SWEEP, "--manifests", str(tmp_path)])
     assert "was shown nothing" in capsys.readouterr().err
     assert torch.get_num_threads() == 1
+
+
+def test_a_folder_from_elsewhere_imports_nothing(gauge, exp, tmp_path, monkeypatch, capsys):
+    (tmp_path / "intruder.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "exp"
+    shutil.copytree(exp, folder)
+    path = folder / "config.yml"
+    values = yaml.safe_load(path.read_text())
+    # Where it is not needed it is not read, and elsewhere it is refused.
+    values["steps"]["pit"]["optim"]["optimizer"] = "intruder.Adam"
+    values["data"]["dataset"] = {"class_path": "intruder.Mixtures"}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(SystemExit, match="2"):
+        gauge.main(["--exp", str(folder), *SWEEP])
+    assert "data.dataset asks for intruder.Mixtures" in capsys.readouterr().err
+    assert "intruder" not in sys.modules

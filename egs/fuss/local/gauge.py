@@ -27,6 +27,7 @@ from local_models.adversarial_pit.discriminator import Discriminator, Discrimina
 from local_models.adversarial_pit.gauge import READINGS, Contest, measure
 from local_models.log_mse import LogMSE, align
 from local_models.system import only_channel, without_offset
+from utils.arguments import add_trust
 from utils.data.datasets import rng_of, training_set
 from utils.data.split import Split
 from utils.errors import UserError, command
@@ -34,6 +35,7 @@ from utils.files import read_yaml
 from utils.training import config
 from utils.training.config import Data
 from utils.training.model_files import load_system
+from utils.training.trust import class_paths
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -127,6 +129,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("gauge"), help="(%(default)s)")
+    add_trust(parser)
     args = parser.parse_args(argv)
     for name in ("updates", "batch", "unseen"):
         if getattr(args, name) < 1:
@@ -164,6 +167,20 @@ def asked(args: argparse.Namespace, n_src: int) -> list[DiscriminatorOptions]:
     return options
 
 
+# Packages whose classes the folder of an experiment may name without a word of the user.
+OWN = ("local_models", "utils", "asteroid", "torch")
+
+
+def refuse_foreign(values: dict, path: Path, trusted: Sequence[str]) -> None:
+    """Raise a `UserError` before a class of another package is imported: the folder may come from anywhere."""
+    for place, name in class_paths(values):
+        package = str(name).split(".")[0]
+        if package not in (*OWN, *trusted):
+            raise UserError(
+                f"{path}: {place} asks for {name}; if you trust the package, pass --trust {package}"
+            )
+
+
 def load(args: argparse.Namespace) -> tuple[Any, Data, Path]:
     """The model, its data settings, and the folder of its manifests."""
     path = args.exp / "config.yml"
@@ -172,9 +189,16 @@ def load(args: argparse.Namespace) -> tuple[Any, Data, Path]:
     values = read_yaml(path, "give another --exp")
     values.pop("data_state", None)
     manifests = (args.exp / values.pop("manifests")).resolve()
-    experiment = config.parse(values, str(path))
-    step = args.step or next(iter(experiment.steps))
-    system = load_system(args.exp / step / "best.ckpt")
+    step = args.step or next(iter(values["steps"]))
+    system = load_system(args.exp / step / "best.ckpt", args.trust)
+    # Only the data are needed of the rest: optimisers and loggers may name modules too.
+    needed = {
+        "system": values["system"],
+        "data": values.get("data", {}),
+        "steps": {step: {"epochs": 1}},
+    }
+    refuse_foreign(needed, path, args.trust)
+    experiment = config.parse(needed, str(path))
     return system.to(args.device), experiment.data, args.manifests or manifests
 
 
